@@ -1,0 +1,19 @@
+"""STAR, skeleton-guided spatial-temporal feature learning for video visible-infrared person re-identification.
+
+Importing this package makes fastreid 1.4.0 usable on today's torch, adds the plugin's keys to fast-reid's default
+config and registers its datasets, meta-architectures and heads.
+"""
+
+from fastreid_star import compat
+
+compat.apply()
+
+from fastreid.config import defaults as _defaults  # noqa: E402
+
+from fastreid_star.config import add_star_config  # noqa: E402
+
+if "SAD" not in _defaults._C.MODEL:  # importlib.reload
+    add_star_config(_defaults._C)
+
+__version__ = "0.1.0"
+__all__ = ["add_star_config", "__version__"]

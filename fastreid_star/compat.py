@@ -1,0 +1,205 @@
+"""Every patch of fastreid 1.4.0 and torchvision, each with its reason. Nothing else in the project patches.
+
+fastreid 1.4.0 was written for torch 1.13 and Python 3.9. :func:`apply` makes it importable and usable on
+Python 3.10 and later and torch 2.x, and puts the standard library back as it found it. It changes nothing in
+installed files, and calling it twice is harmless.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import contextlib
+import functools
+import importlib
+import importlib.util
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import torch
+
+_applied = False
+_torchvision_schemas: list[torch.library.Library] = []  # a schema lives as long as its Library object
+
+
+def apply() -> None:
+    """Make fastreid importable and patch what does not work on today's torch.
+
+    Raises:
+        ImportError: fastreid or torchvision is not installed.
+    """
+    global _applied
+    if _applied:
+        return
+    _import_torchvision()
+    with _old_names():
+        importlib.import_module("fastreid.data.build")
+        importlib.import_module("fastreid.evaluation.testing")
+    _patch_loader()
+    _patch_comm()
+    _patch_transforms()
+    _patch_rerank()
+    _patch_evaluation()
+    _patch_preprocessing()
+    _patch_packaged_yaml()
+    _applied = True
+
+
+def _import_torchvision() -> None:
+    """A CUDA build of torchvision beside a CPU build of torch fails at import on two operators' schemas.
+
+    fastreid uses only the transforms, so declaring the operators, without an implementation, is enough.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _torchvision_schemas.append(library)
+        import torchvision  # noqa: F401
+
+
+@contextlib.contextmanager
+def _old_names():
+    """`collections.Mapping` (gone in Python 3.10) and `torch._six` (gone in torch 2), while fastreid is imported."""
+    added_mapping = not hasattr(collections, "Mapping")
+    added_six = importlib.util.find_spec("torch._six") is None
+    if added_mapping:
+        collections.Mapping = collections.abc.Mapping
+    if added_six:
+        six = types.ModuleType("torch._six")
+        six.string_classes = (str, bytes)
+        sys.modules["torch._six"] = six
+    try:
+        yield
+    finally:
+        if added_mapping:
+            del collections.Mapping
+        if added_six:
+            del sys.modules["torch._six"]
+
+
+def _patch_loader() -> None:
+    """DataLoaderX copies batches on a CUDA stream of its own. Here: a plain loader; the engine moves the batch."""
+    from fastreid.data import build, data_utils
+
+    class DataLoaderX(torch.utils.data.DataLoader):
+        def __init__(self, local_rank, **kwargs):
+            kwargs["pin_memory"] = False
+            super().__init__(**kwargs)
+
+    data_utils.DataLoaderX = DataLoaderX
+    build.DataLoaderX = DataLoaderX
+
+
+def _patch_comm() -> None:
+    """Objects are gathered over gloo; fastreid asks for a gloo group only beside NCCL, and so fails on HCCL."""
+    from fastreid.utils import comm
+
+    @functools.lru_cache
+    def gloo_group():
+        if torch.distributed.get_backend() == "gloo":
+            return torch.distributed.group.WORLD
+        return torch.distributed.new_group(backend="gloo")
+
+    comm._get_global_gloo_group = gloo_group
+
+
+def _patch_transforms() -> None:
+    """RandomAffine's `resample` and `fillcolor` became `interpolation` and `fill` in torchvision 0.15."""
+    from fastreid.data.transforms import build
+    from torchvision.transforms import InterpolationMode
+
+    class RandomAffine(build.T.RandomAffine):
+        def __init__(self, *args, resample=False, fillcolor=0, **kwargs):
+            # resample=False was PIL's 0, nearest
+            super().__init__(*args, interpolation=InterpolationMode.NEAREST, fill=fillcolor, **kwargs)
+
+    build.T = types.SimpleNamespace(**{**vars(build.T), "RandomAffine": RandomAffine})
+
+
+def _patch_rerank() -> None:
+    """Re-ranking moves features to CUDA and searches with GPU faiss; option 3 is its own CPU path."""
+    from fastreid.utils import compute_dist
+
+    original = compute_dist.compute_jaccard_distance
+
+    @functools.wraps(original)
+    def on_cpu(features, k1=20, k2=6, search_option=3, fp16=False):
+        return original(features.cpu(), k1=k1, k2=k2, search_option=3, fp16=fp16)
+
+    compute_dist.compute_jaccard_distance = on_cpu
+
+
+def _patch_evaluation() -> None:
+    """No compiler at the first evaluation, and no IndexError with fewer than ten gallery images.
+
+    The Cython ranking is compiled into site-packages by whichever python3 is on the PATH, and a failure ends the
+    run. Where it is compiled it is used, where it is not the Python path gives the same numbers. `cmc[9]` is read
+    whatever the gallery's size: the curve is extended by its last value.
+    """
+    import numpy as np
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Cython rank evaluation")
+        from fastreid.evaluation import rank, reid_evaluation
+
+    original = rank.evaluate_rank
+
+    @functools.wraps(original)
+    def evaluate_rank(*args, **kwargs):
+        cmc, *rest = original(*args, **kwargs)
+        if len(cmc) < 10:
+            cmc = np.concatenate([cmc, np.full(10 - len(cmc), cmc[-1], dtype=cmc.dtype)])
+        return cmc, *rest
+
+    rank.evaluate_rank = evaluate_rank
+    reid_evaluation.ReidEvaluator._compile_dependencies = lambda self: None
+
+
+def _patch_preprocessing() -> None:
+    """Baseline and MGN normalise the caller's batch in place: a flip test then normalises it twice."""
+    from fastreid.modeling.meta_arch.baseline import Baseline
+    from fastreid.modeling.meta_arch.mgn import MGN
+
+    def preprocess_image(self, batched_inputs):
+        images = batched_inputs["images"] if isinstance(batched_inputs, dict) else batched_inputs
+        if not isinstance(images, torch.Tensor):
+            raise TypeError(f"batched_inputs must be dict or torch.Tensor, but get {type(batched_inputs)}")
+        return (images - self.pixel_mean) / self.pixel_std
+
+    Baseline.preprocess_image = preprocess_image
+    MGN.preprocess_image = preprocess_image
+
+
+def _patch_packaged_yaml() -> None:
+    """RegNet's and EfficientNet's YAML files are named relative to a source checkout's root.
+
+    They ship inside the package, so they are looked up there. Their config is one global that each build merges
+    into: it starts from the defaults again each time, or a RegNetX built after a RegNetY would keep its SE.
+    """
+    import fastreid
+    from fastreid.modeling.backbones.regnet import effnet, regnet
+
+    checkout = Path(fastreid.__file__).resolve().parent.parent
+
+    class PackagedConfig:
+        def __init__(self, config):
+            self._config, self._defaults = config, config.clone()
+
+        def __getattr__(self, name):
+            return getattr(self._config, name)
+
+        def merge_from_file(self, cfg_filename):
+            self._config.merge_from_other_cfg(self._defaults)
+            self._config.merge_from_file(str(checkout / cfg_filename))
+
+    regnet.regnet_cfg = PackagedConfig(regnet.regnet_cfg)
+    effnet.effnet_cfg = PackagedConfig(effnet.effnet_cfg)

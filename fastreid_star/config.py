@@ -1,0 +1,95 @@
+"""Every config key this plugin adds to fast-reid's, with its default and its meaning.
+
+Letters: B clips, T frames of a clip, D feature width, P identities of a batch, K clips of an identity and
+modality.
+"""
+
+from fastreid.config import CfgNode as CN
+
+
+def add_star_config(cfg: CN) -> CN:
+    """Add the plugin's keys to a fast-reid config, in place, and return it.
+
+    Importing :mod:`fastreid_star` already calls this on fast-reid's defaults, so ``fastreid.config.get_cfg()``
+    has every key below.
+    """
+    # Seed of everything random: data, weights, style. Negative: a fresh one each run, written to the log.
+    cfg.SEED = 0
+
+    # auto | npu | cuda | cpu. `auto` takes the first that is usable, in this order; a named one is never replaced.
+    cfg.MODEL.DEVICE = "auto"
+
+    # --- data ------------------------------------------------------------------------------------------------
+    # The folder that holds the datasets. Empty: $FASTREID_DATASETS, or ./datasets.
+    cfg.DATASETS.ROOT = ""
+    # Tracklets with fewer frames are left out, in training and in testing: the rule behind every published
+    # number on HITSZ-VCM.
+    cfg.DATASETS.MIN_FRAMES = 12
+    # Skeleton store: a folder (skeletons.npy + index.json) or an HDF5 file of the authors' layout; relative
+    # paths start at the dataset's folder. Empty: no skeletons.
+    cfg.DATASETS.SKELETONS = ""
+
+    # Options of the SyntheticVCM dataset, see fastreid_star/data/datasets/synthetic.py.
+    cfg.DATASETS.SYNTHETIC = CN()
+    cfg.DATASETS.SYNTHETIC.TRAIN_IDS = 96
+    cfg.DATASETS.SYNTHETIC.TEST_IDS = 32
+    # Tracklets of each identity in each modality.
+    cfg.DATASETS.SYNTHETIC.TRACKLETS = 5
+    cfg.DATASETS.SYNTHETIC.FRAMES = 24
+    # Height and width of a frame in pixels.
+    cfg.DATASETS.SYNTHETIC.SIZE = [64, 32]
+    # Share of tracklets in which something hides a part of the person.
+    cfg.DATASETS.SYNTHETIC.OCCLUSION = 0.6
+    # Largest standard deviation of the blur, in pixels of a 64-pixel-high frame.
+    cfg.DATASETS.SYNTHETIC.BLUR = 0.6
+    # Background clutter behind the person.
+    cfg.DATASETS.SYNTHETIC.BACKGROUND = True
+    # Spread of the person's size in the frame (0.1: 10 % smaller or larger).
+    cfg.DATASETS.SYNTHETIC.SCALE = 0.1
+    # Standard deviation of the joints' noise, as a share of the frame's height.
+    cfg.DATASETS.SYNTHETIC.JOINT_NOISE = 0.015
+    cfg.DATASETS.SYNTHETIC.SEED = 0
+
+    # --- input -----------------------------------------------------------------------------------------------
+    cfg.INPUT.CLIP = CN()
+    # T: frames of a clip, one from each of T equal segments of the tracklet.
+    cfg.INPUT.CLIP.LENGTH = 12
+    # One flip and one crop for all frames of a clip; False: each frame draws its own.
+    cfg.INPUT.CLIP.SHARED_GEOMETRY = True
+    # Share of the image's area that random erasing (INPUT.REA, drawn per frame) may cover.
+    cfg.INPUT.REA.AREA = [0.02, 0.4]
+
+    # --- sampler: P identities x K clips x 2 modalities --------------------------------------------------------
+    # SOLVER.IMS_PER_BATCH counts clips (P*K*2) over all devices; DATALOADER.NUM_INSTANCE is K.
+
+    # --- style augmentation, attack and defense (SAD) --------------------------------------------------------
+    cfg.MODEL.SAD = CN()
+    # Style augmentation, after normalisation, per frame: infrared times one factor, visible times one factor a
+    # channel, channels permuted.
+    cfg.MODEL.SAD.AUGMENT = True
+    cfg.MODEL.SAD.AUGMENT_RANGE = [0.5, 1.5]
+    # How AdaIN takes a standard deviation: `sqrt_var` is sqrt(var + 1e-5), bounded gradients on flat maps;
+    # `release` is std + 1e-6, as in the authors' program.
+    cfg.MODEL.SAD.STD = "sqrt_var"
+
+    # Exponent of the temporal GeM pooling (mean_t X^p)^(1/p).
+    cfg.MODEL.HEADS.GEM_P = 3.0
+
+    # --- solver ----------------------------------------------------------------------------------------------
+    # Learning rate of the backbone and both stems, as a factor of SOLVER.BASE_LR.
+    cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0
+    # Length of the warm-up in epochs; 0: SOLVER.WARMUP_ITERS counts.
+    cfg.SOLVER.WARMUP_EPOCHS = 0
+    # Milestones in SOLVER.STEPS count epochs from the start of training: True; False: as fast-reid counts them,
+    # from the end of the warm-up.
+    cfg.SOLVER.STEPS_FROM_START = False
+    # float16 (needs a gradient scaler, which is then used) or bfloat16.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+
+    # --- test ------------------------------------------------------------------------------------------------
+    cfg.TEST.RANKS = [1, 5, 10, 20]
+    # Gallery entries with the query's identity and camera are left out.
+    cfg.TEST.CAMERA_FILTER = True
+    # Write per_query_<dataset>.csv into OUTPUT_DIR at every evaluation.
+    cfg.TEST.PER_QUERY_CSV = True
+    return cfg

@@ -1,0 +1,49 @@
+"""The few plain types that travel between the dataset, the sampler and the evaluator."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Modality(IntEnum):
+    """The two kinds of camera, numbered as in HITSZ-VCM's info files."""
+
+    INFRARED = 1
+    VISIBLE = 2
+
+    @property
+    def folder(self) -> str:
+        """The directory name HITSZ-VCM uses for this modality."""
+        return "ir" if self is Modality.INFRARED else "rgb"
+
+
+@dataclass(frozen=True, slots=True)
+class Tracklet:
+    """One person filmed by one camera for a while.
+
+    Args:
+        pid: identity, as the dataset numbers it.
+        camid: camera, as the dataset numbers it.
+        modality: visible or infrared.
+        root: the folder that `frames` are relative to.
+        frames: file names in temporal order, with forward slashes, e.g. ``0001/ir/D4/1.jpg``.
+    """
+
+    pid: int
+    camid: int
+    modality: Modality
+    root: str
+    frames: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def path(self, index: int) -> str:
+        """The file of frame `index`."""
+        return os.path.join(self.root, self.frames[index])
+
+    def key(self, index: int) -> str:
+        """The skeleton key of frame `index`: its name without the extension, ``0001/ir/D4/1``."""
+        return self.frames[index].rpartition(".")[0]
