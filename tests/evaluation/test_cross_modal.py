@@ -1,0 +1,432 @@
+"""Both directions from one extraction: the numbers, the protocol, the per-query table, one process or two."""
+
+import csv
+import logging
+import math
+import subprocess
+import sys
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fastreid_star  # noqa: F401  before fastreid: the spawned workers have no conftest
+
+# isort: split
+from fastreid.evaluation.evaluator import DatasetEvaluator
+from fastreid.utils import comm
+
+from fastreid_star.errors import UserError
+from fastreid_star.evaluation import cross_modal
+from fastreid_star.evaluation.cross_modal import CrossModalEvaluator, cross_modal_results, format_table, write_query_csv
+from fastreid_star.evaluation.retrieval import evaluate_retrieval
+from fastreid_star.structures import Modality, Tracklet
+
+PROTOCOL = {"min_frames": 2, "dataset_name": "Toy"}
+
+
+def make_tracklet(pid, camid, modality, number=0, frames=2):
+    folder = f"{pid:04d}/{modality.folder}/D{camid}"
+    return Tracklet(pid, camid, modality, "/data", tuple(f"{folder}/{number}_{frame}.jpg" for frame in range(frames)))
+
+
+def toy(seed=0, infrared=30, visible=40, pids=8, width=12):
+    """Random tracklets, queries first, and features that know a little about the identity."""
+    random = np.random.default_rng(seed)
+    tracklets = [
+        make_tracklet(int(random.integers(pids)), int(random.integers(1, 4)), modality, number)
+        for modality, count in ((Modality.INFRARED, infrared), (Modality.VISIBLE, visible))
+        for number in range(count)
+    ]
+    centres = random.standard_normal((pids, width))
+    features = np.array([centres[t.pid] for t in tracklets]) + 1.5 * random.standard_normal((len(tracklets), width))
+    return torch.tensor(features, dtype=torch.float32), tracklets
+
+
+def count_matches(tracklet, tracklets):
+    """By the definition, camera rule included."""
+    return sum(
+        other.modality != tracklet.modality and other.pid == tracklet.pid and other.camid != tracklet.camid
+        for other in tracklets
+    )
+
+
+def feed(evaluator, features, indexes, batch=7):
+    for start in range(0, len(indexes), batch):
+        index = torch.as_tensor(indexes[start : start + batch])
+        evaluator.process({"index": index}, features[index])
+
+
+def test_metrics_are_both_directions_in_percent():
+    features, tracklets = toy()
+    evaluator = CrossModalEvaluator(tracklets=tracklets, **PROTOCOL)
+    assert isinstance(evaluator, DatasetEvaluator)
+    feed(evaluator, features, range(len(tracklets)))
+    metrics = evaluator.evaluate()
+
+    measures = ["Rank-1", "Rank-5", "Rank-10", "Rank-20", "mAP", "mINP"]
+    keys = [f"{direction}/{measure}" for direction in ("I2V", "V2I") for measure in measures]
+    assert isinstance(metrics, OrderedDict)
+    assert list(metrics) == [*keys, "mean/Rank-1", "mean/mAP", "mean/mINP", "metric"]
+    assert all(type(value) is float for value in metrics.values())
+
+    unit = features / features.norm(dim=1, keepdim=True)
+    pids, camids = np.array([t.pid for t in tracklets]), np.array([t.camid for t in tracklets])
+    infrared, visible = np.arange(30), np.arange(30, 70)
+    for direction, q, g in (("I2V", infrared, visible), ("V2I", visible, infrared)):
+        expected = evaluate_retrieval(unit[q], unit[g], pids[q], pids[g], camids[q], camids[g])
+        got = [metrics[f"{direction}/{measure}"] for measure in measures]
+        assert got == pytest.approx([100 * value for value in (*expected.cmc, expected.mAP, expected.mINP)])
+    assert metrics["I2V/mAP"] != metrics["V2I/mAP"]
+    for measure in ("Rank-1", "mAP", "mINP"):
+        both = (metrics[f"I2V/{measure}"] + metrics[f"V2I/{measure}"]) / 2
+        assert metrics[f"mean/{measure}"] == pytest.approx(both)
+    assert metrics["metric"] == metrics["mean/mAP"]
+
+
+def test_a_hand_computed_pair_of_directions():
+    """Infrared 1, 2 and visible 1, 2 on a plane, by the angle in degrees; all under different cameras.
+
+    infrared: pid 1 at 0, pid 2 at 90.  visible: pid 1 at 60, pid 2 at 40.
+    I2V: 0 ranks 40 (2), 60 (1): AP 1/2.  90 ranks 60 (1), 40 (2): AP 1/2.  mAP 50, rank-1 0.
+    V2I: 60 ranks 90 (2), 0 (1): AP 1/2.  40 ranks 0 (1), 90 (2): AP 1/2.   mAP 50, rank-1 0.
+    Turning visible 2 to 80: I2V 0 ranks 60 (1) first, 90 ranks 80 (2) first: 100.  V2I: 60 is nearer to 90 (2), AP
+    1/2; 80 is nearer to 90 (2), AP 1: mAP 75, rank-1 50.
+    """
+
+    def metrics(*degrees):
+        angle = torch.deg2rad(torch.tensor(degrees))
+        # Lengths differ: only the angle may count.
+        features = torch.stack([angle.cos(), angle.sin()], dim=1) * torch.tensor([[1.0], [5.0], [0.1], [30.0]])
+        tracklets = [
+            make_tracklet(pid, camid, modality)
+            for pid, camid, modality in (
+                (1, 1, Modality.INFRARED),
+                (2, 2, Modality.INFRARED),
+                (1, 3, Modality.VISIBLE),
+                (2, 4, Modality.VISIBLE),
+            )
+        ]
+        values = cross_modal_results(features, tracklets, **PROTOCOL).metrics()
+        return [values[key] for key in ("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP", "metric")]
+
+    assert metrics(0.0, 90.0, 60.0, 40.0) == [0, 50, 0, 50, 50]
+    assert metrics(0.0, 90.0, 60.0, 80.0) == [100, 100, 50, 75, 87.5]
+
+
+def test_swapping_the_modalities_swaps_the_directions():
+    features, tracklets = toy()
+    other = {Modality.INFRARED: Modality.VISIBLE, Modality.VISIBLE: Modality.INFRARED}
+    swapped = [replace(tracklet, modality=other[tracklet.modality]) for tracklet in tracklets]
+    before = cross_modal_results(features, tracklets, **PROTOCOL).metrics()
+    after = cross_modal_results(features, swapped, **PROTOCOL).metrics()
+    for key in before:
+        direction, _, measure = key.partition("/")
+        assert before[key] == after[{"I2V": "V2I", "V2I": "I2V"}.get(direction, direction) + _ + measure]
+
+
+def test_tracklets_need_no_order():
+    features, tracklets = toy()
+    order = np.random.default_rng(1).permutation(len(tracklets))
+    before = cross_modal_results(features, tracklets, **PROTOCOL)
+    after = cross_modal_results(features[order], [tracklets[index] for index in order], **PROTOCOL)
+    assert before.metrics() == pytest.approx(after.metrics())
+    assert sorted(order[after.infrared]) == before.infrared.tolist()
+
+
+def test_the_order_of_batches_does_not_matter():
+    features, tracklets = toy()
+    evaluator = CrossModalEvaluator(tracklets=tracklets, **PROTOCOL)
+    feed(evaluator, features, range(len(tracklets)))
+    in_order = evaluator.evaluate()
+    evaluator.reset()
+    feed(evaluator, features, np.random.default_rng(3).permutation(len(tracklets)), batch=11)
+    assert evaluator.evaluate() == in_order
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_features_are_kept_as_float32_and_apart_from_the_batch(dtype):
+    features, tracklets = toy()
+    evaluator = CrossModalEvaluator(tracklets=tracklets, **PROTOCOL)
+    index, batch = torch.arange(len(tracklets)), features.to(dtype, copy=True).requires_grad_()
+    evaluator.process({"index": index}, batch)
+    expected = cross_modal_results(features.to(dtype).float(), tracklets, **PROTOCOL).metrics()
+    with torch.no_grad():
+        batch.zero_()
+    index.zero_()
+    assert evaluator.evaluate() == expected
+
+
+def test_a_second_evaluation_starts_anew():
+    features, tracklets = toy()
+    evaluator = CrossModalEvaluator(tracklets=tracklets, **PROTOCOL)
+    feed(evaluator, torch.ones_like(features), range(len(tracklets)))
+    evaluator.reset()
+    feed(evaluator, features, range(len(tracklets)))
+    assert evaluator.evaluate() == cross_modal_results(features, tracklets, **PROTOCOL).metrics()
+
+
+@pytest.mark.parametrize(
+    ("indexes", "message"),
+    [
+        ([], r"70 missing \(index 0, 1, 2,"),
+        (range(67), r"70 tracklets .* 3 missing \(index 67, 68, 69\)"),
+        ([*range(70), 5], r"1 seen more than once \(index 5\)"),
+        ([*range(69), 3], r"1 missing \(index 69\); 1 seen more than once \(index 3\)"),
+    ],
+)
+def test_every_tracklet_is_seen_exactly_once(indexes, message):
+    features, tracklets = toy()
+    evaluator = CrossModalEvaluator(tracklets=tracklets, **PROTOCOL)
+    feed(evaluator, features, list(indexes))
+    with pytest.raises(AssertionError, match=message):
+        evaluator.evaluate()
+
+
+def test_an_index_beyond_the_tracklets():
+    features, tracklets = toy()
+    evaluator = CrossModalEvaluator(tracklets=tracklets[:-1], **PROTOCOL)
+    feed(evaluator, features, range(len(tracklets)))
+    with pytest.raises(AssertionError, match=r"1 unknown \(index 69\)"):
+        evaluator.evaluate()
+
+
+def test_a_batch_that_does_not_fit_its_index():
+    evaluator = CrossModalEvaluator(tracklets=toy()[1], **PROTOCOL)
+    with pytest.raises(ValueError, match=r"index \[3\] and features \[2, 4\]"):
+        evaluator.process({"index": torch.arange(3)}, torch.ones(2, 4))
+    with pytest.raises(ValueError, match=r"\[B\] and \[B, D\]"):
+        evaluator.process({"index": torch.arange(3)}, torch.ones(3, 4, 1))
+
+
+def test_nan_features_are_named_by_their_tracklets():
+    features, tracklets = toy()
+    features[[3, 41], 0] = math.nan
+    evaluator = CrossModalEvaluator(tracklets=tracklets, **PROTOCOL)
+    feed(evaluator, features, range(len(tracklets)))
+    with pytest.raises(UserError, match=r"Toy features: 2 of 70 tracklets .* index 3, 41;"):
+        evaluator.evaluate()
+
+
+def test_features_and_tracklets_must_be_as_many():
+    features, tracklets = toy()
+    with pytest.raises(ValueError, match=r"70 tracklets need features \[70, D\], got \[69, 12\]"):
+        cross_modal_results(features[1:], tracklets, **PROTOCOL)
+
+
+def test_identities_of_one_modality_only():
+    """The message says on which data, which direction and under which minimum length."""
+    tracklets = [make_tracklet(1, 1, Modality.INFRARED), make_tracklet(2, 2, Modality.VISIBLE)]
+    with pytest.raises(UserError, match=r"Toy, I2V, min_frames 2: no query identity.*\(1\).*\(2\)"):
+        cross_modal_results(torch.eye(2), tracklets, **PROTOCOL)
+
+
+@pytest.mark.parametrize("build", [CrossModalEvaluator, lambda **kw: cross_modal_results(torch.eye(2), **kw)])
+def test_a_protocol_that_cannot_hold_is_refused_at_once(build):
+    infrared, visible = make_tracklet(1, 1, Modality.INFRARED), make_tracklet(1, 2, Modality.VISIBLE)
+    with pytest.raises(UserError, match="Toy: 2 infrared and 0 visible"):
+        build(tracklets=[infrared, infrared], **PROTOCOL)
+    with pytest.raises(UserError, match="0 infrared and 0 visible"):
+        build(tracklets=[], **PROTOCOL)
+    with pytest.raises(UserError, match=r"1 of 2 tracklets have fewer than 2 frames, index 1"):
+        build(tracklets=[infrared, make_tracklet(1, 2, Modality.VISIBLE, frames=1)], **PROTOCOL)
+    with pytest.raises(UserError, match=r"fewer than 1 frames"):
+        build(tracklets=[infrared, make_tracklet(1, 2, Modality.VISIBLE, frames=0)], min_frames=0, dataset_name="Toy")
+    with pytest.raises(UserError, match=r"TEST\.RANKS"):
+        build(tracklets=[infrared, visible], ranks=(5, 1), **PROTOCOL)
+
+
+def test_the_camera_rule_reaches_both_directions():
+    """Each query's nearest neighbour is itself under its own camera; the rule takes that away."""
+    tracklets = [
+        make_tracklet(pid, camid, modality)
+        for modality in (Modality.INFRARED, Modality.VISIBLE)
+        for pid, camid in ((1, 1), (2, 1), (1, 2), (2, 2))
+    ]
+    features = torch.eye(4).repeat(2, 1)
+    kept = cross_modal_results(features, tracklets, camera_filter=False, **PROTOCOL)
+    removed = cross_modal_results(features, tracklets, camera_filter=True, **PROTOCOL)
+    assert kept.metrics()["I2V/Rank-1"] == kept.metrics()["V2I/Rank-1"] == 100
+    assert removed.i2v.per_query.n_matches.tolist() == removed.v2i.per_query.n_matches.tolist() == [1, 1, 1, 1]
+    assert removed.metrics()["I2V/Rank-1"] == removed.metrics()["V2I/Rank-1"] == 25
+    assert "camera kept in" in kept.protocol()
+    assert "camera removed from" in removed.protocol()
+
+
+def test_results_that_are_not_each_others_reverse():
+    results = cross_modal_results(*toy(), **PROTOCOL)
+    with pytest.raises(ValueError, match="each use all of 30 infrared and 40 visible"):
+        replace(results, v2i=results.i2v)
+    with pytest.raises(ValueError, match="ranks"):
+        replace(results, v2i=replace(results.v2i, ranks=(1, 2, 3, 4)))
+
+
+def test_the_log_shows_the_table_beside_its_protocol(caplog):
+    features, tracklets = toy()
+    tracklets[0] = replace(tracklets[0], pid=99)  # a query without a match
+    evaluator = CrossModalEvaluator(tracklets=tracklets, ranks=(1, 3), **PROTOCOL)
+    feed(evaluator, features, range(len(tracklets)))
+    with caplog.at_level(logging.INFO, logger="fastreid_star.evaluation.cross_modal"):
+        metrics = evaluator.evaluate()
+    assert [key for key in metrics if "Rank" in key] == [
+        "I2V/Rank-1",
+        "I2V/Rank-3",
+        "V2I/Rank-1",
+        "V2I/Rank-3",
+        "mean/Rank-1",
+    ]
+    (record,) = caplog.records
+    identities = len({tracklet.pid for tracklet in tracklets[:30]})
+    valid = sum(count_matches(tracklet, tracklets) > 0 for tracklet in tracklets[:30])
+    assert valid < 30
+    for expected in (
+        "Toy: tracklets of at least 2 frames; same identity and camera removed from the gallery",
+        f"I2V: 30 infrared queries x 40 visible gallery tracklets, {identities} identities, {valid} valid queries",
+        "V2I: 40 visible queries x 30 infrared gallery tracklets",
+        f"{metrics['I2V/mAP']:.2f}",
+        f"{metrics['mean/mINP']:.2f}",
+    ):
+        assert expected in record.getMessage()
+    assert record.name == "fastreid_star.evaluation.cross_modal"
+
+
+def cells(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_the_table_shows_runs_side_by_side():
+    results = cross_modal_results(*toy(), **PROTOCOL)
+    metrics = cross_modal_results(*toy(seed=1), **PROTOCOL).metrics()
+    # The metrics an evaluator returned, and fast-reid adds the dataset's name to.
+    header, rule, *rows = cells(format_table({"untrained": results, "trained": {**metrics, "dataset": "Toy"}}))
+    assert header == ["%", "Rank-1", "Rank-5", "Rank-10", "Rank-20", "mAP", "mINP"]
+    assert set("".join(rule)) <= set(":-")
+    names = [f"{run} {direction}" for run in ("untrained", "trained") for direction in ("I2V", "V2I", "mean")]
+    assert [row[0] for row in rows] == names
+    assert rows[0][1:] == [f"{100 * value:.2f}" for value in (*results.i2v.cmc, results.i2v.mAP, results.i2v.mINP)]
+    assert rows[4][5] == f"{metrics['V2I/mAP']:.2f}"
+    assert rows[5][5] == f"{metrics['metric']:.2f}"
+    assert rows[5][2] == f"{(metrics['I2V/Rank-5'] + metrics['V2I/Rank-5']) / 2:.2f}"
+
+
+def test_a_table_of_one_run_names_only_the_directions():
+    table = format_table({"": cross_modal_results(*toy(), **PROTOCOL)})
+    assert [row[0] for row in cells(table)[2:]] == ["I2V", "V2I", "mean"]
+    assert "\033" not in table
+
+
+def test_tables_that_cannot_be_made():
+    with pytest.raises(ValueError, match="no results"):
+        format_table({})
+    with pytest.raises(ValueError, match="'b' has the columns"):
+        format_table(
+            {
+                "a": cross_modal_results(*toy(), **PROTOCOL),
+                "b": cross_modal_results(*toy(), ranks=(1,), **PROTOCOL),
+            }
+        )
+    with pytest.raises(ValueError, match="'a' has the columns"):
+        format_table({"a": {"mAP": 1.0}})
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_csv_has_a_row_for_each_query_and_direction(tmp_path):
+    features, tracklets = toy()
+    path = tmp_path / "new" / "per_query.csv"
+    evaluator = CrossModalEvaluator(tracklets=tracklets, csv_path=path, **PROTOCOL)
+    feed(evaluator, features, range(len(tracklets)))
+    metrics = evaluator.evaluate()
+    rows = read_csv(path)
+    assert list(rows[0]) == list(cross_modal.CSV_COLUMNS)
+    assert [row["direction"] for row in rows] == ["I2V"] * 30 + ["V2I"] * 40
+    assert [int(row["tracklet"]) for row in rows] == list(range(70))
+    assert [path.name for path in path.parent.iterdir()] == ["per_query.csv"]
+
+    unit = features / features.norm(dim=1, keepdim=True)
+    for row in rows:
+        index, top1 = int(row["tracklet"]), int(row["top1_tracklet"])
+        tracklet = tracklets[index]
+        assert (int(row["pid"]), int(row["camid"])) == (tracklet.pid, tracklet.camid)
+        assert row["modality"] == tracklet.modality.name.lower()
+        assert row["first_frame"] == tracklet.path(0)
+        assert tracklets[top1].modality != tracklet.modality
+        assert int(row["top1_pid"]) == tracklets[top1].pid
+        assert float(row["top1_similarity"]) == pytest.approx(float(unit[index] @ unit[top1]), abs=1e-6)
+        assert (row["first_match_rank"] == "1") == (tracklets[top1].pid == tracklet.pid)
+        assert int(row["n_matches"]) == count_matches(tracklet, tracklets)
+
+    for direction in ("I2V", "V2I"):
+        mine = [row for row in rows if row["direction"] == direction]
+        for column, measure in (("AP", "mAP"), ("INP", "mINP")):
+            mean = 100 * np.mean([float(row[column]) for row in mine if row[column]])
+            assert mean == pytest.approx(metrics[f"{direction}/{measure}"], abs=1e-12)
+
+
+def test_the_csv_leaves_out_what_does_not_exist(tmp_path):
+    # V2I, one gallery entry (1, camera 1): tracklet 2 has no match, tracklet 3 has its whole gallery removed.
+    tracklets = [
+        make_tracklet(1, 1, Modality.INFRARED),
+        make_tracklet(1, 2, Modality.VISIBLE),
+        make_tracklet(2, 1, Modality.VISIBLE),
+        make_tracklet(1, 1, Modality.VISIBLE),
+    ]
+    results = cross_modal_results(torch.eye(4) + 1, tracklets, **PROTOCOL)
+    write_query_csv(tmp_path / "per_query.csv", results, tracklets)
+    rows = read_csv(tmp_path / "per_query.csv")
+    assert [int(row["n_matches"]) for row in rows] == [1, 1, 0, 0]
+    measures = ("first_match_rank", "AP", "INP")
+    top1 = ("top1_pid", "top1_tracklet", "top1_similarity")
+    assert [rows[2][name] for name in measures] == [rows[3][name] for name in measures] == ["", "", ""]
+    assert [rows[2][name] for name in top1[:2]] == ["1", "0"]
+    assert [rows[3][name] for name in top1] == ["", "", ""]
+
+
+def test_an_interrupted_csv_leaves_the_previous_one(tmp_path, monkeypatch):
+    features, tracklets = toy()
+    path = tmp_path / "per_query.csv"
+    path.write_text("previous")
+    results = cross_modal_results(features, tracklets, **PROTOCOL)
+
+    def interrupted(*args):
+        yield ("I2V", 0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cross_modal, "_csv_rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_query_csv(path, results, tracklets)
+    assert path.read_text() == "previous"
+    assert [file.name for file in tmp_path.iterdir()] == ["per_query.csv"]
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    features, tracklets = toy()
+    evaluator = CrossModalEvaluator(tracklets=tracklets, csv_path=tmp_path / "one.csv", **PROTOCOL)
+    feed(evaluator, features, range(len(tracklets)))
+    expected = evaluator.evaluate()
+    # In a Python of its own: spawned workers import the main module, which under pytest is not this one.
+    subprocess.run([sys.executable, __file__, str(tmp_path)], check=True, timeout=120)
+    assert torch.load(tmp_path / "rank0.pt") == expected
+    assert torch.load(tmp_path / "rank1.pt") == {}
+    assert (tmp_path / "two.csv").read_text() == (tmp_path / "one.csv").read_text()
+
+
+def _worker(rank, folder):
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    comm._LOCAL_PROCESS_GROUP = torch.distributed.new_group([0, 1])
+    features, tracklets = toy()
+    evaluator = CrossModalEvaluator(tracklets=tracklets, csv_path=folder / "two.csv", **PROTOCOL)
+    # Neither contiguous nor equally many a process.
+    feed(evaluator, features, list(range(len(tracklets)))[::3] if rank else [i for i in range(70) if i % 3])
+    torch.save(dict(evaluator.evaluate()), folder / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(_worker, args=(Path(sys.argv[1]),), nprocs=2)

@@ -1,0 +1,312 @@
+"""The measures against their definitions, written as plain loops, against fast-reid and against scikit-learn."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fastreid.evaluation.rank import evaluate_rank
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from fastreid_star.errors import UserError
+from fastreid_star.evaluation.retrieval import QueryResults, evaluate_retrieval, rank_queries
+
+
+def brute_force(similarity, q_pids, g_pids, q_camids, g_camids, camera_filter):
+    """[(n_matches, first rank, AP, INP, top1)] by the definition; None for a measure that does not exist."""
+    rows = []
+    for q in range(len(q_pids)):
+        ranked = []
+        for g in range(len(g_pids)):
+            same = q_pids[q] == g_pids[g]
+            if not (camera_filter and same and q_camids[q] == g_camids[g]):
+                ranked.append((-similarity[q][g], g))
+        ranked.sort()  # by distance, then by gallery index
+        ranks = [rank for rank, (_, g) in enumerate(ranked, 1) if g_pids[g] == q_pids[q]]
+        top1 = ranked[0][1] if ranked else -1
+        if not ranks:
+            rows.append((0, 0, None, None, top1))
+            continue
+        precision = []
+        for rank in ranks:
+            hits = 0
+            for other in ranks:
+                if other <= rank:
+                    hits += 1
+            precision.append(hits / rank)
+        rows.append((len(ranks), ranks[0], sum(precision) / len(precision), len(ranks) / ranks[-1], top1))
+    return rows
+
+
+def assert_same(results: QueryResults, expected):
+    assert len(results) == len(expected)
+    for row, (n_matches, first, ap, inp, top1) in enumerate(expected):
+        assert results.n_matches[row] == n_matches
+        assert results.first_match[row] == first
+        assert results.top1[row] == top1
+        assert results.valid[row] == (ap is not None)
+        if ap is None:
+            assert math.isnan(results.ap[row])
+            assert math.isnan(results.inp[row])
+        else:
+            assert results.ap[row] == pytest.approx(ap, abs=1e-12)
+            assert results.inp[row] == pytest.approx(inp, abs=1e-12)
+
+
+@st.composite
+def problems(draw):
+    """Small, so that ties, queries without a match and galleries that the camera rule empties are common."""
+    q, g = draw(st.integers(1, 7)), draw(st.integers(1, 10))
+    integers = lambda size, top: draw(st.lists(st.integers(0, top), min_size=size, max_size=size))  # noqa: E731
+    values = draw(st.sampled_from([1, 4, 1000]))
+    similarity = np.array(integers(q * g, values), dtype=draw(st.sampled_from([np.float32, np.float64]))).reshape(q, g)
+    return similarity, integers(q, 3), integers(g, 3), integers(q, 2), integers(g, 2)
+
+
+@settings(max_examples=400, deadline=None)
+@given(problem=problems(), camera_filter=st.booleans())
+def test_every_measure_against_brute_force(problem, camera_filter):
+    results = rank_queries(*problem, camera_filter=camera_filter)
+    assert_same(results, brute_force(*problem, camera_filter))
+    for row, top1 in enumerate(results.top1):
+        if top1 >= 0:
+            assert results.top1_similarity[row] == problem[0][row, top1]
+        else:
+            assert math.isnan(results.top1_similarity[row])
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_every_way_to_place_matches_in_a_small_gallery(size):
+    """Each query ranks the gallery by another permutation: up to 7 all of them, of 8 every eleventh."""
+    permutations = list(itertools.permutations(range(size)))[:: 11 if size == 8 else 1]
+    similarity = np.array(permutations, dtype=np.float32)
+    g_pids = [1 if g % 3 == 0 else 2 for g in range(size)]
+    for pid in {1, 2} if size > 1 else {1}:
+        labels = ([pid] * len(similarity), g_pids, [0] * len(similarity), [g % 2 for g in range(size)])
+        for camera_filter in (False, True):
+            results = rank_queries(similarity, *labels, camera_filter=camera_filter)
+            assert_same(results, brute_force(similarity.tolist(), *labels, camera_filter))
+
+
+def hand_example():
+    """Two identities, five gallery entries, worked out on paper.
+
+    Gallery: a = (pid 1, camera 1), b = (2, 1), c = (1, 2), d = (2, 2), e = (1, 3).
+
+    Query 1 (pid 1, camera 9), similarity  a .9  b .8  c .7  d .6  e .5: ranking a b c d e,
+      matches a c e at ranks 1 3 5:  AP = (1/1 + 2/3 + 3/5) / 3 = 34/45,  INP = 3/5.
+    Query 2 (pid 2, camera 9), similarity  a .9  b .1  c .8  d .7  e .6: ranking a c d e b,
+      matches d b at ranks 3 5:      AP = (1/3 + 2/5) / 2 = 11/30,        INP = 2/5.
+    Query 3 (pid 1, camera 1), similarity  a .9  b .8  c .7  d .6  e .5: a is removed, ranking b c d e,
+      matches c e at ranks 2 4:      AP = (1/2 + 2/4) / 2 = 1/2,          INP = 2/4.
+    Query 4 (pid 3, camera 1): no match, not counted.
+
+    First matches at 1, 3, 2:  CMC_1 = 1/3, CMC_2 = 2/3, CMC_3 = 1.
+    """
+    similarity = np.array([[9, 8, 7, 6, 5], [9, 1, 8, 7, 6], [9, 8, 7, 6, 5], [1, 2, 3, 4, 5]], dtype=np.float32) / 10
+    return similarity, [1, 2, 1, 3], [1, 2, 1, 2, 1], [9, 9, 1, 1], [1, 1, 2, 2, 3]
+
+
+def test_hand_computed_example():
+    similarity, *labels = hand_example()
+    # A gallery of unit vectors makes the dot products any matrix one likes.
+    result = evaluate_retrieval(similarity, np.eye(5), *labels, ranks=(1, 2, 3, 20))
+    assert result.cmc == pytest.approx((1 / 3, 2 / 3, 1, 1))
+    assert result.mAP == pytest.approx((34 / 45 + 11 / 30 + 1 / 2) / 3)
+    assert result.mINP == pytest.approx((3 / 5 + 2 / 5 + 2 / 4) / 3)
+    assert (result.queries, result.valid_queries, result.gallery, result.identities) == (4, 3, 5, 3)
+    assert result.ranks == (1, 2, 3, 20)
+    assert result.per_query.first_match.tolist() == [1, 3, 2, 0]
+    assert result.per_query.top1.tolist() == [0, 0, 1, 4]
+    assert result.per_query.top1_similarity == pytest.approx([0.9, 0.9, 0.8, 0.5])
+
+
+def test_without_the_camera_rule_the_same_camera_counts():
+    similarity, *labels = hand_example()
+    result = evaluate_retrieval(similarity, np.eye(5), *labels, camera_filter=False)
+    assert result.per_query.ap[2] == pytest.approx(34 / 45)
+    assert result.per_query.first_match[2] == 1
+
+
+def test_ties_stay_in_gallery_order():
+    ones = np.ones((1, 4), dtype=np.float32)
+    assert rank_queries(ones, [1], [2, 1, 2, 1], [0], [1, 1, 1, 1]).first_match == [2]
+    assert rank_queries(ones, [1], [1, 2, 2, 2], [0], [1, 1, 1, 1]).first_match == [1]
+    assert rank_queries(ones, [1], [2, 2, 2, 1], [0], [1, 1, 1, 1]).first_match == [4]
+
+
+def random_features(seed, q=60, g=90, width=16, pids=12, cameras=4, integer=False):
+    random = np.random.default_rng(seed)
+    shape = lambda n: (n, width)  # noqa: E731
+    # Small whole numbers have exact dot products, whatever the order of the sum.
+    draw = (lambda n: random.integers(-3, 4, shape(n))) if integer else (lambda n: random.standard_normal(shape(n)))
+    features = [torch.tensor(draw(n), dtype=torch.float32) for n in (q, g)]
+    labels = [random.integers(0, top, n) for top, n in ((pids, q), (pids, g), (cameras, q), (cameras, g))]
+    return *features, *labels
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_against_fastreid(seed):
+    query, gallery, *labels = random_features(seed)
+    result = evaluate_retrieval(query, gallery, *labels, ranks=(1, 5, 10, 20))
+    cmc, ap, inp = evaluate_rank((-(query @ gallery.T)).numpy(), *labels, max_rank=20, use_cython=False)
+    assert result.cmc == pytest.approx([cmc[rank - 1] for rank in result.ranks], abs=1e-6)
+    assert result.per_query.ap[result.per_query.valid] == pytest.approx(np.array(ap), abs=1e-12)
+    assert result.per_query.inp[result.per_query.valid] == pytest.approx(np.array(inp), abs=1e-12)
+    assert result.mAP == pytest.approx(np.mean(ap))
+    assert result.mINP == pytest.approx(np.mean(inp))
+
+
+def test_ap_against_scikit_learn():
+    query, gallery, q_pids, g_pids, q_camids, g_camids = random_features(0)
+    similarity = (query @ gallery.T).numpy()
+    results = rank_queries(similarity, q_pids, g_pids, q_camids, g_camids)
+    for row in np.flatnonzero(results.valid):
+        stays = (g_pids != q_pids[row]) | (g_camids != q_camids[row])
+        third = average_precision_score(g_pids[stays] == q_pids[row], similarity[row, stays])
+        assert results.ap[row] == pytest.approx(third, abs=1e-12)
+
+
+def assert_identical(a: QueryResults, b: QueryResults):
+    for name in ("n_matches", "first_match", "ap", "inp", "top1", "top1_similarity"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 7, 59, 60, 1000])
+def test_block_size_has_no_part_in_the_result(block_size):
+    problem = random_features(1, integer=True)  # many ties
+    whole, blocks = evaluate_retrieval(*problem), evaluate_retrieval(*problem, block_size=block_size)
+    assert_identical(whole.per_query, blocks.per_query)
+    assert (whole.cmc, whole.mAP, whole.mINP) == (blocks.cmc, blocks.mAP, blocks.mINP)
+
+
+def test_permuting_the_gallery_changes_nothing_without_ties():
+    query, gallery, q_pids, g_pids, q_camids, g_camids = random_features(2)
+    order = np.random.default_rng(0).permutation(len(gallery))
+    before = evaluate_retrieval(query, gallery, q_pids, g_pids, q_camids, g_camids)
+    after = evaluate_retrieval(query, gallery[order], q_pids, g_pids[order], q_camids, g_camids[order])
+    assert (before.cmc, before.mAP, before.mINP) == (after.cmc, after.mAP, after.mINP)
+    np.testing.assert_array_equal(order[after.per_query.top1], before.per_query.top1)
+
+
+def test_the_inputs_are_left_alone():
+    similarity, *labels = hand_example()
+    before = similarity.copy()
+    rank_queries(similarity, *labels)
+    np.testing.assert_array_equal(similarity, before)
+
+
+def test_a_curve_keeps_its_last_value_above_the_gallery():
+    result = evaluate_retrieval(np.eye(2), np.eye(2), [1, 2], [2, 1], [0, 0], [1, 1], ranks=(1, 2, 3, 50))
+    assert result.cmc == (0, 1, 1, 1)
+
+
+def test_labels_may_be_strings_or_tensors():
+    similarity, q_pids, g_pids, q_camids, g_camids = hand_example()
+    expected = rank_queries(similarity, q_pids, g_pids, q_camids, g_camids)
+    names = [[f"set_{value}" for value in labels] for labels in (q_pids, g_pids, q_camids, g_camids)]
+    assert_identical(expected, rank_queries(similarity, *names))
+    tensors = [torch.tensor(labels) for labels in (q_pids, g_pids, q_camids, g_camids)]
+    assert_identical(expected, rank_queries(torch.tensor(similarity), *tensors))
+
+
+def test_foreign_identities_are_named():
+    with pytest.raises(UserError, match=r"no query identity.* 2 query pids \(1, 2\), 2 gallery pids \(7, 8\)") as error:
+        evaluate_retrieval(np.eye(2), np.eye(2), [1, 2], [7, 8], [0, 0], [0, 0])
+    assert "MIN_FRAMES" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_camera_rule_that_leaves_nothing_is_named():
+    problem = (np.eye(2), np.eye(2), [1, 2], [1, 2], [0, 0], [0, 0])
+    with pytest.raises(UserError, match=r"camera rule.*2 identities .*\(1, 2\).*CAMERA_FILTER False"):
+        evaluate_retrieval(*problem)
+    assert evaluate_retrieval(*problem, camera_filter=False).mAP == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", ["query", "gallery"])
+def test_broken_features_are_counted_and_named(value, side):
+    query, gallery, *labels = random_features(3)
+    broken = query if side == "query" else gallery
+    broken[4, 2] = broken[11, 0] = broken[11, 1] = value
+    with pytest.raises(UserError, match=rf"{side} features: 2 of {len(broken)} tracklets .* index 4, 11;"):
+        evaluate_retrieval(query, gallery, *labels)
+
+
+def test_broken_similarities_are_counted_and_named():
+    with pytest.raises(UserError, match=r"similarities.*: 1 of 2 tracklets.* index 1;"):
+        rank_queries(np.array([[0.0, 1.0], [0.0, math.nan]]), [1, 2], [1, 2], [0, 0], [1, 1])
+
+
+@pytest.mark.parametrize("ranks", [(), (0, 1), (5, 1), (1, 1), (1.5,), (True,)])
+def test_impossible_ranks(ranks):
+    with pytest.raises(UserError, match=r"TEST\.RANKS"):
+        evaluate_retrieval(np.eye(2), np.eye(2), [1, 2], [1, 2], [0, 0], [1, 1], ranks=ranks)
+
+
+@pytest.mark.parametrize(("q", "g", "named"), [(0, 2, "query"), (2, 0, "gallery")])
+def test_an_empty_side_is_named(q, g, named):
+    with pytest.raises(UserError, match=f"the {named} set is empty"):
+        evaluate_retrieval(np.zeros((q, 3)), np.zeros((g, 3)), [1] * q, [1] * g, [0] * q, [1] * g)
+    with pytest.raises(UserError, match="nothing to rank"):
+        rank_queries(np.zeros((q, g)), [1] * q, [1] * g, [0] * q, [1] * g)
+
+
+def test_shapes_that_do_not_fit():
+    labels = ([1, 2], [1, 2], [0, 0], [1, 1])
+    with pytest.raises(ValueError, match="3 wide, gallery features 2"):
+        evaluate_retrieval(np.ones((2, 3)), np.eye(2), *labels)
+    with pytest.raises(ValueError, match=r"query features must be \[tracklets, width\]"):
+        evaluate_retrieval(np.ones(2), np.eye(2), *labels)
+    with pytest.raises(ValueError, match="3 query entries"):
+        evaluate_retrieval(np.ones((3, 2)), np.eye(2), *labels)
+    with pytest.raises(ValueError, match="3 gallery entries"):
+        rank_queries(np.ones((2, 3)), *labels)
+    with pytest.raises(ValueError, match="must be a matrix"):
+        rank_queries(np.ones(2), *labels)
+    with pytest.raises(ValueError, match="block_size"):
+        evaluate_retrieval(np.eye(2), np.eye(2), *labels, block_size=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_matches": np.array([1])},
+        {"first_match": np.array([0, 3, 2, 0])},
+        {"ap": np.array([0.5, 1.1, 0.5, np.nan])},
+        {"ap": np.array([0.5, 0.5, 0.5, 0.0])},
+        {"inp": np.array([0.5, np.nan, 0.5, np.nan])},
+        {"top1": np.array([0, -1, 1, 4])},
+    ],
+)
+def test_query_results_that_contradict_themselves(change):
+    results = rank_queries(*hand_example())
+    with pytest.raises(ValueError, match=r"quer"):
+        replace(results, **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cmc": (0.5, 1.0, 1.0)},
+        {"cmc": (0.5, 0.4, 1.0, 1.0)},
+        {"cmc": (0.5, 0.6, 1.0, 1.1)},
+        {"mAP": math.nan},
+        {"mINP": 0.0},
+        {"queries": 5},
+        {"valid_queries": 4},
+        {"gallery": 0},
+        {"identities": 9},
+        {"ranks": (5, 1, 10, 20)},
+    ],
+)
+def test_retrieval_results_that_contradict_themselves(change):
+    similarity, *labels = hand_example()
+    result = evaluate_retrieval(similarity, np.eye(5), *labels)
+    with pytest.raises(ValueError, match=r"CMC|mAP|queries|impossible|ranks"):
+        replace(result, **change)
