@@ -72,6 +72,10 @@ def add_star_config(cfg: CN) -> CN:
     # `release` is std + 1e-6, as in the authors' program.
     cfg.MODEL.SAD.STD = "sqrt_var"
 
+    # Train the cross entropies alone for the first epochs. Without ImageNet weights the defense loss would shrink all
+    # features, and leave the triplet loss at its margin, before they mean anything.
+    cfg.MODEL.LOSSES.CE_ONLY_EPOCHS = 0
+
     # Exponent of the temporal GeM pooling (mean_t X^p)^(1/p).
     cfg.MODEL.HEADS.GEM_P = 3.0
 
@@ -85,6 +89,9 @@ def add_star_config(cfg: CN) -> CN:
     cfg.SOLVER.STEPS_FROM_START = False
     # float16 (needs a gradient scaler, which is then used) or bfloat16.
     cfg.SOLVER.AMP.DTYPE = "float16"
+
+    # Iterations between two lines of the log.
+    cfg.SOLVER.LOG_PERIOD = 50
 
     # --- test ------------------------------------------------------------------------------------------------
     cfg.TEST.RANKS = [1, 5, 10, 20]

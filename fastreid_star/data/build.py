@@ -1,0 +1,250 @@
+"""From the config to datasets, skeleton stores and loaders. Nothing here knows which device there is."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import fastreid.data.build as fastreid_build
+import torch
+from fastreid.data.datasets import DATASET_REGISTRY
+from torch.utils.data import DataLoader
+
+from fastreid_star.data.clips import ClipDataset, collate_clips
+from fastreid_star.data.datasets import VideoDataset
+from fastreid_star.data.samplers import CrossModalIdentitySampler
+from fastreid_star.data.skeletons import SkeletonStore
+from fastreid_star.data.transforms import build_transforms
+from fastreid_star.errors import UserError
+from fastreid_star.structures import Tracklet
+
+
+def is_video_dataset(name: str) -> bool:
+    """Whether the dataset registered as `name` holds tracklets rather than images.
+
+    Raises:
+        UserError: no dataset has this name.
+    """
+    found = _look_up(name)
+    return isinstance(found, type) and issubclass(found, VideoDataset)
+
+
+def build_dataset(cfg, name: str, **kwargs) -> VideoDataset:
+    """The video dataset registered as `name`, from DATASETS.ROOT, $FASTREID_DATASETS or ./datasets.
+
+    Args:
+        cfg: DATASETS is read; a class with ``options_from_config(cfg)`` gets its result as `options`.
+        name: as in DATASETS.NAMES or DATASETS.TESTS.
+        kwargs: passed on to the dataset.
+
+    Raises:
+        UserError: no such dataset, one of images, or the dataset's own complaints.
+    """
+    if not is_video_dataset(name):
+        raise UserError(f"{name} is a dataset of images; clips need one of tracklets, such as HITSZVCM")
+    dataset = _look_up(name)
+    if hasattr(dataset, "options_from_config"):
+        kwargs["options"] = dataset.options_from_config(cfg)
+    root = cfg.DATASETS.ROOT or fastreid_build._root
+    return dataset(root=root, min_frames=cfg.DATASETS.MIN_FRAMES, **kwargs)
+
+
+def open_store(cfg, dataset: VideoDataset) -> SkeletonStore | None:
+    """The skeleton store that DATASETS.SKELETONS names, None where it is empty.
+
+    Raises:
+        UserError: it cannot be opened, or knows none of the dataset's frames.
+    """
+    if not cfg.DATASETS.SKELETONS:
+        return None
+    path = dataset.path(cfg.DATASETS.SKELETONS)
+    store = SkeletonStore.open(path)
+    tracklets = [*dataset.train, *dataset.query, *dataset.gallery]
+    sample = [tracklet.key(0) for tracklet in tracklets[:: max(1, len(tracklets) // 100)]]
+    if not any(key in store for key in sample):
+        raise UserError(
+            f"skeleton store {path} knows none of {len(sample)} frames of the dataset that were looked up, such as "
+            f"{sample[0]}: it was made for another dataset; make one for this, or set DATASETS.SKELETONS ''"
+        )
+    return store
+
+
+def build_clip_train_loader(
+    cfg, *, seed: int, rank: int = 0, world_size: int = 1, pin_memory: bool = False
+) -> DataLoader:
+    """An endless loader of training batches [visible; infrared] over the datasets of DATASETS.NAMES.
+
+    ``.dataset`` is a :class:`ClipDataset` with ``num_classes``, ``.batch_sampler`` a
+    :class:`CrossModalIdentitySampler` with ``batches_per_epoch`` and ``set_start``.
+
+    Args:
+        cfg: DATASETS, INPUT, DATALOADER and SOLVER.IMS_PER_BATCH are read.
+        seed: of every batch and sample.
+        rank, world_size: this process and how many there are.
+        pin_memory: hand out batches in page-locked memory, from which a GPU copies faster.
+
+    Raises:
+        UserError: whatever is wrong with the config or the data.
+    """
+    clips, instances = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
+    if instances < 1 or clips < 1 or clips % (2 * instances):
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {clips} is not identities x DATALOADER.NUM_INSTANCE {instances} x 2 modalities: "
+            f"set it to a multiple of {2 * max(1, instances)}"
+        )
+    transform = build_transforms(cfg, is_train=True)
+    tracklets, stores = _load_train(cfg, show=rank == 0)
+    pids = sorted({tracklet.pid for tracklet in tracklets})
+    dataset = ClipDataset(
+        tracklets,
+        length=cfg.INPUT.CLIP.LENGTH,
+        transform=transform,
+        store=stores,
+        pid_to_label={pid: label for label, pid in enumerate(pids)},
+    )
+    sampler = CrossModalIdentitySampler(
+        tracklets,
+        num_identities=clips // (2 * instances),
+        num_instances=instances,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    return _loader(cfg, dataset, sampler, pin_memory)
+
+
+def build_clip_test_loader(
+    cfg, name: str, *, rank: int = 0, world_size: int = 1, pin_memory: bool = False
+) -> DataLoader:
+    """A loader of the test tracklets of one dataset: the query, then the gallery, each of them once.
+
+    Each rank gets a contiguous piece, the last ones may be shorter or empty. ``.dataset.tracklets`` are all of them;
+    `index` in a batch counts in it.
+
+    Args:
+        cfg: DATASETS, INPUT, DATALOADER and TEST.IMS_PER_BATCH are read.
+        name: as in DATASETS.TESTS.
+        rank, world_size, pin_memory: as for training.
+
+    Raises:
+        UserError: whatever is wrong with the config or the data.
+    """
+    transform = build_transforms(cfg, is_train=False)
+    data = build_dataset(cfg, name)
+    if rank == 0:
+        data.show_test()
+    dataset = ClipDataset(
+        [*data.query, *data.gallery],
+        length=cfg.INPUT.CLIP.LENGTH,
+        transform=transform,
+        store=open_store(cfg, data),
+    )
+    shard = -(-len(dataset) // world_size)
+    mine = range(len(dataset))[rank * shard : (rank + 1) * shard]
+    size = max(1, cfg.TEST.IMS_PER_BATCH // world_size)
+    batches = [mine[start : start + size] for start in range(0, len(mine), size)]
+    return _loader(cfg, dataset, batches, pin_memory)
+
+
+class DeviceLoader:
+    """A loader whose tensors are on a device; what only bookkeeping reads stays on the host.
+
+    A :class:`UserError` from a worker process arrives as the one line it was.
+
+    Args:
+        loader: of dicts; their tensors are moved, the rest is handed on.
+        device: where to.
+
+    Attributes:
+        replaced: how many broken frames of the batches so far were replaced by a neighbour.
+    """
+
+    host_keys = frozenset({"modality", "camids", "index", "replaced"})
+
+    def __init__(self, loader: DataLoader, device: torch.device):
+        self.loader, self.device = loader, device
+        self.replaced = 0
+
+    @property
+    def dataset(self):
+        return self.loader.dataset
+
+    @property
+    def batch_sampler(self):
+        return self.loader.batch_sampler
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        batches = iter(self.loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except UserError as error:  # torch puts the worker's traceback in front of the message
+                raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]) from None
+            if "replaced" in batch:
+                self.replaced += int(batch["replaced"].sum())
+            yield {
+                key: value.to(self.device, non_blocking=True)
+                if isinstance(value, torch.Tensor) and key not in self.host_keys
+                else value
+                for key, value in batch.items()
+            }
+
+
+def _look_up(name: str):
+    try:
+        return DATASET_REGISTRY.get(name)
+    except KeyError:
+        known = list(DATASET_REGISTRY._obj_map)
+        lower = {other.lower(): other for other in known}
+        near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3)]
+        video = [n for n in known if isinstance(DATASET_REGISTRY.get(n), type) and is_video_dataset(n)]
+        hint = f"did you mean {' or '.join(near)}?" if near else f"those of tracklets are {', '.join(video)}"
+        raise UserError(f"no dataset is named {name!r} (DATASETS.NAMES, DATASETS.TESTS): {hint}") from None
+
+
+def _load_train(cfg, *, show: bool) -> tuple[list[Tracklet], dict[str, SkeletonStore] | None]:
+    """The training tracklets of all datasets, identities and cameras of each kept apart; a store for each root."""
+    tracklets: list[Tracklet] = []
+    stores: dict[str, SkeletonStore] = {}
+    for name in cfg.DATASETS.NAMES:
+        data = build_dataset(cfg, name, combineall=cfg.DATASETS.COMBINEALL)
+        if show:
+            data.show_train()
+        store = open_store(cfg, data)
+        if store is not None:
+            stores.update({tracklet.root: store for tracklet in data.train})
+        if not tracklets:
+            tracklets = list(data.train)
+            continue
+        pids, camids = 1 + max(t.pid for t in tracklets), 1 + max(t.camid for t in tracklets)
+        tracklets += [replace(t, pid=t.pid + pids, camid=t.camid + camids) for t in data.train]
+    return tracklets, stores or None
+
+
+def _loader(cfg, dataset: ClipDataset, batch_sampler, pin_memory: bool) -> DataLoader:
+    workers = cfg.DATALOADER.NUM_WORKERS
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        collate_fn=collate_clips,
+        worker_init_fn=_one_thread,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+        # Its own generator: starting an iteration must not move the global one, which a resumed run restores.
+        generator=torch.Generator(),
+    )
+
+
+def _one_thread(worker: int) -> None:
+    """The workers are the parallelism: one that starts threads of its own only gets in the others' way."""
+    torch.set_num_threads(1)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(1)

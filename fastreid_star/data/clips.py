@@ -1,0 +1,132 @@
+"""From a tracklet to a clip of T frames: which frames, their pixels, their joints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from fastreid_star.coco import NUM_JOINTS
+from fastreid_star.data.images import read_clip
+from fastreid_star.data.skeletons import SkeletonStore
+from fastreid_star.data.transforms import Clip, Transform
+from fastreid_star.structures import Tracklet
+
+
+class ClipRequest(NamedTuple):
+    """A training sample: which tracklet, and the seed of everything random about it.
+
+    The seed travels with the request, so a sample does not depend on the worker or process that makes it.
+    """
+
+    index: int
+    seed: tuple[int, ...]
+
+
+def segment_indices(n: int, length: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Which frames of a tracklet make a clip.
+
+    The tracklet is padded with its last frame to T equal segments of ceil(n/T) frames.
+
+    Args:
+        n: frames of the tracklet, at least 1.
+        length: T.
+        rng: a random frame of each segment (training); None: the first of each (testing).
+
+    Returns:
+        int64 [T], in ascending order, each below n.
+    """
+    if n < 1 or length < 1:
+        raise ValueError(f"cannot take {length} frames from a tracklet of {n}")
+    size = -(-n // length)
+    offsets = 0 if rng is None else rng.integers(size, size=length)
+    return np.minimum(np.arange(length) * size + offsets, n - 1)
+
+
+class ClipDataset(Dataset):
+    """Tracklets as clips of T frames with their joints.
+
+    An item is the position of a tracklet (testing: the first frame of each segment) or a :class:`ClipRequest`
+    (training: random frames and transforms, all from the request's seed). It is a dict:
+
+    - images: uint8 [T,3,H,W], RGB
+    - skeletons: float32 [T,17,3], x and y in pixels of `images`, zeros where there is none
+    - has_skeleton: bool [T]
+    - targets: the label in training (`pid_to_label`), the identity in testing
+    - camids, modality: as in the tracklet
+    - index: the tracklet's position in `tracklets`
+    - replaced: frames that could not be read, for which a neighbour stands in
+
+    Args:
+        tracklets: what the positions refer to.
+        length: T.
+        transform: from the frames as decoded to images of one size.
+        store: skeletons of all tracklets, or one store for each `root` of them; None: no skeletons.
+        pid_to_label: classes of the identities, 0 .. C-1.
+    """
+
+    def __init__(
+        self,
+        tracklets: Sequence[Tracklet],
+        *,
+        length: int,
+        transform: Transform,
+        store: SkeletonStore | Mapping[str, SkeletonStore] | None = None,
+        pid_to_label: Mapping[int, int] | None = None,
+    ):
+        self.tracklets = tracklets
+        self.length = length
+        self.transform = transform
+        self.store = store
+        self.pid_to_label = pid_to_label
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of identities."""
+        return len(self.pid_to_label or {tracklet.pid for tracklet in self.tracklets})
+
+    def __len__(self) -> int:
+        return len(self.tracklets)
+
+    def __getitem__(self, item: int | ClipRequest) -> dict:
+        if isinstance(item, ClipRequest):
+            index, rng = item.index, np.random.default_rng(item.seed)
+            segment_rng = rng
+        else:
+            index, rng, segment_rng = int(item), np.random.default_rng(0), None
+        tracklet = self.tracklets[index]
+        wanted = segment_indices(len(tracklet), self.length, segment_rng)
+        # The joints are those of the frame that is shown, also where it stands in for another.
+        frames, used, replaced = read_clip(tracklet, wanted)
+        joints, present = self._skeletons(tracklet, used)
+        clip = self.transform(Clip(frames, joints, present), rng)
+        images = np.ascontiguousarray(clip.frames.transpose(0, 3, 1, 2))
+        return {
+            "images": torch.from_numpy(images),
+            "skeletons": torch.from_numpy(np.ascontiguousarray(clip.joints, dtype=np.float32)),
+            "has_skeleton": torch.from_numpy(np.array(clip.present)),
+            "targets": self.pid_to_label[tracklet.pid] if self.pid_to_label else tracklet.pid,
+            "camids": tracklet.camid,
+            "modality": int(tracklet.modality),
+            "index": index,
+            "replaced": replaced,
+        }
+
+    def _skeletons(self, tracklet: Tracklet, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        store = self.store.get(tracklet.root) if isinstance(self.store, Mapping) else self.store
+        if store is None:
+            return np.zeros((len(indices), NUM_JOINTS, 3), np.float32), np.zeros(len(indices), bool)
+        return store.read([tracklet.key(index) for index in indices])
+
+
+def collate_clips(batch: Sequence[dict]) -> dict[str, torch.Tensor]:
+    """Stack the items of a :class:`ClipDataset`: tensors [B,...], whole numbers to int64 [B]."""
+    return {
+        key: torch.stack([item[key] for item in batch])
+        if isinstance(value, torch.Tensor)
+        else torch.tensor([item[key] for item in batch], dtype=torch.int64)
+        for key, value in batch[0].items()
+    }

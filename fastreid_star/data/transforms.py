@@ -1,0 +1,222 @@
+"""Transforms of one clip: whatever moves pixels moves the joints too.
+
+T frames, V = 17 joints. A pixel's centre has whole coordinates: the first pixel's is (0, 0), the last one's of a
+row is (W - 1, 0). Scores are never changed, and the joints of a frame without a skeleton stay zero.
+
+A transform is called with a clip and a random generator and returns a new clip; it keeps no state and never writes
+into its input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from fastreid_star.coco import LEFT_RIGHT
+from fastreid_star.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """T frames and their joints.
+
+    Args:
+        frames: uint8 [T,H,W,3], or before :class:`Resize` a list of T images [H,W,3] of different sizes.
+        joints: float32 [T,V,3]: x, y, score.
+        present: bool [T], which frames have a skeleton.
+    """
+
+    frames: np.ndarray | Sequence[np.ndarray]
+    joints: np.ndarray
+    present: np.ndarray
+
+
+class Transform(Protocol):
+    def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip: ...
+
+
+class Compose:
+    """One transform after the other.
+
+    Args:
+        transforms: in the order they are applied.
+    """
+
+    def __init__(self, transforms: Sequence[Transform]):
+        self.transforms = tuple(transforms)
+
+    def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
+        for transform in self.transforms:
+            clip = transform(clip, rng)
+        return clip
+
+
+class Resize:
+    """Every frame to one size, bilinear with antialiasing; frames of a clip are crops of different sizes.
+
+    Args:
+        size: height and width of the result in pixels.
+    """
+
+    def __init__(self, size: Sequence[int]):
+        self.height, self.width = size
+
+    def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
+        frames = np.empty((len(clip.frames), self.height, self.width, 3), np.uint8)
+        scales = np.empty((len(clip.frames), 1, 2), np.float32)
+        for t, frame in enumerate(clip.frames):
+            scales[t] = self.width / frame.shape[1], self.height / frame.shape[0]
+            if frame.shape[:2] == (self.height, self.width):
+                frames[t] = frame
+            else:
+                image = Image.fromarray(frame)
+                frames[t] = image.resize((self.width, self.height), Image.Resampling.BILINEAR)
+        return Clip(frames, _move(clip, (clip.joints[..., :2] + 0.5) * scales - 0.5), clip.present)
+
+
+class PadCrop:
+    """Zeros all around, then a random crop of the size before: a random shift.
+
+    Args:
+        padding: pixels on each side; the shift is at most this in every direction.
+        shared: one crop for all frames of the clip; else every frame draws its own.
+    """
+
+    def __init__(self, padding: int, *, shared: bool = True):
+        self.padding, self.shared = padding, shared
+
+    def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
+        length = len(clip.frames)
+        shifts = rng.integers(-self.padding, self.padding + 1, size=(1 if self.shared else length, 2))
+        frames = np.zeros_like(clip.frames)
+        if self.shared:
+            _paste(frames, clip.frames, *shifts[0])
+        else:
+            for t, (dx, dy) in enumerate(shifts):
+                _paste(frames[t : t + 1], clip.frames[t : t + 1], dx, dy)
+        return Clip(frames, _move(clip, clip.joints[..., :2] + shifts[:, None]), clip.present)
+
+
+class HorizontalFlip:
+    """A mirror image; left joints become right ones.
+
+    Args:
+        prob: how likely.
+        shared: one draw for all frames of the clip; else every frame draws its own.
+    """
+
+    def __init__(self, prob: float = 0.5, *, shared: bool = True):
+        self.prob, self.shared = prob, shared
+
+    def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
+        flip = rng.random(1 if self.shared else len(clip.frames)) < self.prob  # [1] or [T]
+        if not flip.any():
+            return clip
+        flip = np.broadcast_to(flip, len(clip.frames))
+        mirrored = clip.joints[:, LEFT_RIGHT]
+        mirrored[..., 0] = clip.frames.shape[2] - 1 - mirrored[..., 0]
+        joints = np.where((flip & clip.present)[:, None, None], mirrored, clip.joints)
+        if flip.all():
+            return Clip(clip.frames[:, :, ::-1], joints, clip.present)  # a view: copied once, when batched
+        frames = clip.frames.copy()
+        frames[flip] = np.take(clip.frames[flip], np.arange(frames.shape[2])[::-1], axis=2)
+        return Clip(frames, joints, clip.present)
+
+
+class RandomErasing:
+    """A rectangle of every frame painted over, as a passer-by or a pillar would.
+
+    Drawn for each frame on its own, even where crop and flip are shared: the clip then shows in one frame what it
+    hides in another, and the features of single frames have to cope. The joints stay: a hidden knee is still where
+    it is.
+
+    Args:
+        prob: how likely for a frame.
+        area: smallest and largest share of the frame that is painted over.
+        aspect: smallest and largest height / width of the rectangle.
+        value: its colour, RGB in 0 .. 255.
+    """
+
+    attempts = 10
+
+    def __init__(
+        self,
+        prob: float = 0.5,
+        area: Sequence[float] = (0.02, 0.4),
+        aspect: Sequence[float] = (0.3, 3.3),
+        value: Sequence[float] = (124, 116, 104),
+    ):
+        self.prob, self.area, self.aspect = prob, tuple(area), tuple(aspect)
+        self.value = np.rint(np.clip(value, 0, 255)).astype(np.uint8)
+
+    def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
+        chosen = np.flatnonzero(rng.random(len(clip.frames)) < self.prob)
+        if not len(chosen):
+            return clip
+        frames = clip.frames.copy()
+        for t in chosen:
+            top, left, height, width = self._rectangle(*frames.shape[1:3], rng)
+            row = np.tile(self.value, (width, 1))  # copied as a whole, where one pixel would go in three bytes a time
+            frames[t, top : top + height, left : left + width] = row
+        return replace(clip, frames=frames)
+
+    def _rectangle(self, frame_height: int, frame_width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Top, left, height and width; an empty one if no draw fits."""
+        for _ in range(self.attempts):
+            area = rng.uniform(*self.area) * frame_height * frame_width
+            aspect = rng.uniform(*self.aspect)
+            height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < height <= frame_height and 0 < width <= frame_width:
+                top = rng.integers(frame_height - height + 1)
+                return top, rng.integers(frame_width - width + 1), height, width
+        return 0, 0, 0, 0
+
+
+def build_transforms(cfg, is_train: bool) -> Compose:
+    """The transforms that fast-reid's INPUT section asks for.
+
+    Raises:
+        UserError: it asks for one that there is not for clips.
+    """
+    for name in ("CROP", "CJ", "AFFINE", "AUTOAUG", "AUGMIX", "RPT"):
+        if cfg.INPUT[name].ENABLED:
+            raise UserError(f"INPUT.{name}.ENABLED: this augmentation is not available for clips, set it to False")
+    key = "SIZE_TRAIN" if is_train else "SIZE_TEST"
+    size = list(cfg.INPUT[key])
+    if len(size) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in size):
+        raise UserError(f"INPUT.{key} is {size}: give height and width in pixels, such as [288, 144]")
+    transforms: list[Transform] = [Resize(size * 2 if len(size) == 1 else size)]
+    if not is_train:
+        return Compose(transforms)
+    shared = cfg.INPUT.CLIP.SHARED_GEOMETRY
+    if cfg.INPUT.PADDING.ENABLED:
+        if cfg.INPUT.PADDING.MODE != "constant":
+            raise UserError(f"INPUT.PADDING.MODE '{cfg.INPUT.PADDING.MODE}' is not available for clips, use 'constant'")
+        transforms.append(PadCrop(cfg.INPUT.PADDING.SIZE, shared=shared))
+    if cfg.INPUT.REA.ENABLED:
+        rea = cfg.INPUT.REA
+        transforms.append(RandomErasing(rea.PROB, rea.AREA, value=rea.VALUE))
+    if cfg.INPUT.FLIP.ENABLED:  # last, where a mirrored view is free
+        transforms.append(HorizontalFlip(cfg.INPUT.FLIP.PROB, shared=shared))
+    return Compose(transforms)
+
+
+def _move(clip: Clip, positions: np.ndarray) -> np.ndarray:
+    """The clip's joints with x, y [T,V,2] of the frames that have a skeleton replaced."""
+    joints = clip.joints.copy()
+    joints[clip.present, :, :2] = positions[clip.present]
+    return joints
+
+
+def _paste(target: np.ndarray, source: np.ndarray, dx: int, dy: int) -> None:
+    """Copy source [T,H,W,3] into target, moved dx to the right and dy down."""
+    height, width = source.shape[1:3]
+    rows, columns = max(0, height - abs(dy)), max(0, width - abs(dx))
+    y, x = max(0, dy), max(0, dx)
+    y0, x0 = max(0, -dy), max(0, -dx)
+    target[:, y : y + rows, x : x + columns] = source[:, y0 : y0 + rows, x0 : x0 + columns]

@@ -1,0 +1,229 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from fastreid.config import get_cfg
+from fastreid.data.datasets import DATASET_REGISTRY
+
+from fastreid_star.data.build import (
+    DeviceLoader,
+    build_clip_test_loader,
+    build_clip_train_loader,
+    build_dataset,
+    is_video_dataset,
+    open_store,
+)
+from fastreid_star.data.datasets import HITSZVCM
+from fastreid_star.data.skeletons import write_skeleton_store
+from fastreid_star.errors import UserError
+
+
+@pytest.fixture
+def cfg(vcm_root):
+    cfg = get_cfg()
+    cfg.DATASETS.ROOT, cfg.DATASETS.NAMES, cfg.DATASETS.TESTS = str(vcm_root), ("HITSZVCM",), ("HITSZVCM",)
+    cfg.INPUT.SIZE_TRAIN = cfg.INPUT.SIZE_TEST = [16, 8]
+    cfg.INPUT.CLIP.LENGTH = 4
+    cfg.INPUT.PADDING.ENABLED = cfg.INPUT.FLIP.ENABLED = cfg.INPUT.REA.ENABLED = True
+    cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.NUM_INSTANCE = 0, 2
+    cfg.SOLVER.IMS_PER_BATCH, cfg.TEST.IMS_PER_BATCH = 8, 3
+    return cfg
+
+
+def take(loader, count):
+    return list(itertools.islice(loader, count))
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_registered():
+    assert DATASET_REGISTRY.get("HITSZVCM") is HITSZVCM
+    assert is_video_dataset("HITSZVCM")
+    assert not is_video_dataset("Market1501")
+
+
+def test_unknown_dataset(cfg):
+    with pytest.raises(UserError, match=r"'HITSZ_VCM'.*did you mean HITSZVCM"):
+        build_dataset(cfg, "HITSZ_VCM")
+    with pytest.raises(UserError, match=r"'qqqqqq'.*those of tracklets are HITSZVCM"):
+        is_video_dataset("qqqqqq")
+    with pytest.raises(UserError, match="Market1501 is a dataset of images"):
+        build_dataset(cfg, "Market1501")
+
+
+def test_root_from_the_environment(cfg, vcm_root, monkeypatch):
+    cfg.DATASETS.ROOT = ""
+    monkeypatch.setattr("fastreid.data.build._root", str(vcm_root))
+    assert len(build_dataset(cfg, "HITSZVCM").train) == 12
+
+
+def test_min_frames_comes_from_the_config(cfg):
+    cfg.DATASETS.MIN_FRAMES = 13
+    assert len(build_dataset(cfg, "HITSZVCM").train) == 6
+
+
+def test_options_come_from_the_config(cfg, monkeypatch):
+    class WithOptions(HITSZVCM):
+        def __init__(self, root, *, options, **kwargs):
+            self.options = options
+            super().__init__(root, **kwargs)
+
+        @classmethod
+        def options_from_config(cls, cfg):
+            return cfg.INPUT.CLIP.LENGTH
+
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "WithOptions", WithOptions)
+    assert build_dataset(cfg, "WithOptions").options == 4
+
+
+def write_store(folder, data):
+    tracklets = [*data.train, *data.query, *data.gallery]
+    keys = [t.key(i) for t in tracklets for i in range(len(t))]
+    write_skeleton_store(folder, keys, np.ones((len(keys), 17, 3)))
+
+
+def test_open_store(cfg, make_vcm, tmp_path):
+    cfg.DATASETS.ROOT = str(make_vcm())
+    data = build_dataset(cfg, "HITSZVCM")
+    assert open_store(cfg, data) is None
+    write_store(tmp_path / "HITSZ-VCM" / "skeletons", data)
+    cfg.DATASETS.SKELETONS = "skeletons"  # relative: inside the dataset's folder
+    assert data.train[0].key(0) in open_store(cfg, data)
+    cfg.DATASETS.SKELETONS = str(tmp_path / "HITSZ-VCM" / "skeletons")
+    assert data.train[0].key(0) in open_store(cfg, data)
+    assert next(iter(build_clip_train_loader(cfg, seed=0)))["has_skeleton"].all()
+    assert next(iter(build_clip_test_loader(cfg, "HITSZVCM")))["has_skeleton"].all()
+    cfg.DATASETS.SKELETONS = "none"
+    with pytest.raises(UserError, match="does not exist"):
+        build_clip_train_loader(cfg, seed=0)
+
+
+def test_store_of_another_dataset(cfg, tmp_path):
+    write_skeleton_store(tmp_path / "store", ["0001/0001_RGB_1"], np.ones((1, 17, 3)))
+    cfg.DATASETS.SKELETONS = str(tmp_path / "store")
+    with pytest.raises(UserError, match="made for another dataset"):
+        build_clip_train_loader(cfg, seed=0)
+
+
+def test_train_loader(cfg):
+    loader = build_clip_train_loader(cfg, seed=0)
+    assert loader.dataset.num_classes == 3
+    assert loader.batch_sampler.batches_per_epoch == 2  # 6 tracklets of a modality, 2 x 2 a batch
+    for batch in take(loader, 5):
+        assert batch["images"].shape == (8, 4, 3, 16, 8)
+        assert batch["modality"].tolist() == [2] * 4 + [1] * 4
+        assert batch["targets"].max() < 3
+        assert batch["targets"][:4].tolist() == batch["targets"][4:].tolist()
+
+
+def test_train_loader_does_not_depend_on_workers_or_ranks(cfg):
+    alone = take(build_clip_train_loader(cfg, seed=0), 4)
+    ranks = [take(build_clip_train_loader(cfg, seed=0, rank=rank, world_size=2), 4) for rank in (0, 1)]
+    cfg.DATALOADER.NUM_WORKERS = 2
+    assert all(map(equal, alone, take(build_clip_train_loader(cfg, seed=0), 4)))
+    assert not any(map(equal, alone, take(build_clip_train_loader(cfg, seed=1), 4)))
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        clips = torch.cat([part["images"] for part in parts]).flatten(1).tolist()
+        assert sorted(clips) == sorted(whole["images"].flatten(1).tolist())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_train_loader_can_be_taken_up_anywhere(cfg, workers):
+    cfg.DATALOADER.NUM_WORKERS = workers
+    loader = build_clip_train_loader(cfg, seed=0)
+    expected = take(loader, 5)[3:]
+    loader.batch_sampler.set_start(3)
+    assert all(map(equal, take(loader, 2), expected))
+
+
+def test_loaders_leave_the_global_generator_alone(cfg):
+    state = torch.get_rng_state()
+    take(build_clip_train_loader(cfg, seed=0), 2)
+    take(build_clip_test_loader(cfg, "HITSZVCM"), 2)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("clips", "instances"), [(10, 2), (0, 2), (8, 3), (8, 0)])
+def test_batch_that_is_not_whole(cfg, clips, instances):
+    cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE = clips, instances
+    with pytest.raises(UserError, match=f"SOLVER.IMS_PER_BATCH {clips} is not identities x"):
+        build_clip_train_loader(cfg, seed=0)
+
+
+def test_more_identities_than_there_are(cfg):
+    cfg.SOLVER.IMS_PER_BATCH = 16
+    with pytest.raises(UserError, match="4 identities, but the training set has 3"):
+        build_clip_train_loader(cfg, seed=0)
+
+
+def test_several_datasets_keep_their_identities_apart(cfg, monkeypatch):
+    class Second(HITSZVCM):
+        pass
+
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Second", Second)
+    cfg.DATASETS.NAMES = ("HITSZVCM", "Second")
+    dataset = build_clip_train_loader(cfg, seed=0).dataset
+    assert dataset.num_classes == 6
+    assert len(dataset) == 24
+    pids = [{t.pid for t in half} for half in (dataset.tracklets[:12], dataset.tracklets[12:])]
+    assert not pids[0] & pids[1]
+    assert {dataset[i]["targets"] for i in range(24)} == set(range(6))
+
+
+def test_combineall(cfg):
+    cfg.DATASETS.COMBINEALL = True
+    assert build_clip_train_loader(cfg, seed=0).dataset.num_classes == 5
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 5, 9])
+def test_test_loader_shows_each_tracklet_once_and_in_order(cfg, world_size):
+    loaders = [build_clip_test_loader(cfg, "HITSZVCM", rank=r, world_size=world_size) for r in range(world_size)]
+    batches = [batch for loader in loaders for batch in loader]
+    assert [len(loader) for loader in loaders] == [len(list(loader)) for loader in loaders]
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(8))
+    assert torch.cat([batch["modality"] for batch in batches]).tolist() == [1] * 4 + [2] * 4
+    assert torch.cat([batch["targets"] for batch in batches]).tolist() == [4, 4, 5, 5] * 2  # identities, not labels
+    assert max(len(batch["index"]) for batch in batches) == max(1, 3 // world_size)
+    assert [t.pid for t in loaders[0].dataset.tracklets] == [4, 4, 5, 5] * 2
+
+
+def test_test_loader_honours_workers(cfg):
+    alone = list(build_clip_test_loader(cfg, "HITSZVCM"))
+    cfg.DATALOADER.NUM_WORKERS = 2
+    loader = build_clip_test_loader(cfg, "HITSZVCM")
+    assert loader.num_workers == 2
+    assert all(map(equal, alone, loader))
+    assert all(map(equal, alone, loader))  # the workers persist
+
+
+def test_device_loader(cfg):
+    loader = build_clip_test_loader(cfg, "HITSZVCM")
+    moved = DeviceLoader(loader, torch.device("meta"))
+    assert len(moved) == len(loader)
+    assert moved.dataset is loader.dataset
+    assert moved.batch_sampler is loader.batch_sampler
+    for batch in moved:
+        there = {key for key, value in batch.items() if value.device.type == "meta"}
+        assert there == {"images", "skeletons", "has_skeleton", "targets"}
+
+
+def test_device_loader_leaves_what_is_no_tensor():
+    (batch,) = DeviceLoader([{"images": torch.zeros(1), "img_paths": ["a.jpg"]}], torch.device("meta"))
+    assert batch["img_paths"] == ["a.jpg"]
+    assert batch["images"].device.type == "meta"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_workers_error_is_one_line(cfg, make_vcm, workers):
+    cfg.DATASETS.ROOT, cfg.DATALOADER.NUM_WORKERS = str(make_vcm()), workers
+    loader = build_clip_test_loader(cfg, "HITSZVCM")
+    tracklet = loader.dataset.tracklets[0]
+    for index in range(len(tracklet)):
+        with open(tracklet.path(index), "wb"):
+            pass
+    with pytest.raises(UserError, match=r"^none of the 12 frames of a tracklet in .*0004/ir/D1 can be read") as error:
+        list(DeviceLoader(loader, torch.device("cpu")))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,148 @@
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from fastreid_star.data.samplers import CrossModalIdentitySampler
+from fastreid_star.errors import UserError
+from fastreid_star.structures import Modality, Tracklet
+
+
+def make_tracklets(identities=10, visible=3, infrared=2):
+    """In an order that has nothing to do with identities."""
+    tracklets = [
+        Tracklet(pid, 1, modality, "root", (f"{pid}/{modality}/{number}.jpg",))
+        for pid in range(100, 100 + identities)
+        for modality, count in ((Modality.VISIBLE, visible), (Modality.INFRARED, infrared))
+        for number in range(count)
+    ]
+    return [tracklets[i] for i in np.random.default_rng(0).permutation(len(tracklets))]
+
+
+TRACKLETS = make_tracklets()
+
+
+def sampler(tracklets=TRACKLETS, p=4, k=2, seed=0, **options):
+    return CrossModalIdentitySampler(tracklets, num_identities=p, num_instances=k, seed=seed, **options)
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+@pytest.mark.parametrize(("p", "k"), [(4, 2), (3, 1), (10, 3), (1, 2)])
+def test_composition(p, k):
+    for batch in take(sampler(p=p, k=k), 20):
+        assert len(batch) == 2 * p * k
+        chosen = [TRACKLETS[request.index] for request in batch]
+        assert [t.modality for t in chosen] == [Modality.VISIBLE] * (p * k) + [Modality.INFRARED] * (p * k)
+        pids = [t.pid for t in chosen]
+        assert pids[: p * k] == pids[p * k :]  # the same identities in the same order
+        assert pids[: p * k] == [pid for pid in pids[: p * k : k] for _ in range(k)]  # identity by identity
+        assert len(set(pids)) == p  # none twice
+
+
+def test_tracklets_without_replacement_where_there_are_enough():
+    """3 visible tracklets for 3 clips: each once. 2 infrared ones: some twice, but not always the same pattern."""
+    patterns = set()
+    for batch in take(sampler(p=5, k=3), 50):
+        indices = [request.index for request in batch]
+        assert len(set(indices[:15])) == 15
+        patterns |= {tuple(Counter(indices[i : i + 3]).values()) for i in range(15, 30, 3)}
+    assert {(3,), (2, 1)} <= patterns
+
+
+def test_every_tracklet_gets_its_turn():
+    seen = {request.index for batch in take(sampler(), 200) for request in batch}
+    assert seen == set(range(len(TRACKLETS)))
+
+
+def identities(batch):
+    return [TRACKLETS[request.index].pid for request in batch[: len(batch) // 2 : 2]]
+
+
+def test_identities_without_replacement_within_a_pass():
+    """10 identities, 4 a batch: two batches a pass, 8 different identities, the two left over change."""
+    batches = take(sampler(), 40)
+    left_over = set()
+    for first, second in zip(batches[::2], batches[1::2], strict=True):
+        drawn = set(identities(first)) | set(identities(second))
+        assert len(drawn) == 8
+        left_over |= set(range(100, 110)) - drawn
+    assert left_over == set(range(100, 110))
+
+
+def test_length_of_an_epoch():
+    assert sampler().batches_per_epoch == 4  # 30 visible tracklets, 8 a batch
+    assert sampler(make_tracklets(visible=2, infrared=5)).batches_per_epoch == 7  # 50 infrared ones
+    assert sampler(p=5, k=3).batches_per_epoch == 2
+
+
+def test_a_function_of_the_seed():
+    assert take(sampler(seed=3), 12) == take(sampler(seed=3), 12)
+    assert take(sampler(seed=3), 12) != take(sampler(seed=4), 12)
+
+
+def test_epochs_differ():
+    stream = sampler()
+    epoch = stream.batches_per_epoch
+    batches = [[request.index for request in batch] for batch in take(stream, 6 * epoch)]
+    epochs = [tuple(map(tuple, batches[i : i + epoch])) for i in range(0, len(batches), epoch)]
+    assert len(set(epochs)) == 6
+
+
+def test_each_request_has_a_seed_of_its_own():
+    seeds = [request.seed for batch in take(sampler(seed=7), 10) for request in batch]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds[:2] == [(7, 0, 0), (7, 0, 1)]
+    assert seeds[16] == (7, 1, 0)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_one_global_batch(world_size):
+    ranks = [sampler(rank=rank, world_size=world_size) for rank in range(world_size)]
+    for whole, *parts in zip(take(sampler(), 9), *(take(rank, 9) for rank in ranks), strict=True):
+        assert sorted(request for part in parts for request in part) == sorted(whole)  # indices and seeds
+        pids = [{TRACKLETS[request.index].pid for request in part} for part in parts]
+        assert sum(map(len, pids)) == 4  # whole identities, each on one rank
+        for part in parts:
+            assert len(part) == 16 // world_size
+            halves = part[: len(part) // 2], part[len(part) // 2 :]
+            assert [TRACKLETS[r.index].pid for r in halves[0]] == [TRACKLETS[r.index].pid for r in halves[1]]
+            assert {TRACKLETS[r.index].modality for r in halves[0]} == {Modality.VISIBLE}
+            assert {TRACKLETS[r.index].modality for r in halves[1]} == {Modality.INFRARED}
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 37])
+def test_set_start_is_skipping(start):
+    resumed = sampler()
+    resumed.set_start(start)
+    assert take(resumed, 5) == take(sampler(), start + 5)[start:]
+
+
+def test_set_start_with_the_seed_of_another_run():
+    resumed = sampler(seed=1)
+    resumed.set_start(3, seed=8)
+    assert take(resumed, 2) == take(sampler(seed=8), 5)[3:]
+
+
+def test_more_identities_than_there_are():
+    with pytest.raises(UserError, match=r"11 identities, but the training set has 10: .*IMS_PER_BATCH to at most 40"):
+        sampler(p=11)
+
+
+def test_identities_that_do_not_divide_among_the_ranks():
+    with pytest.raises(UserError, match=r"4 identities a batch do not divide among 3 processes: .* multiple of 12"):
+        sampler(world_size=3)
+
+
+def test_identity_in_one_modality_only():
+    lonely = Tracklet(7, 1, Modality.INFRARED, "root", ("a.jpg",))
+    with pytest.raises(UserError, match=r"1 training identities .* one modality only \(\[7\]\)"):
+        sampler([*TRACKLETS, lonely])
+
+
+def test_empty_batch():
+    with pytest.raises(UserError, match="empty"):
+        sampler(k=0)

@@ -1,0 +1,236 @@
+import json
+import multiprocessing
+import os
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+
+from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
+from fastreid_star.errors import UserError
+
+KEYS = [f"{pid:04d}/ir/D4/{frame}" for pid in (1, 2) for frame in range(1, 6)]
+
+
+@pytest.fixture
+def joints():
+    values = np.random.default_rng(0).uniform(0, 100, (len(KEYS), 17, 3)).astype(np.float32)
+    values[3, 5, 0] = np.nan
+    values[4, 16, 2] = np.inf
+    return values
+
+
+@pytest.fixture
+def paths(tmp_path, joints):
+    """The same skeletons in both forms."""
+    write_skeleton_store(tmp_path / "store", KEYS, joints, meta={"model": "none"})
+    with h5py.File(tmp_path / "store.h5", "w") as file:
+        for key, value in zip(KEYS, joints, strict=True):
+            file[key] = value.astype(np.float64)
+    return {"flat": tmp_path / "store", "hdf5": tmp_path / "store.h5"}
+
+
+@pytest.fixture(params=["flat", "hdf5"])
+def path(request, paths):
+    return paths[request.param]
+
+
+def test_read(path, joints):
+    store = SkeletonStore.open(path)
+    keys = [KEYS[7], KEYS[0], "0009/ir/D1/1", KEYS[3], KEYS[4], KEYS[0], "0001/ir"]
+    read, present = store.read(keys)
+    assert read.dtype == np.float32
+    assert read.shape == (7, 17, 3)
+    assert present.tolist() == [True, True, False, False, False, True, False]  # absent, not finite, a group
+    np.testing.assert_array_equal(read[present], joints[[7, 0, 0]])
+    assert not read[~present].any()
+
+
+def test_read_nothing_missing_and_all_missing(path, joints):
+    store = SkeletonStore.open(path)
+    read, present = store.read(KEYS[:3])
+    assert present.all()
+    np.testing.assert_array_equal(read, joints[:3])
+    read, present = store.read(["a", "b"])
+    assert not present.any()
+    assert not read.any()
+
+
+def test_what_is_read_is_the_callers_own(path):
+    store = SkeletonStore.open(path)
+    first, _ = store.read(KEYS[:2])
+    expected = first.copy()
+    first += 1
+    np.testing.assert_array_equal(store.read(KEYS[:2])[0], expected)
+
+
+def test_length_and_membership(path):
+    store = SkeletonStore.open(path)
+    assert len(store) == len(KEYS)
+    assert KEYS[0] in store
+    assert "0001/ir" not in store
+    assert "0009/ir/D1/1" not in store
+
+
+def test_pickle(path):
+    store = SkeletonStore.open(path)
+    expected, _ = store.read(KEYS)
+    sent = pickle.dumps(store)
+    assert len(sent) < 500  # the path, not the skeletons
+    np.testing.assert_array_equal(pickle.loads(sent).read(KEYS)[0], expected)
+
+
+def read_sum(store):
+    return float(store.read(KEYS)[0].sum())
+
+
+def test_both_forms_are_equal(paths):
+    flat, hdf5 = (SkeletonStore.open(paths[name]).read([*KEYS, "none"]) for name in ("flat", "hdf5"))
+    np.testing.assert_array_equal(flat[0], hdf5[0])
+    np.testing.assert_array_equal(flat[1], hdf5[1])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_readable_in_another_process(paths, method):
+    stores = [SkeletonStore.open(path) for path in paths.values()]
+    expected = [read_sum(store) for store in stores]  # the parent has them open
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.map(read_sum, stores * 2) == expected * 2
+    assert [read_sum(store) for store in stores] == expected
+
+
+def read_in_child(store, queue):
+    total = read_sum(store)
+    queue.put((total, getattr(store, "_owner", os.getpid()) == os.getpid()))
+
+
+def test_inherited_through_fork_without_pickling(path):
+    store = SkeletonStore.open(path)
+    expected = read_sum(store)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    children = [context.Process(target=read_in_child, args=(store, queue)) for _ in range(3)]
+    for child in children:
+        child.start()
+    assert [queue.get(timeout=20) for _ in children] == [(expected, True)] * 3  # with handles of their own
+    for child in children:
+        child.join()
+
+
+def test_missing_path_names_the_way_out(tmp_path):
+    with pytest.raises(UserError, match=r"does not exist: make one .*DATASETS.SKELETONS ''"):
+        SkeletonStore.open(tmp_path / "none")
+
+
+def test_not_a_store(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(UserError, match="neither a folder"):
+        SkeletonStore.open(tmp_path / "a.txt")
+    (tmp_path / "a.h5").write_text("x")
+    with pytest.raises(UserError, match="not a readable HDF5"):
+        SkeletonStore.open(tmp_path / "a.h5")
+    with pytest.raises(UserError, match=r"has no index\.json"):
+        SkeletonStore.open(tmp_path)
+
+
+def test_damaged_flat_store(tmp_path, joints):
+    folder = tmp_path / "store"
+    write_skeleton_store(folder, KEYS, joints)
+    index = json.loads((folder / "index.json").read_text())
+
+    def with_index(**changes):
+        (folder / "index.json").write_text(json.dumps({**index, **changes}))
+
+    with_index(keys=KEYS[:-1])
+    with pytest.raises(UserError, match="lists 9 frames"):
+        SkeletonStore.open(folder)
+    with_index(shape=[9, 17, 3])
+    with pytest.raises(UserError, match="different runs"):
+        SkeletonStore.open(folder)
+    with_index(keys=[KEYS[0], *KEYS[:-1]])
+    with pytest.raises(UserError, match="twice"):
+        SkeletonStore.open(folder)
+    with_index(version=2)
+    with pytest.raises(UserError, match="version 1"):
+        SkeletonStore.open(folder)
+    (folder / "index.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        SkeletonStore.open(folder)
+    with_index()
+    np.save(folder / "skeletons.npy", joints.astype(np.float64))
+    with pytest.raises(UserError, match="float64"):
+        SkeletonStore.open(folder)
+    np.save(folder / "skeletons.npy", joints[:, :16])
+    with pytest.raises(UserError, match="shape"):
+        SkeletonStore.open(folder)
+    (folder / "skeletons.npy").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read"):
+        SkeletonStore.open(folder)
+    (folder / "skeletons.npy").unlink()
+    with pytest.raises(UserError, match=r"has no skeletons\.npy"):
+        SkeletonStore.open(folder)
+
+
+def test_hdf5_of_another_shape(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["0001/ir/D4/1"] = np.zeros((16, 3))
+    with pytest.raises(UserError, match=r"\(16, 3\)"):
+        SkeletonStore.open(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["0001/ir/D4/1"] = np.zeros((17, 3))
+        file["0001/ir/D4/2"] = np.zeros((17, 2))
+    with pytest.raises(UserError, match=r"0001/ir/D4/2 has the shape \(17, 2\)"):
+        SkeletonStore.open(tmp_path / "b.h5").read(["0001/ir/D4/2"])
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file.create_group("0001")
+    with pytest.raises(UserError, match="no dataset"):
+        SkeletonStore.open(tmp_path / "c.h5")
+
+
+def test_write_replaces_a_store_and_nothing_else(tmp_path, joints):
+    folder = tmp_path / "store"
+    write_skeleton_store(folder, KEYS, joints)
+    write_skeleton_store(folder, KEYS[:2], joints[:2], meta={"model": "b"})
+    store = SkeletonStore.open(folder)
+    assert len(store) == 2
+    assert store.meta == {"model": "b"}
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="something else"):
+        write_skeleton_store(folder, KEYS, joints)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_write_is_whole_or_not_at_all(tmp_path, joints):
+    folder = tmp_path / "store"
+    write_skeleton_store(folder, KEYS[:2], joints[:2])
+    with pytest.raises(TypeError):
+        write_skeleton_store(folder, KEYS, joints, meta={"cannot be written": object()})
+    assert len(SkeletonStore.open(folder)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_the_old_store_stays_where_the_new_one_cannot_be_put_in_place(tmp_path, joints, monkeypatch):
+    folder, rename = tmp_path / "store", os.rename
+    write_skeleton_store(folder, KEYS[:2], joints[:2])
+
+    def failing(source, target):
+        if ".tmp" in source:
+            raise OSError("disk")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError, match="disk"):
+        write_skeleton_store(folder, KEYS, joints)
+    assert len(SkeletonStore.open(folder)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "shape", "message"),
+    [([], (0, 17, 3), "no skeletons"), (["a"], (1, 16, 3), "shape"), (["a", "a"], (2, 17, 3), "twice")],
+)
+def test_write_refuses(tmp_path, keys, shape, message):
+    with pytest.raises(UserError, match=message):
+        write_skeleton_store(tmp_path / "store", keys, np.zeros(shape))
+    assert not list(tmp_path.iterdir())
