@@ -15,5 +15,7 @@ from fastreid_star.config import add_star_config  # noqa: E402
 if "SAD" not in _defaults._C.MODEL:  # importlib.reload
     add_star_config(_defaults._C)
 
+from fastreid_star import data, modeling  # noqa: E402, F401  (they register themselves)
+
 __version__ = "0.1.0"
-__all__ = ["add_star_config", "__version__"]
+__all__ = ["__version__", "add_star_config"]

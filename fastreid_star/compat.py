@@ -47,13 +47,20 @@ def apply() -> None:
     _applied = True
 
 
+def set_dataset_root(root: str) -> None:
+    """Where fast-reid's own loaders look for image datasets; they read $FASTREID_DATASETS once, at import."""
+    from fastreid.data import build
+
+    build._root = root
+
+
 def _import_torchvision() -> None:
     """A CUDA build of torchvision beside a CPU build of torch fails at import on two operators' schemas.
 
     fastreid uses only the transforms, so declaring the operators, without an implementation, is enough.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "operator torchvision::" not in str(error):
             raise

@@ -1,0 +1,85 @@
+"""fast-reid's checkpointer, with files that are whole or not there, and loading that runs no code."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from fastreid.utils import comm
+from fastreid.utils.checkpoint import Checkpointer as FastReidCheckpointer
+
+from fastreid_star.errors import UserError
+
+
+class Checkpointer(FastReidCheckpointer):
+    """Saves to a temporary file, then renames; loads with ``weights_only``.
+
+    See :class:`fastreid.utils.checkpoint.Checkpointer` for the arguments. Everything saved must be tensors and
+    plain Python values.
+    """
+
+    def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
+        """Write ``<name>.pth``.
+
+        Args:
+            name: file name without its ending.
+            tag: make it the checkpoint that a run resumes from.
+            kwargs: plain values to save beside the model and the checkpointables.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
+        data.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {path}")
+        write_whole(path, lambda file: torch.save(data, file))
+        if tag:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        write_whole(path, lambda file: file.write(last_filename_basename.encode()))
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
+        """As fast-reid's; a path that does not exist is a :class:`UserError` and is not looked for on a network."""
+        if path and not os.path.isfile(path):
+            read_checkpoint(path)
+        return super().load(path, checkpointables)
+
+    def _load_file(self, f: str) -> dict:
+        return read_checkpoint(f)
+
+
+def read_checkpoint(path: str) -> dict:
+    """A checkpoint's content, on the CPU; no code in the file is run.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it is not a checkpoint.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS or the output folder")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything from EOFError to UnpicklingError
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"checkpoint {path} cannot be read ({reason}): it is damaged or not a checkpoint") from error
+    if not isinstance(data, dict) or "model" not in data:
+        raise UserError(f"checkpoint {path} holds no 'model': it was not written by fast-reid or this plugin")
+    return data
+
+
+def write_whole(path: str, write) -> None:
+    """Call ``write(file)`` on a temporary file beside `path`, then rename: `path` is never half written."""
+    temporary = f"{path}.{comm.get_rank()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise

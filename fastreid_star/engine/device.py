@@ -1,0 +1,134 @@
+"""The one module that knows device names: npu (torch_npu), cuda and cpu behind a handful of functions.
+
+Nothing here falls back: a device asked for by name and not usable is a :class:`UserError` with its cause and cure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+
+import torch
+
+from fastreid_star.errors import UserError
+
+DEVICE_NAMES = ("auto", "npu", "cuda", "cpu")
+_BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
+_AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of this process.
+
+    Args:
+        name: ``auto`` (the first usable of npu, cuda, cpu), or one of them, with or without an index.
+        local_rank: index of the device on this machine, where the name gives none.
+
+    Raises:
+        UserError: the name is unknown, or the device named is not usable here.
+    """
+    kind, _, index = name.partition(":")
+    if kind not in DEVICE_NAMES or (index and not index.isdigit()):
+        raise UserError(f"MODEL.DEVICE {name!r} is not a device: use one of {', '.join(DEVICE_NAMES)}")
+    if kind == "auto":
+        kind = next(kind for kind in ("npu", "cuda", "cpu") if why_unusable(kind) is None)
+    else:
+        reason = why_unusable(kind)
+        if reason:
+            raise UserError(reason)
+    if kind == "cpu":
+        return torch.device("cpu")
+    position = int(index) if index else local_rank
+    count = _module(kind).device_count()
+    if position >= count:
+        raise UserError(f"{kind}:{position} was asked for, but this machine shows {count} {kind} device(s)")
+    device = torch.device(kind, position)
+    _module(kind).set_device(device)
+    return device
+
+
+def why_unusable(kind: str) -> str | None:
+    """Why devices of this kind cannot be used here, with the cure; None where they can."""
+    if kind == "cpu":
+        return None
+    if kind == "cuda":
+        if torch.cuda.is_available():
+            return None
+        if torch.version.cuda is None:
+            return "MODEL.DEVICE cuda: this torch is built without CUDA; install a CUDA build, or set MODEL.DEVICE cpu"
+        return "MODEL.DEVICE cuda: no GPU is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    return _why_no_npu()
+
+
+def _why_no_npu() -> str | None:
+    if importlib.util.find_spec("torch_npu") is None:
+        return "MODEL.DEVICE npu: torch_npu is not installed; install the release with torch's version number"
+    try:
+        torch_npu = importlib.import_module("torch_npu")
+    except (ImportError, OSError, RuntimeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"MODEL.DEVICE npu: torch_npu does not load ({first}); source CANN's set_env.sh in this shell first"
+    ours, theirs = (version.split("+")[0].split(".post")[0] for version in (torch.__version__, torch_npu.__version__))
+    if ours != theirs:
+        return f"MODEL.DEVICE npu: torch {ours} and torch_npu {theirs} must be the same release"
+    if not torch.npu.is_available():
+        return "MODEL.DEVICE npu: no NPU is visible; check npu-smi info and ASCEND_RT_VISIBLE_DEVICES"
+    return None
+
+
+def collective_backend(name: str) -> str:
+    """The torch.distributed backend for ``MODEL.DEVICE`` `name`: hccl, nccl or gloo."""
+    return _BACKENDS[choose_device(name).type]
+
+
+def device_count(name: str) -> int | None:
+    """How many devices a process of this machine can be given; None where there is no such limit (cpu)."""
+    kind = choose_device(name).type
+    return None if kind == "cpu" else _module(kind).device_count()
+
+
+def describe(device: torch.device) -> str:
+    """One line for the log: the device and its name."""
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return f"{device} ({_module(device.type).get_device_name(device)})"
+
+
+def needs_pinned_memory(device: torch.device) -> bool:
+    """Whether batches travel to this device faster from page-locked memory."""
+    return device.type == "cuda"
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done everything it was given."""
+    if device.type != "cpu":
+        _module(device.type).synchronize(device)
+
+
+def seed_everywhere(seed: int) -> None:
+    """Seed torch's generators, the CPU's and those of every visible device."""
+    torch.manual_seed(seed)
+
+
+def autocast(device: torch.device, dtype: str | None):
+    """A context for mixed precision: `dtype` ``float16`` or ``bfloat16``; None: full precision.
+
+    Raises:
+        UserError: another dtype.
+    """
+    if dtype is None:
+        return contextlib.nullcontext()
+    if dtype not in _AMP_DTYPES:
+        raise UserError(f"SOLVER.AMP.DTYPE {dtype!r}: use float16 or bfloat16")
+    return torch.autocast(device.type, dtype=_AMP_DTYPES[dtype])
+
+
+def grad_scaler(device: torch.device, dtype: str | None):
+    """A gradient scaler where float16 needs one, else None."""
+    return torch.amp.GradScaler(device.type) if dtype == "float16" else None
+
+
+def _module(kind: str):
+    """torch.npu or torch.cuda: the two have one interface."""
+    return getattr(torch, kind)

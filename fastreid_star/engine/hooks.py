@@ -1,0 +1,172 @@
+"""Training hooks: evaluation, checkpoints, progress bar. The rest are fast-reid's own."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+from fastreid.engine import hooks
+from fastreid.engine.train_loop import HookBase
+from fastreid.evaluation.testing import flatten_results_dict
+from fastreid.utils import comm
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from fastreid_star.engine.checkpoint import Checkpointer
+
+logger = logging.getLogger(__name__)
+
+
+class LRScheduler(hooks.LRScheduler):
+    """fast-reid's hook, logging the largest learning rate of all groups.
+
+    fast-reid logs the group with the most parameters: the backbone's tenth, where a reader expects ``BASE_LR``.
+    """
+
+    def __init__(self, optimizer, scheduler):
+        super().__init__(optimizer, scheduler)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        self._best_param_group_id = rates.index(max(rates))
+
+
+class EvalHook(HookBase):
+    """Evaluate every `period` epochs and after the last; `period` 0: never.
+
+    fast-reid's own divides by the period, and evaluates again when training has failed.
+
+    Args:
+        period: in epochs.
+        evaluate: returns a nested dict of numbers; called on every rank, filled on the main one.
+    """
+
+    def __init__(self, period: int, evaluate: Callable[[], dict]):
+        self._period = period
+        self._evaluate = evaluate
+        self.results: dict | None = None
+
+    def after_epoch(self):
+        epoch = self.trainer.epoch + 1
+        self.results = None
+        if self._period > 0 and (epoch % self._period == 0 or epoch == self.trainer.max_epoch):
+            self.results = self._evaluate()
+            if self.results:
+                self.trainer.storage.put_scalars(**flatten_results_dict(self.results), smoothing_hint=False)
+            comm.synchronize()
+
+
+class CheckpointHook(HookBase):
+    """Keep the best checkpoint, by the evaluation's ``metric``, and the last one.
+
+    ``model_best.pth`` is written when an evaluation beats all before it, ``model_last.pth`` every `period` epochs,
+    ``model_final.pth`` at the end. A run resumes from the last or the final one.
+
+    Args:
+        checkpointer: writes on the main rank.
+        period: in epochs; 0: only at the end.
+        evaluation: the hook that evaluates, run before this one.
+        metric_name: the key of the metric in the flattened results.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, period: int, evaluation: EvalHook, metric_name: str):
+        self._checkpointer = checkpointer
+        self._period = period
+        self._evaluation = evaluation
+        self._metric_name = metric_name
+
+    def after_epoch(self):
+        trainer = self.trainer
+        epoch = trainer.epoch + 1
+        metric = flatten_results_dict(self._evaluation.results or {}).get(self._metric_name)
+        if metric is not None and metric > trainer.progress.best_metric:
+            trainer.progress.best_metric = float(metric)
+            self._checkpointer.save("model_best", tag=False, epoch=trainer.epoch, metric=float(metric))
+        if epoch == trainer.max_epoch:
+            self._checkpointer.save("model_final", epoch=trainer.epoch)
+        elif self._period > 0 and epoch % self._period == 0:
+            self._checkpointer.save("model_last", epoch=trainer.epoch)
+
+
+class CrossEntropyFirst(HookBase):
+    """Train with the cross entropies alone for the first epochs, then with the losses of the config.
+
+    For training without pretrained weights: see ``MODEL.LOSSES.CE_ONLY_EPOCHS``.
+
+    Args:
+        model: has `loss_names`, as :class:`fastreid_star.modeling.SAD` does.
+        epochs: how many.
+    """
+
+    def __init__(self, model, epochs: int):
+        self._model = model
+        self._epochs = epochs
+        self._all = model.loss_names
+
+    def before_epoch(self):
+        early = self.trainer.epoch < self._epochs
+        self._model.loss_names = ("CrossEntropyLoss",) if early else self._all
+
+    def after_train(self):
+        self._model.loss_names = self._all
+
+
+class ReplacedFrames(HookBase):
+    """Say after every epoch how many broken frames were replaced by a neighbour.
+
+    Args:
+        loader: counts them in `replaced`.
+    """
+
+    def __init__(self, loader):
+        self._loader = loader
+        self._reported = 0
+
+    def after_epoch(self):
+        new = self._loader.replaced - self._reported
+        if new:
+            logger.warning(f"{new} broken frames were replaced by their nearest good neighbour in this epoch")
+        self._reported = self._loader.replaced
+
+
+class PeriodicWriter(hooks.PeriodicWriter):
+    """fast-reid's hook, writing each iteration once.
+
+    fast-reid writes after a step and again after the epoch that the step ends. The second time its log line divides
+    by zero iterations, and metrics.json leaves out the evaluation, which has the number of an iteration it has
+    written already.
+    """
+
+    def after_step(self):
+        if (self.trainer.iter + 1) % self.trainer.iters_per_epoch:
+            super().after_step()
+
+
+class ProgressBar(HookBase):
+    """A bar with the time left, where standard error is a terminal; log lines are printed above it."""
+
+    def before_train(self):
+        trainer = self.trainer
+        loggers = [logging.getLogger(name) for name in ("fastreid", "fastreid_star")]
+        self._redirect = logging_redirect_tqdm(loggers=loggers)
+        self._redirect.__enter__()
+        self._bar = tqdm(total=trainer.max_iter, initial=trainer.start_iter, unit="it", dynamic_ncols=True)
+
+    def after_step(self):
+        storage = self.trainer.storage
+        latest = storage.latest()
+        self._bar.set_postfix(
+            epoch=f"{self.trainer.epoch + 1}/{self.trainer.max_epoch}",
+            loss=f"{latest['total_loss'][0]:.3f}",
+            lr=f"{latest['lr'][0]:.1e}" if "lr" in latest else "-",
+            refresh=False,
+        )
+        self._bar.update()
+
+    def after_train(self):
+        self._bar.close()
+        self._redirect.__exit__(None, None, None)
+
+    @staticmethod
+    def fits() -> bool:
+        """Whether there is a terminal to draw on."""
+        return sys.stderr.isatty()

@@ -1,0 +1,139 @@
+"""From a command line to a frozen config and an output folder with a log: what every tool does first."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import platform
+import secrets
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+import yaml
+from fastreid.config import CfgNode, get_cfg
+from fastreid.utils import comm
+from fastreid.utils.logger import setup_logger
+
+from fastreid_star.engine import device as devices
+from fastreid_star.engine.checkpoint import write_whole
+from fastreid_star.errors import UserError
+
+logger = logging.getLogger(__name__)
+LOGGERS = ("fastreid", "fastreid_star")
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """fast-reid's arguments of a training script, with ``--num-devices`` for any kind of device."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML file of configs/")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
+    parser.add_argument(
+        "--num-devices", "--num-gpus", type=int, default=1, metavar="N", help="devices, and processes, per machine"
+    )
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="this machine's number, from 0")
+    parser.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of the first machine")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values to change")
+    return parser
+
+
+def load_config(path: str = "", opts: list[str] | None = None) -> CfgNode:
+    """fast-reid's defaults, the file, then the options.
+
+    A negative SEED is replaced by a fresh one, so that the config saved beside a run can repeat it.
+
+    Args:
+        path: a YAML file; empty: none.
+        opts: ``[KEY, VALUE, KEY, VALUE, ...]``.
+
+    Raises:
+        UserError: no such file, no such key (with the nearest that exists), or a value of the wrong type.
+    """
+    cfg = get_cfg()
+    if path:
+        if not os.path.isfile(path):
+            raise UserError(f"config file {path} does not exist")
+        _merge(cfg, lambda: cfg.merge_from_file(path), path)
+    opts = list(opts or [])
+    if len(opts) % 2:
+        raise UserError(f"config options come in pairs, KEY VALUE; {opts[-1]!r} has no value")
+    _merge(cfg, lambda: cfg.merge_from_list(opts), "the command line")
+    if cfg.SEED < 0:
+        cfg.SEED = secrets.randbelow(2**31)
+    cfg.freeze()
+    return cfg
+
+
+def _merge(cfg: CfgNode, merge: Callable[[], None], source: str) -> None:
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # yacs logs an error before it raises it; the UserError says it once
+    try:
+        merge()
+    except (KeyError, AssertionError) as error:
+        text = str(error.args[0]) if error.args else str(error)
+        key = text.rsplit(": ", 1)[-1].strip("'\"")
+        near = difflib.get_close_matches(key, _all_keys(cfg), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{source}: there is no config key {key}{hint}") from error
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        raise UserError(f"{source}: {' '.join(str(error).split())}") from error
+    finally:
+        logging.disable(previous)
+
+
+def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in node.items():
+        keys.append(prefix + key)
+        if isinstance(value, CfgNode):
+            keys += _all_keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Read the config, make OUTPUT_DIR, open the log there and save the config beside it.
+
+    The terminal gets a few lines, ``log.txt`` the whole config as well.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    if comm.is_main_process():
+        try:
+            os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+            write_whole(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), lambda file: file.write(cfg.dump().encode()))
+        except OSError as error:
+            raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror}") from error
+    comm.synchronize()
+    for name in LOGGERS:
+        for handler in setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name).handlers:
+            if getattr(handler, "stream", None) is sys.stdout:
+                handler.setLevel(logging.INFO)
+    chosen = devices.choose_device(cfg.MODEL.DEVICE, comm.get_local_rank())
+    logger.info(f"Command line: {' '.join(sys.argv)}")
+    logger.info(
+        f"Python {platform.python_version()}, torch {torch.__version__}, fastreid {_version('fastreid')}, "
+        f"fastreid-star {_version('fastreid-star')}; {comm.get_world_size()} process(es) on {devices.describe(chosen)}"
+    )
+    logger.info(f"Output folder: {os.path.abspath(cfg.OUTPUT_DIR)}; seed {cfg.SEED}")
+    logger.debug(f"Config:\n{cfg}")
+    return cfg
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a command line tool: a :class:`UserError` ends it with its one line and status 2, without a traceback."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

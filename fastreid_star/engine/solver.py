@@ -1,0 +1,92 @@
+"""Optimizer and learning-rate schedule: fast-reid's, with the traps taken out."""
+
+from __future__ import annotations
+
+import fastreid.solver.optim
+import torch
+from fastreid.config import CfgNode
+from fastreid.solver.build import (
+    build_lr_scheduler,
+    get_default_optimizer_params,
+    maybe_add_freeze_layer,
+    maybe_add_gradient_clipping,
+)
+
+from fastreid_star.errors import UserError
+
+__all__ = ["build_lr_scheduler", "build_optimizer", "resolve_schedule"]
+
+
+def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of ``SOLVER``, over fast-reid's parameter groups.
+
+    Differs from fast-reid's own in three ways. It does not flatten the parameters into one buffer: since torch 2,
+    ``zero_grad()`` drops the buffer's gradient and ``step()`` then changes nothing at all. Parameters of
+    ``model.backbone`` (both stems included) learn at ``SOLVER.BACKBONE_LR_FACTOR`` times the rate. Optimizers of
+    fast-reid's own (Lamb, RAdam, ...) are found as well as torch's.
+
+    Raises:
+        UserError: no optimizer of that name, or nothing to train.
+    """
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        heads_lr_factor=cfg.SOLVER.HEADS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        freeze_layers=cfg.MODEL.FREEZE_LAYERS if cfg.SOLVER.FREEZE_ITERS > 0 else [],
+    )
+    if not groups:
+        raise UserError("the model has no parameter to train")
+    backbone = {id(p) for p in model.backbone.parameters()} if hasattr(model, "backbone") else set()
+    for group in groups:
+        if id(group["params"][0]) in backbone:
+            group["lr"] *= cfg.SOLVER.BACKBONE_LR_FACTOR
+
+    name = cfg.SOLVER.OPT
+    optimizer = getattr(torch.optim, name, None) or getattr(fastreid.solver.optim, name, None)
+    if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
+        raise UserError(f"SOLVER.OPT {name!r}: neither torch.optim nor fastreid.solver.optim has it")
+    optimizer = maybe_add_freeze_layer(cfg, maybe_add_gradient_clipping(cfg, optimizer))
+    options = {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV} if name == "SGD" else {}
+    return optimizer(_merge(groups), **options)
+
+
+def _merge(groups: list[dict]) -> list[dict]:
+    """One group for all parameters of equal settings; fast-reid gives every parameter its own."""
+    merged: dict[tuple, dict] = {}
+    for group in groups:
+        settings = {key: value for key, value in group.items() if key != "params"}
+        merged.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})["params"] += group["params"]
+    return list(merged.values())
+
+
+def resolve_schedule(cfg: CfgNode, iters_per_epoch: int) -> CfgNode:
+    """Translate the plugin's schedule keys into fast-reid's.
+
+    ``SOLVER.WARMUP_EPOCHS`` becomes ``WARMUP_ITERS``. With ``SOLVER.STEPS_FROM_START`` the milestones, epochs from
+    the start of training, become counts of scheduler steps: fast-reid's hook takes such a step after every epoch
+    but those inside the warm-up or the delay, so its own milestones wander with the length of the warm-up.
+
+    Returns:
+        a copy of `cfg`, with both plugin keys back at their defaults.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if cfg.SOLVER.WARMUP_EPOCHS > 0:
+        cfg.SOLVER.WARMUP_ITERS = cfg.SOLVER.WARMUP_EPOCHS * iters_per_epoch
+        cfg.SOLVER.WARMUP_EPOCHS = 0
+    if cfg.SOLVER.STEPS_FROM_START:
+        steps_before = [
+            sum(
+                (epoch + 1) * iters_per_epoch + 1 > cfg.SOLVER.WARMUP_ITERS and epoch + 1 > cfg.SOLVER.DELAY_EPOCHS
+                for epoch in range(milestone)
+            )
+            for milestone in cfg.SOLVER.STEPS
+        ]
+        cfg.SOLVER.STEPS = steps_before
+        cfg.SOLVER.STEPS_FROM_START = False
+    cfg.freeze()
+    return cfg

@@ -1,0 +1,60 @@
+"""The main job: train or evaluate what a command line names. A module of its own, so that workers can import it."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from fastreid.config import CfgNode
+
+from fastreid_star.engine.checkpoint import read_checkpoint
+from fastreid_star.engine.setup import setup
+from fastreid_star.engine.trainer import Trainer
+from fastreid_star.errors import UserError
+
+
+def train_or_evaluate(args: argparse.Namespace) -> dict:
+    """Train, or with ``--eval-only`` evaluate ``MODEL.WEIGHTS``.
+
+    Args:
+        args: of :func:`fastreid_star.engine.setup.argument_parser`.
+
+    Returns:
+        the last evaluation's results (empty on other ranks than the main one).
+    """
+    cfg = setup(args)
+    if not args.eval_only:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("--eval-only needs weights: add MODEL.WEIGHTS path/to/model.pth")
+    return Trainer.test(cfg, load_trained(cfg, cfg.MODEL.WEIGHTS))
+
+
+def load_trained(cfg: CfgNode, path: str) -> torch.nn.Module:
+    """Build the model of `cfg` and fill it from a checkpoint, in eval mode.
+
+    The number of identities is read from the checkpoint, and no pretrained backbone is looked for.
+
+    Raises:
+        UserError: no such file, or the checkpoint is of another model: one missing or misshapen weight is enough.
+    """
+    weights = read_checkpoint(path)["model"]
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.PRETRAIN = False
+    if "heads.weight" in weights:
+        cfg.MODEL.HEADS.NUM_CLASSES = weights["heads.weight"].shape[0]
+    cfg.freeze()
+    model = Trainer.build_model(cfg)
+    own = model.state_dict()
+    wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    wrong += [name for name in weights if name not in own]
+    if wrong:
+        raise UserError(
+            f"checkpoint {path} is of another model: {len(wrong)} weights do not fit, first {', '.join(wrong[:3])}; "
+            "use the config it was trained with (config.yaml beside it)"
+        )
+    model.load_state_dict(weights)
+    return model.eval()

@@ -1,0 +1,375 @@
+"""A trainer on fast-reid's DefaultTrainer and hooks: any device, video or image datasets, exact resume."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from fastreid.config import CfgNode
+from fastreid.data.build import _test_loader_from_config, build_reid_test_loader
+from fastreid.engine import DefaultTrainer, hooks
+from fastreid.engine.train_loop import SimpleTrainer, TrainerBase
+from fastreid.evaluation import inference_on_dataset
+from fastreid.modeling.meta_arch import build_model
+from fastreid.utils import comm
+from fastreid.utils.env import seed_all_rng
+from fastreid.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from torch.nn.parallel import DistributedDataParallel
+
+from fastreid_star import compat
+from fastreid_star.data.build import (
+    DeviceLoader,
+    build_clip_test_loader,
+    build_clip_train_loader,
+    build_dataset,
+    is_video_dataset,
+    open_store,
+)
+from fastreid_star.engine import device as devices
+from fastreid_star.engine.checkpoint import Checkpointer
+from fastreid_star.engine.hooks import (
+    CheckpointHook,
+    CrossEntropyFirst,
+    EvalHook,
+    LRScheduler,
+    PeriodicWriter,
+    ProgressBar,
+    ReplacedFrames,
+)
+from fastreid_star.engine.solver import build_lr_scheduler, build_optimizer, resolve_schedule
+from fastreid_star.errors import UserError
+from fastreid_star.evaluation.cross_modal import CrossModalEvaluator
+from fastreid_star.evaluation.retrieval import check_ranks
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers beside the weights, the optimizer and the schedule."""
+
+    seed: int
+    best_metric: float = -1.0
+
+    def state_dict(self) -> dict:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class StepRunner(SimpleTrainer):
+    """One optimisation step, in full or mixed precision, on any device.
+
+    All randomness of a step, style and dropout, follows from (seed, rank, iteration): a resumed run draws what the
+    uninterrupted one would have drawn, and no generator's state has to be kept.
+
+    Args:
+        model: returns a dict of losses in training.
+        data_loader: yields batches on the model's device, without end.
+        optimizer: of the model's parameters.
+        device: the model's.
+        amp_dtype: None for full precision, else ``float16`` or ``bfloat16``.
+        seed: of the run.
+    """
+
+    def __init__(self, model, data_loader, optimizer, *, device: torch.device, amp_dtype: str | None, seed: int):
+        TrainerBase.__init__(self)
+        model.train()
+        self.model = model
+        self.data_loader = data_loader
+        self.optimizer = optimizer
+        self.grad_scaler = devices.grad_scaler(device, amp_dtype)
+        self._device = device
+        self._amp_dtype = amp_dtype
+        self.seed = seed
+        self._batches = None  # opened at the first step: a resumed run sets the sampler's position before
+
+    def run_step(self):
+        assert self.model.training, "the model was left in eval mode"
+        start = time.perf_counter()
+        if self._batches is None:
+            self._batches = iter(self.data_loader)
+        batch = next(self._batches)
+        data_time = time.perf_counter() - start
+
+        devices.seed_everywhere(step_seed(self.seed, comm.get_rank(), self.iter))
+        with devices.autocast(self._device, self._amp_dtype):
+            losses = self.model(batch)
+            total = sum(losses.values())
+        self.optimizer.zero_grad()
+        if self.grad_scaler is None:
+            total.backward()
+            self._write_metrics(losses, data_time)
+            self.optimizer.step()
+        else:
+            self.grad_scaler.scale(total).backward()
+            self._write_metrics(losses, data_time)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+
+
+def step_seed(seed: int, rank: int, iteration: int) -> int:
+    """A 63-bit seed for one step of one rank, well mixed."""
+    return int(np.random.SeedSequence((seed, rank, iteration)).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Trainer(DefaultTrainer):
+    """fast-reid's trainer for clips and for images, on any device.
+
+    Its class methods (build_model, build_train_loader, build_evaluator, test, ...) are fast-reid's extension points
+    and may be overridden as there. For image datasets everything but the device handling is fast-reid's.
+
+    Args:
+        cfg: a complete config; see :func:`fastreid_star.engine.setup.setup`.
+
+    Raises:
+        UserError: config or data are wrong.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        TrainerBase.__init__(self)
+        self.device = _device(cfg)
+        if comm.is_main_process():
+            os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        seed_all_rng(cfg.SEED)
+        self.check_tests(cfg)
+        loader = self.build_train_loader(cfg)
+        cfg = self.auto_scale_hyperparams(cfg, loader.dataset.num_classes)
+        self.iters_per_epoch = iterations_per_epoch(cfg, loader)
+        cfg = resolve_schedule(cfg, self.iters_per_epoch)
+
+        model = self.build_model(cfg)
+        optimizer, _ = self.build_optimizer(cfg, model)
+        if comm.get_world_size() > 1:
+            indices = None if self.device.type == "cpu" else [self.device.index]
+            model = DistributedDataParallel(model, device_ids=indices)
+        self._trainer = StepRunner(
+            model,
+            loader,
+            optimizer,
+            device=self.device,
+            amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
+            seed=cfg.SEED,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer, self.iters_per_epoch)
+        self.progress = Progress(seed=cfg.SEED)
+        scaler = {} if self.grad_scaler is None else {"grad_scaler": self.grad_scaler}
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            save_to_disk=comm.is_main_process(),
+            optimizer=optimizer,
+            progress=self.progress,
+            **self.scheduler,
+            **scaler,
+        )
+        self.start_epoch = 0
+        self.max_epoch = cfg.SOLVER.MAX_EPOCH
+        self.max_iter = self.max_epoch * self.iters_per_epoch
+        self.warmup_iters = cfg.SOLVER.WARMUP_ITERS
+        self.delay_epochs = cfg.SOLVER.DELAY_EPOCHS
+        self.cfg = cfg
+        self._last_eval_results: dict = {}
+        self.register_hooks(self.build_hooks())
+
+    @staticmethod
+    def check_tests(cfg: CfgNode) -> None:
+        """Refuse now what the first evaluation, hours later, would stumble over."""
+        video = _all_video(cfg.DATASETS.TESTS, "TESTS")
+        if video and cfg.TEST.FLIP.ENABLED:
+            raise UserError("TEST.FLIP.ENABLED is for image datasets: set it to False")
+        for name in cfg.DATASETS.TESTS if video else ():
+            check_ranks(cfg.TEST.RANKS)
+            open_store(cfg, build_dataset(cfg, name))
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Resume from ``OUTPUT_DIR``'s last checkpoint, or load ``MODEL.WEIGHTS`` and start at the first step.
+
+        A resumed run goes on exactly: weights, optimizer, schedule, scaler, best metric, seed, and the sampler's
+        place in its stream. (fast-reid's image samplers and transforms draw from global generators; there the data
+        that follow differ from the uninterrupted run's.)
+        """
+        super().resume_or_load(resume=resume)
+        self._trainer.seed = self.progress.seed
+        sampler = self.data_loader.batch_sampler
+        if hasattr(sampler, "set_start"):
+            sampler.set_start(self.start_epoch * self.iters_per_epoch, seed=self.progress.seed)
+
+    def train(self) -> dict:
+        """Run training to its end.
+
+        Returns:
+            the last evaluation's results; empty on other ranks than the main one, and without evaluation.
+        """
+        if self.start_epoch >= self.max_epoch:
+            logger.info(f"Nothing to train: {self.cfg.OUTPUT_DIR} is at epoch {self.start_epoch} of {self.max_epoch}")
+            return self.test(self.cfg, self.model)
+        TrainerBase.train(self, self.start_epoch, self.max_epoch, self.iters_per_epoch)
+        return self._last_eval_results
+
+    def build_hooks(self) -> list:
+        """fast-reid's hooks, with evaluation, checkpoints and the bar from :mod:`fastreid_star.engine.hooks`."""
+        cfg = self.cfg
+
+        def test_and_keep_results():
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        evaluation = EvalHook(cfg.TEST.EVAL_PERIOD, test_and_keep_results)
+        metric = "metric" if len(cfg.DATASETS.TESTS) == 1 else f"{cfg.DATASETS.TESTS[0]}/metric"
+        ret = [hooks.IterationTimer(), LRScheduler(self.optimizer, self.scheduler)]
+        if cfg.TEST.PRECISE_BN.ENABLED and hooks.get_bn_modules(self.model):
+            ret.append(hooks.PreciseBN(self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER))
+        if cfg.MODEL.FREEZE_LAYERS and cfg.SOLVER.FREEZE_ITERS > 0:
+            ret.append(hooks.LayerFreeze(self.model, cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS))
+        if cfg.MODEL.LOSSES.CE_ONLY_EPOCHS > 0:
+            model = getattr(self.model, "module", self.model)
+            if not hasattr(model, "loss_names"):
+                raise UserError("MODEL.LOSSES.CE_ONLY_EPOCHS is for this plugin's networks: set it to 0")
+            ret.append(CrossEntropyFirst(model, cfg.MODEL.LOSSES.CE_ONLY_EPOCHS))
+        ret.append(ReplacedFrames(self.data_loader))
+        ret.append(evaluation)
+        if comm.is_main_process():
+            ret.append(CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, evaluation, metric))
+            ret.append(PeriodicWriter(self.build_writers(), cfg.SOLVER.LOG_PERIOD))
+            if ProgressBar.fits():
+                ret.append(ProgressBar())
+        return ret
+
+    def build_writers(self) -> list:
+        """Log lines, metrics.json and TensorBoard."""
+        return [
+            CommonMetricPrinter(self.max_iter),
+            JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")),
+            TensorboardXWriter(self.cfg.OUTPUT_DIR),
+        ]
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = build_model(_with_device(cfg))
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        logger.info(f"{cfg.MODEL.META_ARCHITECTURE}: {trained / 1e6:.2f} M parameters to train")
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        """The optimizer, and None where fast-reid returns its wrapper of flattened parameters."""
+        return build_optimizer(cfg, model), None
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer, iters_per_epoch):
+        return build_lr_scheduler(cfg, optimizer, iters_per_epoch)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        if _all_video(cfg.DATASETS.NAMES):
+            loader = build_clip_train_loader(cfg, seed=cfg.SEED, **_loader_options(cfg))
+        else:
+            _use_dataset_root(cfg)
+            loader = super().build_train_loader(cfg)
+        return DeviceLoader(loader, _device(cfg))
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        _use_dataset_root(cfg)
+        # in two steps: fast-reid's one-step call does not take the number of workers
+        parts = _test_loader_from_config(cfg, dataset_name=dataset_name)
+        loader, num_query = build_reid_test_loader(**parts, num_workers=cfg.DATALOADER.NUM_WORKERS)
+        return DeviceLoader(loader, _device(cfg)), num_query
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_dir=None):
+        if not is_video_dataset(dataset_name):
+            return super().build_evaluator(cfg, dataset_name, output_dir)
+        loader = build_clip_test_loader(cfg, dataset_name, **_loader_options(cfg))
+        csv_path = os.path.join(cfg.OUTPUT_DIR, f"per_query_{dataset_name}.csv") if cfg.TEST.PER_QUERY_CSV else None
+        evaluator = CrossModalEvaluator(
+            tracklets=loader.dataset.tracklets,
+            ranks=tuple(cfg.TEST.RANKS),
+            camera_filter=cfg.TEST.CAMERA_FILTER,
+            min_frames=cfg.DATASETS.MIN_FRAMES,
+            dataset_name=dataset_name,
+            csv_path=csv_path,
+        )
+        return DeviceLoader(loader, _device(cfg)), evaluator
+
+    @classmethod
+    def test(cls, cfg, model) -> dict:
+        """Evaluate on every dataset of ``DATASETS.TESTS``.
+
+        Returns:
+            the results, by dataset where there are several; empty on other ranks than the main one.
+        """
+        if not _all_video(cfg.DATASETS.TESTS, "TESTS"):
+            return super().test(cfg, model)
+        model = getattr(model, "module", model)  # ranks may hold different numbers of clips: no DDP forward
+        share_buffers(model)
+        results = OrderedDict()
+        for name in cfg.DATASETS.TESTS:
+            loader, evaluator = cls.build_evaluator(cfg, name)
+            results[name] = inference_on_dataset(model, loader, evaluator)
+            if loader.replaced:
+                logger.warning(f"{loader.replaced} broken test frames were replaced by their nearest good neighbour")
+        return next(iter(results.values())) if len(results) == 1 else results
+
+
+def share_buffers(model: torch.nn.Module) -> None:
+    """Give every rank the main rank's buffers, which are the ones that checkpoints hold.
+
+    Each rank's BatchNorm has seen other clips: without this a tracklet's feature would depend on which rank
+    extracts it.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
+def iterations_per_epoch(cfg: CfgNode, loader) -> int:
+    """Batches of an epoch: the clip sampler's own count, or fast-reid's for images.
+
+    Raises:
+        UserError: an epoch of images holds less than one batch.
+    """
+    if hasattr(loader.batch_sampler, "batches_per_epoch"):
+        return loader.batch_sampler.batches_per_epoch
+    images = len(loader.dataset)
+    if images < cfg.SOLVER.IMS_PER_BATCH:
+        raise UserError(f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, the training set has {images} images")
+    return images // cfg.SOLVER.IMS_PER_BATCH
+
+
+def _all_video(names, key: str = "NAMES") -> bool:
+    kinds = {is_video_dataset(name) for name in names}
+    if len(kinds) != 1:
+        raise UserError(f"DATASETS.{key} must name datasets of one kind, video or image, but is {tuple(names)}")
+    return kinds == {True}
+
+
+def _loader_options(cfg: CfgNode) -> dict:
+    pinned = devices.needs_pinned_memory(_device(cfg))
+    return {"rank": comm.get_rank(), "world_size": comm.get_world_size(), "pin_memory": pinned}
+
+
+def _device(cfg: CfgNode) -> torch.device:
+    return devices.choose_device(cfg.MODEL.DEVICE, comm.get_local_rank())
+
+
+def _use_dataset_root(cfg: CfgNode) -> None:
+    if cfg.DATASETS.ROOT:
+        compat.set_dataset_root(cfg.DATASETS.ROOT)
+
+
+def _with_device(cfg: CfgNode) -> CfgNode:
+    """The config with MODEL.DEVICE spelled as torch does; fast-reid's build_model moves the model there."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = str(_device(cfg))
+    cfg.freeze()
+    return cfg

@@ -1,0 +1,97 @@
+"""Devices by name: what is not usable says why, and nothing is replaced silently."""
+
+import importlib.util
+import sys
+import types
+
+import pytest
+import torch
+
+from fastreid_star.engine import device as devices
+from fastreid_star.errors import UserError
+
+
+def test_auto_and_cpu():
+    assert devices.choose_device("cpu") == torch.device("cpu")
+    if not torch.cuda.is_available():
+        assert devices.choose_device("auto") == torch.device("cpu")
+    assert devices.collective_backend("cpu") == "gloo"
+    assert devices.device_count("cpu") is None
+    assert "cpu" in devices.describe(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "tpu:0"])
+def test_unknown_names(name):
+    with pytest.raises(UserError, match="use one of auto, npu, cuda, cpu"):
+        devices.choose_device(name)
+
+
+def test_cuda_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(UserError, match="built without CUDA"):
+        devices.choose_device("cuda")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(UserError, match="no GPU is visible"):
+        devices.choose_device("cuda")
+
+
+def test_an_index_beyond_the_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"cuda:2 .* shows 2 cuda device"):
+        devices.choose_device("cuda", local_rank=2)
+
+
+def fake_npu(monkeypatch, *, version=None, available=True, broken=None):
+    module = types.ModuleType("torch_npu")
+    module.__version__ = version or torch.__version__
+    module.__spec__ = importlib.util.spec_from_loader("torch_npu", loader=None)
+    monkeypatch.setitem(sys.modules, "torch_npu", module)
+    monkeypatch.setattr(torch, "npu", types.SimpleNamespace(is_available=lambda: available), raising=False)
+    if broken:
+        real = importlib.import_module
+
+        def fail(name, *args):
+            if name == "torch_npu":
+                raise ImportError(broken)
+            return real(name, *args)
+
+        monkeypatch.setattr(importlib, "import_module", fail)
+
+
+def test_npu_without_torch_npu():
+    if importlib.util.find_spec("torch_npu"):
+        pytest.fail("torch_npu must not be in the test environment: without CANN it breaks `import torch`")
+    with pytest.raises(UserError, match="torch_npu is not installed"):
+        devices.choose_device("npu")
+
+
+def test_npu_without_cann(monkeypatch):
+    fake_npu(monkeypatch, broken="libhccl.so: cannot open shared object file")
+    with pytest.raises(UserError, match=r"libhccl\.so.*set_env\.sh"):
+        devices.choose_device("npu")
+
+
+def test_npu_of_another_release(monkeypatch):
+    fake_npu(monkeypatch, version="2.1.0.post3")
+    with pytest.raises(UserError, match=r"torch_npu 2\.1\.0 must be the same release"):
+        devices.choose_device("npu")
+
+
+def test_npu_with_no_device(monkeypatch):
+    fake_npu(monkeypatch, available=False)
+    with pytest.raises(UserError, match="ASCEND_RT_VISIBLE_DEVICES"):
+        devices.choose_device("npu")
+
+
+def test_mixed_precision():
+    cpu = torch.device("cpu")
+    with devices.autocast(cpu, "bfloat16"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with devices.autocast(cpu, None):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    with pytest.raises(UserError, match="float16 or bfloat16"):
+        devices.autocast(cpu, "fp8")
+    assert devices.grad_scaler(cpu, "bfloat16") is None
+    assert devices.grad_scaler(cpu, "float16").is_enabled()

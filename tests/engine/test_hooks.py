@@ -1,0 +1,75 @@
+"""When the evaluation runs, and which checkpoints stay."""
+
+import pytest
+import torch
+from fastreid.engine.train_loop import TrainerBase
+
+from fastreid_star.engine.checkpoint import Checkpointer, read_checkpoint
+from fastreid_star.engine.hooks import CheckpointHook, EvalHook
+from fastreid_star.engine.trainer import Progress
+
+
+class Loop(TrainerBase):
+    """fast-reid's loop; each epoch's evaluation gives the next of `metrics`."""
+
+    def __init__(self, folder, metrics, epochs, *, eval_period, checkpoint_period=1, best=-1.0):
+        super().__init__()
+        self.model = torch.nn.Linear(1, 1, bias=False)
+        self.max_epoch = epochs
+        self.progress = Progress(seed=0, best_metric=best)
+        self.evaluated = []
+        values = iter(metrics)
+
+        def evaluate():
+            self.evaluated.append(self.epoch)
+            return {"metric": next(values), "I2V": {"mAP": 1.0}}
+
+        evaluation = EvalHook(eval_period, evaluate)
+        checkpointer = Checkpointer(self.model, str(folder), progress=self.progress)
+        self.register_hooks([evaluation, CheckpointHook(checkpointer, checkpoint_period, evaluation, "metric")])
+        self.train(0, epochs, 1)
+
+    def run_step(self):
+        torch.nn.init.constant_(self.model.weight, self.epoch)
+
+
+def epoch_of(path):
+    data = read_checkpoint(str(path))
+    assert data["model"]["weight"].item() == data["epoch"]
+    return data["epoch"]
+
+
+@pytest.mark.parametrize(
+    ("period", "epochs", "expected"), [(2, 5, [1, 3, 4]), (1, 3, [0, 1, 2]), (0, 3, []), (9, 3, [2])]
+)
+def test_evaluation_every_period_and_after_the_last(tmp_path, period, epochs, expected):
+    assert Loop(tmp_path, range(9), epochs, eval_period=period).evaluated == expected
+
+
+def test_best_last_and_final(tmp_path):
+    Loop(tmp_path, [10.0, 30.0, 20.0, 25.0], 4, eval_period=1, checkpoint_period=2)
+    assert epoch_of(tmp_path / "model_best.pth") == 1
+    assert epoch_of(tmp_path / "model_last.pth") == 1
+    assert epoch_of(tmp_path / "model_final.pth") == 3
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert read_checkpoint(str(tmp_path / "model_final.pth"))["progress"]["best_metric"] == 30.0
+
+
+def test_a_resumed_run_keeps_the_best_it_had(tmp_path):
+    Loop(tmp_path, [10.0], 1, eval_period=1, best=40.0)
+    assert not (tmp_path / "model_best.pth").exists()
+
+
+def test_an_old_metric_does_not_count_again(tmp_path):
+    Loop(tmp_path, [10.0, 20.0], 4, eval_period=2)
+    assert epoch_of(tmp_path / "model_best.pth") == 3
+
+
+def test_a_failed_training_is_not_evaluated(tmp_path):
+    class Failing(Loop):
+        def run_step(self):
+            raise FloatingPointError("loss is NaN")
+
+    with pytest.raises(FloatingPointError, match="loss is NaN"):
+        Failing(tmp_path, [1.0], 2, eval_period=1)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,91 @@
+"""One launcher: spawned processes and torchrun's, on the CPU over gloo."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+import torch.distributed as dist
+from fastreid.utils import comm
+
+from fastreid_star.engine.launch import launch
+from fastreid_star.errors import UserError
+
+
+def report(folder):
+    total = torch.tensor([float(comm.get_rank() + 1)])
+    dist.all_reduce(total)
+    gathered = comm.all_gather({"rank": comm.get_rank()})
+    line = f"{comm.get_world_size()} {comm.get_local_rank()} {comm.get_local_size()} {total.item()} {gathered}"
+    with open(os.path.join(folder, f"rank{comm.get_rank()}"), "w") as file:
+        file.write(line)
+
+
+def fail_on_one(folder):
+    if comm.get_rank() == 1:
+        raise ValueError("rank 1 has had enough")
+    dist.barrier()
+
+
+def test_two_spawned_processes(tmp_path):
+    launch(report, 2, device="cpu", args=(str(tmp_path),))
+    lines = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert lines == {f"rank{rank}": f"2 {rank} 2 3.0 [{{'rank': 0}}, {{'rank': 1}}]" for rank in (0, 1)}
+
+
+def test_one_process_is_this_one():
+    seen = []
+    launch(seen.append, 1, device="cpu", args=(os.getpid(),))
+    assert seen == [os.getpid()]
+    assert not dist.is_initialized()
+
+
+def refuse(folder):
+    raise UserError(f"{folder} holds no dataset")
+
+
+def test_a_failing_process_ends_all_with_its_own_traceback(tmp_path, capfd):
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException):
+        launch(fail_on_one, 2, device="cpu", args=(str(tmp_path),))
+    error = capfd.readouterr().err
+    assert "rank 1 failed:" in error
+    assert "ValueError: rank 1 has had enough" in error
+
+
+def test_a_users_mistake_stays_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^here holds no dataset$"):
+        launch(refuse, 2, device="cpu", args=("here",))
+
+
+def test_wrong_numbers():
+    with pytest.raises(UserError, match="--num-devices 0"):
+        launch(report, 0, device="cpu")
+    with pytest.raises(UserError, match="--dist-url"):
+        launch(report, 1, device="cpu", num_machines=2)
+
+
+def test_under_torchrun(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        import torch, torch.distributed as dist
+        import fastreid_star
+        from fastreid.utils import comm
+        from fastreid_star.engine.launch import launch
+
+        def main():
+            total = torch.tensor([comm.get_rank() + 1.0])
+            dist.all_reduce(total)
+            with open({str(tmp_path)!r} + f"/out{{comm.get_rank()}}", "w") as file:
+                file.write(f"{{total.item()}} {{comm.get_local_rank()}} {{comm.get_local_size()}}")
+
+        launch(main, 1, device="cpu")
+        """)
+    )
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script], check=True
+    )
+    assert [(tmp_path / f"out{rank}").read_text() for rank in (0, 1)] == ["3.0 0 2", "3.0 1 2"]

@@ -1,0 +1,115 @@
+"""fastreid 1.4.0 on today's torch: it imports, the standard library is as before, and the patches do what they say."""
+
+import collections
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from fastreid.config import get_cfg
+from fastreid.modeling.backbones import build_backbone
+from PIL import Image
+
+from fastreid_star import compat
+
+IMPORT_EVERYTHING = """
+import collections, importlib, pkgutil, sys
+before = set(vars(collections))
+import fastreid_star, fastreid
+# these two are scripts for building and comparing the Cython ranking, not modules
+scripts = {"fastreid.evaluation.rank_cylib.setup", "fastreid.evaluation.rank_cylib.test_cython"}
+names = []
+def fail(name): raise ImportError(name)
+for module in pkgutil.walk_packages(fastreid.__path__, "fastreid.", onerror=fail):
+    if module.name not in scripts:
+        importlib.import_module(module.name)
+        names.append(module.name)
+assert set(vars(collections)) == before, set(vars(collections)) ^ before
+assert "torch._six" not in sys.modules
+print(len(names))
+"""
+
+
+def test_all_of_fastreid_imports_and_the_standard_library_is_put_back():
+    run = subprocess.run([sys.executable, "-c", IMPORT_EVERYTHING], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout.split()[-1]) > 100
+
+
+def test_torchvision_operators_are_declared_only_where_torchvision_needs_it():
+    plain = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
+    assert bool(compat._torchvision_schemas) == ("operator torchvision::" in plain.stderr)
+    import torchvision.transforms
+
+    assert torchvision.transforms.Resize((2, 2))(Image.new("RGB", (4, 4))).size == (2, 2)
+
+
+def test_names_of_old_python_are_there_only_inside():
+    assert not hasattr(collections, "Mapping")
+    with compat._old_names():
+        assert collections.Mapping is collections.abc.Mapping
+        assert sys.modules["torch._six"].string_classes == (str, bytes)
+    assert not hasattr(collections, "Mapping")
+    assert "torch._six" not in sys.modules
+
+
+def test_random_affine_takes_the_arguments_fastreid_gives_it():
+    from fastreid.data.transforms import build_transforms
+
+    cfg = get_cfg()
+    cfg.INPUT.SIZE_TRAIN = [32, 16]
+    cfg.INPUT.AFFINE.ENABLED = True
+    torch.manual_seed(1)
+    image = Image.fromarray(np.full((32, 16, 3), 200, np.uint8))
+    out = build_transforms(cfg, is_train=True)(image)
+    assert out.shape == (3, 32, 16)
+    assert set(out.unique().tolist()) == {0.0, 200.0}, "nearest neighbour with black outside"
+
+
+def test_reranking_runs_without_a_gpu():
+    from fastreid.utils.compute_dist import build_dist
+
+    features = torch.nn.functional.normalize(torch.randn(12, 8))
+    distances = build_dist(features[:4], features[4:], metric="jaccard", k1=6, k2=2)
+    assert distances.shape == (4, 8)
+    assert ((distances >= 0) & (distances <= 1)).all()
+    same = build_dist(features[:4], features[:4], metric="jaccard", k1=6, k2=2)
+    assert np.allclose(np.diag(same), 0, atol=1e-5)
+
+
+def test_cmc_is_as_long_as_its_reader_expects_in_a_small_gallery():
+    from fastreid.evaluation.rank import evaluate_rank
+
+    distances = np.array([[0.2, 0.1, 0.3]])
+    cmc, ap, inp = evaluate_rank(distances, np.array([7]), np.array([7, 8, 9]), np.array([0]), np.array([1, 1, 1]))
+    assert cmc.tolist() == [0.0, 1.0, 1.0] + [1.0] * 7
+    assert ap == [0.5]
+    assert inp == [0.5]
+
+
+@pytest.mark.parametrize("name", ["Baseline", "MGN"])
+def test_preprocessing_leaves_the_callers_batch_alone(name):
+    from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+
+    model = torch.nn.Module()
+    model.pixel_mean = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
+    model.pixel_std = torch.tensor([2.0, 2.0, 2.0]).view(1, 3, 1, 1)
+    images = torch.full((1, 3, 1, 1), 5.0)
+    out = META_ARCH_REGISTRY.get(name).preprocess_image(model, {"images": images})
+    assert images.flatten().tolist() == [5.0, 5.0, 5.0]
+    assert out.flatten().tolist() == [2.0, 1.5, 1.0]
+
+
+def test_packaged_yaml_is_found_from_anywhere_and_leaves_no_trace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def parameters(name, depth):
+        cfg = get_cfg()
+        cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.DEPTH = name, depth
+        return sum(p.numel() for p in build_backbone(cfg).parameters())
+
+    first = parameters("build_regnet_backbone", "800x")
+    with_se = parameters("build_regnet_backbone", "800y")
+    assert parameters("build_regnet_backbone", "800x") == first != with_se
+    assert parameters("build_effnet_backbone", "b0") > 3e6
