@@ -38,13 +38,14 @@ setup(
         "pillow>=9.1",
         "h5py>=3.8",
         "tqdm>=4.60",
+        "gdown>=4.7",  # fast-reid's download of ImageNet weights
     ],
     extras_require={
         # the pose tools want an environment of their own: see README
         "pose": ["mmpose==1.3.2", "mmengine==0.10.7", "mmcv-lite==2.1.0", "transformers>=4.48"],
         "npu": ["torch_npu"],
         "viz": ["grad-cam>=1.5", "jinja2>=3.1"],
-        "dev": ["pytest>=8", "hypothesis>=6.90", "ruff>=0.9"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.90", "ruff>=0.9"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
