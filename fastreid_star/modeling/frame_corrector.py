@@ -1,0 +1,221 @@
+"""Frame level of STAR: bones correct the features of single frames, equations (1)-(7).
+
+::
+
+    skeletons -> bone features -> FC -> two-way LSTM -> S
+    H_t = attention(q=X, k=v=S)     W = SE(H_t)
+    H_o = attention(q=S, k=v=X)     Y = relu(LN(FFN([H_o; H_t]))) * W + X + 1e-3
+
+A frame without a single valid joint keeps its feature: Y = X, exactly. It hands the LSTM a zero input, so nothing
+that is stored for it can reach another frame, and its S is no key of H_t. It is a key of H_o like any frame: its X
+is good.
+
+Shapes: B clips, T frames, V joints, E bones, F numbers a bone, D feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from fastreid.config import CfgNode, configurable
+from torch import nn
+
+from fastreid_star.coco import BONES, NUM_BONES
+from fastreid_star.errors import UserError
+from fastreid_star.modeling.pooling import at_least_float32
+from fastreid_star.modeling.skeleton_graph import BONE_READINGS, bone_features, choose, joint_validity
+
+READINGS = ("paper", "release")
+FLOOR = 1e-3  # epsilon of equation (7): keeps Y > 0, and with it the gradient of Y^0.7 bounded
+
+
+class BoneStates(NamedTuple):
+    """What the LSTM has read from the bones.
+
+    Attributes:
+        states: S ``[B, T, D]``: forward half, backward half.
+        last_step: S at t = T, ``[B, D]``; its backward half has seen one frame.
+        final_states: the state of each direction after all frames, ``[B, D]``.
+        seen: bool ``[B, T]``, frames with at least one valid joint.
+        bones: the input ``[B, T, E, F]``.
+    """
+
+    states: torch.Tensor
+    last_step: torch.Tensor
+    final_states: torch.Tensor
+    seen: torch.Tensor
+    bones: torch.Tensor
+
+
+class TwoOneWayLSTMs(nn.LSTM):
+    """A two-way LSTM that runs as two one-way LSTMs: the same parameters and numbers, for devices that lack it."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """``[B, T, in]`` to ``[B, T, 2 hidden]``; one layer, batch first."""
+        start = (x.new_zeros(1, len(x), self.hidden_size),) * 2
+        # per direction: input and recurrent weight, input and recurrent bias
+        halves = (self._flat_weights[:4], self._flat_weights[4:])
+        forward, backward = (
+            torch.lstm(inputs, start, weights, True, 1, 0.0, self.training, False, True)[0]
+            for inputs, weights in zip((x, x.flip(1)), halves, strict=True)
+        )
+        return torch.cat([forward, backward.flip(1)], dim=-1), None
+
+
+class BoneEncoder(nn.Module):
+    """Equations (1)-(3): bone features, one linear layer, a two-way LSTM over the frames.
+
+    Computed in float32 whatever autocast says: it is small, and a recurrence adds up what rounding leaves.
+
+    Args:
+        feat_dim: D, half of it a direction.
+        bones: `normalised` or `release`, see :func:`~fastreid_star.modeling.skeleton_graph.bone_features`; `release`
+            also takes every joint of a stored skeleton, whatever its score.
+        score_threshold: joints with a lower score do not count.
+        hidden: width of the linear layer.
+        split_lstm: run the LSTM as two one-way LSTMs.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        feat_dim: int,
+        bones: str = "normalised",
+        score_threshold: float = 0.3,
+        hidden: int = 64,
+        split_lstm: bool = False,
+    ):
+        super().__init__()
+        self.reading = choose("BONES", bones, BONE_READINGS)
+        if feat_dim % 2:
+            raise UserError(f"a two-way LSTM cannot halve {feat_dim} features: choose a backbone of even width")
+        self.score_threshold = None if bones == "release" else score_threshold
+        self.fc = nn.Linear(NUM_BONES * BONE_READINGS[bones], hidden)
+        lstm = TwoOneWayLSTMs if split_lstm else nn.LSTM
+        self.lstm = lstm(hidden, feat_dim // 2, batch_first=True, bidirectional=True)
+        self.register_buffer("bones", torch.tensor(BONES), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Read ``MODEL.STAR``; `feat_dim` is the backbone's and comes with the call."""
+        star = cfg.MODEL.STAR
+        return {
+            "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
+            "bones": star.BONES,
+            "score_threshold": star.SCORE_THRESHOLD,
+            "split_lstm": star.SPLIT_LSTM,
+        }
+
+    def forward(self, skeletons: torch.Tensor, has_skeleton: torch.Tensor) -> BoneStates:
+        """Skeletons ``[B, T, V, 3]``, has_skeleton bool ``[B, T]``."""
+        valid = joint_validity(skeletons, has_skeleton, self.score_threshold)
+        seen = valid.any(-1)
+        with torch.autocast(skeletons.device.type, enabled=False):
+            bones = bone_features(skeletons, valid, self.reading, self.bones)
+            states, _ = self.lstm(self.fc(bones.flatten(2)).masked_fill(~seen[..., None], 0))
+        forward, backward = states.chunk(2, dim=-1)
+        final_states = torch.cat([forward[:, -1], backward[:, 0]], dim=-1)
+        return BoneStates(states, states[:, -1], final_states, seen, bones)
+
+    def bone_weights(self, bones: torch.Tensor) -> torch.Tensor:
+        """Share of each bone in the linear layer's input, ``[B, T, E]``: ``|W_e f_e|``, sum 1 over the bones."""
+        weight = self.fc.weight.unflatten(1, (NUM_BONES, -1))
+        norms = torch.einsum("btef,hef->bteh", bones, weight).norm(dim=-1)
+        return norms / norms.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+@dataclass
+class CorrectedFrames:
+    """What :class:`FrameCorrector` returns.
+
+    Attributes:
+        frames: Y ``[B, T, D]``.
+        bone_states: S and what comes with it.
+        attention: None, or what the corrector looked at: `bone_weights` ``[B, T, E]``, `frame_gates` ``[B, T]``
+            (mean of W over D; `release` has no gates), `frame_attention` ``[B, T, T]`` (H_t: frame t listens to
+            the bones of frame s). All are 0 for a frame without a skeleton.
+    """
+
+    frames: torch.Tensor
+    bone_states: BoneStates
+    attention: dict[str, torch.Tensor] | None = None
+
+
+class FrameCorrector(nn.Module):
+    """Equations (1)-(7).
+
+    Args:
+        feat_dim: D.
+        encoder: equations (1)-(3).
+        reading: `paper`, or `release`: without the squeeze-and-excitation (5) and without the LayerNorm, which is
+            ours: without it most units of the last ReLU die.
+        heads: of both attentions.
+        reduction: of the squeeze-and-excitation.
+    """
+
+    @configurable
+    def __init__(
+        self, *, feat_dim: int, encoder: BoneEncoder, reading: str = "paper", heads: int = 4, reduction: int = 16
+    ):
+        super().__init__()
+        choose("CORRECTOR", reading, READINGS)
+        if feat_dim % heads:
+            raise UserError(f"{heads} attention heads cannot share {feat_dim} features: choose another backbone")
+        self.encoder = encoder
+        self.attend_time = nn.MultiheadAttention(feat_dim, heads, batch_first=True)
+        self.attend_visual = nn.MultiheadAttention(feat_dim, heads, batch_first=True)
+        self.ffn = nn.Sequential(nn.Linear(2 * feat_dim, feat_dim), nn.ReLU(), nn.Linear(feat_dim, feat_dim))
+        self.norm = self.se = None
+        if reading == "paper":
+            narrow = max(feat_dim // reduction, 1)
+            self.norm = nn.LayerNorm(feat_dim)
+            self.se = nn.Sequential(
+                nn.Linear(feat_dim, narrow, bias=False),
+                nn.ReLU(),
+                nn.Linear(narrow, feat_dim, bias=False),
+                nn.Sigmoid(),
+            )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *, feat_dim: int | None = None) -> dict:
+        """Read ``MODEL.STAR``; `feat_dim` is the backbone's and comes with the call."""
+        feat_dim = cfg.MODEL.BACKBONE.FEAT_DIM if feat_dim is None else feat_dim
+        return {
+            "feat_dim": feat_dim,
+            "encoder": BoneEncoder(cfg, feat_dim=feat_dim),
+            "reading": cfg.MODEL.STAR.CORRECTOR,
+        }
+
+    def forward(
+        self, frames: torch.Tensor, skeletons: torch.Tensor, has_skeleton: torch.Tensor, with_attention: bool = False
+    ) -> CorrectedFrames:
+        """Correct X ``[B, T, D]`` by skeletons ``[B, T, V, 3]``; has_skeleton: bool ``[B, T]``."""
+        frames = at_least_float32(frames)
+        bone_states = self.encoder(skeletons, has_skeleton)
+        states, seen = bone_states.states, bone_states.seen
+        # Frames without a skeleton are no keys; a clip without any keeps them all: a softmax needs one, and its
+        # result is not used. As numbers to add, not as booleans: the same in every kernel of every device.
+        closed = ~seen & seen.any(1, keepdim=True)
+        bias = torch.zeros_like(frames[..., 0]).masked_fill(closed, float("-inf"))
+        by_time, frame_attention = self.attend_time(
+            frames, states, states, key_padding_mask=bias, need_weights=with_attention
+        )
+        by_sight, _ = self.attend_visual(states, frames, frames, need_weights=False)
+        update = at_least_float32(self.ffn(torch.cat([by_sight, by_time], dim=-1)))
+        update = F.relu(update if self.norm is None else self.norm(update))
+        gates = None if self.se is None else at_least_float32(self.se(by_time))
+        corrected = (update if gates is None else update * gates) + frames + FLOOR
+        corrected = torch.where(seen[..., None], corrected, frames)
+        attention = None
+        if with_attention:
+            attention = {
+                "bone_weights": self.encoder.bone_weights(bone_states.bones),
+                "frame_attention": at_least_float32(frame_attention).masked_fill(~seen[..., None], 0),
+            }
+            if gates is not None:
+                attention["frame_gates"] = gates.mean(-1).masked_fill(~seen, 0)
+        return CorrectedFrames(corrected, bone_states, attention)

@@ -1,0 +1,266 @@
+"""Sequence level of STAR: body parts weigh differently pooled clip features, equations (8)-(13).
+
+::
+
+    skeletons -> graph attention -> node features -> mean over a part's joints -> tokens [B, P, C] -> gates [B, K, P, D]
+    Y -> GeM over T, one for each exponent -> g [B, K, D]
+    G = 2 / (K P) sum_k sum_p gate_kp * g_k
+
+Joints that do not count send nothing, and are left out of every mean and of the BatchNorm statistics. A clip without
+any valid joint gets the baseline's global feature. Every mean is taken over fixed shapes with masks.
+
+Shapes: B clips, T frames, V joints, D feature width, C channels of a node, P body parts, K exponents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from fastreid.config import CfgNode, configurable
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+from torch import nn
+
+from fastreid_star.coco import NUM_JOINTS, NUM_PARTS, PARTS
+from fastreid_star.errors import UserError
+from fastreid_star.modeling.graph_attention import MaskedBatchNorm, SkeletonGAT, received_attention
+from fastreid_star.modeling.heads import ClipHead
+from fastreid_star.modeling.pooling import at_least_float32, gem
+from fastreid_star.modeling.skeleton_graph import GRAPH_READINGS, choose, joint_validity, normalise_joints
+
+GUIDES = ("sigmoid", "softmax", "release")
+
+
+def gem_pyramid(frames: torch.Tensor, exponents: Sequence[float], eps: float = 1e-6) -> torch.Tensor:
+    """Equation (11) over T for each exponent: frames ``[B, T, D]``, non-negative, to ``[B, K, D]``.
+
+    Clamped at `eps`: x^0.7 has an infinite slope at 0. The root adds :func:`gem`'s 1e-12, as the release does: x^7 of
+    small features leaves float32, and a root of 0 has no gradient.
+    """
+    frames = at_least_float32(frames).clamp(min=eps)
+    return torch.stack([gem(frames, p, dim=1) for p in exponents], dim=1)
+
+
+def joint_means(nodes: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Mean of each joint's node over the frames in which it counts; ``[B, T, V, C]`` to ``[B, V, C]``, else 0."""
+    weights = valid[..., None].to(nodes.dtype)
+    return (nodes * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def part_tokens(nodes: torch.Tensor, valid: torch.Tensor, members: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Equation (12): mean of h' over the frames and over the joints of each part.
+
+    Args:
+        nodes: h' ``[B, T, V, C]``.
+        valid: bool ``[B, T, V]``, which of them count.
+        members: bool ``[P, V]``, which joints belong to a part.
+
+    Returns:
+        tokens ``[B, P, C]``, 0 for a part that is never seen, and bool ``[B, P]``: which are.
+    """
+    weights = valid[..., None].to(nodes.dtype)
+    sums, counts = ((x.sum(1)[:, None] * members[..., None]).sum(2) for x in (nodes * weights, weights))
+    return sums / counts.clamp(min=1), counts[..., 0] > 0
+
+
+def weigh_by_parts(logits: torch.Tensor, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Equation (13) with a sigmoid gate a part: logits ``[B, K, P, D]``, pooled ``[B, K, D]``.
+
+    Returns:
+        G ``[B, D]``, the mean over K where all gates are 1/2, and the gates ``[B, K, P, D]``.
+    """
+    gates = logits.sigmoid()
+    exponents, parts = gates.shape[1:3]
+    return 2 / (exponents * parts) * (gates.sum(2) * pooled).sum(1), gates
+
+
+def weigh_by_softmax(logits: torch.Tensor, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A softmax over the exponents: logits and pooled ``[B, K, D]``, to G ``[B, D]`` and the weights ``[B, K, D]``."""
+    weights = logits.softmax(1)
+    return (weights * pooled).sum(1), weights
+
+
+@dataclass
+class AggregatedClip:
+    """What :meth:`GATGeMHead.aggregate` returns.
+
+    Attributes:
+        clip: G ``[B, D]``, before BatchNorm.
+        joints: node features after graph attention, mean over the frames, ``[B, V, C]``: for the consistency loss.
+        has_clip: bool ``[B]``, clips with at least one valid joint.
+        pose_logits: identity logits of the pose feature ``[B, classes]``, in training, if the head has them.
+        attention: None, or what the head looked at: `joint_attention` ``[B, T, V]`` (received, second layer),
+            `exponent_weights` ``[B, K]`` (sum 1), and with the `sigmoid` guide `part_weights` ``[B, P]`` (mean gate
+            over K and D; the other guides have no weight a part). All are 0 for a clip without a skeleton.
+    """
+
+    clip: torch.Tensor
+    joints: torch.Tensor
+    has_clip: torch.Tensor
+    pose_logits: torch.Tensor | None = None
+    attention: dict[str, torch.Tensor] | None = None
+
+
+@REID_HEADS_REGISTRY.register()
+class GATGeMHead(ClipHead):
+    """Skeleton-guided pooling, then the neck and the classifier of :class:`ClipHead`.
+
+    Args:
+        feat_dim: D.
+        num_classes: identities.
+        exponents: of the GeM poolings, K of them.
+        guide: how the skeleton weighs them. `sigmoid`: a gate for each part and exponent, from the part's token.
+            `softmax`: the same logits, mean over the parts, softmax over K. `release`: softmax over K of a linear
+            layer on BN([last LSTM step; node features, flattened and averaged to D]).
+        graph: `paper`, or `release`: bones in frame 0 only, joints in raw pixels whatever their score.
+        score_threshold: joints with a lower score do not count.
+        attention_dropout, dropout: on the graph attention, and between its layers.
+        pose_logits: classify the pose feature of the `release` guide as well, for the `release` consistency loss.
+        others: see :class:`ClipHead`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        feat_dim: int,
+        num_classes: int,
+        exponents: Sequence[float] = (0.7, 1.0, 3.0, 5.0, 7.0),
+        guide: str = "sigmoid",
+        graph: str = "paper",
+        score_threshold: float = 0.3,
+        attention_dropout: float = 0.6,
+        dropout: float = 0.3,
+        pose_logits: bool = False,
+        **kwargs,
+    ):
+        super().__init__(feat_dim=feat_dim, num_classes=num_classes, **kwargs)
+        if not exponents or min(exponents) <= 0:
+            raise UserError(f"MODEL.STAR.EXPONENTS is {list(exponents)}: give at least one, all larger than 0")
+        if pose_logits and guide != "release":
+            raise UserError(f"MODEL.STAR.KL release compares the pose features of GUIDE release, but GUIDE is {guide}")
+        self.exponents, self.feat_dim = tuple(exponents), feat_dim
+        self.guide, self.graph = choose("GUIDE", guide, GUIDES), choose("GRAPH", graph, GRAPH_READINGS)
+        self.score_threshold = None if graph == "release" else score_threshold
+        self.gat = SkeletonGAT(
+            attention_dropout=attention_dropout, dropout=dropout, graph=graph, norm=guide != "release"
+        )
+        channels = self.gat.out_channels
+        members = torch.zeros(NUM_PARTS, NUM_JOINTS, dtype=torch.bool)
+        for part, joints in enumerate(PARTS.values()):
+            members[part, list(joints)] = True
+        self.register_buffer("members", members, persistent=False)
+        if guide == "release":
+            self.guide_norm = MaskedBatchNorm(2 * feat_dim)
+            self.guide_layer = nn.Linear(2 * feat_dim, len(exponents) * feat_dim)
+            self.pose_classifier = nn.Linear(2 * feat_dim, num_classes) if pose_logits else None
+        else:
+            self.token_norm = MaskedBatchNorm(NUM_PARTS * channels)
+            shape = (len(exponents), NUM_PARTS, feat_dim)
+            # one linear layer C -> D for each exponent and part, drawn as nn.Linear draws, all gates at 1/2 on average
+            self.gate_weight = nn.Parameter(torch.empty(*shape, channels).uniform_(-(channels**-0.5), channels**-0.5))
+            self.gate_bias = nn.Parameter(torch.zeros(shape))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """As :class:`ClipHead`, with ``MODEL.STAR``."""
+        star = cfg.MODEL.STAR
+        return {
+            **super().from_config(cfg),
+            "exponents": star.EXPONENTS,
+            "guide": star.GUIDE,
+            "graph": star.GRAPH,
+            "score_threshold": star.SCORE_THRESHOLD,
+            "attention_dropout": star.ATTENTION_DROPOUT,
+            "dropout": star.GAT_DROPOUT,
+            "pose_logits": star.KL == "release" and "SkeletonConsistencyLoss" in cfg.MODEL.LOSSES.NAME,
+        }
+
+    @property
+    def needs_edge_state(self) -> bool:
+        """Whether :meth:`aggregate` must be given the bones' last LSTM step."""
+        return self.guide == "release"
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        *,
+        skeletons: torch.Tensor | None = None,
+        has_skeleton: torch.Tensor | None = None,
+        edge_state: torch.Tensor | None = None,
+    ):
+        """Frame features ``[B, T, D]``, with or without skeletons, or clip features ``[B, D]``; see `ClipHead`."""
+        if skeletons is not None:
+            features = self.aggregate(features, skeletons, has_skeleton, edge_state).clip
+        return super().forward(features, targets)
+
+    def aggregate(
+        self,
+        frames: torch.Tensor,
+        skeletons: torch.Tensor,
+        has_skeleton: torch.Tensor,
+        edge_state: torch.Tensor | None = None,
+        with_attention: bool = False,
+    ) -> AggregatedClip:
+        """Pool Y ``[B, T, D]``, non-negative, as the skeletons ``[B, T, V, 3]`` say.
+
+        Args:
+            frames, skeletons: as above.
+            has_skeleton: bool ``[B, T]``.
+            edge_state: last LSTM step of the bones ``[B, D]``, for the `release` guide.
+            with_attention: fill in :attr:`AggregatedClip.attention`.
+        """
+        valid = joint_validity(skeletons, has_skeleton, self.score_threshold)
+        has_clip = valid.flatten(1).any(1)
+        nodes, alpha = self.gat(normalise_joints(skeletons, valid, self.graph), valid)
+        pooled = gem_pyramid(frames, self.exponents)
+
+        pose_logits = gates = None
+        if self.guide == "release":
+            guide = self.release_guide(nodes, edge_state, has_clip)
+            logits = at_least_float32(self.guide_layer(guide)).unflatten(1, (len(self.exponents), self.feat_dim))
+            clip, weights = weigh_by_softmax(logits, pooled)
+            if self.training and self.pose_classifier is not None:
+                pose_logits = self.pose_classifier(guide)
+        else:
+            logits = self.part_logits(nodes, valid)
+            if self.guide == "sigmoid":
+                clip, gates = weigh_by_parts(logits, pooled)
+            else:
+                clip, weights = weigh_by_softmax(logits.mean(2), pooled)
+        clip = torch.where(has_clip[:, None], clip, self.pool(frames))
+
+        attention = None
+        if with_attention:
+            attention = {"joint_attention": received_attention(alpha, valid, self.graph)}
+            unseen = ~has_clip[:, None]
+            if gates is not None:
+                attention["part_weights"] = gates.mean((1, 3)).masked_fill(unseen, 0)
+                weights = gates.mean(2)
+            share = weights.mean(2)
+            attention["exponent_weights"] = (share / share.sum(1, keepdim=True)).masked_fill(unseen, 0)
+        return AggregatedClip(clip, joint_means(nodes, valid), has_clip, pose_logits, attention)
+
+    def part_logits(self, nodes: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Node features ``[B, T, V, C]`` to the logits of the gates ``[B, K, P, D]``.
+
+        The tokens are batch-normalised for each part by itself: what tells clips apart counts, not what tells legs
+        from arms. A part that is never seen has the mean token, 0.
+        """
+        tokens, seen = part_tokens(nodes, valid, self.members)
+        seen = seen[..., None].expand_as(tokens).flatten(1)
+        tokens = self.token_norm(tokens.flatten(1), seen).view_as(tokens)
+        logits = torch.einsum("bpc,kpdc->bkpd", tokens, self.gate_weight)
+        return at_least_float32(logits) + self.gate_bias
+
+    def release_guide(
+        self, nodes: torch.Tensor, edge_state: torch.Tensor | None, has_clip: torch.Tensor
+    ) -> torch.Tensor:
+        """BN([last LSTM step; node features, flattened and averaged to D]), ``[B, 2D]``."""
+        if edge_state is None:
+            raise ValueError("the release guide reads the last LSTM step of the bones: hand it over as edge_state")
+        pose = F.adaptive_avg_pool1d(nodes.flatten(1)[:, None], self.feat_dim).squeeze(1)
+        return self.guide_norm(torch.cat([edge_state, pose], dim=1), has_clip[:, None])
