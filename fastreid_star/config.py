@@ -29,6 +29,11 @@ def add_star_config(cfg: CN) -> CN:
     # paths start at the dataset's folder. Empty: no skeletons.
     cfg.DATASETS.SKELETONS = ""
 
+    # Whose skeletons a clip is shown with, in training and in testing: its own | other (always the same tracklet of
+    # another identity, of its modality) | none. The controls that tell what the skeletons are worth.
+    cfg.DATASETS.SKELETONS_TRAIN = "own"
+    cfg.DATASETS.SKELETONS_TEST = "own"
+
     # Options of the SyntheticVCM dataset, see fastreid_star/data/datasets/synthetic.py.
     cfg.DATASETS.SYNTHETIC = CN()
     cfg.DATASETS.SYNTHETIC.TRAIN_IDS = 96
@@ -56,6 +61,8 @@ def add_star_config(cfg: CN) -> CN:
     cfg.INPUT.CLIP.LENGTH = 12
     # One flip and one crop for all frames of a clip; False: each frame draws its own.
     cfg.INPUT.CLIP.SHARED_GEOMETRY = True
+    # Blank every frame: what is left is what the skeletons alone can tell.
+    cfg.INPUT.BLANK = False
     # Share of the image's area that random erasing (INPUT.REA, drawn per frame) may cover.
     cfg.INPUT.REA.AREA = [0.02, 0.4]
 
@@ -75,6 +82,36 @@ def add_star_config(cfg: CN) -> CN:
     # Train the cross entropies alone for the first epochs. Without ImageNet weights the defense loss would shrink all
     # features, and leave the triplet loss at its margin, before they mean anything.
     cfg.MODEL.LOSSES.CE_ONLY_EPOCHS = 0
+
+    # --- STAR ------------------------------------------------------------------------------------------------
+    # The sequence level, eq. (8)-(13), is the head: MODEL.HEADS.NAME GATGeMHead has it, ClipHead has not. The
+    # skeleton consistency loss, eq. (14), is SkeletonConsistencyLoss in MODEL.LOSSES.NAME.
+    cfg.MODEL.STAR = CN()
+    # The frame level: bones correct the frames' features, eq. (1)-(7).
+    cfg.MODEL.STAR.FRAME_LEVEL = True
+    # Joints with a lower score do not count. BONES release and GRAPH release take every joint.
+    cfg.MODEL.STAR.SCORE_THRESHOLD = 0.3
+    # Share of training clips that lose all skeletons, at both levels; release: 0.
+    cfg.MODEL.STAR.SKELETON_DROPOUT = 0.0
+    # Bone features, eq. (1)-(2): normalised (d / scale, sin, cos) | release (d, angle, in raw pixels).
+    cfg.MODEL.STAR.BONES = "normalised"
+    # Eq. (5) and (7): paper (squeeze-and-excitation gate, and our LayerNorm) | release (neither).
+    cfg.MODEL.STAR.CORRECTOR = "paper"
+    # Run the two-way LSTM of eq. (3) as two one-way LSTMs: the same weights and numbers.
+    cfg.MODEL.STAR.SPLIT_LSTM = False
+    # p of the GeM poolings, eq. (11); K is how many.
+    cfg.MODEL.STAR.EXPONENTS = [0.7, 1.0, 3.0, 5.0, 7.0]
+    # Eq. (13): sigmoid (a gate for each part and exponent) | softmax (over K, parts averaged) | release.
+    cfg.MODEL.STAR.GUIDE = "sigmoid"
+    # Eq. (8)-(9): paper (bones in every frame, normalised joints) | release (bones in frame 0 only, raw joints).
+    cfg.MODEL.STAR.GRAPH = "paper"
+    # Dropout on the graph attention, and between its two layers, eq. (10).
+    cfg.MODEL.STAR.ATTENTION_DROPOUT = 0.6
+    cfg.MODEL.STAR.GAT_DROPOUT = 0.3
+    # Eq. (14): paper (bones against joints) | release (visible against infrared pose logits; needs GUIDE release).
+    cfg.MODEL.STAR.KL = "paper"
+    # P of eq. (14): last_step (output at t = T) | final_states (both directions after all frames).
+    cfg.MODEL.STAR.KL_LAST = "last_step"
 
     # Exponent of the temporal GeM pooling (mean_t X^p)^(1/p).
     cfg.MODEL.HEADS.GEM_P = 3.0
