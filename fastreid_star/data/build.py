@@ -12,7 +12,7 @@ import torch
 from fastreid.data.datasets import DATASET_REGISTRY
 from torch.utils.data import DataLoader
 
-from fastreid_star.data.clips import ClipDataset, collate_clips
+from fastreid_star.data.clips import ClipDataset, collate_clips, other_tracklets
 from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.samplers import CrossModalIdentitySampler
 from fastreid_star.data.skeletons import SkeletonStore
@@ -101,7 +101,7 @@ def build_clip_train_loader(
         tracklets,
         length=cfg.INPUT.CLIP.LENGTH,
         transform=transform,
-        store=stores,
+        **_shown_with("SKELETONS_TRAIN", cfg.DATASETS.SKELETONS_TRAIN, stores, tracklets),
         pid_to_label={pid: label for label, pid in enumerate(pids)},
     )
     sampler = CrossModalIdentitySampler(
@@ -135,11 +135,12 @@ def build_clip_test_loader(
     data = build_dataset(cfg, name)
     if rank == 0:
         data.show_test()
+    tracklets = [*data.query, *data.gallery]
     dataset = ClipDataset(
-        [*data.query, *data.gallery],
+        tracklets,
         length=cfg.INPUT.CLIP.LENGTH,
         transform=transform,
-        store=open_store(cfg, data),
+        **_shown_with("SKELETONS_TEST", cfg.DATASETS.SKELETONS_TEST, open_store(cfg, data), tracklets),
     )
     shard = -(-len(dataset) // world_size)
     mine = range(len(dataset))[rank * shard : (rank + 1) * shard]
@@ -226,6 +227,17 @@ def _load_train(cfg, *, show: bool) -> tuple[list[Tracklet], dict[str, SkeletonS
         pids, camids = 1 + max(t.pid for t in tracklets), 1 + max(t.camid for t in tracklets)
         tracklets += [replace(t, pid=t.pid + pids, camid=t.camid + camids) for t in data.train]
     return tracklets, stores or None
+
+
+def _shown_with(key: str, value: str, store, tracklets: list[Tracklet]) -> dict:
+    """The arguments of :class:`ClipDataset` that say whose skeletons a clip is shown with."""
+    if value == "own":
+        return {"store": store}
+    if value == "none":
+        return {"store": None}
+    if value == "other":
+        return {"store": store, "skeletons_of": other_tracklets(tracklets, seed=0)}
+    raise UserError(f"DATASETS.{key} is {value!r}: choose one of own, other, none")
 
 
 def _loader(cfg, dataset: ClipDataset, batch_sampler, pin_memory: bool) -> DataLoader:

@@ -13,6 +13,7 @@ from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.images import read_clip
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import Clip, Transform
+from fastreid_star.errors import UserError
 from fastreid_star.structures import Tracklet
 
 
@@ -66,6 +67,7 @@ class ClipDataset(Dataset):
         transform: from the frames as decoded to images of one size.
         store: skeletons of all tracklets, or one store for each `root` of them; None: no skeletons.
         pid_to_label: classes of the identities, 0 .. C-1.
+        skeletons_of: for each tracklet the position of the one whose skeletons it is shown with; None: its own.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class ClipDataset(Dataset):
         transform: Transform,
         store: SkeletonStore | Mapping[str, SkeletonStore] | None = None,
         pid_to_label: Mapping[int, int] | None = None,
+        skeletons_of: Sequence[int] | None = None,
     ):
         self.tracklets = tracklets
         self.length = length
         self.transform = transform
         self.store = store
         self.pid_to_label = pid_to_label
+        self.skeletons_of = skeletons_of
 
     @property
     def num_classes(self) -> int:
@@ -101,7 +105,8 @@ class ClipDataset(Dataset):
         wanted = segment_indices(len(tracklet), self.length, segment_rng)
         # The joints are those of the frame that is shown, also where it stands in for another.
         frames, used, replaced = read_clip(tracklet, wanted)
-        joints, present = self._skeletons(tracklet, used)
+        source = tracklet if self.skeletons_of is None else self.tracklets[self.skeletons_of[index]]
+        joints, present = self._skeletons(source, used)
         clip = self.transform(Clip(frames, joints, present), rng)
         images = np.ascontiguousarray(clip.frames.transpose(0, 3, 1, 2))
         return {
@@ -119,7 +124,27 @@ class ClipDataset(Dataset):
         store = self.store.get(tracklet.root) if isinstance(self.store, Mapping) else self.store
         if store is None:
             return np.zeros((len(indices), NUM_JOINTS, 3), np.float32), np.zeros(len(indices), bool)
-        return store.read([tracklet.key(index) for index in indices])
+        return store.read([tracklet.key(min(index, len(tracklet) - 1)) for index in indices])
+
+
+def other_tracklets(tracklets: Sequence[Tracklet], seed: int) -> list[int]:
+    """For each tracklet the position of one of another identity and the same modality; a function of `seed`.
+
+    Each is drawn by itself: the skeletons it hands over say nothing of the identity they are shown with.
+
+    Raises:
+        UserError: a modality has one identity only.
+    """
+    rng = np.random.default_rng(seed)
+    pids = np.array([tracklet.pid for tracklet in tracklets])
+    modalities = np.array([int(tracklet.modality) for tracklet in tracklets])
+    others = []
+    for pid, modality in zip(pids, modalities, strict=True):
+        candidates = np.flatnonzero((pids != pid) & (modalities == modality))
+        if not len(candidates):
+            raise UserError("skeletons of other tracklets need at least two identities in each modality")
+        others.append(int(rng.choice(candidates)))
+    return others
 
 
 def collate_clips(batch: Sequence[dict]) -> dict[str, torch.Tensor]:

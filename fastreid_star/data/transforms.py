@@ -177,6 +177,13 @@ class RandomErasing:
         return 0, 0, 0, 0
 
 
+class Blank:
+    """Every pixel 0, the joints as they are: a control that leaves the network nothing but skeletons."""
+
+    def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
+        return replace(clip, frames=np.zeros_like(clip.frames))
+
+
 def build_transforms(cfg, is_train: bool) -> Compose:
     """The transforms that fast-reid's INPUT section asks for.
 
@@ -191,6 +198,8 @@ def build_transforms(cfg, is_train: bool) -> Compose:
     if len(size) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in size):
         raise UserError(f"INPUT.{key} is {size}: give height and width in pixels, such as [288, 144]")
     transforms: list[Transform] = [Resize(size * 2 if len(size) == 1 else size)]
+    if cfg.INPUT.BLANK:
+        transforms.append(Blank())
     if not is_train:
         return Compose(transforms)
     shared = cfg.INPUT.CLIP.SHARED_GEOMETRY

@@ -227,3 +227,69 @@ def test_a_workers_error_is_one_line(cfg, make_vcm, workers):
     with pytest.raises(UserError, match=r"^none of the 12 frames of a tracklet in .*0004/ir/D1 can be read") as error:
         list(DeviceLoader(loader, torch.device("cpu")))
     assert "\n" not in str(error.value)
+
+
+# --- the controls: whose skeletons a clip is shown with, and none of its pixels --------------------------------------
+
+
+@pytest.fixture
+def with_skeletons(cfg, tmp_path):
+    """The config with a store whose every skeleton says whose it is: pid, modality and camera as its score."""
+    data = build_dataset(cfg, "HITSZVCM")
+    tracklets = [*data.train, *data.query, *data.gallery]
+    keys = [tracklet.key(index) for tracklet in tracklets for index in range(len(tracklet))]
+    joints = np.concatenate(
+        [np.full((len(t), 17, 3), 100 * t.pid + 10 * int(t.modality) + t.camid, np.float32) for t in tracklets]
+    )
+    write_skeleton_store(tmp_path / "store", keys, joints)
+    cfg.DATASETS.SKELETONS = str(tmp_path / "store")
+    return cfg
+
+
+def whose(batch):
+    """(pid, modality) of the skeletons shown."""
+    scores = batch["skeletons"][:, 0, 0, 2].long()
+    return scores // 100, scores // 10 % 10
+
+
+def test_own_skeletons_by_default(with_skeletons):
+    for batch in build_clip_test_loader(with_skeletons, "HITSZVCM"):
+        pid, modality = whose(batch)
+        assert torch.equal(pid, batch["targets"])
+        assert torch.equal(modality, batch["modality"])
+
+
+def test_skeletons_of_others(with_skeletons):
+    with_skeletons.DATASETS.SKELETONS_TEST = "other"
+    shown = {}
+    for _ in range(2):
+        for batch in build_clip_test_loader(with_skeletons, "HITSZVCM"):
+            pid, modality = whose(batch)
+            assert (pid != batch["targets"]).all()
+            assert torch.equal(modality, batch["modality"])
+            assert batch["has_skeleton"].all()
+            for index, score in zip(batch["index"].tolist(), batch["skeletons"][:, 0, 0, 2].tolist(), strict=True):
+                assert shown.setdefault(index, score) == score, "always the same one"
+    with_skeletons.DATASETS.SKELETONS_TRAIN = "other"
+    batch = take(build_clip_train_loader(with_skeletons, seed=0), 1)[0]
+    assert (whose(batch)[0] - 1 != batch["targets"]).all()
+
+
+def test_no_skeletons(with_skeletons):
+    with_skeletons.DATASETS.SKELETONS_TEST = "none"
+    for batch in build_clip_test_loader(with_skeletons, "HITSZVCM"):
+        assert not batch["has_skeleton"].any()
+        assert not batch["skeletons"].any()
+    with_skeletons.DATASETS.SKELETONS_TEST = "yours"
+    with pytest.raises(UserError, match=r"DATASETS\.SKELETONS_TEST is 'yours': choose one of own, other, none"):
+        build_clip_test_loader(with_skeletons, "HITSZVCM")
+
+
+def test_blank_frames_keep_their_skeletons(with_skeletons):
+    seen = take(build_clip_train_loader(with_skeletons, seed=0), 1)[0]
+    with_skeletons.INPUT.BLANK, with_skeletons.INPUT.REA.ENABLED = True, False
+    blank = take(build_clip_train_loader(with_skeletons, seed=0), 1)[0]
+    assert seen["images"].any()
+    assert not blank["images"].any()
+    assert torch.equal(blank["skeletons"][..., 2], seen["skeletons"][..., 2])
+    assert not any(batch["images"].any() for batch in build_clip_test_loader(with_skeletons, "HITSZVCM"))
