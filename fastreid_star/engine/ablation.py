@@ -1,0 +1,174 @@
+"""Configs x seeds: which runs there are, what they gave, and the paper's table of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from fastreid_star.engine.checkpoint import write_whole
+from fastreid_star.engine.setup import load_config
+from fastreid_star.errors import UserError
+
+COLUMNS = ("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP", "mean/mAP")
+RESULT = "result.json"
+
+# Table 3 of the paper (HITSZ-VCM, %), by the config that trains the row
+PAPER = {
+    "SAD_R50": (66.76, 54.05, 70.45, 55.45),
+    "STAR_R50_frame": (68.53, 55.01, 71.01, 56.16),
+    "STAR_R50_sequence": (69.04, 55.91, 73.15, 58.22),
+    "STAR_R50": (69.57, 56.01, 73.25, 58.56),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Args:
+        config: the YAML file.
+        seed: of the model.
+        data_seed: of the synthetic data; None: the data are what they are.
+        folder: its output folder.
+    """
+
+    config: Path
+    seed: int
+    data_seed: int | None
+    folder: Path
+
+    @property
+    def result(self) -> dict[str, float] | None:
+        """What it gave, None while it has not finished."""
+        path = self.folder / RESULT
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def plan(
+    configs: Sequence[str], seeds: Sequence[int], data_seeds: Sequence[int | None], output: str | Path
+) -> list[Run]:
+    """All runs, those of one seed side by side: an interrupted ablation has whole rows to compare.
+
+    Raises:
+        UserError: a config does not exist, or two have one name.
+    """
+    paths = [Path(config) for config in configs]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"no such config: {', '.join(missing)}")
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        raise UserError(f"two configs have one name, and would share a folder: {', '.join(sorted(names))}")
+    return [
+        Run(path, seed, data_seed, Path(output) / folder_name(data_seed, seed) / path.stem)
+        for data_seed in data_seeds
+        for seed in seeds
+        for path in paths
+    ]
+
+
+def folder_name(data_seed: int | None, seed: int) -> str:
+    """``data1-seed0``, or ``seed0`` where the data have no seed."""
+    return f"seed{seed}" if data_seed is None else f"data{data_seed}-seed{seed}"
+
+
+def options_of(run: Run, options: Sequence[str], warm_start: Path | None, root: str) -> list[str]:
+    """The config options that make `run` of its config: those given, its seeds, folder, data and first weights."""
+    own = ["SEED", str(run.seed), "OUTPUT_DIR", str(run.folder)]
+    if run.data_seed is not None:
+        own += ["DATASETS.SYNTHETIC.SEED", str(run.data_seed), "DATASETS.ROOT", f"{root}/data{run.data_seed}"]
+    elif root:
+        own += ["DATASETS.ROOT", root]
+    if warm_start is not None:
+        own += ["MODEL.WEIGHTS", str(warm_start), "MODEL.LOSSES.CE_ONLY_EPOCHS", "0"]
+    return [*options, *own]
+
+
+def train(run: Run, options: Sequence[str]) -> None:
+    """Train one run in a process of its own, going on where an earlier one stopped; leaves ``result.json``.
+
+    Raises:
+        UserError: the process failed; its log is in the run's folder.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    code = (
+        "import json, sys\n"
+        "from fastreid_star.engine.setup import argument_parser, run_tool\n"
+        "from fastreid_star.engine.train import train_or_evaluate\n"
+        "def main():\n"
+        "    results = train_or_evaluate(argument_parser('run').parse_args(sys.argv[2:]))\n"
+        "    json.dump(results, open(sys.argv[1], 'w'))\n"
+        "run_tool(main)\n"
+    )
+    written = run.folder / "results.partial.json"
+    arguments = [str(written), "--config-file", str(run.config), "--resume", *options]
+    with open(run.folder / "console.txt", "a", encoding="utf-8") as console:
+        status = subprocess.call([sys.executable, "-c", code, *arguments], stdout=console, stderr=console)
+    if status:
+        last = (run.folder / "console.txt").read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise UserError(f"{run.folder} failed ({' '.join(last)}): see console.txt there")
+    content = written.read_bytes()
+    write_whole(str(run.folder / RESULT), lambda file: file.write(content))
+    written.unlink()
+
+
+def summarise(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
+    """The finished runs' numbers: config name -> column -> values in the order of the runs."""
+    table: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        result = run.result
+        if result is not None:
+            row = table.setdefault(run.config.stem, {column: [] for column in COLUMNS})
+            for column in COLUMNS:
+                row[column].append(result[column])
+    return table
+
+
+def spread(values: Sequence[float]) -> str:
+    """``mean ± standard deviation`` of two and more values, the value of one."""
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def to_markdown(table: Mapping[str, Mapping[str, Sequence[float]]], *, with_paper: bool) -> str:
+    """The paper's table: a row a config, mean and spread over its runs, the paper's own numbers where there are any.
+
+    Args:
+        table: of :func:`summarise`.
+        with_paper: the data is HITSZ-VCM: show Table 3 beside it.
+    """
+    rows = []
+    for name, row in table.items():
+        rows.append([name, len(row[COLUMNS[0]]), *(spread(row[column]) for column in COLUMNS)])
+        if with_paper and name in PAPER:
+            i2v, v2i = PAPER[name][1], PAPER[name][3]
+            rows.append(["(paper)", "", *(f"{value:.2f}" for value in PAPER[name]), f"{(i2v + v2i) / 2:.2f}"])
+    return tabulate(rows, headers=["config", "runs", *COLUMNS], tablefmt="pipe", disable_numparse=True)
+
+
+def to_csv(runs: Sequence[Run]) -> str:
+    """One line a finished run, every number of its result."""
+    finished = [(run, run.result) for run in runs if run.result is not None]
+    keys = sorted({key for _, result in finished for key in result})
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["config", "data_seed", "seed", *keys])
+    for run, result in finished:
+        data_seed = "" if run.data_seed is None else run.data_seed
+        writer.writerow([run.config.stem, data_seed, run.seed, *(result.get(key, "") for key in keys)])
+    return buffer.getvalue()
+
+
+def is_hitsz_vcm(config: str | Path) -> bool:
+    """Whether this config tests on HITSZ-VCM, so that the paper's numbers belong beside its own."""
+    return tuple(load_config(str(config)).DATASETS.TESTS) == ("HITSZVCM",)
