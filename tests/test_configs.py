@@ -48,7 +48,16 @@ def test_figure_6_has_every_cell_once():
 def test_star_trains_on_every_backbone_that_has_a_config(path):
     cfg = load_config(
         str(path),
-        "MODEL.BACKBONE.PRETRAIN False MODEL.HEADS.NUM_CLASSES 2 MODEL.DEVICE cpu INPUT.SIZE_TRAIN [64,32]".split(),
+        [
+            "MODEL.BACKBONE.PRETRAIN",
+            "False",
+            "MODEL.HEADS.NUM_CLASSES",
+            "2",
+            "MODEL.DEVICE",
+            "cpu",
+            "INPUT.SIZE_TRAIN",
+            "[64,32]",
+        ],
     )
     torch.manual_seed(0)
     model = STAR(cfg).train()
