@@ -105,10 +105,20 @@ def build_two_stream(cfg: CfgNode) -> TwoStreamBackbone:
     """Build ``MODEL.BACKBONE`` with fast-reid, pretrained weights included, and double its stem.
 
     Raises:
-        UserError: ``MODEL.BACKBONE.FEAT_DIM`` is neither 0 ("take it from the backbone") nor the true width.
+        UserError: ``MODEL.BACKBONE.FEAT_DIM`` is neither 0 ("take it from the backbone") nor the true width, or
+            ``MODEL.BACKBONE.PADDED_POOL`` is set for a backbone without fast-reid's max-pool of a ResNet.
     """
-    backbone = TwoStreamBackbone(build_backbone(cfg), cfg.INPUT.SIZE_TRAIN)
-    node, width = cfg.MODEL.BACKBONE, backbone.feature_width
+    node, network = cfg.MODEL.BACKBONE, build_backbone(cfg)
+    if node.PADDED_POOL:
+        pool = getattr(network, "maxpool", None)
+        if not (isinstance(pool, nn.MaxPool2d) and pool.ceil_mode):
+            raise UserError(
+                f"MODEL.BACKBONE.PADDED_POOL: {type(network).__name__} has no max-pool with ceil_mode to replace; set "
+                "it to False"
+            )
+        network.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+    backbone = TwoStreamBackbone(network, cfg.INPUT.SIZE_TRAIN)
+    width = backbone.feature_width
     if node.FEAT_DIM not in (0, width):
         raise UserError(
             f"MODEL.BACKBONE.FEAT_DIM is {node.FEAT_DIM}, but {node.NAME} of depth {node.DEPTH} gives {width} "

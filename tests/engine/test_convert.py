@@ -1,0 +1,488 @@
+"""Converted checkpoints give the features of the programs they come from.
+
+The evaluation of both programs is written down here once more, in plain torch, with the names of their modules.
+"""
+
+import math
+import os
+import pickle
+import re
+import runpy
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from torch import nn
+
+from fastreid_star.engine import convert as conversion_of
+from fastreid_star.engine.convert import convert, convert_sdtg, detect, read_published, require_fit
+from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.train import load_trained
+from fastreid_star.errors import UserError
+from fastreid_star.modeling import build_two_stream
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = {
+    "saadg": str(REPOSITORY / "configs" / "HITSZ-VCM" / "SAD_R50_saadg.yml"),
+    "sdtg": str(REPOSITORY / "configs" / "HITSZ-VCM" / "STAR_R50_release.yml"),
+}
+CLASSES, LENGTH, SIZE, WIDTH, JOINTS = 5, 3, (64, 32), 2048, 17
+SMALL = ["MODEL.BACKBONE.PRETRAIN", "False", "MODEL.DEVICE", "cpu", "INPUT.SIZE_TRAIN", str(list(SIZE))]
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+# --- their programs -----------------------------------------------------------------------------------------------
+
+
+class Unit(nn.Module):
+    """A residual unit of ResNet-50: 1x1, 3x3, 1x1."""
+
+    def __init__(self, inputs, middle, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, middle, 1, bias=False), nn.BatchNorm2d(middle)
+        self.conv2, self.bn2 = nn.Conv2d(middle, middle, 3, stride, 1, bias=False), nn.BatchNorm2d(middle)
+        self.conv3, self.bn3 = nn.Conv2d(middle, 4 * middle, 1, bias=False), nn.BatchNorm2d(4 * middle)
+        if stride > 1 or inputs != 4 * middle:
+            shortcut = nn.Conv2d(inputs, 4 * middle, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(4 * middle))
+
+    def forward(self, x):
+        y = self.bn1(self.conv1(x)).relu()
+        y = self.bn2(self.conv2(y)).relu()
+        shortcut = self.downsample(x) if hasattr(self, "downsample") else x
+        return (self.bn3(self.conv3(y)) + shortcut).relu()
+
+
+class Stem(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+
+    def forward(self, x):
+        return F.max_pool2d(self.bn1(self.conv1(x)).relu(), 3, 2, padding=1)
+
+
+class Stages(nn.Module):
+    def __init__(self):
+        super().__init__()
+        inputs = 64
+        for stage, (units, middle, stride) in enumerate([(3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 1)], start=1):
+            layer = [Unit(inputs, middle, stride), *(Unit(4 * middle, middle, 1) for _ in range(units - 1))]
+            setattr(self, f"layer{stage}", nn.Sequential(*layer))
+            inputs = 4 * middle
+
+    def forward(self, x):
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+class Saadg(nn.Module):
+    """SAADG in evaluation: frames of one modality, mean over the map, GeM over the frames, BatchNorm, unit length."""
+
+    def __init__(self):
+        super().__init__()
+        self.visible_module = nn.ModuleDict({"visible": Stem()})
+        self.thermal_module = nn.ModuleDict({"thermal": Stem()})
+        self.base_resnet = nn.ModuleDict({"base": Stages()})
+        for name in ("local", "global"):
+            setattr(self, f"{name}_bottleneck", nn.BatchNorm1d(WIDTH))
+            setattr(self, f"{name}_classifier", nn.Linear(WIDTH, CLASSES, bias=False))
+
+    def frames(self, images, visible):
+        """Normalised images ``[B, T, 3, H, W]`` to ``[B, T, D]``."""
+        stem = self.visible_module["visible"] if visible else self.thermal_module["thermal"]
+        maps = self.base_resnet["base"](stem(images.flatten(0, 1)))
+        return maps.mean((2, 3)).view(*images.shape[:2], WIDTH)
+
+    def forward(self, images, poses, visible):
+        clip = ((self.frames(images, visible) ** 3).mean(1) + 1e-12) ** (1 / 3)
+        return self.out(clip)
+
+    def out(self, clip):
+        feature = self.global_bottleneck(clip)
+        return feature / feature.pow(2).sum(1, keepdim=True).sqrt()
+
+
+class Attention(nn.Module):
+    """Graph attention over a dense matrix of who listens to whom, under torch-geometric's names."""
+
+    def __init__(self, inputs, outputs, heads):
+        super().__init__()
+        self.lin = nn.Linear(inputs, heads * outputs, bias=False)
+        self.att_src, self.att_dst = (nn.Parameter(torch.randn(1, heads, outputs) * 0.3) for _ in range(2))
+        self.bias = nn.Parameter(torch.randn(heads * outputs))
+
+    def forward(self, x, listens):
+        heads = []
+        for h, source, target in zip(
+            self.lin(x).chunk(self.att_src.shape[1], -1), self.att_src[0], self.att_dst[0], strict=True
+        ):
+            scores = F.leaky_relu((h @ target)[..., :, None] + (h @ source)[..., None, :], 0.2)
+            heads.append(scores.masked_fill(~listens, -math.inf).softmax(-1) @ h)
+        return torch.cat(heads, -1) + self.bias
+
+
+SKELETON = [(15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10)]
+SKELETON += [(1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6)]
+
+
+class Sdtg(Saadg):
+    """SDTG in evaluation: its bones are edges of the graph in the first frame only."""
+
+    def __init__(self):
+        super().__init__()
+        self.gat = nn.ModuleDict({"conv1": Attention(3, 16, 2), "conv2": Attention(32, 12, 1)})
+        self.bn = nn.BatchNorm1d(12)
+        self.lstm_edge = nn.LSTM(64, WIDTH // 2, 1, batch_first=True, bidirectional=True)
+        self.time_guide = nn.ModuleDict(
+            {
+                "cross_attn": nn.MultiheadAttention(WIDTH, 4, batch_first=True),
+                "reverse_cross_attn": nn.MultiheadAttention(WIDTH, 4, batch_first=True),
+                "bn_enhanced_origin": nn.BatchNorm1d(WIDTH),
+                "bn_enhanced_time_guide": nn.BatchNorm1d(WIDTH),
+                "ffn": nn.Sequential(nn.Linear(2 * WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()),
+            }
+        )
+        layers = nn.ModuleList(nn.Linear(2 * WIDTH, WIDTH) for _ in range(5))
+        self.GuidedAggModule = nn.ModuleDict({"fc_layers": layers})
+        self.fc1 = nn.Linear(38, 64)
+        self.pose_classifier = nn.Linear(2 * WIDTH, CLASSES)
+        self.pose_bottleneck = nn.BatchNorm1d(2 * WIDTH)
+
+    def forward(self, images, poses, visible):
+        frames, clips = self.frames(images, visible), len(images)
+        vectors = torch.stack([poses[:, :, end, :2] - poses[:, :, start, :2] for start, end in SKELETON], 2)
+        angles = torch.atan2(vectors[..., 1], vectors[..., 0])
+        bones = torch.stack([vectors.norm(dim=-1), angles], -1).view(clips, LENGTH, 38)
+        guide, _ = self.lstm_edge(self.fc1(bones))
+
+        nodes = LENGTH * JOINTS
+        listens = torch.eye(nodes, dtype=torch.bool)
+        for a, b in [*SKELETON, *((i, i + JOINTS) for i in range(nodes - JOINTS))]:
+            listens[a, b] = listens[b, a] = True
+        graph = F.elu(self.gat["conv1"](poses.view(clips, nodes, 3), listens))
+        graph = F.elu(self.gat["conv2"](graph, listens)).reshape(clips, -1)
+        pose = self.pose_bottleneck(torch.cat([guide[:, -1], F.adaptive_avg_pool1d(graph, WIDTH)], -1))
+
+        sight, _ = self.time_guide["cross_attn"](guide, frames, frames)
+        time, _ = self.time_guide["reverse_cross_attn"](frames, guide, guide)
+        frames = self.time_guide["ffn"](torch.cat([sight, time], -1)) + frames + 1e-3
+        pooled = torch.stack([((frames**p).mean(1) + 1e-12) ** (1 / p) for p in (0.7, 1.0, 3.0, 5.0, 7.0)], 1)
+        weights = torch.stack([layer(pose) for layer in self.GuidedAggModule["fc_layers"]], 1).softmax(1)
+        return self.out((pooled * weights).sum(1))
+
+
+def make(cls):
+    """A network of theirs with weights and statistics that no initialisation gives."""
+    torch.manual_seed(1)
+    network = cls().eval()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.weight.data.uniform_(0.4, 1.0)
+            module.bias.data.normal_(0, 0.2)
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2.0)
+            module.num_batches_tracked.fill_(7)
+    # As after training, what goes into the last norms is about centred: the clips are told apart, and the guide is
+    # neither flat nor one exponent alone.
+    for name in ("pose_bottleneck", "global_bottleneck"):
+        if hasattr(network, name):
+            norm, inputs = getattr(network, name), []
+            hook = norm.register_forward_pre_hook(lambda _, given, inputs=inputs: inputs.append(given[0]))
+            features_of_theirs(network, clips())
+            hook.remove()
+            variance, mean = torch.var_mean(torch.cat(inputs), 0)
+            norm.running_mean.copy_(mean + 0.1 * norm.running_mean)
+            norm.running_var.copy_(variance + variance.mean())
+    return network
+
+
+def as_saved(network, kind):
+    """Its state dict as the program saves it: three whole ResNets and what is only trained, filled with scalars."""
+    state, nothing = dict(network.state_dict()), torch.zeros(())
+    for name in list(state):
+        if name.startswith("base_resnet.base.layer"):
+            rest = name.removeprefix("base_resnet.base.")
+            state[f"visible_module.visible.{rest}"] = state[f"thermal_module.thermal.{rest}"] = nothing
+        if name.startswith("visible_module.visible."):
+            state[name.replace("visible_module.visible.", "base_resnet.base.")] = nothing
+    if kind == "saadg":
+        for graph in ("intra", "inter"):
+            names = ("conv.bias", "conv.lin.weight", "bottleneck.weight", "bottleneck.bias", "bottleneck.running_mean")
+            names += ("bottleneck.running_var", "bottleneck.num_batches_tracked", "classifier.weight")
+            state.update({f"{graph}_gcn_{name}": nothing for name in names})
+    return state
+
+
+@pytest.fixture(scope="module")
+def saadg():
+    return make(Saadg)
+
+
+@pytest.fixture(scope="module")
+def sdtg():
+    return make(Sdtg)
+
+
+# --- the features -------------------------------------------------------------------------------------------------
+
+
+def clips():
+    """Two visible and two infrared clips, in mixed order; one skeleton is stored as zeros, one lies in one point."""
+    torch.manual_seed(2)
+    scale = torch.tensor([SIZE[1], SIZE[0], 1.0])
+    skeletons = torch.rand(4, LENGTH, JOINTS, 3) * scale
+    skeletons[1, 0] = 0
+    skeletons[2, 1, :, :2] = 9
+    coarse = torch.rand(4 * LENGTH, 3, 8, 4) * 255
+    images = F.interpolate(coarse, SIZE, mode="bilinear").round().to(torch.uint8).view(4, LENGTH, 3, *SIZE)
+    return {
+        "images": images,
+        "modality": torch.tensor([2, 1, 1, 2]),
+        "skeletons": skeletons,
+        "has_skeleton": torch.ones(4, LENGTH, dtype=torch.bool),
+    }
+
+
+@torch.no_grad()
+def features_of_theirs(network, batch):
+    images = (batch["images"] / 255 - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+    features = torch.empty(4, WIDTH)
+    for visible in (True, False):
+        rows = batch["modality"] == (2 if visible else 1)
+        features[rows] = network(images[rows], batch["skeletons"][rows], visible)
+    return features
+
+
+def config(kind, *options):
+    return load_config(CONFIGS[kind], [*SMALL, "MODEL.HEADS.NUM_CLASSES", str(CLASSES), *options])
+
+
+def ours(kind, weights, *options):
+    cfg = config(kind, *options)
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["saadg", "sdtg"])
+def test_features_agree(kind, request):
+    theirs, batch = request.getfixturevalue(kind), clips()
+    conversion = convert(as_saved(theirs, kind))
+    assert conversion.kind == kind
+    model = ours(kind, conversion.weights)
+    expected = features_of_theirs(theirs, batch)
+    with torch.no_grad():
+        found = model(batch)
+    assert (expected - expected[0])[1:].norm(dim=1).min() > 0.5, "the clips are told apart"
+    assert (found - expected).abs().max() < 1e-5
+    torch.testing.assert_close((found * expected).sum(1), torch.ones(4), atol=1e-4, rtol=0)
+
+    with torch.no_grad():
+        moved = (model({**batch, "skeletons": batch["skeletons"].roll(1, 0)}) - found).norm(dim=1)
+        for stem in (model.backbone.visible_stem, model.backbone.infrared_stem):
+            stem[3] = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
+        assert (model(batch) - expected).norm(dim=1).min() > 0.05, "fast-reid's own pool gives other features"
+    assert moved.min() > 0.05 if kind == "sdtg" else moved.max() == 0
+
+
+# --- the names ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["saadg", "sdtg"])
+def test_every_name_is_accounted_for(kind, request):
+    state = as_saved(request.getfixturevalue(kind), kind)
+    extra = {"visible_module.gate.weight": torch.zeros(1), "cross_modal_attention.bias": torch.zeros(1)}
+    conversion = convert({**state, **extra})
+    assert conversion.unknown == list(extra)
+    assert sorted([*conversion.used, *conversion.dropped, *conversion.unknown]) == sorted([*state, *extra])
+    for own, name in (("heads", "global"), ("frame_heads", "local")):
+        assert torch.equal(conversion.weights[f"{own}.weight"], state[f"{name}_classifier.weight"])
+        assert torch.equal(conversion.weights[f"{own}.bottleneck.0.weight"], state[f"{name}_bottleneck.weight"])
+    report = conversion.report()
+    assert all(f"unknown, not used: {name}" in report for name in extra)
+    assert "dropped visible_module.visible.layer4.* (60 names): only the stem of this ResNet is run" in report
+    if kind == "saadg":
+        assert "dropped inter_gcn_conv.lin.* (1 names): the graph interaction takes part in training only" in report
+    else:
+        assert torch.equal(conversion.weights["heads.pose_classifier.bias"], state["pose_classifier.bias"])
+        assert {"bn.weight", "time_guide.bn_enhanced_origin.bias"} <= set(conversion.dropped)
+
+
+@pytest.mark.parametrize("kind", ["saadg", "sdtg"])
+def test_the_prefix_of_data_parallel_training_is_stripped(kind, request):
+    state = as_saved(request.getfixturevalue(kind), kind)
+    names = list(state)
+    plain = convert(state)
+    assert list(state) == names, "the caller's dict stays as it is"
+    wrapped = convert({f"module.{name}": value for name, value in state.items()})
+    assert wrapped.used == plain.used
+    assert wrapped.weights.keys() == plain.weights.keys()
+    assert all(torch.equal(wrapped.weights[name], value) for name, value in plain.weights.items())
+
+
+def test_a_missing_or_misshapen_weight_is_refused_by_name(sdtg):
+    state = as_saved(sdtg, "sdtg")
+    del state["time_guide.ffn.2.bias"]
+    state["fc1.bias"] = torch.zeros(63)
+    state["lstm_edge.weight_ih_l1"] = torch.zeros(1)
+    with pytest.raises(UserError) as caught:
+        require_fit(convert(state), config("sdtg"))
+    message = str(caught.value)
+    assert "corrector.ffn.2.bias is missing" in message
+    assert "corrector.encoder.fc.bias is (63,), the model's is (64,)" in message
+    assert "corrector.encoder.lstm.weight_ih_l1 has no place in the model" in message
+    assert message.count(";") == 2
+    assert "\n" not in message
+
+
+def test_settings_that_no_shape_gives_away_are_checked():
+    conversion = conversion_of.Conversion("sdtg")
+    changed = ("MODEL.STAR.GRAPH", "paper", "MODEL.STAR.EXPONENTS", "[1.0,0.7,3.0,5.0,7.0]", "MODEL.HEADS.GEM_P", "2.0")
+    with pytest.raises(UserError, match=r"GEM_P is 2.0, theirs 3.0; .*GRAPH is paper.*EXPONENTS is \[1.0, 0.7"):
+        require_fit(conversion, config("sdtg", *changed))
+    with pytest.raises(UserError, match="PADDED_POOL is False, theirs True"):
+        require_fit(conversion_of.Conversion("saadg"), config("saadg", "MODEL.BACKBONE.PADDED_POOL", "False"))
+
+
+def test_an_older_torch_geometric_is_read(sdtg):
+    state = sdtg.state_dict()
+    older = {re.sub(r"(gat.conv\d\.)lin\.", r"\1lin_src.", name): value for name, value in state.items()}
+    older |= {name.replace("lin_src", "lin_dst"): value for name, value in older.items() if "lin_src" in name}
+    conversion = convert_sdtg(older)
+    assert torch.equal(conversion.weights["heads.gat.conv2.lin.weight"], sdtg.gat["conv2"].lin.weight)
+    assert set(conversion.dropped) >= {"gat.conv1.lin_dst.weight", "gat.conv2.lin_dst.weight"}
+    assert not conversion.unknown
+    older["gat.conv1.lin_dst.weight"] = torch.zeros(32, 3)
+    with pytest.raises(UserError, match=r"gat\.conv1\.lin_dst\.weight differs"):
+        convert_sdtg(older)
+
+
+def test_a_hole_in_the_pooling_layers_is_refused(sdtg):
+    state = dict(sdtg.state_dict())
+    del state["GuidedAggModule.fc_layers.2.bias"]
+    with pytest.raises(UserError, match=r"layers \[0, 1, 3, 4\]"):
+        convert_sdtg(state)
+
+
+def test_whose_it_is(saadg, sdtg):
+    assert detect(saadg.state_dict()) == "saadg"
+    assert detect(sdtg.state_dict()) == "sdtg"
+    for foreign in ({}, {"conv1.weight": torch.zeros(1)}, {"heads.weight": torch.zeros(1)}):
+        with pytest.raises(UserError, match=r"neither SAADG's nor SDTG's"):
+            detect(foreign)
+
+
+# --- the files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numpy_1", [False, True])
+def test_a_number_of_numpy_is_no_obstacle(tmp_path, numpy_1):
+    path = tmp_path / "best.t"
+    torch.save({"net": {"a.b": torch.ones(2)}, "mAP": np.float64(0.5), "top": np.float32(0.1), "epoch": 3}, path)
+    if numpy_1:
+        with zipfile.ZipFile(path) as file:
+            members = {name: file.read(name) for name in file.namelist()}
+        with zipfile.ZipFile(path, "w") as file:
+            for name, content in members.items():
+                file.writestr(name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert torch.equal(read_published(str(path))["a.b"], torch.ones(2))
+
+
+class Payload:
+    def __reduce__(self):
+        return (os.mkdir, ("executed",))
+
+
+@pytest.mark.parametrize("extra", [Payload(), np.str_("text"), np.zeros(3)], ids=["code", "text", "array"])
+def test_a_file_that_holds_more_than_numbers_is_refused(tmp_path, monkeypatch, extra):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"net": {"a": torch.ones(1)}, "mAP": extra}, "evil.t", pickle_module=pickle)
+    with pytest.raises(UserError, match=r"evil\.t cannot be read") as caught:
+        read_published("evil.t")
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["evil.t"]
+
+
+@pytest.mark.parametrize("content", [[1], {"net": {}}, {"net": {"a": 1}}, {"mAP": 0.5}])
+def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.t")
+    with pytest.raises(UserError, match="no state dict"):
+        read_published(str(tmp_path / "x.t"))
+    with pytest.raises(UserError, match="does not exist"):
+        read_published(str(tmp_path / "y.t"))
+
+
+def run_tool(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["convert_weights.py", *map(str, arguments)])
+    runpy.run_path(str(REPOSITORY / "tools" / "convert_weights.py"), run_name="__main__")
+
+
+def test_the_tool_writes_what_train_net_evaluates(tmp_path, monkeypatch, capsys):
+    options = [*SMALL, "MODEL.BACKBONE.DEPTH", "18x"]
+    cfg = load_config(CONFIGS["saadg"], [*options, "MODEL.HEADS.NUM_CLASSES", str(CLASSES)])
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    back = (
+        (r"backbone\.visible_stem\.0", "visible_module.visible.conv1"),
+        (r"backbone\.visible_stem\.1", "visible_module.visible.bn1"),
+        (r"backbone\.infrared_stem\.0", "thermal_module.thermal.conv1"),
+        (r"backbone\.infrared_stem\.1", "thermal_module.thermal.bn1"),
+        (r"backbone\.stages\.(\d)", lambda match: f"base_resnet.base.layer{int(match[1]) + 1}"),
+        (r"^heads\.bottleneck\.0", "global_bottleneck"),
+        (r"frame_heads\.bottleneck\.0", "local_bottleneck"),
+        (r"^heads\.weight", "global_classifier.weight"),
+        (r"frame_heads\.weight", "local_classifier.weight"),
+    )
+    state = {}
+    for name, value in model.state_dict().items():
+        for pattern, theirs in back:
+            name = re.sub(pattern, theirs, name)
+        state[name] = value
+    state["visible_module.visible.layer1.0.bn1.bias"] = state["something.else"] = torch.zeros(1)
+    theirs, result = tmp_path / "best.t", tmp_path / "ours.pth"
+    torch.save({"net": state, "mAP": np.float64(0.5), "epoch": 7}, theirs)
+
+    run_tool(monkeypatch, theirs, result, "--config-file", CONFIGS["saadg"], "--set", *options)
+    printed = capsys.readouterr().out
+    assert "dropped visible_module.visible.layer1.* (1 names)" in printed
+    assert "unknown, not used: something.else" in printed
+    loaded = load_trained(load_config(CONFIGS["saadg"], options), str(result)).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+
+    del state["local_classifier.weight"]
+    torch.save({"net": state}, theirs)
+    result.unlink()
+    for arguments, reason in (
+        ((theirs, result), "frame_heads.weight is missing"),
+        ((theirs, theirs), "is the published checkpoint itself"),
+        ((theirs, tmp_path / "none" / "x.pth"), "does not exist"),
+        ((tmp_path / "none.t", result), "does not exist"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            run_tool(monkeypatch, *arguments, "--config-file", CONFIGS["saadg"], "--set", *options)
+        error = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert reason in error
+    assert os.listdir(tmp_path) == ["best.t"]
+
+
+# --- the switch ---------------------------------------------------------------------------------------------------
+
+
+def test_the_padded_pool():
+    backbone = build_two_stream(config("saadg", "MODEL.BACKBONE.DEPTH", "18x"))
+    for stem in (backbone.visible_stem, backbone.infrared_stem):
+        assert (stem[3].padding, stem[3].ceil_mode) == (1, False)
+    plain = build_two_stream(config("saadg", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.PADDED_POOL", "False"))
+    assert (plain.visible_stem[3].padding, plain.visible_stem[3].ceil_mode) == (0, True)
+    for name, depth in (("build_small_resnet_backbone", "tiny"), ("build_resnest_backbone", "50x")):
+        with pytest.raises(UserError, match=r"PADDED_POOL: \w+ has no max-pool with ceil_mode"):
+            build_two_stream(config("saadg", "MODEL.BACKBONE.NAME", name, "MODEL.BACKBONE.DEPTH", depth))
