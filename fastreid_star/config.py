@@ -29,8 +29,9 @@ def add_star_config(cfg: CN) -> CN:
     # paths start at the dataset's folder. Empty: no skeletons.
     cfg.DATASETS.SKELETONS = ""
 
-    # Whose skeletons a clip is shown with, in training and in testing: its own | other (always the same tracklet of
-    # another identity, of its modality) | none. The controls that tell what the skeletons are worth.
+    # Whose skeletons a clip is shown with, in training and in testing: its own | other (of another identity in its
+    # modality: drawn for each clip in training, always the same in testing) | none. The controls that tell what the
+    # skeletons are worth.
     cfg.DATASETS.SKELETONS_TRAIN = "own"
     cfg.DATASETS.SKELETONS_TEST = "own"
 
@@ -68,6 +69,11 @@ def add_star_config(cfg: CN) -> CN:
 
     # --- sampler: P identities x K clips x 2 modalities --------------------------------------------------------
     # SOLVER.IMS_PER_BATCH counts clips (P*K*2) over all devices; DATALOADER.NUM_INSTANCE is K.
+
+    # --- backbone --------------------------------------------------------------------------------------------
+    # The max-pool of a ResNet's stem: False: fast-reid's (ceil_mode); True: padded by 1, as in torchvision and in the
+    # published programs. The weights are the same, and so is the size of the maps, but each sees the image a pixel off.
+    cfg.MODEL.BACKBONE.PADDED_POOL = False
 
     # --- style augmentation, attack and defense (SAD) --------------------------------------------------------
     cfg.MODEL.SAD = CN()

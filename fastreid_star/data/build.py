@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,13 +13,15 @@ import torch
 from fastreid.data.datasets import DATASET_REGISTRY
 from torch.utils.data import DataLoader
 
-from fastreid_star.data.clips import ClipDataset, collate_clips, other_tracklets
+from fastreid_star.data.clips import ClipDataset, OtherTracklets, collate_clips
 from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.samplers import CrossModalIdentitySampler
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import build_transforms
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Tracklet
+
+logger = logging.getLogger(__name__)
 
 
 def is_video_dataset(name: str) -> bool:
@@ -55,19 +58,23 @@ def open_store(cfg, dataset: VideoDataset) -> SkeletonStore | None:
     """The skeleton store that DATASETS.SKELETONS names, None where it is empty.
 
     Raises:
-        UserError: it cannot be opened, or knows none of the dataset's frames.
+        UserError: it cannot be opened, or knows none of the frames of a split.
     """
     if not cfg.DATASETS.SKELETONS:
         return None
     path = dataset.path(cfg.DATASETS.SKELETONS)
     store = SkeletonStore.open(path)
-    tracklets = [*dataset.train, *dataset.query, *dataset.gallery]
-    sample = [tracklet.key(0) for tracklet in tracklets[:: max(1, len(tracklets) // 100)]]
-    if not any(key in store for key in sample):
-        raise UserError(
-            f"skeleton store {path} knows none of {len(sample)} frames of the dataset that were looked up, such as "
-            f"{sample[0]}: it was made for another dataset; make one for this, or set DATASETS.SKELETONS ''"
-        )
+    for split, tracklets in (("training", dataset.train), ("test", [*dataset.query, *dataset.gallery])):
+        sample = [tracklet.key(0) for tracklet in tracklets[:: max(1, len(tracklets) // 100)]]
+        known = sum(key in store for key in sample)
+        if sample and not known:
+            raise UserError(
+                f"skeleton store {path} knows none of {len(sample)} {split} frames that were looked up, such as "
+                f"{sample[0]}: it was made for other data; make one for these, or set DATASETS.SKELETONS ''"
+            )
+        if known < len(sample):
+            logger.warning("%s has skeletons for %d of %d %s frames looked up", path, known, len(sample), split)
+    store.close()  # each process opens its own: a handle must not cross a fork
     return store
 
 
@@ -99,7 +106,7 @@ def build_clip_train_loader(
     pids = sorted({tracklet.pid for tracklet in tracklets})
     dataset = ClipDataset(
         tracklets,
-        length=cfg.INPUT.CLIP.LENGTH,
+        length=_clip_length(cfg),
         transform=transform,
         **_shown_with("SKELETONS_TRAIN", cfg.DATASETS.SKELETONS_TRAIN, stores, tracklets),
         pid_to_label={pid: label for label, pid in enumerate(pids)},
@@ -138,7 +145,7 @@ def build_clip_test_loader(
     tracklets = [*data.query, *data.gallery]
     dataset = ClipDataset(
         tracklets,
-        length=cfg.INPUT.CLIP.LENGTH,
+        length=_clip_length(cfg),
         transform=transform,
         **_shown_with("SKELETONS_TEST", cfg.DATASETS.SKELETONS_TEST, open_store(cfg, data), tracklets),
     )
@@ -236,8 +243,18 @@ def _shown_with(key: str, value: str, store, tracklets: list[Tracklet]) -> dict:
     if value == "none":
         return {"store": None}
     if value == "other":
-        return {"store": store, "skeletons_of": other_tracklets(tracklets, seed=0)}
+        if store is None:
+            raise UserError(
+                f"DATASETS.{key} other shows the skeletons of other clips: DATASETS.SKELETONS must name some"
+            )
+        return {"store": store, "skeletons_of": OtherTracklets(tracklets)}
     raise UserError(f"DATASETS.{key} is {value!r}: choose one of own, other, none")
+
+
+def _clip_length(cfg) -> int:
+    if cfg.INPUT.CLIP.LENGTH < 1:
+        raise UserError(f"INPUT.CLIP.LENGTH is {cfg.INPUT.CLIP.LENGTH}: a clip has at least one frame")
+    return cfg.INPUT.CLIP.LENGTH
 
 
 def _loader(cfg, dataset: ClipDataset, batch_sampler, pin_memory: bool) -> DataLoader:

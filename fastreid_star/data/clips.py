@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +47,11 @@ def segment_indices(n: int, length: int, rng: np.random.Generator | None = None)
     return np.minimum(np.arange(length) * size + offsets, n - 1)
 
 
+# The stream of random numbers that draws whose skeletons are shown: a request's seed has three numbers, and the
+# sampler's own streams end in 1 and 2.
+_DONOR = 3
+
+
 class ClipDataset(Dataset):
     """Tracklets as clips of T frames with their joints.
 
@@ -67,7 +72,8 @@ class ClipDataset(Dataset):
         transform: from the frames as decoded to images of one size.
         store: skeletons of all tracklets, or one store for each `root` of them; None: no skeletons.
         pid_to_label: classes of the identities, 0 .. C-1.
-        skeletons_of: for each tracklet the position of the one whose skeletons it is shown with; None: its own.
+        skeletons_of: ``(position, rng) -> position`` of the tracklet whose skeletons a clip is shown with, drawn anew
+            for each request in training, always the same in testing; None: its own.
     """
 
     def __init__(
@@ -78,7 +84,7 @@ class ClipDataset(Dataset):
         transform: Transform,
         store: SkeletonStore | Mapping[str, SkeletonStore] | None = None,
         pid_to_label: Mapping[int, int] | None = None,
-        skeletons_of: Sequence[int] | None = None,
+        skeletons_of: Callable[[int, np.random.Generator], int] | None = None,
     ):
         self.tracklets = tracklets
         self.length = length
@@ -98,14 +104,17 @@ class ClipDataset(Dataset):
     def __getitem__(self, item: int | ClipRequest) -> dict:
         if isinstance(item, ClipRequest):
             index, rng = item.index, np.random.default_rng(item.seed)
-            segment_rng = rng
+            segment_rng, donor_seed = rng, (*item.seed, _DONOR)
         else:
             index, rng, segment_rng = int(item), np.random.default_rng(0), None
+            donor_seed = (index, 0, 0, _DONOR)
         tracklet = self.tracklets[index]
         wanted = segment_indices(len(tracklet), self.length, segment_rng)
         # The joints are those of the frame that is shown, also where it stands in for another.
         frames, used, replaced = read_clip(tracklet, wanted)
-        source = tracklet if self.skeletons_of is None else self.tracklets[self.skeletons_of[index]]
+        source = tracklet
+        if self.skeletons_of is not None:
+            source = self.tracklets[self.skeletons_of(index, np.random.default_rng(donor_seed))]
         joints, present = self._skeletons(source, used)
         clip = self.transform(Clip(frames, joints, present), rng)
         images = np.ascontiguousarray(clip.frames.transpose(0, 3, 1, 2))
@@ -127,24 +136,29 @@ class ClipDataset(Dataset):
         return store.read([tracklet.key(min(index, len(tracklet) - 1)) for index in indices])
 
 
-def other_tracklets(tracklets: Sequence[Tracklet], seed: int) -> list[int]:
-    """For each tracklet the position of one of another identity and the same modality; a function of `seed`.
+class OtherTracklets:
+    """Draws a tracklet of another identity and the same modality: whose skeletons say nothing of who is seen.
 
-    Each is drawn by itself: the skeletons it hands over say nothing of the identity they are shown with.
+    Args:
+        tracklets: what the positions refer to.
 
     Raises:
         UserError: a modality has one identity only.
     """
-    rng = np.random.default_rng(seed)
-    pids = np.array([tracklet.pid for tracklet in tracklets])
-    modalities = np.array([int(tracklet.modality) for tracklet in tracklets])
-    others = []
-    for pid, modality in zip(pids, modalities, strict=True):
-        candidates = np.flatnonzero((pids != pid) & (modalities == modality))
-        if not len(candidates):
+
+    def __init__(self, tracklets: Sequence[Tracklet]):
+        self._pids = np.array([tracklet.pid for tracklet in tracklets])
+        modalities = np.array([int(tracklet.modality) for tracklet in tracklets])
+        self._same_modality = {
+            modality: np.flatnonzero(modalities == modality) for modality in set(modalities.tolist())
+        }
+        self._modalities = modalities
+        if any(len(set(self._pids[positions])) < 2 for positions in self._same_modality.values()):
             raise UserError("skeletons of other tracklets need at least two identities in each modality")
-        others.append(int(rng.choice(candidates)))
-    return others
+
+    def __call__(self, index: int, rng: np.random.Generator) -> int:
+        candidates = self._same_modality[int(self._modalities[index])]
+        return int(rng.choice(candidates[self._pids[candidates] != self._pids[index]]))
 
 
 def collate_clips(batch: Sequence[dict]) -> dict[str, torch.Tensor]:

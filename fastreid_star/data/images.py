@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,11 @@ def read_frame(path: str | os.PathLike) -> np.ndarray:
             if image.mode.startswith("I"):  # 16 bits; convert() would cut off everything above 255
                 image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise about any kind on a damaged file
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # the machine is at its limit: the image may be fine
         raise BrokenImage(f"{os.fspath(path)}: {error}") from error
 
 

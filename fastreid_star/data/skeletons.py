@@ -72,6 +72,10 @@ class SkeletonStore(ABC):
     @abstractmethod
     def __contains__(self, key: str) -> bool: ...
 
+    def close(self) -> None:
+        """Close what is open; the next read opens it again."""
+        return
+
     def __reduce__(self):
         return type(self), (self.path,)
 
@@ -153,6 +157,11 @@ class Hdf5Store(SkeletonStore):
             if np.isfinite(values).all():
                 joints[position], present[position] = values, True
         return joints, present
+
+    def close(self) -> None:
+        if self._owner == os.getpid():
+            self._file.close()
+        self._file, self._owner = None, None
 
     def keys(self) -> list[str]:
         """Every key, in the file's order. Walks the file: 15 to 30 seconds for 100,000 frames."""

@@ -195,9 +195,9 @@ def build_transforms(cfg, is_train: bool) -> Compose:
             raise UserError(f"INPUT.{name}.ENABLED: this augmentation is not available for clips, set it to False")
     key = "SIZE_TRAIN" if is_train else "SIZE_TEST"
     size = list(cfg.INPUT[key])
-    if len(size) not in (1, 2) or not all(isinstance(side, int) and side > 0 for side in size):
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise UserError(f"INPUT.{key} is {size}: give height and width in pixels, such as [288, 144]")
-    transforms: list[Transform] = [Resize(size * 2 if len(size) == 1 else size)]
+    transforms: list[Transform] = [Resize(size)]
     if cfg.INPUT.BLANK:
         transforms.append(Blank())
     if not is_train:
@@ -206,9 +206,15 @@ def build_transforms(cfg, is_train: bool) -> Compose:
     if cfg.INPUT.PADDING.ENABLED:
         if cfg.INPUT.PADDING.MODE != "constant":
             raise UserError(f"INPUT.PADDING.MODE '{cfg.INPUT.PADDING.MODE}' is not available for clips, use 'constant'")
+        if cfg.INPUT.PADDING.SIZE < 0:
+            raise UserError(f"INPUT.PADDING.SIZE is {cfg.INPUT.PADDING.SIZE}: give a number of pixels, 0 or more")
         transforms.append(PadCrop(cfg.INPUT.PADDING.SIZE, shared=shared))
     if cfg.INPUT.REA.ENABLED:
         rea = cfg.INPUT.REA
+        if len(rea.AREA) != 2 or not 0 < rea.AREA[0] <= rea.AREA[1] <= 1:
+            raise UserError(
+                f"INPUT.REA.AREA is {list(rea.AREA)}: give [low, high], shares of the image, 0 < low <= high"
+            )
         transforms.append(RandomErasing(rea.PROB, rea.AREA, value=rea.VALUE))
     if cfg.INPUT.FLIP.ENABLED:  # last, where a mirrored view is free
         transforms.append(HorizontalFlip(cfg.INPUT.FLIP.PROB, shared=shared))

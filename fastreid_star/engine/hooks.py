@@ -114,7 +114,7 @@ class ReplacedFrames(HookBase):
     """Say after every epoch how many broken frames were replaced by a neighbour.
 
     Args:
-        loader: counts them in `replaced`.
+        loader: counts this process's in `replaced`; all processes' are reported.
     """
 
     def __init__(self, loader):
@@ -122,7 +122,7 @@ class ReplacedFrames(HookBase):
         self._reported = 0
 
     def after_epoch(self):
-        new = self._loader.replaced - self._reported
+        new = sum(comm.all_gather(self._loader.replaced - self._reported))
         if new:
             logger.warning(f"{new} broken frames were replaced by their nearest good neighbour in this epoch")
         self._reported = self._loader.replaced

@@ -148,8 +148,13 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer, _ = self.build_optimizer(cfg, model)
         if comm.get_world_size() > 1:
-            indices = None if self.device.type == "cpu" else [self.device.index]
-            model = DistributedDataParallel(model, device_ids=indices)
+            model = DistributedDataParallel(
+                model,
+                device_ids=None if self.device.type == "cpu" else [self.device.index],
+                # parts that only some losses reach have no gradient while those losses rest
+                find_unused_parameters=cfg.MODEL.LOSSES.CE_ONLY_EPOCHS > 0
+                or "CrossEntropyLoss" not in cfg.MODEL.LOSSES.NAME,
+            )
         self._trainer = StepRunner(
             model,
             loader,
@@ -271,6 +276,12 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg):
         if _all_video(cfg.DATASETS.NAMES):
             loader = build_clip_train_loader(cfg, seed=cfg.SEED, **_loader_options(cfg))
+            share = loader.batch_sampler.num_identities // comm.get_world_size()
+            if "TripletLoss" in cfg.MODEL.LOSSES.NAME and share < 2:
+                raise UserError(
+                    "TripletLoss needs two identities in each process's share of a batch, and there would be one: "
+                    "raise SOLVER.IMS_PER_BATCH or use fewer devices"
+                )
         else:
             _use_dataset_root(cfg)
             loader = super().build_train_loader(cfg)
@@ -315,8 +326,9 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TESTS:
             loader, evaluator = cls.build_evaluator(cfg, name)
             results[name] = inference_on_dataset(model, loader, evaluator)
-            if loader.replaced:
-                logger.warning(f"{loader.replaced} broken test frames were replaced by their nearest good neighbour")
+            replaced = sum(comm.all_gather(loader.replaced))
+            if replaced:
+                logger.warning(f"{replaced} broken test frames were replaced by their nearest good neighbour")
         return next(iter(results.values())) if len(results) == 1 else results
 
 

@@ -11,7 +11,8 @@ Camera rule: gallery entries with the query's identity AND camera are no part of
 matches nor do they take a rank. A query that is left without a match is not counted in any mean, but reported.
 
 Ties: entries of exactly equal similarity stay in gallery order, the lower index first. The rule is blind to who is a
-match, so it favours nobody, and it makes the numbers repeatable.
+match, so it favours nobody. Similarities are float32 dot products: what is equal in exact arithmetic may differ in the
+last bit, and then that decides.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def evaluate_retrieval(
         g_pids, g_camids: [G], the same of each gallery entry.
         ranks: the k at which CMC is reported.
         camera_filter: apply the camera rule.
-        block_size: queries that are ranked at once: bounds the memory, has no part in the result.
+        block_size: queries that are ranked at once: bounds the memory; the result is the same up to rounding.
 
     Raises:
         UserError: no queries or no gallery; a feature is NaN or infinite; no query has a match; `ranks` are no ranks.

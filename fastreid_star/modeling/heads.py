@@ -14,6 +14,7 @@ import torch
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
 
+from fastreid_star.errors import UserError
 from fastreid_star.modeling.pooling import gem
 
 
@@ -89,6 +90,8 @@ class ClipHead(FrameHead):
     @configurable
     def __init__(self, *, gem_p: float = 3.0, **kwargs):
         super().__init__(**kwargs)
+        if gem_p <= 0:
+            raise UserError(f"MODEL.HEADS.GEM_P is {gem_p}: the exponent of a generalised mean is larger than 0")
         self.gem_p = gem_p
 
     @classmethod

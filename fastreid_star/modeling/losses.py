@@ -39,8 +39,9 @@ def triplet_loss(
 ) -> torch.Tensor:
     """fast-reid's triplet loss, ``max(0, margin + d(a, p) - d(a, n))``, times `scale`.
 
-    With `hard_mining` p is the farthest clip of a's identity in the batch and n the nearest of another. Both
-    modalities are mined together. Outside autocast: d^2 = |a|^2 + |b|^2 - 2ab cancels to noise in half precision.
+    With `hard_mining` p is the farthest clip of a's identity in the batch and n the nearest of another; with several
+    processes, in this process's share of the batch. Both modalities are mined together. Outside autocast:
+    d^2 = |a|^2 + |b|^2 - 2ab cancels to noise in half precision.
 
     Args:
         features: ``[B, D]``, before BatchNorm.

@@ -82,9 +82,9 @@ class SAD(nn.Module):
         super().__init__()
         loss_names = self.known_losses if loss_names is None else tuple(loss_names)
         unknown = [name for name in loss_names if name not in self.known_losses]
-        if unknown:
+        if unknown or not loss_names:
             raise UserError(
-                f"MODEL.LOSSES.NAME has {', '.join(unknown)}: {type(self).__name__} knows "
+                f"MODEL.LOSSES.NAME has {', '.join(unknown) or 'no loss'}: {type(self).__name__} knows "
                 f"{', '.join(self.known_losses)}"
             )
         if std not in STD_KINDS:

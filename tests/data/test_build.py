@@ -104,7 +104,7 @@ def test_open_store(cfg, make_vcm, tmp_path):
 def test_store_of_another_dataset(cfg, tmp_path):
     write_skeleton_store(tmp_path / "store", ["0001/0001_RGB_1"], np.ones((1, 17, 3)))
     cfg.DATASETS.SKELETONS = str(tmp_path / "store")
-    with pytest.raises(UserError, match="made for another dataset"):
+    with pytest.raises(UserError, match="made for other data"):
         build_clip_train_loader(cfg, seed=0)
 
 
@@ -271,8 +271,29 @@ def test_skeletons_of_others(with_skeletons):
             for index, score in zip(batch["index"].tolist(), batch["skeletons"][:, 0, 0, 2].tolist(), strict=True):
                 assert shown.setdefault(index, score) == score, "always the same one"
     with_skeletons.DATASETS.SKELETONS_TRAIN = "other"
-    batch = take(build_clip_train_loader(with_skeletons, seed=0), 1)[0]
-    assert (whose(batch)[0] - 1 != batch["targets"]).all()
+    donors = {}
+    for batch in take(build_clip_train_loader(with_skeletons, seed=0), 20):
+        assert (whose(batch)[0] - 1 != batch["targets"]).all()
+        for index, pid in zip(batch["index"].tolist(), whose(batch)[0].tolist(), strict=True):
+            donors.setdefault(index, set()).add(pid)
+    assert all(len(pids) == 2 for pids in donors.values()), "drawn anew, so that none gives its receiver away"
+    with_skeletons.DATASETS.SKELETONS = ""
+    with pytest.raises(UserError, match=r"DATASETS\.SKELETONS must name some"):
+        build_clip_train_loader(with_skeletons, seed=0)
+
+
+def test_a_store_of_one_split_is_refused_and_a_thin_one_is_mentioned(with_skeletons, tmp_path, caplog):
+    data = build_dataset(with_skeletons, "HITSZVCM")
+    keys = [tracklet.key(index) for tracklet in data.train for index in range(len(tracklet))]
+    write_skeleton_store(tmp_path / "train", keys, np.ones((len(keys), 17, 3), np.float32))
+    with_skeletons.DATASETS.SKELETONS = str(tmp_path / "train")
+    with pytest.raises(UserError, match="knows none of 8 test frames that were looked up"):
+        open_store(with_skeletons, data)
+    keys += [data.query[0].key(0)]
+    write_skeleton_store(tmp_path / "thin", keys, np.ones((len(keys), 17, 3), np.float32))
+    with_skeletons.DATASETS.SKELETONS = str(tmp_path / "thin")
+    open_store(with_skeletons, data)
+    assert "has skeletons for 1 of 8 test frames looked up" in caplog.text
 
 
 def test_no_skeletons(with_skeletons):

@@ -1,4 +1,4 @@
-"""The optimizer changes weights, the groups learn at their rates, the schedule is the spec's."""
+"""The optimizer changes weights, the groups learn at their rates, the schedule is the paper's."""
 
 import copy
 

@@ -164,8 +164,9 @@ def test_cross_entropy_alone_for_the_first_epochs(tiny_root, tmp_path):
     assert seen == [{"loss_cls", "loss_cls_frame"}] * 3 + [{"loss_cls", "loss_cls_frame", "loss_defense"}] * 6
 
 
-def train_on_ranks(root, output):
-    trainer = Trainer(tiny_config(root, output))
+def train_on_ranks(root, output, config, *more):
+    # two identities for each process, or there is no negative
+    trainer = Trainer(load_config(config, tiny_options(root, output, "SOLVER.IMS_PER_BATCH", "16", *more)))
     results = trainer.train()
     weights = comm.gather({name: value.clone() for name, value in trainer.model.module.named_parameters()})
     if comm.is_main_process():
@@ -173,12 +174,25 @@ def train_on_ranks(root, output):
 
 
 def test_two_processes_end_with_equal_weights_and_evaluate_as_one(tiny_root, tmp_path):
-    launch(train_on_ranks, 2, device="cpu", args=(str(tiny_root), str(tmp_path)))
+    launch(train_on_ranks, 2, device="cpu", args=(str(tiny_root), str(tmp_path), DEMO))
     ranks = torch.load(tmp_path / "ranks.pt", weights_only=True)
     first, second = ranks["weights"]
     assert all(torch.equal(first[name], second[name]) for name in first)
     cfg = tiny_config(tiny_root, tmp_path)
     assert dict(Trainer.test(cfg, load_trained(cfg, str(tmp_path / "model_final.pth")))) == ranks["results"]
+
+
+def test_star_trains_in_two_processes_while_some_of_its_losses_rest(tiny_root, tmp_path):
+    star = DEMO.replace("SAD_demo", "STAR_demo")
+    launch(train_on_ranks, 2, device="cpu", args=(str(tiny_root), str(tmp_path), star, "TEST.EVAL_PERIOD", "0"))
+    first, second = torch.load(tmp_path / "ranks.pt", weights_only=True)["weights"]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert "consistency.fc.weight" in first
+
+
+def test_one_identity_has_no_negative(tiny_root, tmp_path):
+    with pytest.raises(UserError, match=r"TripletLoss needs two identities .* raise SOLVER\.IMS_PER_BATCH"):
+        Trainer(tiny_config(tiny_root, tmp_path, "SOLVER.IMS_PER_BATCH", "4"))
 
 
 def test_the_config_of_the_demo_is_the_defaults_but_for_what_it_names():

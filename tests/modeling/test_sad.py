@@ -153,8 +153,13 @@ def fixed_style(monkeypatch):
     order = torch.rand(24, 3, generator=generator).argsort(1)
     order[12:] = torch.arange(3)
     same, other = torch.cat([shuffled(0), shuffled(12)]), torch.cat([shuffled(12), shuffled(0)])
-    monkeypatch.setattr(sad, "style_factors", lambda is_visible, low, high: (factors, order))
-    monkeypatch.setattr(sad, "attack_partners", lambda is_visible: (same, other))
+
+    def of_this_batch(is_visible, written):
+        assert is_visible.tolist() == [True] * 12 + [False] * 12
+        return written
+
+    monkeypatch.setattr(sad, "style_factors", lambda is_visible, *_: of_this_batch(is_visible, (factors, order)))
+    monkeypatch.setattr(sad, "attack_partners", lambda is_visible: of_this_batch(is_visible, (same, other)))
     return factors, order, same, other
 
 
@@ -336,6 +341,22 @@ def evaluated():
 
 
 @torch.no_grad()
+def test_the_feature_for_retrieval_by_value(evaluated):
+    model, batch = evaluated.double(), make_batch()
+    is_visible = model.frame_modality(batch["modality"], 3)
+    with torch.no_grad():
+        norm = model.heads.bottleneck[0]
+        norm.weight.uniform_(0.5, 1.5)
+        norm.running_mean.uniform_(0.0, 0.2)
+        norm.running_var.uniform_(0.5, 2.0)
+        pixels = (batch["images"].double().flatten(0, 1) - model.pixel_mean) / model.pixel_std
+        frames = model.backbone(pixels, is_visible).mean((2, 3)).view(8, 3, -1)
+        clip = ((frames**3).mean(1) + 1e-12) ** (1 / 3)
+        after = (clip - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight
+        expected = after / after.norm(dim=1, keepdim=True)
+        assert torch.allclose(model(batch), expected, atol=1e-10)
+
+
 def test_features_have_unit_norm(evaluated):
     features = evaluated(make_batch())
     assert features.shape == (8, 128)

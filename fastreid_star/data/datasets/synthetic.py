@@ -74,8 +74,10 @@ class SyntheticVCM(HITSZVCM):
         try:
             if comm.is_main_process() and (options is not None or not folder.exists()):
                 write_synthetic_vcm(folder, options or SyntheticOptions())
-        finally:  # also when writing fails: the others then find nothing and stop too
+        finally:  # also when writing fails: the others must not wait for ever
             comm.synchronize()
+        if options is not None and not _holds(folder, _made_with(options, "full")):
+            raise UserError(f"{folder}: the first process could not write the synthetic dataset; see its message")
         super().__init__(root, min_frames=min_frames, **kwargs)
 
     @staticmethod
@@ -107,7 +109,7 @@ def write_synthetic_vcm(
         raise UserError(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
     options = options or SyntheticOptions()
     root = Path(root).absolute()
-    made_with = {"version": VERSION, "layout": layout, "options": options.to_dict()}
+    made_with = _made_with(options, layout)
     if _holds(root, made_with):
         return
     identities = options.train_ids + options.test_ids
@@ -126,6 +128,10 @@ def write_synthetic_vcm(
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _made_with(options: SyntheticOptions, layout: str) -> dict:
+    return {"version": VERSION, "layout": layout, "options": options.to_dict()}
 
 
 def _holds(root: Path, made_with: dict) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.datasets import synthetic_people as people
 from fastreid_star.data.datasets import synthetic_scene as scene
 from fastreid_star.data.datasets.synthetic_body import View, draw_body
@@ -56,7 +57,7 @@ def film(
         images = np.full((frames, *size, 3), scene.PLAIN_GREY, np.float32)
     images = over(draw_body(person, points, view, modality, size), images)
 
-    joints, _ = view.project(points[:, : people.NUM_JOINTS])
+    joints, _ = view.project(points[:, :NUM_JOINTS])
     hidden = looks_away(points, view) | outside(joints, size)
     if rng.random() < options.occlusion:
         layer = scene.occluders(rng, modality, size, frames)
@@ -117,7 +118,7 @@ def expose(
 
 def looks_away(points: np.ndarray, view: View) -> np.ndarray:
     """Joints of the face that are on the far side of the head, bool [T, 17]."""
-    outward = view.turn(points[:, : people.NUM_JOINTS] - points[:, people.HEAD][:, None])[..., 2]
+    outward = view.turn(points[:, :NUM_JOINTS] - points[:, people.HEAD][:, None])[..., 2]
     hidden = np.zeros(outward.shape, bool)
     hidden[:, FACE] = outward[:, FACE] < 0
     return hidden

@@ -208,4 +208,7 @@ def test_published_counts(caplog):
     assert "infrared" not in caplog.text
     caplog.clear()
     module._compare_with_published({**lines, "test": lines["test"][1:]})
-    assert not caplog.text
+    assert "test infrared tracklets 5158 instead of 5159" in caplog.text
+    caplog.clear()
+    module._compare_with_published({**lines, "test": lines["test"][:9000]})
+    assert not caplog.text, "another dataset in the same layout"

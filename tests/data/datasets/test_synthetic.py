@@ -10,6 +10,7 @@ from fastreid.config import get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 from PIL import Image
 
+from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.datasets import synthetic, synthetic_body
 from fastreid_star.data.datasets import synthetic_people as people
 from fastreid_star.data.datasets import synthetic_render as render
@@ -292,8 +293,8 @@ def test_bones_keep_their_length_and_are_symmetric():
 
 def test_half_a_cycle_later_the_body_is_its_mirror_image():
     phase = np.linspace(0, 2 * np.pi, 24)
-    points = people.walk(person(0), phase)[:, : people.NUM_JOINTS]
-    later = people.walk(person(0), phase + np.pi)[:, : people.NUM_JOINTS]
+    points = people.walk(person(0), phase)[:, :NUM_JOINTS]
+    later = people.walk(person(0), phase + np.pi)[:, :NUM_JOINTS]
     mirrored = [0, *(joint + 1 if joint % 2 else joint - 1 for joint in range(1, 17))]
     np.testing.assert_allclose(later[:, mirrored] * (-1, 1, 1), points, atol=1e-9)
 
@@ -361,7 +362,7 @@ def test_joints_are_on_the_body(modality):
         view = render.draw_view(who, scene.camera(0, 1 + number), CLEAN, rng)
         points = people.walk(who, np.linspace(0, 2 * np.pi, CLEAN.frames))
         body = synthetic_body.draw_body(who, points, view, modality, CLEAN.size)[..., 3] > 0.5
-        joints, _ = view.project(points[:, : people.NUM_JOINTS])
+        joints, _ = view.project(points[:, :NUM_JOINTS])
         inside = ~render.outside(joints, CLEAN.size)
         in_frame.append(inside.mean())
         on_body.append(render.covered(joints, body)[inside].mean())
@@ -456,7 +457,7 @@ def test_stored_joints_count_from_the_middle_of_the_first_pixel():
     rng = np.random.default_rng(5)
     phase = rng.uniform(0, 2 * np.pi) + 2 * np.pi * who.gait.cadence * np.arange(CLEAN.frames)
     view = render.draw_view(who, scene.camera(CLEAN.seed, 1), CLEAN, rng)
-    joints, _ = view.project(people.walk(who, phase)[:, : people.NUM_JOINTS])
+    joints, _ = view.project(people.walk(who, phase)[:, :NUM_JOINTS])
     np.testing.assert_allclose(footage.joints[..., :2], joints - 0.5, atol=1e-4)
 
 
