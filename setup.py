@@ -23,7 +23,7 @@ setup(
     packages=find_packages(include=["fastreid_star", "fastreid_star.*"]),
     install_requires=[
         # fastreid==1.4.0 goes in with --no-deps; what it needs at run time is listed here, without its old pins
-        "torch>=2.0",
+        "torch>=2.4",
         "torchvision",
         "yacs>=0.1.8",
         "faiss-cpu>=1.7.3",

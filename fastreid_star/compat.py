@@ -146,11 +146,12 @@ def _patch_rerank() -> None:
 
 
 def _patch_evaluation() -> None:
-    """No compiler at the first evaluation, and no IndexError with fewer than ten gallery images.
+    """No compiler at the first evaluation, and no failure with a small gallery.
 
     The Cython ranking is compiled into site-packages by whichever python3 is on the PATH, and a failure ends the
-    run. Where it is compiled it is used, where it is not the Python path gives the same numbers. `cmc[9]` is read
-    whatever the gallery's size: the curve is extended by its last value.
+    run. Where it is compiled it is used, where it is not the Python path gives the same numbers. The Python path
+    cuts the queries' curves at the gallery's size, but the camera rule leaves them of different lengths: they are
+    cut at the shortest. `cmc[9]` is read whatever the length: the curve is extended by its last value.
     """
     import numpy as np
 
@@ -161,8 +162,11 @@ def _patch_evaluation() -> None:
     original = rank.evaluate_rank
 
     @functools.wraps(original)
-    def evaluate_rank(*args, **kwargs):
-        cmc, *rest = original(*args, **kwargs)
+    def evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids, max_rank=50, *args, **kwargs):
+        removed = (q_pids[:, None] == g_pids) & (q_camids[:, None] == g_camids)
+        shortest = int((~removed).sum(1).min())
+        max_rank = max(1, min(max_rank, shortest))
+        cmc, *rest = original(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, *args, **kwargs)
         if len(cmc) < 10:
             cmc = np.concatenate([cmc, np.full(10 - len(cmc), cmc[-1], dtype=cmc.dtype)])
         return cmc, *rest

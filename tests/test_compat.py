@@ -88,6 +88,18 @@ def test_cmc_is_as_long_as_its_reader_expects_in_a_small_gallery():
     assert inp == [0.5]
 
 
+def test_queries_that_keep_different_numbers_of_gallery_images():
+    from fastreid.evaluation.rank import evaluate_rank
+
+    # the first query loses one gallery image to the camera rule, the second two
+    distances = np.array([[0.1, 0.2, 0.3, 0.4], [0.4, 0.1, 0.2, 0.3]])
+    cmc, ap, _ = evaluate_rank(
+        distances, np.array([1, 2]), np.array([1, 1, 2, 2]), np.array([0, 5]), np.array([0, 1, 5, 6])
+    )
+    assert ap == [1.0, 0.5]
+    assert cmc.tolist() == [0.5, 1.0] + [1.0] * 8
+
+
 @pytest.mark.parametrize("name", ["Baseline", "MGN"])
 def test_preprocessing_leaves_the_callers_batch_alone(name):
     from fastreid.modeling.meta_arch import META_ARCH_REGISTRY

@@ -73,8 +73,10 @@ def test_evaluation_only_repeats_the_result(tmp_path):
     write_synthetic_vcm(tmp_path / "HITSZ-VCM", SMALL)
     options = small(tmp_path, tmp_path / "out", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.PRETRAIN", "False")
     trained = run("HITSZ-VCM/SAD_R50.yml", *options)
+    config = (tmp_path / "out" / "config.yaml").read_text()
     again = run("HITSZ-VCM/SAD_R50.yml", "--eval-only", *options, "MODEL.WEIGHTS", tmp_path / "out" / "model_final.pth")
     assert again == trained
+    assert (tmp_path / "out" / "config.yaml").read_text() == config, "what the run was trained with stays"
     metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
     assert any("I2V/mAP" in line for line in metrics)
 
@@ -159,6 +161,12 @@ def test_bad_data_is_one_clear_line_before_training(good_root, tmp_path, damage,
         (("TEST.RANKS", "[0]"), r"TEST\.RANKS"),
         (("MODEL.LOSSES.NAME", "('Triplet',)"), r"MODEL\.LOSSES\.NAME has Triplet"),
         (("MODEL.DEVICE", "tpu"), r"MODEL\.DEVICE 'tpu'"),
+        (("MODEL.META_ARCHITECTURE", "SADD"), r"MODEL\.META_ARCHITECTURE is 'SADD', .* there are .*SAD, STAR"),
+        (("MODEL.META_ARCHITECTURE", "Baseline"), r"MODEL\.META_ARCHITECTURE Baseline takes images, but .* of clips"),
+        (("MODEL.HEADS.NAME", "ClipHed"), r"MODEL\.HEADS\.NAME is 'ClipHed'"),
+        (("SOLVER.SCHED", "Foo"), r"SOLVER\.SCHED is 'Foo'"),
+        (("DATASETS.NAMES", "('Market1501',)"), r"DATASETS\.NAMES .* of one kind"),
+        (("SOLVER.STEPS", "[3]"), r"inside the warm-up"),
         (("DATASETS.MIN_FRAMES", "13"), "MIN_FRAMES"),
     ],
 )
@@ -167,6 +175,13 @@ def test_a_bad_config_is_one_clear_line_before_training(good_root, tmp_path, opt
 
 
 def assert_refused(message, root, output, *more):
+    """One line, and before the first step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train", lambda self: pytest.fail("training started"))
+        _assert_refused(message, root, output, *more)
+
+
+def _assert_refused(message, root, output, *more):
     with pytest.raises(UserError, match=message) as caught:
         run(
             "HITSZ-VCM/SAD_R50.yml",

@@ -2,7 +2,7 @@
 """Train a list of configs over several seeds, and print the paper's table of them.
 
     python tools/ablate.py --configs configs/Synthetic/SAD_small.yml configs/Synthetic/STAR_small*.yml \
-        --seeds 0 1 2 --data-seeds 0 1 --warm-start configs/Synthetic/SAD_small_warm-up.yml --output logs/ablation
+        --seeds 0 1 2 --data-seeds 0 1 --output logs/ablation
 
 Finished runs are kept and interrupted ones go on: call it again after any interruption. `--warm-start` trains one
 network a seed, from which all configs of that seed start. Writes table.md and runs.csv beside the runs' folders; with
@@ -34,20 +34,23 @@ def main() -> None:
     runs = ablation.plan(args.configs, args.seeds, args.data_seeds, args.output)
     root = args.root or (str(Path(args.output) / "datasets") if args.data_seeds != [None] else "")
     for number, run in enumerate(runs if not args.table_only else (), start=1):
+        folder = run.folder.parent / "warm-start"
+        options = ablation.options_of(run, args.set, folder / "model_final.pth" if args.warm_start else None, root)
+        ablation.check_options(run, options)
         if run.result is not None:
             continue
-        warm_start = None
         if args.warm_start:
-            folder = run.folder.parent / "warm-start"
             warm = ablation.Run(Path(args.warm_start), run.seed, run.data_seed, folder)
+            warm_options = ablation.options_of(warm, args.set, None, root)
+            ablation.check_options(warm, warm_options)
             if warm.result is None:
                 print(f"warm start of {run.folder.parent.name} ...", flush=True)
-                ablation.train(warm, ablation.options_of(warm, args.set, None, root))
-            warm_start = folder / "model_final.pth"
+                ablation.train(warm, warm_options)
         print(f"run {number} of {len(runs)}: {run.folder} ...", flush=True)
-        ablation.train(run, ablation.options_of(run, args.set, warm_start, root))
+        ablation.train(run, options)
         print(f"  mean mAP {run.result['mean/mAP']:.2f}", flush=True)
 
+    Path(args.output).mkdir(parents=True, exist_ok=True)
     table = ablation.to_markdown(ablation.summarise(runs), with_paper=ablation.is_hitsz_vcm(args.configs[0]))
     write_whole(str(Path(args.output) / "table.md"), lambda file: file.write(f"{table}\n".encode()))
     write_whole(str(Path(args.output) / "runs.csv"), lambda file: file.write(ablation.to_csv(runs).encode()))

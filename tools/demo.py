@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fastreid_star.engine.setup import argument_parser, load_config, run_tool, setup
 from fastreid_star.engine.trainer import Trainer
+from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import format_table
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "Synthetic"
@@ -26,7 +27,10 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values to change")
     args = parser.parse_args()
     output = Path(args.output)
-    shutil.rmtree(output / "runs", ignore_errors=True)
+    if (output / "runs").exists():
+        if not (output / "runs" / "config.yaml").is_file():
+            raise UserError(f"{output / 'runs'} is not an earlier demo's: choose another --output")
+        shutil.rmtree(output / "runs")
     start = time.monotonic()
 
     def options(name: str, **settings) -> list[str]:

@@ -20,6 +20,7 @@ from fastreid_star.errors import UserError
 
 COLUMNS = ("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP", "mean/mAP")
 RESULT = "result.json"
+OPTIONS = "options.json"
 
 # Table 3 of the paper (HITSZ-VCM, %), by the config that trains the row
 PAPER = {
@@ -93,6 +94,17 @@ def options_of(run: Run, options: Sequence[str], warm_start: Path | None, root: 
     return [*options, *own]
 
 
+def check_options(run: Run, options: Sequence[str]) -> None:
+    """Refuse to mix: what a run's folder holds must have been trained with these options.
+
+    Raises:
+        UserError: it was trained with others.
+    """
+    path = run.folder / OPTIONS
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != list(options):
+        raise UserError(f"{run.folder} was trained with other options: delete it or choose another --output")
+
+
 def train(run: Run, options: Sequence[str]) -> None:
     """Train one run in a process of its own, going on where an earlier one stopped; leaves ``result.json``.
 
@@ -100,6 +112,7 @@ def train(run: Run, options: Sequence[str]) -> None:
         UserError: the process failed; its log is in the run's folder.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / OPTIONS).write_text(json.dumps(list(options)), encoding="utf-8")
     code = (
         "import json, sys\n"
         "from fastreid_star.engine.setup import argument_parser, run_tool\n"

@@ -70,6 +70,13 @@ def read_checkpoint(path: str) -> dict:
     return data
 
 
+def misfits(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> list[str]:
+    """Names that only one of them has, or that differ in shape."""
+    own = model.state_dict()
+    wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    return wrong + [name for name in weights if name not in own]
+
+
 def write_whole(path: str, write) -> None:
     """Call ``write(file)`` on a temporary file beside `path`, then rename: `path` is never half written."""
     temporary = f"{path}.{comm.get_rank()}.tmp"

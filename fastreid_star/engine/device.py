@@ -100,12 +100,6 @@ def needs_pinned_memory(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done everything it was given."""
-    if device.type != "cpu":
-        _module(device.type).synchronize(device)
-
-
 def seed_everywhere(seed: int) -> None:
     """Seed torch's generators, the CPU's and those of every visible device."""
     torch.manual_seed(seed)

@@ -19,15 +19,23 @@ logger = logging.getLogger(__name__)
 
 
 class LRScheduler(hooks.LRScheduler):
-    """fast-reid's hook, logging the largest learning rate of all groups.
+    """fast-reid's hook with a warm-up that ends where it should, logging the largest learning rate of all groups.
 
-    fast-reid logs the group with the most parameters: the backbone's tenth, where a reader expects ``BASE_LR``.
+    fast-reid skips a step of the warm-up whenever the gradient scaler changes its scale, but ends the warm-up by the
+    number of iterations: after a few overflows the rate stays short of ``BASE_LR`` for the whole run. And it logs the
+    group with the most parameters: the backbone's tenth, where a reader expects ``BASE_LR``.
     """
 
     def __init__(self, optimizer, scheduler):
         super().__init__(optimizer, scheduler)
         rates = [group["lr"] for group in optimizer.param_groups]
         self._best_param_group_id = rates.index(max(rates))
+
+    def after_step(self):
+        rate = self._optimizer.param_groups[self._best_param_group_id]["lr"]
+        self.trainer.storage.put_scalar("lr", rate, smoothing_hint=False)
+        if self.trainer.iter + 1 <= self.trainer.warmup_iters:
+            self._scheduler["warmup_sched"].step()
 
 
 class EvalHook(HookBase):
@@ -144,6 +152,8 @@ class PeriodicWriter(hooks.PeriodicWriter):
 class ProgressBar(HookBase):
     """A bar with the time left, where standard error is a terminal; log lines are printed above it."""
 
+    _bar = None
+
     def before_train(self):
         trainer = self.trainer
         loggers = [logging.getLogger(name) for name in ("fastreid", "fastreid_star")]
@@ -163,8 +173,9 @@ class ProgressBar(HookBase):
         self._bar.update()
 
     def after_train(self):
-        self._bar.close()
-        self._redirect.__exit__(None, None, None)
+        if self._bar is not None:  # None: something failed before the first step
+            self._bar.close()
+            self._redirect.__exit__(None, None, None)
 
     @staticmethod
     def fits() -> bool:

@@ -44,8 +44,16 @@ def launch(
         if int(os.environ["WORLD_SIZE"]) > 1:
             local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
             _join("env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_rank, local_size, device)
-        return main(*args)
+        try:
+            return main(*args)
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
+    if num_devices > 1 and ":" in device:
+        raise UserError(
+            f"MODEL.DEVICE {device} names one device, but --num-devices is {num_devices}: leave the index out"
+        )
     count = device_count(device)
     if num_devices < 1 or (count is not None and num_devices > count):
         raise UserError(f"--num-devices {num_devices}: this machine shows {count or 'any number of CPU'} device(s)")

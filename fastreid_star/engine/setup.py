@@ -7,6 +7,7 @@ import difflib
 import logging
 import os
 import platform
+import re
 import secrets
 import sys
 from collections.abc import Callable
@@ -81,7 +82,12 @@ def _merge(cfg: CfgNode, merge: Callable[[], None], source: str) -> None:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"{source}: there is no config key {key}{hint}") from error
     except (ValueError, OSError, yaml.YAMLError) as error:
-        raise UserError(f"{source}: {' '.join(str(error).split())}") from error
+        text = " ".join(str(error).split())
+        if len(text) > 300:  # yacs prints both values, which may be whole sections
+            text = re.sub(r" with values \(.*\) for ", " for ", text)
+        raise UserError(f"{source}: {text}") from error
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{source}: sections of keys and values are expected ({error})") from error
     finally:
         logging.disable(previous)
 
@@ -98,16 +104,26 @@ def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
 def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, make OUTPUT_DIR, open the log there and save the config beside it.
 
-    The terminal gets a few lines, ``log.txt`` the whole config as well.
+    The terminal gets a few lines, ``log.txt`` the whole config as well. An evaluation leaves the saved config alone.
+
+    Raises:
+        UserError: the config is wrong, or OUTPUT_DIR cannot be written; on every rank.
     """
     cfg = load_config(args.config_file, args.opts)
+    cfg.defrost()
+    cfg.SEED = comm.all_gather(cfg.SEED)[0]  # a negative one was drawn anew in each process
+    cfg.freeze()
+    problem = None
     if comm.is_main_process():
         try:
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-            write_whole(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), lambda file: file.write(cfg.dump().encode()))
+            if not args.eval_only:  # what a run was trained with stays beside its weights
+                write_whole(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), lambda file: file.write(cfg.dump().encode()))
         except OSError as error:
-            raise UserError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror}") from error
-    comm.synchronize()
+            problem = f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror}"
+    problem = comm.all_gather(problem)[0]
+    if problem:
+        raise UserError(problem)
     for name in LOGGERS:
         for handler in setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name).handlers:
             if getattr(handler, "stream", None) is sys.stdout:
@@ -137,3 +153,6 @@ def run_tool(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; a training run goes on from its last checkpoint with --resume", file=sys.stderr)
+        sys.exit(130)

@@ -14,7 +14,9 @@ from fastreid.solver.build import (
 
 from fastreid_star.errors import UserError
 
-__all__ = ["build_lr_scheduler", "build_optimizer", "resolve_schedule"]
+__all__ = ["SCHEDULES", "build_lr_scheduler", "build_optimizer", "resolve_schedule"]
+
+SCHEDULES = ("MultiStepLR", "CosineAnnealingLR")  # those fast-reid has arguments for
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -72,6 +74,9 @@ def resolve_schedule(cfg: CfgNode, iters_per_epoch: int) -> CfgNode:
 
     Returns:
         a copy of `cfg`, with both plugin keys back at their defaults.
+
+    Raises:
+        UserError: a milestone lies inside the warm-up.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -86,6 +91,11 @@ def resolve_schedule(cfg: CfgNode, iters_per_epoch: int) -> CfgNode:
             )
             for milestone in cfg.SOLVER.STEPS
         ]
+        if 0 in steps_before or len(set(steps_before)) < len(steps_before):
+            raise UserError(
+                f"SOLVER.STEPS {list(cfg.SOLVER.STEPS)}: a milestone inside the warm-up or the delay would be lost; "
+                "shorten SOLVER.WARMUP_EPOCHS or move it"
+            )
         cfg.SOLVER.STEPS = steps_before
         cfg.SOLVER.STEPS_FROM_START = False
     cfg.freeze()

@@ -7,7 +7,7 @@ import argparse
 import torch
 from fastreid.config import CfgNode
 
-from fastreid_star.engine.checkpoint import read_checkpoint
+from fastreid_star.engine.checkpoint import misfits, read_checkpoint
 from fastreid_star.engine.setup import setup
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
@@ -48,9 +48,7 @@ def load_trained(cfg: CfgNode, path: str) -> torch.nn.Module:
         cfg.MODEL.HEADS.NUM_CLASSES = weights["heads.weight"].shape[0]
     cfg.freeze()
     model = Trainer.build_model(cfg)
-    own = model.state_dict()
-    wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
-    wrong += [name for name in weights if name not in own]
+    wrong = misfits(model, weights)
     if wrong:
         raise UserError(
             f"checkpoint {path} is of another model: {len(wrong)} weights do not fit, first {', '.join(wrong[:3])}; "

@@ -15,7 +15,9 @@ from fastreid.data.build import _test_loader_from_config, build_reid_test_loader
 from fastreid.engine import DefaultTrainer, hooks
 from fastreid.engine.train_loop import SimpleTrainer, TrainerBase
 from fastreid.evaluation import inference_on_dataset
-from fastreid.modeling.meta_arch import build_model
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, build_model
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from fastreid.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
@@ -31,7 +33,7 @@ from fastreid_star.data.build import (
     open_store,
 )
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.checkpoint import Checkpointer
+from fastreid_star.engine.checkpoint import Checkpointer, misfits, read_checkpoint
 from fastreid_star.engine.hooks import (
     CheckpointHook,
     CrossEntropyFirst,
@@ -41,7 +43,7 @@ from fastreid_star.engine.hooks import (
     ProgressBar,
     ReplacedFrames,
 )
-from fastreid_star.engine.solver import build_lr_scheduler, build_optimizer, resolve_schedule
+from fastreid_star.engine.solver import SCHEDULES, build_lr_scheduler, build_optimizer, resolve_schedule
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import CrossModalEvaluator
 from fastreid_star.evaluation.retrieval import check_ranks
@@ -106,13 +108,18 @@ class StepRunner(SimpleTrainer):
         self.optimizer.zero_grad()
         if self.grad_scaler is None:
             total.backward()
-            self._write_metrics(losses, data_time)
+            self._write_metrics(on_host(losses), data_time)
             self.optimizer.step()
         else:
             self.grad_scaler.scale(total).backward()
-            self._write_metrics(losses, data_time)
+            self._write_metrics(on_host(losses), data_time)
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
+
+
+def on_host(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The losses on the CPU: fast-reid would read them on a CUDA stream that does not wait for them."""
+    return {name: loss.detach().cpu() for name, loss in losses.items()}
 
 
 def step_seed(seed: int, rank: int, iteration: int) -> int:
@@ -138,8 +145,8 @@ class Trainer(DefaultTrainer):
         self.device = _device(cfg)
         if comm.is_main_process():
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        seed_all_rng(cfg.SEED)
-        self.check_tests(cfg)
+        seed_all_rng(cfg.SEED + comm.get_rank())  # image augmentations differ between ranks; DDP shares the weights
+        self.check(cfg)
         loader = self.build_train_loader(cfg)
         cfg = self.auto_scale_hyperparams(cfg, loader.dataset.num_classes)
         self.iters_per_epoch = iterations_per_epoch(cfg, loader)
@@ -185,9 +192,29 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     @staticmethod
-    def check_tests(cfg: CfgNode) -> None:
-        """Refuse now what the first evaluation, hours later, would stumble over."""
+    def check(cfg: CfgNode) -> None:
+        """Refuse now what would end in a traceback, or what the first evaluation, hours later, would stumble over."""
+        for key, name, registry in (
+            ("META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
+            ("HEADS.NAME", cfg.MODEL.HEADS.NAME, REID_HEADS_REGISTRY),
+            ("BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
+        ):
+            if name not in registry._obj_map:
+                known = ", ".join(sorted(registry._obj_map))
+                raise UserError(f"MODEL.{key} is {name!r}, which nobody has registered: there are {known}")
+        if cfg.SOLVER.SCHED not in SCHEDULES:
+            raise UserError(f"SOLVER.SCHED is {cfg.SOLVER.SCHED!r}: choose one of {', '.join(SCHEDULES)}")
         video = _all_video(cfg.DATASETS.TESTS, "TESTS")
+        if video != _all_video(cfg.DATASETS.NAMES):
+            raise UserError(
+                f"DATASETS.NAMES {tuple(cfg.DATASETS.NAMES)} and TESTS {tuple(cfg.DATASETS.TESTS)} must be of one "
+                "kind, video or image"
+            )
+        if video != getattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "takes_clips", False):
+            kind, other = ("clips", "images") if video else ("images", "clips")
+            raise UserError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} takes {other}, but the datasets are of {kind}"
+            )
         if video and cfg.TEST.FLIP.ENABLED:
             raise UserError("TEST.FLIP.ENABLED is for image datasets: set it to False")
         for name in cfg.DATASETS.TESTS if video else ():
@@ -201,7 +228,17 @@ class Trainer(DefaultTrainer):
         place in its stream. (fast-reid's image samplers and transforms draw from global generators; there the data
         that follow differ from the uninterrupted run's.)
         """
+        if resume and self.checkpointer.has_checkpoint():
+            path = self.checkpointer.get_checkpoint_file()
+            wrong = misfits(self.checkpointer.model, read_checkpoint(path)["model"])
+            if wrong:
+                raise UserError(
+                    f"--resume: {path} is of another model, {len(wrong)} weights do not fit, first "
+                    f"{', '.join(wrong[:3])}: resume with the config of that run, or choose another OUTPUT_DIR"
+                )
         super().resume_or_load(resume=resume)
+        if self.progress.seed != self.cfg.SEED:
+            logger.warning(f"The run goes on with its own seed, {self.progress.seed}, not with {self.cfg.SEED}")
         self._trainer.seed = self.progress.seed
         sampler = self.data_loader.batch_sampler
         if hasattr(sampler, "set_start"):
@@ -231,7 +268,11 @@ class Trainer(DefaultTrainer):
         metric = "metric" if len(cfg.DATASETS.TESTS) == 1 else f"{cfg.DATASETS.TESTS[0]}/metric"
         ret = [hooks.IterationTimer(), LRScheduler(self.optimizer, self.scheduler)]
         if cfg.TEST.PRECISE_BN.ENABLED and hooks.get_bn_modules(self.model):
-            ret.append(hooks.PreciseBN(self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER))
+            own = cfg.clone()
+            own.defrost()
+            own.DATALOADER.NUM_WORKERS = 0
+            own.DATASETS.NAMES = (cfg.TEST.PRECISE_BN.DATASET,)
+            ret.append(hooks.PreciseBN(self.model, self.build_train_loader(own), cfg.TEST.PRECISE_BN.NUM_ITER))
         if cfg.MODEL.FREEZE_LAYERS and cfg.SOLVER.FREEZE_ITERS > 0:
             ret.append(hooks.LayerFreeze(self.model, cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS))
         if cfg.MODEL.LOSSES.CE_ONLY_EPOCHS > 0:

@@ -61,6 +61,7 @@ class SAD(nn.Module):
         UserError: an unknown loss or `std`, or an `augment_range` out of order.
     """
 
+    takes_clips = True  # the trainer pairs networks and datasets by this
     known_losses: tuple[str, ...] = ("CrossEntropyLoss", "TripletLoss", "StyleAttackLoss", "StyleDefenseLoss")
 
     @configurable

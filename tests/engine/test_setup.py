@@ -28,6 +28,9 @@ def test_a_negative_seed_becomes_a_fresh_one_that_the_config_keeps():
         ("SOLVER:\n  MAX_EPOCH: many\n", r"MAX_EPOCH"),
         ("SOLVER: [\n", "own.yml"),
         ("_BASE_: none.yml\n", r"none\.yml"),
+        ("", "sections of keys and values are expected"),
+        ("- 1\n- 2\n", "sections of keys and values are expected"),
+        ("MODEL: 3\n", "MODEL"),
     ],
 )
 def test_a_bad_file_is_one_clear_line(tmp_path, text, message):

@@ -68,6 +68,15 @@ def test_fastreid_optimizers_are_found():
         build_optimizer(config(OPT="Adom"), Net())
 
 
+class OverflowingScaler:
+    """A gradient scaler that halves its scale at every step, as float16's does at first."""
+
+    scale = 65536.0
+
+    def get_scale(self):
+        return self.scale
+
+
 class ScheduleOnly(TrainerBase):
     """fast-reid's loop with nothing in it but the schedule."""
 
@@ -85,6 +94,8 @@ class ScheduleOnly(TrainerBase):
 
     def run_step(self):
         self.optimizer.step()
+        if self.grad_scaler is not None:
+            self.grad_scaler.scale /= 2
         self.rates.append(self.optimizer.param_groups[0]["lr"])
 
 
@@ -102,6 +113,20 @@ def test_rates_over_a_whole_run_are_the_papers(iters, warmup):
         if done < 1 and warmup:
             expected *= 0.1 * (1 - done) + done
         assert rate == pytest.approx(expected), (epoch, iteration)
+
+
+def test_overflows_do_not_shorten_the_warm_up():
+    class WithOverflows(ScheduleOnly):
+        grad_scaler = OverflowingScaler()
+
+    cfg = config(MAX_EPOCH=6, STEPS=[4], STEPS_FROM_START=True, WARMUP_EPOCHS=2, WARMUP_ITERS=0)
+    assert WithOverflows(cfg, 5).rates == ScheduleOnly(cfg, 5).rates
+    assert WithOverflows(cfg, 5).rates[-1] == pytest.approx(0.01)
+
+
+def test_a_milestone_inside_the_warm_up_is_refused():
+    with pytest.raises(UserError, match=r"SOLVER\.STEPS \[1, 4\]: a milestone inside the warm-up"):
+        resolve_schedule(config(STEPS=[1, 4], STEPS_FROM_START=True, WARMUP_EPOCHS=3), 5)
 
 
 def test_without_the_plugins_keys_the_schedule_is_fastreids():

@@ -14,7 +14,7 @@ from fastreid.utils import comm
 
 from fastreid_star.engine.checkpoint import read_checkpoint
 from fastreid_star.engine.launch import launch
-from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.setup import argument_parser, load_config, setup
 from fastreid_star.engine.train import load_trained
 from fastreid_star.engine.trainer import Trainer, step_seed
 from fastreid_star.errors import UserError
@@ -55,8 +55,7 @@ def test_training_changes_every_weight_and_reports_both_directions(tiny_root, tm
 def test_what_a_run_leaves_behind(whole_run):
     output, results = whole_run
     assert {"config.yaml", "metrics.json", "model_best.pth", "model_final.pth", "model_last.pth"} <= {
-        *os.listdir(output),
-        "config.yaml",  # written by the command line tool, see test_train_net
+        *os.listdir(output)
     }
     assert any(name.startswith("events.out.tfevents") for name in os.listdir(output))
     assert (output / "per_query_SyntheticVCM.csv").read_text().count("\n") == 1 + 2 * 8
@@ -104,8 +103,13 @@ def test_killed_and_resumed_from_the_command_line(tiny_root, whole_run, tmp_path
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert run_tool(*arguments, stdout=subprocess.DEVNULL).wait() == 0
+    assert process.wait() == -signal.SIGKILL
+    saved = (tmp_path / "last_checkpoint").read_text()
+    epoch = read_checkpoint(str(tmp_path / saved))["epoch"]
+    resumed = run_tool(*arguments, stdout=subprocess.PIPE, text=True)
+    said, _ = resumed.communicate()
+    assert resumed.returncode == 0
+    assert f"Starting training from epoch {epoch + 1}" in said
     assert_same_checkpoint(tmp_path / "model_final.pth", whole_run[0] / "model_final.pth")
     assert load_config(str(tmp_path / "config.yaml")).SOLVER.MAX_EPOCH == 3
     assert "SyntheticVCM" in (tmp_path / "log.txt").read_text()
@@ -128,6 +132,12 @@ def test_weights_of_another_model_are_refused(tiny_root, whole_run, tmp_path):
     cfg = tiny_config(tiny_root, tmp_path, "MODEL.BACKBONE.DEPTH", "small")
     with pytest.raises(UserError, match=r"is of another model: .* use the config it was trained with"):
         load_trained(cfg, str(whole_run[0] / "model_final.pth"))
+
+
+def test_resuming_another_model_is_refused(tiny_root, whole_run):
+    trainer = Trainer(tiny_config(tiny_root, whole_run[0], "MODEL.BACKBONE.DEPTH", "small"))
+    with pytest.raises(UserError, match=r"--resume: .*model_final\.pth is of another model"):
+        trainer.resume_or_load(resume=True)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -188,6 +198,20 @@ def test_star_trains_in_two_processes_while_some_of_its_losses_rest(tiny_root, t
     first, second = torch.load(tmp_path / "ranks.pt", weights_only=True)["weights"]
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert "consistency.fc.weight" in first
+
+
+def draw_seed(root, output):
+    arguments = ["--config-file", DEMO, *tiny_options(root, output, "SEED", "-1")]
+    cfg = setup(argument_parser("test").parse_args(arguments))
+    with open(os.path.join(output, f"seed{comm.get_rank()}"), "w") as file:
+        file.write(str(cfg.SEED))
+
+
+def test_a_fresh_seed_is_the_same_in_all_processes(tiny_root, tmp_path):
+    launch(draw_seed, 2, device="cpu", args=(str(tiny_root), str(tmp_path)))
+    first, second = ((tmp_path / f"seed{rank}").read_text() for rank in (0, 1))
+    assert first == second
+    assert int(first) == load_config(str(tmp_path / "config.yaml")).SEED
 
 
 def test_one_identity_has_no_negative(tiny_root, tmp_path):
