@@ -10,9 +10,11 @@ import pytest
 import torch
 from fastreid.config import get_cfg
 from fastreid.modeling.backbones import build_backbone
+from fastreid.utils import comm
 from PIL import Image
 
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
+from fastreid_star.engine.launch import launch
 from fastreid_star.engine.setup import argument_parser, load_config
 from fastreid_star.engine.train import train_or_evaluate
 from fastreid_star.engine.trainer import Trainer
@@ -62,8 +64,6 @@ def test_the_hitsz_vcm_config_runs_on_every_layout(tmp_path, monkeypatch, imagen
     trainer = Trainer(load_config(f"{CONFIGS}/HITSZ-VCM/SAD_R50.yml", [str(option) for option in options]))
     for stem in (trainer.model.backbone.visible_stem, trainer.model.backbone.infrared_stem):
         assert torch.equal(stem[0].weight, weights["conv1.weight"]), "fast-reid's ImageNet weights fill both stems"
-    if layout != "full":
-        return  # one whole run is enough; the others have read their data by now
     results = trainer.train()
     assert results["I2V/mAP"] > 0
     assert (tmp_path / "out" / "model_final.pth").exists()
@@ -273,6 +273,23 @@ def test_a_plain_fastreid_config_trains_and_evaluates(tmp_path, market):
         argument_parser("test").parse_args([*arguments[:2], "--eval-only", *arguments[2:], "MODEL.WEIGHTS", weights])
     )
     assert again == pytest.approx(results)
+
+
+def image_run(config, root, output):
+    arguments = ["--config-file", config, "DATASETS.ROOT", root, "OUTPUT_DIR", output]
+    results = train_or_evaluate(argument_parser("test").parse_args(arguments))
+    if comm.is_main_process():
+        with open(f"{output}/results.json", "w") as file:
+            json.dump({key: float(value) for key, value in results.items() if key != "dataset"}, file)
+
+
+def test_a_plain_fastreid_config_in_two_processes_and_mixed_precision(tmp_path, market):
+    config = tmp_path / "bagtricks.yml"
+    # torch 2.13's bfloat16 convolution on the CPU gives NaN for maps of 4x2 with stride 2: keep the maps larger
+    larger = BAG_OF_TRICKS.replace("[32, 16]", "[64, 32]")
+    config.write_text(larger.replace("ENABLED: False", "ENABLED: True, DTYPE: bfloat16", 1))
+    launch(image_run, 2, device="cpu", args=(str(config), str(market), str(tmp_path / "out")))
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["mAP"] > 50
 
 
 def test_the_command_line_ends_with_the_line_alone():

@@ -12,17 +12,17 @@ from fastreid_star.errors import UserError
 
 
 def test_everything_comes_back(tmp_path):
-    def parts():
+    def parts(scale=65536.0):
         model = torch.nn.Linear(2, 2)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         schedulers = {
             "lr_sched": MultiStepLR(optimizer, milestones=[2, 2, 5]),
             "warmup_sched": WarmupLR(optimizer, warmup_iters=3),
         }
-        scaler = torch.amp.GradScaler("cpu")
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         return model, optimizer, schedulers, scaler
 
-    model, optimizer, schedulers, scaler = parts()
+    model, optimizer, schedulers, scaler = parts(scale=512.0)
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     schedulers["warmup_sched"].step()
@@ -36,6 +36,8 @@ def test_everything_comes_back(tmp_path):
     assert checkpointer.resume_or_load("", resume=True) == {"epoch": 4}
     assert torch.equal(other.weight, model.weight)
     assert str(other_optimizer.state_dict()) == str(optimizer.state_dict())
+    assert other_scaler.state_dict() == scaler.state_dict()
+    assert other_scaler.get_scale() == 512.0
     for name, scheduler in schedulers.items():
         assert other_schedulers[name].state_dict() == scheduler.state_dict()
 
