@@ -10,14 +10,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # a part may import what stands below it, and itself
 BELOW = {
-    "engine": {"evaluation", "modeling", "data", "config", "structures", "errors", "compat", "coco"},
-    "evaluation": {"structures", "errors"},
+    "engine": {"evaluation", "modeling", "data", "config", "structures", "errors", "compat", "coco", "files"},
+    "evaluation": {"structures", "errors", "files"},
     "modeling": {"structures", "errors", "coco"},
     "data": {"structures", "errors", "config", "coco"},
     "structures": {"errors"},
     "config": set(),
     "compat": set(),
     "errors": set(),
+    "files": set(),
     "coco": set(),
 }
 

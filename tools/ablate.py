@@ -15,8 +15,8 @@ import argparse
 from pathlib import Path
 
 from fastreid_star.engine import ablation
-from fastreid_star.engine.checkpoint import write_whole
 from fastreid_star.engine.setup import run_tool
+from fastreid_star.files import write_whole
 
 
 def main() -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from fastreid_star.engine.checkpoint import write_whole
 from fastreid_star.engine.setup import load_config
 from fastreid_star.errors import UserError
+from fastreid_star.files import write_whole
 
 COLUMNS = ("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP", "mean/mAP")
 RESULT = "result.json"

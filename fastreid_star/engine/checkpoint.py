@@ -6,10 +6,10 @@ import os
 from typing import Any
 
 import torch
-from fastreid.utils import comm
 from fastreid.utils.checkpoint import Checkpointer as FastReidCheckpointer
 
 from fastreid_star.errors import UserError
+from fastreid_star.files import write_whole
 
 
 class Checkpointer(FastReidCheckpointer):
@@ -75,18 +75,3 @@ def misfits(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> list[st
     own = model.state_dict()
     wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
     return wrong + [name for name in weights if name not in own]
-
-
-def write_whole(path: str, write) -> None:
-    """Call ``write(file)`` on a temporary file beside `path`, then rename: `path` is never half written."""
-    temporary = f"{path}.{comm.get_rank()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise

@@ -20,8 +20,8 @@ from fastreid.utils import comm
 from fastreid.utils.logger import setup_logger
 
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.checkpoint import write_whole
 from fastreid_star.errors import UserError
+from fastreid_star.files import write_whole
 
 logger = logging.getLogger(__name__)
 LOGGERS = ("fastreid", "fastreid_star")

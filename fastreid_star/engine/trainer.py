@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from fastreid.config import CfgNode
 from fastreid.data.build import _test_loader_from_config, build_reid_test_loader
 from fastreid.engine import DefaultTrainer, hooks
-from fastreid.engine.train_loop import SimpleTrainer, TrainerBase
+from fastreid.engine.train_loop import TrainerBase
 from fastreid.evaluation import inference_on_dataset
-from fastreid.modeling.backbones import BACKBONE_REGISTRY
-from fastreid.modeling.heads import REID_HEADS_REGISTRY
-from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, build_model
+from fastreid.modeling.meta_arch import build_model
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from fastreid.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
@@ -28,12 +24,11 @@ from fastreid_star.data.build import (
     DeviceLoader,
     build_clip_test_loader,
     build_clip_train_loader,
-    build_dataset,
     is_video_dataset,
-    open_store,
 )
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checkpoint import Checkpointer, misfits, read_checkpoint
+from fastreid_star.engine.checks import all_video, check
 from fastreid_star.engine.hooks import (
     CheckpointHook,
     CrossEntropyFirst,
@@ -43,10 +38,10 @@ from fastreid_star.engine.hooks import (
     ProgressBar,
     ReplacedFrames,
 )
-from fastreid_star.engine.solver import SCHEDULES, build_lr_scheduler, build_optimizer, resolve_schedule
+from fastreid_star.engine.solver import build_lr_scheduler, build_optimizer, resolve_schedule
+from fastreid_star.engine.step import StepRunner
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import CrossModalEvaluator
-from fastreid_star.evaluation.retrieval import check_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -64,67 +59,6 @@ class Progress:
     def load_state_dict(self, state: dict) -> None:
         for name, value in state.items():
             setattr(self, name, value)
-
-
-class StepRunner(SimpleTrainer):
-    """One optimisation step, in full or mixed precision, on any device.
-
-    All randomness of a step, style and dropout, follows from (seed, rank, iteration): a resumed run draws what the
-    uninterrupted one would have drawn, and no generator's state has to be kept.
-
-    Args:
-        model: returns a dict of losses in training.
-        data_loader: yields batches on the model's device, without end.
-        optimizer: of the model's parameters.
-        device: the model's.
-        amp_dtype: None for full precision, else ``float16`` or ``bfloat16``.
-        seed: of the run.
-    """
-
-    def __init__(self, model, data_loader, optimizer, *, device: torch.device, amp_dtype: str | None, seed: int):
-        TrainerBase.__init__(self)
-        model.train()
-        self.model = model
-        self.data_loader = data_loader
-        self.optimizer = optimizer
-        self.grad_scaler = devices.grad_scaler(device, amp_dtype)
-        self._device = device
-        self._amp_dtype = amp_dtype
-        self.seed = seed
-        self._batches = None  # opened at the first step: a resumed run sets the sampler's position before
-
-    def run_step(self):
-        assert self.model.training, "the model was left in eval mode"
-        start = time.perf_counter()
-        if self._batches is None:
-            self._batches = iter(self.data_loader)
-        batch = next(self._batches)
-        data_time = time.perf_counter() - start
-
-        devices.seed_everywhere(step_seed(self.seed, comm.get_rank(), self.iter))
-        with devices.autocast(self._device, self._amp_dtype):
-            losses = self.model(batch)
-            total = sum(losses.values())
-        self.optimizer.zero_grad()
-        if self.grad_scaler is None:
-            total.backward()
-            self._write_metrics(on_host(losses), data_time)
-            self.optimizer.step()
-        else:
-            self.grad_scaler.scale(total).backward()
-            self._write_metrics(on_host(losses), data_time)
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
-
-
-def on_host(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The losses on the CPU: fast-reid would read them on a CUDA stream that does not wait for them."""
-    return {name: loss.detach().cpu() for name, loss in losses.items()}
-
-
-def step_seed(seed: int, rank: int, iteration: int) -> int:
-    """A 63-bit seed for one step of one rank, well mixed."""
-    return int(np.random.SeedSequence((seed, rank, iteration)).generate_state(1, np.uint64)[0] >> 1)
 
 
 class Trainer(DefaultTrainer):
@@ -146,7 +80,7 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         seed_all_rng(cfg.SEED + comm.get_rank())  # image augmentations differ between ranks; DDP shares the weights
-        self.check(cfg)
+        check(cfg)
         loader = self.build_train_loader(cfg)
         cfg = self.auto_scale_hyperparams(cfg, loader.dataset.num_classes)
         self.iters_per_epoch = iterations_per_epoch(cfg, loader)
@@ -190,36 +124,6 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self._last_eval_results: dict = {}
         self.register_hooks(self.build_hooks())
-
-    @staticmethod
-    def check(cfg: CfgNode) -> None:
-        """Refuse now what would end in a traceback, or what the first evaluation, hours later, would stumble over."""
-        for key, name, registry in (
-            ("META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
-            ("HEADS.NAME", cfg.MODEL.HEADS.NAME, REID_HEADS_REGISTRY),
-            ("BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
-        ):
-            if name not in registry._obj_map:
-                known = ", ".join(sorted(registry._obj_map))
-                raise UserError(f"MODEL.{key} is {name!r}, which nobody has registered: there are {known}")
-        if cfg.SOLVER.SCHED not in SCHEDULES:
-            raise UserError(f"SOLVER.SCHED is {cfg.SOLVER.SCHED!r}: choose one of {', '.join(SCHEDULES)}")
-        video = _all_video(cfg.DATASETS.TESTS, "TESTS")
-        if video != _all_video(cfg.DATASETS.NAMES):
-            raise UserError(
-                f"DATASETS.NAMES {tuple(cfg.DATASETS.NAMES)} and TESTS {tuple(cfg.DATASETS.TESTS)} must be of one "
-                "kind, video or image"
-            )
-        if video != getattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "takes_clips", False):
-            kind, other = ("clips", "images") if video else ("images", "clips")
-            raise UserError(
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} takes {other}, but the datasets are of {kind}"
-            )
-        if video and cfg.TEST.FLIP.ENABLED:
-            raise UserError("TEST.FLIP.ENABLED is for image datasets: set it to False")
-        for name in cfg.DATASETS.TESTS if video else ():
-            check_ranks(cfg.TEST.RANKS)
-            open_store(cfg, build_dataset(cfg, name))
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from ``OUTPUT_DIR``'s last checkpoint, or load ``MODEL.WEIGHTS`` and start at the first step.
@@ -315,7 +219,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        if _all_video(cfg.DATASETS.NAMES):
+        if all_video(cfg.DATASETS.NAMES):
             loader = build_clip_train_loader(cfg, seed=cfg.SEED, **_loader_options(cfg))
             share = loader.batch_sampler.num_identities // comm.get_world_size()
             if "TripletLoss" in cfg.MODEL.LOSSES.NAME and share < 2:
@@ -359,7 +263,7 @@ class Trainer(DefaultTrainer):
         Returns:
             the results, by dataset where there are several; empty on other ranks than the main one.
         """
-        if not _all_video(cfg.DATASETS.TESTS, "TESTS"):
+        if not all_video(cfg.DATASETS.TESTS, "TESTS"):
             return super().test(cfg, model)
         model = getattr(model, "module", model)  # ranks may hold different numbers of clips: no DDP forward
         share_buffers(model)
@@ -396,13 +300,6 @@ def iterations_per_epoch(cfg: CfgNode, loader) -> int:
     if images < cfg.SOLVER.IMS_PER_BATCH:
         raise UserError(f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, the training set has {images} images")
     return images // cfg.SOLVER.IMS_PER_BATCH
-
-
-def _all_video(names, key: str = "NAMES") -> bool:
-    kinds = {is_video_dataset(name) for name in names}
-    if len(kinds) != 1:
-        raise UserError(f"DATASETS.{key} must name datasets of one kind, video or image, but is {tuple(names)}")
-    return kinds == {True}
 
 
 def _loader_options(cfg: CfgNode) -> dict:

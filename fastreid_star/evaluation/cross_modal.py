@@ -7,6 +7,7 @@ a query in one direction and a gallery entry in the other.
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import os
 from collections import Counter, OrderedDict
@@ -29,6 +30,7 @@ from fastreid_star.evaluation.retrieval import (
     evaluate_retrieval,
     shorten,
 )
+from fastreid_star.files import write_whole
 from fastreid_star.structures import Modality, Tracklet
 
 logger = logging.getLogger(__name__)
@@ -291,18 +293,12 @@ def write_query_csv(path: str | os.PathLike, results: CrossModalResults, trackle
     """
     path = os.path.abspath(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(CSV_COLUMNS)
-            writer.writerows(_csv_rows("I2V", results.i2v, results.infrared, results.visible, tracklets))
-            writer.writerows(_csv_rows("V2I", results.v2i, results.visible, results.infrared, tracklets))
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(CSV_COLUMNS)
+    writer.writerows(_csv_rows("I2V", results.i2v, results.infrared, results.visible, tracklets))
+    writer.writerows(_csv_rows("V2I", results.v2i, results.visible, results.infrared, tracklets))
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def _csv_rows(direction, result, query, gallery, tracklets):

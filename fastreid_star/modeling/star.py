@@ -47,6 +47,7 @@ class STAR(SAD):
         UserError: the consistency loss is chosen without the sequence level, whose joints it compares.
     """
 
+    wants_skeletons = True  # the trainer says so where a config names none
     known_losses = (*SAD.known_losses, "SkeletonConsistencyLoss")
 
     @configurable

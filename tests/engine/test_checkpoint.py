@@ -7,7 +7,7 @@ import pytest
 import torch
 from fastreid.solver.lr_scheduler import MultiStepLR, WarmupLR
 
-from fastreid_star.engine.checkpoint import Checkpointer, read_checkpoint, write_whole
+from fastreid_star.engine.checkpoint import Checkpointer, read_checkpoint
 from fastreid_star.errors import UserError
 
 
@@ -47,20 +47,6 @@ def test_only_a_tagged_file_is_resumed_from(tmp_path):
     checkpointer.save("model_last")
     checkpointer.save("model_best", tag=False)
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_last.pth")
-
-
-def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "model_last.pth"
-    path.write_bytes(b"old")
-
-    def fail(file):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(str(path), fail)
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["model_last.pth"]
 
 
 class Payload:
