@@ -168,6 +168,10 @@ def test_bad_data_is_one_clear_line_before_training(good_root, tmp_path, damage,
         (("DATASETS.NAMES", "('Market1501',)"), r"DATASETS\.NAMES .* of one kind"),
         (("SOLVER.STEPS", "[3]"), r"inside the warm-up"),
         (("DATASETS.MIN_FRAMES", "13"), "MIN_FRAMES"),
+        (
+            ("MODEL.BACKBONE.PRETRAIN", "True", "MODEL.BACKBONE.PRETRAIN_PATH", "nowhere.pth"),
+            r"pretrained weights of build_resnet_backbone 18x .*nowhere\.pth.* set MODEL\.BACKBONE\.PRETRAIN_PATH",
+        ),
     ],
 )
 def test_a_bad_config_is_one_clear_line_before_training(good_root, tmp_path, options, message):

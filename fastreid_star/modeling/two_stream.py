@@ -105,10 +105,21 @@ def build_two_stream(cfg: CfgNode) -> TwoStreamBackbone:
     """Build ``MODEL.BACKBONE`` with fast-reid, pretrained weights included, and double its stem.
 
     Raises:
-        UserError: ``MODEL.BACKBONE.FEAT_DIM`` is neither 0 ("take it from the backbone") nor the true width, or
-            ``MODEL.BACKBONE.PADDED_POOL`` is set for a backbone without fast-reid's max-pool of a ResNet.
+        UserError: ``MODEL.BACKBONE.FEAT_DIM`` is neither 0 ("take it from the backbone") nor the true width, the
+            pretrained weights can be neither found nor downloaded, or ``MODEL.BACKBONE.PADDED_POOL`` is set for a
+            backbone without fast-reid's max-pool of a ResNet.
     """
-    node, network = cfg.MODEL.BACKBONE, build_backbone(cfg)
+    node = cfg.MODEL.BACKBONE
+    try:
+        network = build_backbone(cfg)
+    except OSError as error:  # no network, no such file
+        if not node.PRETRAIN:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the pretrained weights of {node.NAME} {node.DEPTH} cannot be had ({reason}): set "
+            "MODEL.BACKBONE.PRETRAIN_PATH to a file, or MODEL.BACKBONE.PRETRAIN False"
+        ) from error
     if node.PADDED_POOL:
         pool = getattr(network, "maxpool", None)
         if not (isinstance(pool, nn.MaxPool2d) and pool.ceil_mode):
