@@ -90,7 +90,7 @@ def set_up() -> None:
     venv.create(VENV, with_pip=True, system_site_packages=inherited is not None)
     if inherited:
         see_packages_of_this_python()
-        step(f"keeping torch {inherited}", None)
+        print(f"  keeping torch {inherited}", flush=True)
     else:
         install_torch()
     torch = version_of_torch(PYTHON)
@@ -107,10 +107,8 @@ def set_up() -> None:
     print(f"set up in {time.monotonic() - start:.0f} s\n", flush=True)
 
 
-def step(title: str, arguments: list[str] | None) -> None:
-    print(f"  {title} ...", end="" if arguments else "\n", flush=True)
-    if arguments is None:
-        return
+def step(title: str, arguments: list[str]) -> None:
+    print(f"  {title} ...", end="", flush=True)
     start = time.monotonic()
     subprocess.run(
         [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments], check=True, cwd=ROOT

@@ -19,7 +19,7 @@ _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of this process.
+    """The device of this process, made its current one.
 
     Args:
         name: ``auto`` (the first usable of npu, cuda, cpu), or one of them, with or without an index.
@@ -28,6 +28,20 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     Raises:
         UserError: the name is unknown, or the device named is not usable here.
     """
+    kind, index = _kind_and_index(name)
+    if kind == "cpu":
+        return torch.device("cpu")
+    position = local_rank if index is None else index
+    count = _module(kind).device_count()
+    if position >= count:
+        raise UserError(f"{kind}:{position} was asked for, but this machine shows {count} {kind} device(s)")
+    device = torch.device(kind, position)
+    _module(kind).set_device(device)
+    return device
+
+
+def _kind_and_index(name: str) -> tuple[str, int | None]:
+    """What `name` asks for, usable here; touches no device."""
     kind, _, index = name.partition(":")
     if kind not in DEVICE_NAMES or (index and not index.isdigit()):
         raise UserError(f"MODEL.DEVICE {name!r} is not a device: use one of {', '.join(DEVICE_NAMES)}")
@@ -37,15 +51,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         reason = why_unusable(kind)
         if reason:
             raise UserError(reason)
-    if kind == "cpu":
-        return torch.device("cpu")
-    position = int(index) if index else local_rank
-    count = _module(kind).device_count()
-    if position >= count:
-        raise UserError(f"{kind}:{position} was asked for, but this machine shows {count} {kind} device(s)")
-    device = torch.device(kind, position)
-    _module(kind).set_device(device)
-    return device
+    return kind, int(index) if index else None
 
 
 def why_unusable(kind: str) -> str | None:
@@ -79,12 +85,12 @@ def _why_no_npu() -> str | None:
 
 def collective_backend(name: str) -> str:
     """The torch.distributed backend for ``MODEL.DEVICE`` `name`: hccl, nccl or gloo."""
-    return _BACKENDS[choose_device(name).type]
+    return _BACKENDS[_kind_and_index(name)[0]]
 
 
 def device_count(name: str) -> int | None:
     """How many devices a process of this machine can be given; None where there is no such limit (cpu)."""
-    kind = choose_device(name).type
+    kind, _ = _kind_and_index(name)
     return None if kind == "cpu" else _module(kind).device_count()
 
 

@@ -263,10 +263,10 @@ class Trainer(DefaultTrainer):
         Returns:
             the results, by dataset where there are several; empty on other ranks than the main one.
         """
+        model = getattr(model, "module", model)  # ranks may hold different numbers of batches: no DDP forward
+        share_buffers(model)
         if not all_video(cfg.DATASETS.TESTS, "TESTS"):
             return super().test(cfg, model)
-        model = getattr(model, "module", model)  # ranks may hold different numbers of clips: no DDP forward
-        share_buffers(model)
         results = OrderedDict()
         for name in cfg.DATASETS.TESTS:
             loader, evaluator = cls.build_evaluator(cfg, name)

@@ -43,6 +43,19 @@ def test_an_index_beyond_the_devices(monkeypatch):
         devices.choose_device("cuda", local_rank=2)
 
 
+def test_each_process_gets_its_own_device_and_keeps_it(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert devices.choose_device("cuda", local_rank=3) == torch.device("cuda", 3)
+    assert devices.choose_device("cuda:1", local_rank=3) == torch.device("cuda", 1)
+    # asking about a kind of device must not move a process to the first one
+    assert devices.collective_backend("cuda") == "nccl"
+    assert devices.device_count("cuda") == 4
+    assert current == [torch.device("cuda", 3), torch.device("cuda", 1)]
+
+
 def fake_npu(monkeypatch, *, version=None, available=True, broken=None):
     module = types.ModuleType("torch_npu")
     module.__version__ = version or torch.__version__
