@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import csv
 import io
 import json
+import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tabulate import tabulate
@@ -33,25 +36,47 @@ PAPER = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training run.
+    """One training run, or one more test of what it trained.
 
     Args:
         config: the YAML file.
         seed: of the model.
         data_seed: of the synthetic data; None: the data are what they are.
         folder: its output folder.
+        retest: the name of the test; None: this is the training run.
     """
 
     config: Path
     seed: int
     data_seed: int | None
     folder: Path
+    retest: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its row in the table."""
+        return self.config.stem if self.retest is None else f"{self.config.stem}, {self.retest}"
 
     @property
     def result(self) -> dict[str, float] | None:
         """What it gave, None while it has not finished."""
         path = self.folder / RESULT
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Retest:
+    """Test the trained networks of one config again, with some config keys changed.
+
+    Args:
+        config: the name of one of the configs, without folder and suffix.
+        name: of the test.
+        options: ``[KEY, VALUE, ...]``.
+    """
+
+    config: str
+    name: str
+    options: tuple[str, ...]
 
 
 def plan(
@@ -105,8 +130,45 @@ def check_options(run: Run, options: Sequence[str]) -> None:
         raise UserError(f"{run.folder} was trained with other options: delete it or choose another --output")
 
 
-def train(run: Run, options: Sequence[str]) -> None:
-    """Train one run in a process of its own, going on where an earlier one stopped; leaves ``result.json``.
+def plan_retests(runs: Sequence[Run], retests: Sequence[Retest]) -> list[tuple[Run, tuple[str, ...]]]:
+    """The tests of trained runs, each with its config options; they are kept in the runs' own folders.
+
+    Raises:
+        UserError: a test is of a config that is not among the runs', two have one name, or options are not in pairs.
+    """
+    names = {run.config.stem for run in runs}
+    planned: dict[tuple[str, str], Retest] = {}
+    for retest in retests:
+        if retest.config not in names:
+            raise UserError(
+                f"--retest {retest.config}: no such config is trained; there are {', '.join(sorted(names))}"
+            )
+        if (retest.config, retest.name) in planned or not re.fullmatch(r"[\w-]+", retest.name):
+            raise UserError(
+                f"--retest {retest.config} {retest.name}: each test needs a name of its own, in plain letters"
+            )
+        if not retest.options or len(retest.options) % 2:
+            raise UserError(f"--retest {retest.config} {retest.name}: what is to be changed? Give pairs of KEY VALUE")
+        planned[retest.config, retest.name] = retest
+    return [
+        (replace(run, folder=run.folder / f"retest-{retest.name}", retest=retest.name), retest.options)
+        for run in runs
+        for retest in planned.values()
+        if run.config.stem == retest.config
+    ]
+
+
+def retest_options(run: Run, options: Sequence[str]) -> list[str]:
+    """The options of a test: those of the training run, its last weights, then what the test changes."""
+    trained = run.folder.parent
+    own = ["OUTPUT_DIR", str(run.folder), "MODEL.WEIGHTS", str(trained / "model_final.pth")]
+    return [*json.loads((trained / OPTIONS).read_text(encoding="utf-8")), *own, *options]
+
+
+def execute(run: Run, options: Sequence[str]) -> None:
+    """Train one run, going on where an earlier try stopped, or test it again; leaves ``result.json``.
+
+    It has a process of its own, so that nothing of one run reaches another.
 
     Raises:
         UserError: the process failed; its log is in the run's folder.
@@ -123,7 +185,8 @@ def train(run: Run, options: Sequence[str]) -> None:
         "run_tool(main)\n"
     )
     written = run.folder / "results.partial.json"
-    arguments = [str(written), "--config-file", str(run.config), "--resume", *options]
+    mode = "--resume" if run.retest is None else "--eval-only"
+    arguments = [str(written), "--config-file", str(run.config), mode, *options]
     with open(run.folder / "console.txt", "a", encoding="utf-8") as console:
         status = subprocess.call([sys.executable, "-c", code, *arguments], stdout=console, stderr=console)
     if status:
@@ -134,13 +197,46 @@ def train(run: Run, options: Sequence[str]) -> None:
     written.unlink()
 
 
+def execute_all(tasks: Sequence[tuple[Run, Sequence[str]]], jobs: int, report: Callable[[str], None]) -> None:
+    """Execute what has no result yet, `jobs` at a time.
+
+    Args:
+        tasks: runs and their options.
+        jobs: how many processes at a time. Each takes the threads that OMP_NUM_THREADS gives it.
+        report: gets a line as each starts and ends.
+
+    Raises:
+        UserError: a run was made with other options, or failed; no other is started after that.
+    """
+    for run, options in tasks:
+        check_options(run, options)
+    left = [task for task in tasks if task[0].result is None]
+    failed = threading.Event()
+
+    def one(number: int, run: Run, options: Sequence[str]) -> None:
+        if failed.is_set():
+            return
+        report(f"run {number} of {len(left)}: {run.folder} ...")
+        try:
+            execute(run, options)
+        except BaseException:
+            failed.set()
+            raise
+        report(f"  {run.name}, {run.folder}: mean mAP {run.result['mean/mAP']:.2f}")
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(one, number, *task) for number, task in enumerate(left, start=1)]
+        for future in futures:
+            future.result()
+
+
 def summarise(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
-    """The finished runs' numbers: config name -> column -> values in the order of the runs."""
+    """The finished runs' numbers: row's name -> column -> values in the order of the runs."""
     table: dict[str, dict[str, list[float]]] = {}
     for run in runs:
         result = run.result
         if result is not None:
-            row = table.setdefault(run.config.stem, {column: [] for column in COLUMNS})
+            row = table.setdefault(run.name, {column: [] for column in COLUMNS})
             for column in COLUMNS:
                 row[column].append(result[column])
     return table
@@ -169,6 +265,35 @@ def to_markdown(table: Mapping[str, Mapping[str, Sequence[float]]], *, with_pape
     return tabulate(rows, headers=["config", "runs", *COLUMNS], tablefmt="pipe", disable_numparse=True)
 
 
+def pairs_to_markdown(runs: Sequence[Run], against: str) -> str:
+    """Mean mAP minus that of `against`, seed by seed: one row a config, one column a seed, then mean and least.
+
+    A difference of two runs that share data, seed and warm start has less noise than the difference of their means.
+
+    Args:
+        runs: those without a result are left out.
+        against: the name of a row of the table.
+
+    Raises:
+        UserError: no finished run has this name.
+    """
+    mean: dict[tuple[int | None, int], dict[str, float]] = {}
+    for run in runs:
+        if run.result is not None:
+            mean.setdefault((run.data_seed, run.seed), {})[run.name] = run.result["mean/mAP"]
+    seeds = [seed for seed, values in mean.items() if against in values]
+    if not seeds:
+        raise UserError(f"--against {against}: no such run has finished")
+    rows = [[against, *(f"{mean[seed][against]:.2f}" for seed in seeds), "", ""]]
+    for name in dict.fromkeys(run.name for run in runs if run.name != against):
+        gains = {seed: mean[seed][name] - mean[seed][against] for seed in seeds if name in mean[seed]}
+        if gains:
+            cells = [f"{gains[seed]:+.2f}" if seed in gains else "" for seed in seeds]
+            rows.append([name, *cells, f"{statistics.fmean(gains.values()):+.2f}", f"{min(gains.values()):+.2f}"])
+    headers = ["mean mAP against it", *(folder_name(*seed) for seed in seeds), "mean", "least"]
+    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
+
+
 def to_csv(runs: Sequence[Run]) -> str:
     """One line a finished run, every number of its result."""
     finished = [(run, run.result) for run in runs if run.result is not None]
@@ -178,7 +303,7 @@ def to_csv(runs: Sequence[Run]) -> str:
     writer.writerow(["config", "data_seed", "seed", *keys])
     for run, result in finished:
         data_seed = "" if run.data_seed is None else run.data_seed
-        writer.writerow([run.config.stem, data_seed, run.seed, *(result.get(key, "") for key in keys)])
+        writer.writerow([run.name, data_seed, run.seed, *(result.get(key, "") for key in keys)])
     return buffer.getvalue()
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -25,6 +26,11 @@ def runs(tmp_path):
         numbers = {column: 10.0 * number + place for place, column in enumerate(ablation.COLUMNS)}
         (run.folder / ablation.RESULT).write_text(json.dumps({**numbers, "I2V/mINP": 1.5}))
     return runs
+
+
+def finish(run, mean):
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / ablation.RESULT).write_text(json.dumps({"mean/mAP": mean}))
 
 
 def test_the_plan_keeps_the_runs_of_a_seed_together(runs, tmp_path):
@@ -81,8 +87,81 @@ def test_the_csv_has_every_number_of_every_run(runs):
 def test_a_failing_run_names_its_folder_and_leaves_no_result(tmp_path):
     run = ablation.plan([str(SYNTHETIC / "SAD_demo.yml")], [0], [None], tmp_path)[0]
     with pytest.raises(UserError, match=r"SAD_demo failed \(error: .* no config key NO\.KEY.*see console\.txt"):
-        ablation.train(run, ["NO.KEY", "1"])
+        ablation.execute(run, ["NO.KEY", "1"])
     assert run.result is None
+
+
+def test_pairs_are_compared_seed_by_seed(runs, tmp_path):
+    (retest, _), *_ = ablation.plan_retests(runs, [ablation.Retest("A", "blind", ("K", "V"))])
+    retest.folder.mkdir()
+    (retest.folder / ablation.RESULT).write_text(json.dumps({"mean/mAP": 1.25}))
+    lines = ablation.pairs_to_markdown([*runs, retest], "A").splitlines()
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])] == [
+        ["mean mAP against it", "seed0", "seed1", "mean", "least"],
+        ["A", "4.00", "24.00", "", ""],
+        ["STAR_R50", "+10.00", "", "+10.00", "+10.00"],
+        ["A, blind", "-2.75", "", "-2.75", "-2.75"],
+    ]
+    finish(runs[-1], 21.0)
+    assert "| STAR_R50              | +10.00  | -3.00   | +3.50  | -3.00   |" in ablation.pairs_to_markdown(runs, "A")
+    with pytest.raises(UserError, match="--against B: no such run has finished"):
+        ablation.pairs_to_markdown(runs, "B")
+
+
+def test_retests_are_kept_beside_what_they_test(runs):
+    planned = ablation.plan_retests(
+        runs, [ablation.Retest("A", "swapped", ("K", "V")), ablation.Retest("A", "blind", ("L", "W"))]
+    )
+    assert [(run.name, run.seed, run.folder.name, run.folder.parent, options) for run, options in planned] == [
+        ("A, swapped", 0, "retest-swapped", runs[0].folder, ("K", "V")),
+        ("A, blind", 0, "retest-blind", runs[0].folder, ("L", "W")),
+        ("A, swapped", 1, "retest-swapped", runs[2].folder, ("K", "V")),
+        ("A, blind", 1, "retest-blind", runs[2].folder, ("L", "W")),
+    ]
+    run, options = planned[0]
+    (runs[0].folder / ablation.OPTIONS).write_text(json.dumps(["SEED", "0", "MODEL.WEIGHTS", "first.pth"]))
+    assert ablation.retest_options(run, options)[-6:] == [
+        "OUTPUT_DIR", str(run.folder), "MODEL.WEIGHTS", str(runs[0].folder / "model_final.pth"), "K", "V"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("retests", "message"),
+    [
+        ([("B", "x", ("K", "V"))], "--retest B: no such config is trained; there are A, STAR_R50"),
+        ([("A", "x", ("K", "V"))] * 2, "--retest A x: each test needs a name of its own"),
+        ([("A", "../x", ("K", "V"))], r"--retest A \.\./x: each test needs a name of its own, in plain letters"),
+        ([("A", "x", ("K",))], "--retest A x: what is to be changed"),
+    ],
+)
+def test_bad_retests_are_refused(runs, retests, message):
+    with pytest.raises(UserError, match=message):
+        ablation.plan_retests(runs, [ablation.Retest(*retest) for retest in retests])
+
+
+def test_two_at_a_time_and_none_after_a_failure(tmp_path, monkeypatch):
+    (tmp_path / "A.yml").write_text("SEED: 0\n")
+    runs = ablation.plan([str(tmp_path / "A.yml")], range(6), [None], tmp_path / "out")
+    finish(runs[1], 5.0)
+    together = threading.Barrier(2)  # broken, and the test with it, unless two runs are under way at once
+    started = []
+
+    def execute(run, options):
+        started.append(run.seed)
+        if run.seed in (0, 2):
+            together.wait(timeout=20)
+        if run.seed == 3:
+            raise UserError("seed 3 failed")
+        finish(run, 7.0)
+
+    monkeypatch.setattr(ablation, "execute", execute)
+    said = []
+    ablation.execute_all([(run, []) for run in runs[:3]], 2, said.append)
+    assert sorted(started) == [0, 2]
+    assert len(said) == 4
+    with pytest.raises(UserError, match="seed 3 failed"):
+        ablation.execute_all([(run, []) for run in runs], 1, said.append)
+    assert sorted(started) == [0, 2, 3], "runs were started after one had failed"
 
 
 def test_whole_ablation_stops_and_goes_on(tiny_root, tmp_path):
@@ -91,23 +170,35 @@ def test_whole_ablation_stops_and_goes_on(tiny_root, tmp_path):
     pairs = list(zip(options[::2], options[1::2], strict=True))
     options = [part for key, value in pairs if key not in ("OUTPUT_DIR", "DATASETS.ROOT") for part in (key, value)]
 
-    def ablate(*configs):
+    def ablate(*configs, then=()):
         command = [sys.executable, "tools/ablate.py", "--configs", *(str(SYNTHETIC / name) for name in configs)]
         command += ["--output", str(output), "--root", str(tiny_root), "--warm-start", str(SYNTHETIC / "SAD_demo.yml")]
-        done = subprocess.run([*command, "--set", *options], cwd=REPOSITORY, capture_output=True, text=True)
+        done = subprocess.run([*command, *then, "--set", *options], cwd=REPOSITORY, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "warm start of seed0" in ablate("SAD_demo.yml")
+    assert "seed0/warm-start ..." in ablate("SAD_demo.yml")
     first = (output / "seed0" / "SAD_demo" / "result.json").stat().st_mtime_ns
-    said = ablate("SAD_demo.yml", "STAR_demo.yml")
-    assert "warm start" not in said
-    assert "run 2 of 2" in said
-    assert "run 1 of 2" not in said
+    # with the joints of nobody at hand, a network that was trained with them must give other numbers
+    retest = ("--retest", "STAR_demo", "missing", "DATASETS.SKELETONS_TEST", "none", "--against", "SAD_demo")
+    said = ablate("SAD_demo.yml", "STAR_demo.yml", then=("--jobs", "2", *retest))
+    assert "warm-start" not in said
+    assert said.count("run 1 of 1") == 2, "the second config, then its test; nothing again"
     assert (output / "seed0" / "SAD_demo" / "result.json").stat().st_mtime_ns == first
-    assert [line.split("|")[1].strip() for line in (output / "table.md").read_text().splitlines()[2:]] == [
+    assert [line.split("|")[1].strip() for line in (output / "table.md").read_text().splitlines()[2:] if line] == [
         "SAD_demo",
         "STAR_demo",
+        "STAR_demo, missing",
+        "mean mAP against it",
+        ":----------------------",
+        "SAD_demo",
+        "STAR_demo",
+        "STAR_demo, missing",
     ]
+    intact, missing = (
+        json.loads((output / "seed0" / "STAR_demo" / folder / "result.json").read_text())
+        for folder in (".", "retest-missing")
+    )
+    assert intact["mean/mAP"] != missing["mean/mAP"]
     log = (output / "seed0" / "STAR_demo" / "log.txt").read_text()
     assert "warm-start/model_final.pth" in log
