@@ -18,6 +18,10 @@ def add_star_config(cfg: CN) -> CN:
 
     # auto | npu | cuda | cpu. `auto` takes the first that is usable, in this order; a named one is never replaced.
     cfg.MODEL.DEVICE = "auto"
+    # Switches of Ascend NPUs: compile operators anew for every shape; store weights in the chip's own layouts.
+    cfg.MODEL.NPU = CN()
+    cfg.MODEL.NPU.JIT_COMPILE = False
+    cfg.MODEL.NPU.INTERNAL_FORMAT = False
 
     # --- data ------------------------------------------------------------------------------------------------
     # The folder that holds the datasets. Empty: $FASTREID_DATASETS, or ./datasets.
@@ -85,6 +89,10 @@ def add_star_config(cfg: CN) -> CN:
     # `release` is std + 1e-6, as in the authors' program.
     cfg.MODEL.SAD.STD = "sqrt_var"
 
+    # Where batch-hard mining looks with several processes: False: in each process's share of the batch; True: in the
+    # whole batch, whose features are gathered. Every process then takes the same loss.
+    cfg.MODEL.LOSSES.TRI.ALL_RANKS = False
+
     # Train the cross entropies alone for the first epochs. Without ImageNet weights the defense loss would shrink all
     # features, and leave the triplet loss at its margin, before they mean anything.
     cfg.MODEL.LOSSES.CE_ONLY_EPOCHS = 0
@@ -133,10 +141,13 @@ def add_star_config(cfg: CN) -> CN:
     # float16 (needs a gradient scaler, which is then used) or bfloat16.
     cfg.SOLVER.AMP.DTYPE = "float16"
 
+    # Let convolutions and matrix products round float32 inputs, HF32 on NPUs and TF32 on GPUs: faster, less exact.
+    cfg.SOLVER.FAST_FLOAT32 = False
+
     # Iterations between two lines of the log.
     cfg.SOLVER.LOG_PERIOD = 50
 
-    # --- test ------------------------------------------------------------------------------------------------
+    # --- test: TEST.IMS_PER_BATCH counts the clips of one device's batch -------------------------------------
     cfg.TEST.RANKS = [1, 5, 10, 20]
     # Gallery entries with the query's identity and camera are left out.
     cfg.TEST.CAMERA_FILTER = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
@@ -32,6 +33,7 @@ class Checkpointer(FastReidCheckpointer):
         data = {"model": self.model.state_dict()}
         data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
         data.update(kwargs)
+        data = _on_host(data)  # a machine without this device reads it too
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
         write_whole(path, lambda file: torch.save(data, file))
@@ -50,6 +52,37 @@ class Checkpointer(FastReidCheckpointer):
 
     def _load_file(self, f: str) -> dict:
         return read_checkpoint(f)
+
+
+def _on_host(data: Any) -> Any:
+    """The same tree of dicts, lists and tuples, its tensors on the CPU."""
+    if isinstance(data, torch.Tensor):
+        return data.cpu()
+    if isinstance(data, dict):
+        same = copy.copy(data)  # a Counter stays one, which a schedule counts on
+        for key, value in data.items():
+            same[key] = _on_host(value)
+        return same
+    if isinstance(data, (list, tuple)):
+        return type(data)(_on_host(value) for value in data)
+    return data
+
+
+class ScalerState:
+    """A gradient scaler's state, readable on another kind of device: torch_npu's scaler has one key more than torch's.
+
+    Args:
+        scaler: the gradient scaler. What a checkpoint does not say of it stays as it is.
+    """
+
+    def __init__(self, scaler):
+        self._scaler = scaler
+
+    def state_dict(self) -> dict:
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self._scaler.load_state_dict({key: state.get(key, value) for key, value in self.state_dict().items()})
 
 
 def read_checkpoint(path: str) -> dict:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
+import os
+from pathlib import Path
 
 import torch
 
@@ -74,6 +77,8 @@ def _why_no_npu() -> str | None:
         torch_npu = importlib.import_module("torch_npu")
     except (ImportError, OSError, RuntimeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if torch.version.cuda is not None:
+            return f"MODEL.DEVICE npu: torch_npu does not load ({first}); beside it install a torch built without CUDA"
         return f"MODEL.DEVICE npu: torch_npu does not load ({first}); source CANN's set_env.sh in this shell first"
     ours, theirs = (version.split("+")[0].split(".post")[0] for version in (torch.__version__, torch_npu.__version__))
     if ours != theirs:
@@ -94,11 +99,61 @@ def device_count(name: str) -> int | None:
     return None if kind == "cpu" else _module(kind).device_count()
 
 
+def configure(
+    device: torch.device, *, fast_float32: bool = False, jit_compile: bool = False, internal_format: bool = False
+) -> None:
+    """Set the switches that change a device's numbers or speed, for the whole process.
+
+    Args:
+        device: the current one; on the CPU there is nothing to set.
+        fast_float32: let convolutions and matrix products round float32 inputs: HF32 on an NPU (which rounds in
+            convolutions unless told not to), TF32 on a GPU.
+        jit_compile: NPU only. Compile an operator anew for each shape it meets; False: use the compiled ones.
+        internal_format: NPU only. Let weights be stored in the chip's own layouts (FRACTAL_Z and the like); a
+            checkpoint, DDP's buckets and channels-last want plain ones.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = fast_float32
+        torch.backends.cudnn.allow_tf32 = fast_float32
+    elif device.type == "npu":
+        torch.npu.set_compile_mode(jit_compile=jit_compile)
+        torch.npu.config.allow_internal_format = internal_format
+        torch.npu.matmul.allow_hf32 = fast_float32
+        torch.npu.conv.allow_hf32 = fast_float32
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all it was given: what a clock must do before it is read."""
+    if device.type != "cpu":
+        _module(device.type).synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes that tensors took on the device at one time since the start; None where nobody counts (cpu)."""
+    return None if device.type == "cpu" else _module(device.type).max_memory_allocated(device)
+
+
 def describe(device: torch.device) -> str:
     """One line for the log: the device and its name."""
     if device.type == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
     return f"{device} ({_module(device.type).get_device_name(device)})"
+
+
+def inventory() -> dict[str, str]:
+    """What stands under torch: name -> version or where it is, for those that are there."""
+    found = {}
+    if torch.version.cuda is not None:
+        found["CUDA"] = torch.version.cuda
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["torch_npu"] = importlib.metadata.version("torch_npu")
+    toolkit = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")  # set by CANN's set_env.sh
+    if toolkit:
+        found["CANN"] = toolkit
+        for info in sorted(Path(toolkit).glob("*-linux/ascend_toolkit_install.info")):
+            numbers = [line[8:].strip() for line in info.read_text().splitlines() if line.startswith("version=")]
+            found["CANN"] = f"{', '.join(numbers)} in {toolkit}"
+    return found
 
 
 def needs_pinned_memory(device: torch.device) -> bool:
@@ -126,7 +181,11 @@ def autocast(device: torch.device, dtype: str | None):
 
 def grad_scaler(device: torch.device, dtype: str | None):
     """A gradient scaler where float16 needs one, else None."""
-    return torch.amp.GradScaler(device.type) if dtype == "float16" else None
+    if dtype != "float16":
+        return None
+    if device.type == "npu":  # torch_npu's own also sees overflows on chips that saturate instead of giving infinity
+        return torch.npu.amp.GradScaler()
+    return torch.amp.GradScaler(device.type)
 
 
 def _module(kind: str):

@@ -27,7 +27,7 @@ from fastreid_star.data.build import (
     is_video_dataset,
 )
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.checkpoint import Checkpointer, misfits, read_checkpoint
+from fastreid_star.engine.checkpoint import Checkpointer, ScalerState, misfits, read_checkpoint
 from fastreid_star.engine.checks import all_video, check
 from fastreid_star.engine.hooks import (
     CheckpointHook,
@@ -82,6 +82,8 @@ class Trainer(DefaultTrainer):
         seed_all_rng(cfg.SEED + comm.get_rank())  # image augmentations differ between ranks; DDP shares the weights
         check(cfg)
         loader = self.build_train_loader(cfg)
+        if not isinstance(loader, DeviceLoader):  # an override's own
+            loader = DeviceLoader(loader, self.device)
         cfg = self.auto_scale_hyperparams(cfg, loader.dataset.num_classes)
         self.iters_per_epoch = iterations_per_epoch(cfg, loader)
         cfg = resolve_schedule(cfg, self.iters_per_epoch)
@@ -106,7 +108,7 @@ class Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer, self.iters_per_epoch)
         self.progress = Progress(seed=cfg.SEED)
-        scaler = {} if self.grad_scaler is None else {"grad_scaler": self.grad_scaler}
+        scaler = {} if self.grad_scaler is None else {"grad_scaler": ScalerState(self.grad_scaler)}
         self.checkpointer = Checkpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -158,6 +160,9 @@ class Trainer(DefaultTrainer):
             logger.info(f"Nothing to train: {self.cfg.OUTPUT_DIR} is at epoch {self.start_epoch} of {self.max_epoch}")
             return self.test(self.cfg, self.model)
         TrainerBase.train(self, self.start_epoch, self.max_epoch, self.iters_per_epoch)
+        memory = devices.peak_memory(self.device)
+        if memory is not None:
+            logger.info(f"Peak memory on {self.device}: {memory / 2**20:,.0f} MiB")
         return self._last_eval_results
 
     def build_hooks(self) -> list:
@@ -203,6 +208,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
+        # before the first tensor is on the device; here, because training, evaluation and scripts all come by
+        devices.configure(
+            _device(cfg),
+            fast_float32=cfg.SOLVER.FAST_FLOAT32,
+            jit_compile=cfg.MODEL.NPU.JIT_COMPILE,
+            internal_format=cfg.MODEL.NPU.INTERNAL_FORMAT,
+        )
         model = build_model(_with_device(cfg))
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info(f"{cfg.MODEL.META_ARCHITECTURE}: {trained / 1e6:.2f} M parameters to train")
@@ -221,11 +233,14 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg):
         if all_video(cfg.DATASETS.NAMES):
             loader = build_clip_train_loader(cfg, seed=cfg.SEED, **_loader_options(cfg))
-            share = loader.batch_sampler.num_identities // comm.get_world_size()
-            if "TripletLoss" in cfg.MODEL.LOSSES.NAME and share < 2:
+            identities = loader.batch_sampler.num_identities
+            if not cfg.MODEL.LOSSES.TRI.ALL_RANKS:
+                identities //= comm.get_world_size()
+            if "TripletLoss" in cfg.MODEL.LOSSES.NAME and identities < 2:
                 raise UserError(
                     "TripletLoss needs two identities in each process's share of a batch, and there would be one: "
-                    "raise SOLVER.IMS_PER_BATCH or use fewer devices"
+                    "raise SOLVER.IMS_PER_BATCH, use fewer devices, or mine in the whole batch "
+                    "(MODEL.LOSSES.TRI.ALL_RANKS True)"
                 )
         else:
             _use_dataset_root(cfg)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fastreid.modeling import losses as fastreid_losses
 from fastreid.utils.events import get_event_storage
 
+from fastreid_star.modeling.gather import all_rows
 from fastreid_star.modeling.pooling import at_least_float32
 
 
@@ -36,18 +37,21 @@ def triplet_loss(
     norm_feat: bool = False,
     hard_mining: bool = True,
     scale: float = 1.0,
+    all_ranks: bool = False,
 ) -> torch.Tensor:
     """fast-reid's triplet loss, ``max(0, margin + d(a, p) - d(a, n))``, times `scale`.
 
-    With `hard_mining` p is the farthest clip of a's identity in the batch and n the nearest of another; with several
-    processes, in this process's share of the batch. Both modalities are mined together. Outside autocast:
-    d^2 = |a|^2 + |b|^2 - 2ab cancels to noise in half precision.
+    With `hard_mining` p is the farthest clip of a's identity in the batch and n the nearest of another. Both
+    modalities are mined together. Outside autocast: d^2 = |a|^2 + |b|^2 - 2ab cancels to noise in half precision.
 
     Args:
         features: ``[B, D]``, before BatchNorm.
         targets: ``[B]``, identities.
         norm_feat: cosine distance in place of the Euclidean one.
+        all_ranks: with several processes mine in the whole batch; False: in this process's share of it.
     """
+    if all_ranks:
+        features, targets = all_rows(at_least_float32(features)), all_rows(targets)
     with torch.autocast(features.device.type, enabled=False):
         loss = fastreid_losses.triplet_loss(at_least_float32(features), targets, margin, norm_feat, hard_mining)
     return scale * loss

@@ -130,6 +130,7 @@ class SAD(nn.Module):
                 "norm_feat": losses.TRI.NORM_FEAT,
                 "hard_mining": losses.TRI.HARD_MINING,
                 "scale": losses.TRI.SCALE,
+                "all_ranks": losses.TRI.ALL_RANKS,
             },
             "augment": cfg.MODEL.SAD.AUGMENT,
             "augment_range": cfg.MODEL.SAD.AUGMENT_RANGE,

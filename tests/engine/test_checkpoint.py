@@ -7,7 +7,7 @@ import pytest
 import torch
 from fastreid.solver.lr_scheduler import MultiStepLR, WarmupLR
 
-from fastreid_star.engine.checkpoint import Checkpointer, read_checkpoint
+from fastreid_star.engine.checkpoint import Checkpointer, ScalerState, read_checkpoint
 from fastreid_star.errors import UserError
 
 
@@ -40,6 +40,7 @@ def test_everything_comes_back(tmp_path):
     assert other_scaler.get_scale() == 512.0
     for name, scheduler in schedulers.items():
         assert other_schedulers[name].state_dict() == scheduler.state_dict()
+    assert type(other_schedulers["lr_sched"].milestones) is type(schedulers["lr_sched"].milestones)
 
 
 def test_only_a_tagged_file_is_resumed_from(tmp_path):
@@ -85,3 +86,28 @@ def test_missing_and_foreign_files(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(UserError, match="holds no 'model'"):
         read_checkpoint(str(tmp_path / "list.pth"))
+
+
+def test_a_scalers_state_travels_between_kinds_of_devices():
+    """torch_npu's scaler keeps a key that torch's has not, and refuses a state without it."""
+
+    class NpuScaler(torch.amp.GradScaler):
+        dynamic = True
+
+        def state_dict(self):
+            return {**super().state_dict(), "dynamic": self.dynamic}
+
+        def load_state_dict(self, state):
+            self.dynamic = state["dynamic"]
+            super().load_state_dict({key: value for key, value in state.items() if key != "dynamic"})
+
+    plain, npu = torch.amp.GradScaler("cpu", init_scale=512.0), NpuScaler("cpu")
+    ScalerState(npu).load_state_dict(ScalerState(plain).state_dict())
+    assert npu.get_scale() == 512.0
+    assert npu.dynamic is True
+    npu.dynamic = False
+    ScalerState(npu).load_state_dict({**npu.state_dict(), "scale": 8.0})
+    assert npu.dynamic is False
+    other = torch.amp.GradScaler("cpu")
+    ScalerState(other).load_state_dict(npu.state_dict())
+    assert other.get_scale() == 8.0

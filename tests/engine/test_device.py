@@ -80,8 +80,16 @@ def test_npu_without_torch_npu():
         devices.choose_device("npu")
 
 
+def test_npu_beside_cuda(monkeypatch):
+    fake_npu(monkeypatch, broken="Two accelerators cannot be used at the same time in PyTorch: npu and cuda")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(UserError, match=r"Two accelerators .* install a torch built without CUDA"):
+        devices.choose_device("npu")
+
+
 def test_npu_without_cann(monkeypatch):
     fake_npu(monkeypatch, broken="libhccl.so: cannot open shared object file")
+    monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(UserError, match=r"libhccl\.so.*set_env\.sh"):
         devices.choose_device("npu")
 
@@ -108,3 +116,38 @@ def test_mixed_precision():
         devices.autocast(cpu, "fp8")
     assert devices.grad_scaler(cpu, "bfloat16") is None
     assert devices.grad_scaler(cpu, "float16").is_enabled()
+
+
+def test_switches_of_a_gpu(monkeypatch):
+    fake = types.SimpleNamespace
+    monkeypatch.setattr(torch.backends, "cuda", fake(matmul=fake(allow_tf32=True)))
+    monkeypatch.setattr(torch.backends, "cudnn", fake(allow_tf32=True))
+    devices.configure(torch.device("cuda", 0))
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    devices.configure(torch.device("cuda", 0), fast_float32=True)
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+    devices.configure(torch.device("cpu"))
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_memory_and_waiting(monkeypatch):
+    assert devices.peak_memory(torch.device("cpu")) is None
+    devices.synchronise(torch.device("cpu"))
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000 + device.index)
+    devices.synchronise(torch.device("cuda", 1))
+    assert waited == [torch.device("cuda", 1)]
+    assert devices.peak_memory(torch.device("cuda", 3)) == 1003
+
+
+def test_the_scaler_is_the_devices_own(monkeypatch):
+    assert devices.grad_scaler(torch.device("cpu"), None) is None
+    assert devices.grad_scaler(torch.device("cpu"), "bfloat16") is None
+    assert isinstance(devices.grad_scaler(torch.device("cpu"), "float16"), torch.amp.GradScaler)
+    own = object()
+    fake = types.SimpleNamespace(amp=types.SimpleNamespace(GradScaler=lambda: own))
+    monkeypatch.setattr(torch, "npu", fake, raising=False)
+    assert devices.grad_scaler(types.SimpleNamespace(type="npu"), "float16") is own

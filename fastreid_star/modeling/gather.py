@@ -1,0 +1,36 @@
+"""Rows of all processes, with gradients: what a loss over the whole batch needs where each process has a share."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+class _Gather(torch.autograd.Function):
+    """All shares in the order of the ranks; backwards each rank gets what all ranks' losses say about its share."""
+
+    @staticmethod
+    def forward(ctx, share):
+        ctx.rows = len(share)
+        shares = [torch.empty_like(share) for _ in range(dist.get_world_size())]
+        dist.all_gather(shares, share.contiguous())
+        return torch.cat(shares)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        start = dist.get_rank() * ctx.rows
+        return gradient[start : start + ctx.rows]
+
+
+def all_rows(share: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, ``[W N, ...]`` of W processes' ``[N, ...]``; itself where there is one process.
+
+    Every process must bring the same number of rows. A loss that each process takes of all rows has, after
+    DistributedDataParallel's mean over the processes, the gradient it would have in one process: backwards the W
+    equal gradients add up, and the mean divides by W.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return share
+    return _Gather.apply(share)
