@@ -127,8 +127,9 @@ def build_clip_test_loader(
 ) -> DataLoader:
     """A loader of the test tracklets of one dataset: the query, then the gallery, each of them once.
 
-    Each rank gets a contiguous piece, the last ones may be shorter or empty. ``.dataset.tracklets`` are all of them;
-    `index` in a batch counts in it.
+    The batches are those of one process, and each rank gets a contiguous run of them, the last ones perhaps fewer or
+    none: so a tracklet's feature is the same bit for bit, however many processes there are (a convolution may round
+    otherwise in a batch of another size). ``.dataset.tracklets`` are all of them; `index` in a batch counts in it.
 
     Args:
         cfg: DATASETS, INPUT, DATALOADER and TEST.IMS_PER_BATCH are read.
@@ -149,11 +150,10 @@ def build_clip_test_loader(
         transform=transform,
         **_shown_with("SKELETONS_TEST", cfg.DATASETS.SKELETONS_TEST, open_store(cfg, data), tracklets),
     )
-    shard = -(-len(dataset) // world_size)
-    mine = range(len(dataset))[rank * shard : (rank + 1) * shard]
-    size = max(1, cfg.TEST.IMS_PER_BATCH // world_size)
-    batches = [mine[start : start + size] for start in range(0, len(mine), size)]
-    return _loader(cfg, dataset, batches, pin_memory)
+    size = max(1, cfg.TEST.IMS_PER_BATCH)
+    batches = [range(len(dataset))[start : start + size] for start in range(0, len(dataset), size)]
+    share = -(-len(batches) // world_size)
+    return _loader(cfg, dataset, batches[rank * share : (rank + 1) * share], pin_memory)
 
 
 class DeviceLoader:

@@ -1,0 +1,73 @@
+"""Gradients of STAR's losses on one global batch, whatever the number of processes: gradients.py DEVICE WORLD FILE.
+
+Everything that draws random numbers is off, and BatchNorm normalises by fixed statistics: what is left must not
+depend on how the batch is shared out.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from fastreid_star.coco import NUM_JOINTS
+from fastreid_star.engine.device import choose_device
+from fastreid_star.engine.launch import launch
+from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.trainer import Trainer
+
+CONFIG = str(Path(__file__).parents[3] / "configs" / "Synthetic" / "STAR_small.yml")
+OPTIONS = """
+    MODEL.BACKBONE.DEPTH tiny MODEL.BACKBONE.FEAT_DIM 128 MODEL.HEADS.NUM_CLASSES 8 MODEL.SAD.AUGMENT False
+    MODEL.LOSSES.TRI.MARGIN 2.0 MODEL.STAR.ATTENTION_DROPOUT 0.0 MODEL.STAR.GAT_DROPOUT 0.0 INPUT.SIZE_TRAIN [32,16]
+    MODEL.LOSSES.NAME ('CrossEntropyLoss','TripletLoss','SkeletonConsistencyLoss')
+"""
+IDENTITIES, CLIPS, LENGTH = 8, 2, 3
+
+
+def global_batch():
+    """[visible; infrared], `CLIPS` clips of each identity in each."""
+    generator = torch.Generator().manual_seed(3)
+    clips = 2 * IDENTITIES * CLIPS
+    skeletons = torch.rand(clips, LENGTH, NUM_JOINTS, 3, generator=generator) * torch.tensor([16.0, 32.0, 0.5])
+    skeletons[..., 2] += 0.5
+    return {
+        "images": torch.randint(0, 256, (clips, LENGTH, 3, 32, 16), dtype=torch.uint8, generator=generator),
+        "modality": torch.tensor([2, 1]).repeat_interleave(clips // 2),
+        "targets": torch.arange(IDENTITIES).repeat_interleave(CLIPS).repeat(2),
+        "skeletons": skeletons,
+        "has_skeleton": torch.ones(clips, LENGTH, dtype=torch.bool),
+    }
+
+
+def share_of(batch, rank, world):
+    """Whole identities, both modalities."""
+    mine = batch["targets"] % world == rank
+    return {key: value[mine] for key, value in batch.items()}
+
+
+def main(name, all_ranks, path):
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = choose_device(name, rank)
+    cfg = load_config(CONFIG, [*OPTIONS.split(), "MODEL.LOSSES.TRI.ALL_RANKS", all_ranks])
+    cfg.defrost()
+    cfg.MODEL.DEVICE = str(device)
+    torch.manual_seed(0)
+    model = Trainer.build_model(cfg).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    runner = model
+    if world > 1:
+        runner = DistributedDataParallel(model, device_ids=None if device.type == "cpu" else [device.index])
+    batch = share_of(global_batch(), rank, world)
+    batch = {key: value if key == "modality" else value.to(device) for key, value in batch.items()}
+    sum(runner(batch).values()).backward()
+    if rank == 0:
+        torch.save({name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}, path)
+
+
+if __name__ == "__main__":
+    name, world, all_ranks, path = sys.argv[1:]
+    launch(main, int(world), device=name, args=(name, all_ranks, path))
