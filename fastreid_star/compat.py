@@ -13,13 +13,41 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import pkgutil
 import sys
 import types
 import warnings
 from pathlib import Path
 
-import torch
+try:
+    import torch
+except RuntimeError as error:  # torch loads the device packages that are installed; one that fails takes torch along
+    if "backend extension" not in str(error):
+        raise
+    raise ImportError(
+        "torch does not import because torch_npu does not load: source CANN's set_env.sh in this shell first, or set "
+        "TORCH_DEVICE_BACKEND_AUTOLOAD=0 to do without the NPU"
+    ) from error
 
+# what fast-reid's training scripts import, and from where
+_NAMES_IN_SCRIPTS = {
+    "DefaultTrainer": ("fastreid.engine", "fastreid.engine.defaults"),
+    "default_argument_parser": ("fastreid.engine", "fastreid.engine.defaults"),
+    "default_setup": ("fastreid.engine", "fastreid.engine.defaults"),
+    "launch": ("fastreid.engine", "fastreid.engine.launch"),
+    "Checkpointer": ("fastreid.utils.checkpoint", "fastreid.engine.defaults"),
+    "build_model": (
+        "fastreid.modeling",
+        "fastreid.modeling.meta_arch",
+        "fastreid.modeling.meta_arch.build",
+        "fastreid.engine.defaults",
+    ),
+    "build_optimizer": ("fastreid.solver", "fastreid.solver.build", "fastreid.engine.defaults"),
+    "build_reid_train_loader": ("fastreid.data", "fastreid.data.build"),
+    "build_reid_test_loader": ("fastreid.data", "fastreid.data.build"),
+    "merge_from_file": ("fastreid.config.CfgNode",),
+    "merge_from_list": ("fastreid.config.CfgNode",),
+}
 _applied = False
 _torchvision_schemas: list[torch.library.Library] = []  # a schema lives as long as its Library object
 
@@ -52,6 +80,20 @@ def set_dataset_root(root: str) -> None:
     from fastreid.data import build
 
     build._root = root
+
+
+def use_in_scripts(**objects: object) -> None:
+    """Put our own under the names that fast-reid's training scripts import, in this process and until it ends.
+
+    A script imports fast-reid's trainer, launcher and builders, whose devices are CUDA's and whose optimizer trains
+    nothing on torch 2.
+
+    Args:
+        objects: by fast-reid's name: DefaultTrainer, default_setup, launch, ...
+    """
+    for name, ours in objects.items():
+        for owner in _NAMES_IN_SCRIPTS[name]:
+            setattr(pkgutil.resolve_name(owner), name, ours)
 
 
 def _import_torchvision() -> None:

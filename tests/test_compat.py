@@ -1,8 +1,10 @@
 """fastreid 1.4.0 on today's torch: it imports, the standard library is as before, and the patches do what they say."""
 
 import collections
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +37,22 @@ def test_all_of_fastreid_imports_and_the_standard_library_is_put_back():
     run = subprocess.run([sys.executable, "-c", IMPORT_EVERYTHING], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert int(run.stdout.split()[-1]) > 100
+
+
+def test_a_device_package_that_takes_torch_along_is_told_in_one_line(tmp_path):
+    """With torch_npu installed and CANN not sourced, `import torch` itself fails."""
+    (tmp_path / "torch").mkdir()
+    failing = (
+        "raise RuntimeError('Failed to load the backend extension: torch_npu. You can disable extension auto-loading')"
+    )
+    (tmp_path / "torch" / "__init__.py").write_text(failing)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])}
+    run = subprocess.run(
+        [sys.executable, "-c", "import fastreid_star"], env=environment, capture_output=True, text=True
+    )
+    last = run.stderr.strip().splitlines()[-1]
+    assert "torch_npu does not load: source CANN's set_env.sh" in last
+    assert "TORCH_DEVICE_BACKEND_AUTOLOAD=0" in last
 
 
 def test_torchvision_operators_are_declared_only_where_torchvision_needs_it():

@@ -26,15 +26,30 @@ from fastreid_star.files import write_whole
 logger = logging.getLogger(__name__)
 LOGGERS = ("fastreid", "fastreid_star")
 
+# kept, because scripts find the two functions below under these names: see fastreid_star/engine/script.py
+_merge_from_file, _merge_from_list = CfgNode.merge_from_file, CfgNode.merge_from_list
 
-def argument_parser(description: str) -> argparse.ArgumentParser:
-    """fast-reid's arguments of a training script, with ``--num-devices`` for any kind of device."""
+
+def argument_parser(description: str, *, for_script: bool = False) -> argparse.ArgumentParser:
+    """fast-reid's arguments of a training script, with ``--num-devices`` for any kind of device.
+
+    Args:
+        description: what ``--help`` begins with.
+        for_script: as scripts written for fast-reid expect it: the number of devices is ``num_gpus``, and
+            ``--config-file`` may be left out.
+    """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML file of configs/")
+    parser.add_argument("--config-file", required=not for_script, default="", metavar="FILE", help="a YAML file")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
     parser.add_argument(
-        "--num-devices", "--num-gpus", type=int, default=1, metavar="N", help="devices, and processes, per machine"
+        "--num-devices",
+        "--num-gpus",
+        dest="num_gpus" if for_script else "num_devices",
+        type=int,
+        default=1,
+        metavar="N",
+        help="devices, and processes, per machine",
     )
     parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
     parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="this machine's number, from 0")
@@ -57,17 +72,39 @@ def load_config(path: str = "", opts: list[str] | None = None) -> CfgNode:
     """
     cfg = get_cfg()
     if path:
-        if not os.path.isfile(path):
-            raise UserError(f"config file {path} does not exist")
-        _merge(cfg, lambda: cfg.merge_from_file(path), path)
-    opts = list(opts or [])
-    if len(opts) % 2:
-        raise UserError(f"config options come in pairs, KEY VALUE; {opts[-1]!r} has no value")
-    _merge(cfg, lambda: cfg.merge_from_list(opts), "the command line")
-    if cfg.SEED < 0:
-        cfg.SEED = secrets.randbelow(2**31)
+        merge_file(cfg, path)
+    merge_options(cfg, opts or [])
+    cfg.SEED = _seed(cfg)
     cfg.freeze()
     return cfg
+
+
+def merge_file(cfg: CfgNode, cfg_filename: str, allow_unsafe: bool = False) -> None:
+    """fast-reid's ``cfg.merge_from_file``, with what is wrong said in one line.
+
+    Raises:
+        UserError: as :func:`load_config`.
+    """
+    if not cfg_filename:
+        raise UserError("there is no config file: add --config-file FILE")
+    if not os.path.isfile(cfg_filename):
+        raise UserError(f"config file {cfg_filename} does not exist")
+    _merge(cfg, lambda: _merge_from_file(cfg, cfg_filename, allow_unsafe), cfg_filename)
+
+
+def merge_options(cfg: CfgNode, cfg_list: list[str]) -> None:
+    """fast-reid's ``cfg.merge_from_list``, with what is wrong said in one line.
+
+    Raises:
+        UserError: as :func:`load_config`.
+    """
+    if len(cfg_list) % 2:
+        raise UserError(f"config options come in pairs, KEY VALUE; {cfg_list[-1]!r} has no value")
+    _merge(cfg, lambda: _merge_from_list(cfg, cfg_list), "the command line")
+
+
+def _seed(cfg: CfgNode) -> int:
+    return cfg.SEED if cfg.SEED >= 0 else secrets.randbelow(2**31)
 
 
 def _merge(cfg: CfgNode, merge: Callable[[], None], source: str) -> None:
@@ -102,22 +139,38 @@ def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Read the config, make OUTPUT_DIR, open the log there and save the config beside it.
-
-    The terminal gets a few lines, ``log.txt`` the whole config as well. An evaluation leaves the saved config alone.
+    """Read the config, and do what :func:`default_setup` does.
 
     Raises:
         UserError: the config is wrong, or OUTPUT_DIR cannot be written; on every rank.
     """
     cfg = load_config(args.config_file, args.opts)
+    default_setup(cfg, args)
+    return cfg
+
+
+def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Make OUTPUT_DIR, open the log there and save the config beside it; fast-reid's function of that name.
+
+    The terminal gets a few lines, ``log.txt`` the whole config as well. An evaluation leaves the saved config alone.
+
+    Args:
+        cfg: a complete config; all processes get the SEED of the main one, a fresh one where it is negative.
+        args: ``eval_only`` is read, where it is there.
+
+    Raises:
+        UserError: OUTPUT_DIR cannot be written, or MODEL.DEVICE cannot be used; on every rank.
+    """
+    frozen = cfg.is_frozen()
     cfg.defrost()
-    cfg.SEED = comm.all_gather(cfg.SEED)[0]  # a negative one was drawn anew in each process
-    cfg.freeze()
+    cfg.SEED = comm.all_gather(_seed(cfg))[0]  # a negative one is drawn anew in each process
+    if frozen:
+        cfg.freeze()
     problem = None
     if comm.is_main_process():
         try:
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-            if not args.eval_only:  # what a run was trained with stays beside its weights
+            if not getattr(args, "eval_only", False):  # what a run was trained with stays beside its weights
                 write_whole(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), lambda file: file.write(cfg.dump().encode()))
         except OSError as error:
             problem = f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror}"
@@ -136,7 +189,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     )
     logger.info(f"Output folder: {os.path.abspath(cfg.OUTPUT_DIR)}; seed {cfg.SEED}")
     logger.debug(f"Config:\n{cfg}")
-    return cfg
 
 
 def _version(package: str) -> str:

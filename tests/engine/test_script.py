@@ -1,0 +1,394 @@
+"""Scripts written for fast-reid, run by ``python -m fastreid_star``: on clips and on images, alone and in company."""
+
+import argparse
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastreid_star import compat
+from fastreid_star.__main__ import main
+from fastreid_star.engine.script import device_of, script_parser
+from fastreid_star.engine.setup import argument_parser, default_setup, load_config
+from fastreid_star.engine.train import train_or_evaluate
+from fastreid_star.errors import UserError
+
+from .conftest import REPOSITORY, tiny_options
+
+STAR = str(REPOSITORY / "configs" / "Synthetic" / "STAR_small.yml")
+
+# what fast-reid's own script does
+TRAIN_NET = """
+import sys
+
+sys.path.append(".")
+
+from fastreid.config import get_cfg
+from fastreid.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from fastreid.utils.checkpoint import Checkpointer
+
+
+def setup(args):
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args):
+    cfg = setup(args)
+    if args.eval_only:
+        cfg.defrost()
+        cfg.MODEL.BACKBONE.PRETRAIN = False
+        model = DefaultTrainer.build_model(cfg)
+        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+        return DefaultTrainer.test(cfg, model)
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    print("Command Line Args:", args)
+    launch(main, args.num_gpus, num_machines=args.num_machines, machine_rank=args.machine_rank,
+           dist_url=args.dist_url, args=(args,))
+"""
+
+# what scripts of projects do besides: keys, hooks, evaluators and modules of their own, fast-reid's builders
+PROJECT = """
+import os
+
+from fastreid.config import CfgNode as CN, get_cfg
+from fastreid.data import build_reid_train_loader
+from fastreid.data.build import build_reid_test_loader
+from fastreid.engine.defaults import DefaultTrainer, default_argument_parser, default_setup
+from fastreid.engine.launch import launch
+from fastreid.engine.train_loop import HookBase
+from fastreid.evaluation import ReidEvaluator
+from fastreid.modeling.meta_arch import build_model
+from fastreid.solver import build_optimizer
+from fastreid.utils import comm
+from fastreid.utils.checkpoint import Checkpointer
+
+from neighbour import ENDING  # in the script's folder
+
+
+class Note:
+    def __init__(self, text):
+        self.text = text
+
+
+class Sign(HookBase):
+    def after_train(self):
+        with open(os.path.join(self.trainer.cfg.OUTPUT_DIR, f"rank{comm.get_rank()}{ENDING}"), "w") as file:
+            file.write(self.trainer.cfg.PROJECT.NOTE)
+
+
+class Evaluator(ReidEvaluator):
+    def evaluate(self):
+        results = super().evaluate()
+        if results:
+            results["Note"] = 42.0
+        return results
+
+
+class Trainer(DefaultTrainer):
+    @classmethod
+    def build_model(cls, cfg):
+        return build_model(cfg)
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_reid_train_loader(cfg, combineall=cfg.DATASETS.COMBINEALL)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_reid_test_loader(cfg, dataset_name=dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_dir=None):
+        data_loader, num_query = cls.build_test_loader(cfg, dataset_name)
+        return data_loader, Evaluator(cfg, num_query, output_dir)
+
+    def build_hooks(self):
+        return [*super().build_hooks(), Sign()]
+
+
+def main(args, note):
+    assert type(note) is Note and note.text == "handed over"
+    for imported in (DefaultTrainer, Checkpointer, launch, default_setup, build_optimizer):
+        assert imported.__module__.startswith("fastreid_star."), imported
+    cfg = get_cfg()
+    cfg.PROJECT = CN()
+    cfg.PROJECT.NOTE = ""
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    default_setup(cfg, args)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    os.chdir("/")
+    launch(main, args.num_gpus, dist_url=args.dist_url, args=(args, Note("handed over")))
+"""
+
+IMAGES = """
+MODEL:
+  META_ARCHITECTURE: Baseline
+  BACKBONE: {NAME: build_resnet_backbone, NORM: BN, DEPTH: 18x, LAST_STRIDE: 1, FEAT_DIM: 512, PRETRAIN: False}
+  HEADS: {NAME: EmbeddingHead, NORM: BN, WITH_BNNECK: True, POOL_LAYER: GlobalAvgPool, NECK_FEAT: before,
+          CLS_LAYER: Linear}
+  LOSSES:
+    NAME: ("CrossEntropyLoss", "TripletLoss",)
+INPUT: {SIZE_TRAIN: [32, 16], SIZE_TEST: [32, 16], FLIP: {ENABLED: True}}
+DATALOADER: {SAMPLER_TRAIN: NaiveIdentitySampler, NUM_INSTANCE: 4, NUM_WORKERS: 0}
+SOLVER: {AMP: {ENABLED: False}, OPT: Adam, MAX_EPOCH: 2, BASE_LR: 0.00035, WARMUP_ITERS: 2, IMS_PER_BATCH: 16}
+TEST: {EVAL_PERIOD: 2, IMS_PER_BATCH: 16, FLIP: {ENABLED: True}}
+DATASETS:
+  NAMES: ("Market1501",)
+  TESTS: ("Market1501",)
+"""
+
+
+def start(*command, expect=0):
+    command = [sys.executable, "-m", *map(str, command)]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == expect, ended.stderr
+    return ended
+
+
+def weights(output):
+    return torch.load(output / "model_final.pth", weights_only=True)["model"]
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+@pytest.fixture(scope="module")
+def train_net(tmp_path_factory):
+    path = tmp_path_factory.mktemp("upstream") / "train_net.py"
+    path.write_text(TRAIN_NET)
+    return path
+
+
+# --- clips ----------------------------------------------------------------------------------------------------------
+
+
+def star_options(*arguments):
+    """STAR_small.yml's run, tiny, on the data of `tiny_root`."""
+    drawn = {"OCCLUSION": 0.0, "BLUR": 0.3, "BACKGROUND": False}
+    return tiny_options(*arguments, *(part for key in drawn for part in (f"DATASETS.SYNTHETIC.{key}", drawn[key])))
+
+
+@pytest.fixture(scope="module")
+def star_run(train_net, tiny_root, tmp_path_factory):
+    output = tmp_path_factory.mktemp("star")
+    start("fastreid_star", train_net, "--config-file", STAR, *star_options(tiny_root, output))
+    return output
+
+
+def test_the_script_trains_what_the_tool_trains(star_run, tiny_root, tmp_path):
+    arguments = ["--config-file", STAR, *star_options(tiny_root, tmp_path)]
+    train_or_evaluate(argument_parser("as tools/train_net.py").parse_args(arguments))
+    assert_same(weights(star_run), weights(tmp_path))
+    saved = (star_run / "config.yaml").read_text()
+    assert saved.replace(str(star_run), str(tmp_path)) == (tmp_path / "config.yaml").read_text()
+    assert "1 process(es) on cpu" in (star_run / "log.txt").read_text()
+
+
+def test_evaluation_only_repeats_the_result(star_run, train_net, tiny_root, tmp_path):
+    options = star_options(tiny_root, tmp_path, "MODEL.WEIGHTS", star_run / "model_final.pth")
+    start("fastreid_star", train_net, "--config-file", STAR, "--eval-only", *options)
+    name = "per_query_SyntheticVCM.csv"
+    assert (tmp_path / name).read_bytes() == (star_run / name).read_bytes()
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_resumed_run_ends_with_the_same_weights(star_run, train_net, tiny_root, tmp_path):
+    shutil.copy(star_run / "model_last.pth", tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_last.pth")
+    start("fastreid_star", train_net, "--config-file", STAR, "--resume", *star_options(tiny_root, tmp_path))
+    assert_same(weights(star_run), weights(tmp_path))
+    assert "Starting training from epoch 2" in (tmp_path / "log.txt").read_text()
+
+
+def test_two_processes_spawned_or_torchruns(train_net, tiny_root, tmp_path):
+    def arguments(name):
+        options = star_options(tiny_root, tmp_path / name, "SOLVER.IMS_PER_BATCH", "16", "SOLVER.MAX_EPOCH", "1")
+        return train_net, "--config-file", STAR, "--num-gpus", "2", *options
+
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+    start("fastreid_star", *arguments("spawned"))
+    start(*torchrun, "fastreid_star", *arguments("torchrun"))
+    assert_same(weights(tmp_path / "spawned"), weights(tmp_path / "torchrun"))
+    for name in ("spawned", "torchrun"):
+        assert "2 process(es) on cpu" in (tmp_path / name / "log.txt").read_text()
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory):
+    """Config and options for a folder in Market-1501's layout: people of one colour each, two cameras."""
+    root = tmp_path_factory.mktemp("market")
+    rng = np.random.default_rng(0)
+    for folder, people, images in (
+        ("bounding_box_train", range(1, 9), 3),
+        ("query", range(9, 13), 1),
+        ("bounding_box_test", range(9, 13), 3),
+    ):
+        (root / "Market-1501-v15.09.15" / folder).mkdir(parents=True)
+        for pid in people:
+            colour = np.random.default_rng(pid).integers(40, 215, 3)
+            for camera, number in np.ndindex(2, images):
+                image = np.clip(colour + rng.normal(0, 20, (32, 16, 3)), 0, 255).astype(np.uint8)
+                name = f"{pid:04d}_c{camera + 1}s1_{number:06d}_00.jpg"
+                Image.fromarray(image).save(root / "Market-1501-v15.09.15" / folder / name)
+    config = root / "bagtricks.yml"
+    config.write_text(IMAGES)
+    return ("--config-file", config), ("DATASETS.ROOT", root)
+
+
+@pytest.fixture(scope="module")
+def image_run(train_net, market, tmp_path_factory):
+    output = tmp_path_factory.mktemp("images")
+    config, options = market
+    start("fastreid_star", train_net, *config, *options, "OUTPUT_DIR", output)
+    return output
+
+
+def result_line(output):
+    """The row of numbers of the last evaluation in the log."""
+    return [line for line in (output / "log.txt").read_text().splitlines() if line.startswith("| Market1501")][-1]
+
+
+def test_images_train_and_evaluate(image_run, train_net, market, tmp_path):
+    config, options = market
+    checkpoint = image_run / "model_final.pth"
+    more = ("OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", checkpoint)
+    start("fastreid_star", train_net, *config, "--eval-only", *options, *more)
+    assert result_line(tmp_path) == result_line(image_run)
+
+
+def test_images_in_two_processes(train_net, market, tmp_path):
+    config, options = market
+    more = ("OUTPUT_DIR", tmp_path, "SOLVER.MAX_EPOCH", "1")
+    start("fastreid_star", train_net, *config, "--num-gpus", "2", *options, *more)
+    assert "2 process(es) on cpu" in (tmp_path / "log.txt").read_text()
+    assert "42" in result_line(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project's script, by a path relative to the working directory."""
+    path = tmp_path_factory.mktemp("project") / "run.py"
+    path.write_text(PROJECT)
+    (path.parent / "neighbour.py").write_text('ENDING = ".txt"\n')
+    return os.path.relpath(path, REPOSITORY)
+
+
+def test_a_projects_own_trainer(project, image_run, market, tmp_path):
+    config, options = market
+    start("fastreid_star", project, *config, *options, "OUTPUT_DIR", tmp_path, "PROJECT.NOTE", "signed")
+    assert_same(weights(tmp_path), weights(image_run))
+    assert (tmp_path / "rank0.txt").read_text() == "signed"
+    assert "Note" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_projects_own_trainer_in_two_processes(project, market, tmp_path):
+    config, options = market
+    more = ("OUTPUT_DIR", tmp_path, "PROJECT.NOTE", "signed", "SOLVER.MAX_EPOCH", "1")
+    start("fastreid_star", project, *config, "--num-gpus", "2", *options, *more)
+    assert [(tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1)] == ["signed", "signed"]
+    assert "2 process(es) on cpu" in (tmp_path / "log.txt").read_text()
+    assert "42" in result_line(tmp_path)
+
+
+# --- what is wrong is said in one line ------------------------------------------------------------------------------
+
+
+def test_a_wrong_key_is_one_line(train_net):
+    ended = start("fastreid_star", train_net, "--config-file", STAR, "SOLVER.BASE_LT", "1", expect=2)
+    assert (
+        ended.stderr == "error: the command line: there is no config key SOLVER.BASE_LT; did you mean SOLVER.BASE_LR?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a script first"),
+        (["--config-file", STAR], "name a script first"),
+        (["nowhere/train_net.py", "--resume"], r"script nowhere/train_net\.py does not exist"),
+    ],
+)
+def test_no_script(monkeypatch, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["fastreid_star", *arguments])
+    with pytest.raises(UserError, match=message):
+        main()
+
+
+def test_usage(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fastreid_star", "-h"])
+    main()
+    assert capsys.readouterr().out.startswith("usage: python -m fastreid_star SCRIPT")
+
+
+# --- the parts ------------------------------------------------------------------------------------------------------
+
+
+def test_the_names_are_fastreids():
+    for name, owners in compat._NAMES_IN_SCRIPTS.items():
+        found = [getattr(pkgutil.resolve_name(owner), name) for owner in owners]
+        assert all(same is found[0] for same in found)
+
+
+def test_arguments_are_those_of_fastreids_scripts():
+    args = script_parser().parse_args(["--num-gpus", "2", "SOLVER.MAX_EPOCH", "1"])
+    assert (args.config_file, args.num_gpus, args.opts) == ("", 2, ["SOLVER.MAX_EPOCH", "1"])
+
+
+def test_a_negative_seed_becomes_a_fresh_one_in_the_scripts_own_config(tmp_path):
+    cfg = load_config("", ["OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"])
+    cfg.defrost()
+    cfg.SEED = -1
+    cfg.freeze()
+    default_setup(cfg, argparse.Namespace())
+    assert cfg.SEED >= 0
+    assert cfg.is_frozen()
+    assert f"SEED: {cfg.SEED}" in (tmp_path / "config.yaml").read_text().splitlines()
+
+
+def test_the_device_is_found_before_the_script_reads_its_config(tmp_path):
+    (tmp_path / "base.yml").write_text("MODEL: {DEVICE: cuda}\n")
+    (tmp_path / "own.yml").write_text("_BASE_: base.yml\nPROJECT: {KEY: 1}\n")
+
+    def args(file, *opts):
+        return argparse.Namespace(config_file=str(tmp_path / file) if file else "", opts=list(opts))
+
+    assert device_of(("no command line", 3)) == "auto"
+    assert device_of((1, args(""))) == "auto"
+    assert device_of((args("own.yml"),)) == "cuda"
+    assert device_of((args("own.yml", "PROJECT.KEY", "2", "MODEL.DEVICE", "npu"),)) == "npu"
+    assert device_of((args("nowhere.yml", "MODEL.DEVICE", "cpu"),)) == "cpu"
+    assert device_of((argparse.Namespace(config_file=str(tmp_path / "base.yml"), opts=None),)) == "cuda"
