@@ -45,7 +45,7 @@ setup(
         "pose": ["mmpose==1.3.2", "mmengine==0.10.7", "mmcv-lite==2.1.0", "transformers>=4.48"],
         "npu": ["torch_npu"],
         "viz": ["grad-cam>=1.5", "jinja2>=3.1"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.90", "ruff>=0.9", "torch-geometric>=2.5"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.90", "ruff>=0.9", "torch-geometric>=2.5", "ninja"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

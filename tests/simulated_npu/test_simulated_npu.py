@@ -1,0 +1,572 @@
+"""The stand-in for an Ascend is honest: it refuses what a device refuses and computes what the CPU computes.
+
+Each ``check_`` runs in a process of its own, see :mod:`simulated_npu`; it holds what belongs together, for starting
+torch takes longer than most checks.
+"""
+
+import copy
+import gc
+import importlib.util
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import simulated_npu
+
+REPOSITORY = Path(__file__).parents[2]
+reason = simulated_npu.missing_compiler()
+pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+
+
+def check_module():
+    assert importlib.util.find_spec("torch_npu") is not None
+    assert "torch_npu" not in sys.modules
+    import torch_npu
+
+    assert torch_npu.__version__ == torch.__version__
+    assert torch_npu.npu is torch.npu is sys.modules["torch.npu"]
+    simulated_npu.load()  # a second time
+
+    assert torch.npu.is_available()
+    assert torch.npu.device_count() == torch.accelerator.device_count() == 3, "SIMULATED_NPU_COUNT"
+    assert torch.accelerator.current_accelerator() == torch.device("npu")
+    torch.npu.set_device("npu:2")
+    assert torch.npu.current_device() == torch.accelerator.current_device_index() == 2
+    assert torch.ones(1, device="npu").device == torch.ones(1).npu().device == torch.device("npu:2")
+    with torch.npu.device(1):
+        assert torch.ones(1, device="npu").get_device() == 1
+    torch.npu.set_device(torch.device("npu", 0))
+    for index in (3, -1, "npu:7"):
+        with pytest.raises(RuntimeError, match=r"was asked for, there are 3"):
+            torch.npu.set_device(index)
+    with pytest.raises(RuntimeError, match=r"npu:3 was asked for"):
+        torch.ones(1, device="npu:3")
+
+    start, end = torch.npu.Event(enable_timing=True), torch.npu.Event(enable_timing=True)
+    start.record()
+    with torch.npu.stream(torch.npu.Stream()):
+        x = torch.ones(4, device="npu")
+        x.record_stream(torch.npu.current_stream())
+    torch.npu.current_stream().wait_stream(torch.npu.Stream(0))
+    end.record()
+    torch.npu.synchronize()
+    assert start.elapsed_time(end) > 0
+    assert repr(x * 1.5) == "tensor([1.5000, 1.5000, 1.5000, 1.5000], device='npu:0')"
+    assert torch.npu.is_bf16_supported()
+    assert "NPU" in torch.npu.get_device_name(1)
+
+    assert simulated_npu.settings() == {}
+    torch.npu.set_compile_mode(jit_compile=False)
+    torch.npu.config.allow_internal_format = False
+    assert (torch.npu.matmul.allow_hf32, torch.npu.conv.allow_hf32) == (False, True)
+    torch.npu.conv.allow_hf32 = False
+    assert not torch.npu.conv.allow_hf32
+    settings = {"jit_compile": False, "allow_internal_format": False, "conv.allow_hf32": False}
+    assert simulated_npu.settings() == settings
+    for wrong in (lambda: torch.npu.config.allow_internal_format, lambda: setattr(torch.npu.matmul, "allow_tf32", 1)):
+        with pytest.raises(AttributeError):
+            wrong()
+
+
+def test_torch_npu():
+    simulated_npu.run(check_module, SIMULATED_NPU_COUNT="3")
+    simulated_npu.run("import torch_npu, torch; assert not torch.npu.is_available()", SIMULATED_NPU_COUNT="0")
+
+
+def test_without_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert simulated_npu.missing_compiler() is None
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    assert "no C++ compiler (no-such-compiler)" in simulated_npu.missing_compiler()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(simulated_npu.sys, "platform", "win32")
+    assert "Linux" in simulated_npu.missing_compiler()
+
+
+def check_memory():
+    import torch_npu  # noqa: F401
+
+    assert torch.npu.memory_allocated() == 0
+    fresh = torch.empty(1000, dtype=torch.uint8, device="npu")
+    assert (fresh.cpu() == 0x7F).all(), "memory that nobody wrote shows"
+    assert torch.empty(3, dtype=torch.float16, device="npu").isnan().all()
+    gc.collect()
+    assert torch.npu.memory_allocated() == 1000
+    elsewhere = torch.zeros(2, 50, device="npu:1")
+    assert (torch.npu.memory_allocated(), torch.npu.memory_allocated(1)) == (1000, 400)
+    large = torch.zeros(10_000, dtype=torch.uint8, device="npu")
+    del large
+    assert torch.npu.memory_allocated() == 1000
+    assert torch.npu.max_memory_allocated() >= 11_000
+    torch.npu.reset_peak_memory_stats()
+    assert torch.npu.max_memory_allocated() == 1000
+    free, total = torch.npu.mem_get_info("npu:1")
+    assert total - free == 400
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        torch.empty(total, dtype=torch.uint8, device="npu")
+    del fresh, elsewhere
+    torch.npu.empty_cache()
+    assert torch.npu.memory_allocated(0) == torch.npu.memory_allocated(1) == 0
+
+    # views share the memory, set_ and resize_ move it
+    x = torch.arange(24.0, device="npu").view(4, 6)
+    x[1:3, ::2].mul_(10)
+    x.t()[5] = 0
+    x.unfold(0, 2, 2)[0, 0] += 1
+    y = torch.arange(24.0).view(4, 6)
+    y[1:3, ::2] *= 10
+    y[:, 5] = 0
+    y.unfold(0, 2, 2)[0, 0] += 1
+    assert torch.equal(x.cpu(), y)
+    assert x.transpose(0, 1).data_ptr() == x.data_ptr()
+    z = torch.empty(0, device="npu").set_(x)
+    assert z.data_ptr() == x.data_ptr()
+    assert torch.equal(z.resize_(5, 6)[:4].cpu(), y)
+    out = torch.empty(0, device="npu")
+    assert torch.add(x, 1, out=out) is out
+    assert torch.equal(out.cpu(), y + 1)
+    assert not x.is_pinned()
+    page_locked = torch.ones(3).pin_memory()
+    assert page_locked[1:].is_pinned()
+    assert not torch.ones(3).is_pinned()
+    assert torch.equal(page_locked.to("npu", non_blocking=True).cpu(), torch.ones(3))
+    address = page_locked.data_ptr()
+    del page_locked
+    assert not any(torch.ones(3).is_pinned() for _ in range(9)), f"{address:x} was given back"
+
+    pid = os.fork()  # as a DataLoader's worker is
+    if pid == 0:
+        try:
+            torch.manual_seed(0)  # leaves the device alone
+            torch.ones(1, device="npu")
+        except RuntimeError as error:
+            os._exit(0 if "forked subprocess" in str(error) else 1)
+        os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_memory():
+    simulated_npu.run(check_memory)
+
+
+def check_guards():
+    import torch_npu  # noqa: F401
+
+    here, there, other = torch.ones(3, device="npu"), torch.ones(3), torch.ones(3, device="npu:1")
+    mask = torch.tensor([True, False, True])
+    conv, norm, lstm = nn.Conv1d(1, 1, 1).npu(), nn.BatchNorm1d(3).npu(), nn.LSTM(3, 2).npu()
+    mixed = [
+        lambda: here + there,
+        lambda: there * here,
+        lambda: here.add_(there),
+        lambda: there.add_(here),
+        lambda: torch.tensor(1.0).add_(here.sum()),
+        lambda: torch.cat([here, there]),
+        lambda: torch.where(mask, here, here),
+        lambda: here.masked_fill(mask, 0),
+        lambda: nn.functional.linear(here, torch.ones(2, 3)),
+        lambda: here.index_select(0, torch.tensor([0])),
+        lambda: torch.add(here, here, out=there),
+        lambda: nn.functional.embedding(torch.tensor([0], device="npu"), torch.ones(2, 2)),
+        lambda: nn.functional.cross_entropy(here[None], torch.tensor([0])),
+        lambda: conv(torch.ones(1, 1, 3)),
+        lambda: norm(torch.ones(2, 3)),
+        lambda: lstm(torch.ones(1, 1, 3, device="npu"), (torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))),
+        lambda: here + other,
+        lambda: here.copy_(torch.ones(3, device="npu:5")),
+    ]
+    for operation in mixed:
+        with pytest.raises(RuntimeError, match=r"device|npu:5"):
+            operation()
+    with pytest.raises(RuntimeError, match=r"aten::add\.Tensor: expected all tensors on one device"):
+        here + there
+
+    # numbers on the host are welcome, as core has it, and so are indices, which indexing itself moves
+    assert (here + torch.tensor(2.0)).device == (torch.tensor(2.0, dtype=torch.float64) * here).device == here.device
+    assert (torch.tensor(2.0) * here).dtype == torch.float32
+    assert here[mask].device == here[torch.tensor([0])].device == here.device
+    here[torch.tensor([1])] = 5.0
+    here.fill_(torch.tensor(1.0))
+    assert torch.where(here > 0, here, torch.tensor(0.0)).device == here.device
+    assert here.copy_(there).device == torch.device("npu:0")
+    assert there.copy_(here).device == torch.device("cpu")
+    assert torch.equal(other.to("npu:0"), here)
+
+    for operation in (
+        lambda: torch.ones(3, dtype=torch.float64, device="npu"),
+        lambda: torch.ones(3, dtype=torch.complex128, device="npu"),
+        lambda: torch.ones(3, dtype=torch.float64).to("npu"),
+        lambda: here.double(),
+        lambda: here.sum(0, keepdim=True, dtype=torch.float64),
+        lambda: torch.ones(4, device="npu").view(torch.float64) + 1,
+        lambda: torch.linspace(0, 1, 3, dtype=torch.float64, device="npu"),
+    ):
+        with pytest.raises(RuntimeError, match="the npu has no"):
+            operation()
+    assert torch.ones(3, dtype=torch.float64).to("npu", torch.float32).dtype == torch.float32
+    assert here.to("cpu", torch.float64).dtype == torch.float64
+
+    # the device's random numbers are the CPU's, but a generator must be of the device
+    torch.manual_seed(3)
+    drawn = torch.rand(5, device="npu")
+    torch.manual_seed(3)
+    assert torch.equal(drawn.cpu(), torch.rand(5))
+    state = torch.npu.get_rng_state_all()
+    drawn = torch.randperm(9, device="npu")
+    torch.npu.set_rng_state_all(state)
+    assert torch.equal(torch.randperm(9, device="npu"), drawn)
+    generator = torch.Generator("npu:0").manual_seed(4)
+    assert generator.device == torch.device("npu:0")
+    first, second = (torch.rand(5, device="npu", generator=generator) for _ in range(2))
+    assert torch.equal(first.cpu(), torch.rand(5, generator=torch.Generator().manual_seed(4)))
+    assert not torch.equal(first, second)
+    with pytest.raises(RuntimeError, match="generator"):
+        torch.rand(5, device="npu", generator=torch.Generator())
+
+
+def test_guards():
+    simulated_npu.run(check_guards)
+
+
+def check_recorder():
+    import torch_npu  # noqa: F401
+
+    weight = torch.ones(3, 3, device="npu", requires_grad=True)
+    with simulated_npu.recording() as operators:
+        x = torch.zeros(2, 3, device="npu")
+        y = (x.view(3, 2)[1:] * 2).relu_()
+        (x @ weight).sum().backward()  # backward runs in a thread of its own
+        y.copy_(torch.ones(1, 2))
+        (x + torch.tensor(1.0)).sum(0).cpu()
+        nn.functional.conv1d(torch.ones(1, 1, 4, device="npu"), torch.ones(1, 1, 2, device="npu"))
+        nn.functional.batch_norm(x, None, None, training=True)
+    assert operators == sorted(set(operators))
+    expected = """
+        aten::empty.memory_format aten::zero_ aten::view aten::as_strided aten::mul.Tensor aten::relu_ aten::mm
+        aten::sum.dim_IntList aten::add.Tensor aten::copy_ aten::convolution_overrideable
+        aten::native_batch_norm
+    """
+    assert set(expected.split()) <= set(operators), operators
+    assert not [name for name in operators if name.startswith("aten::_copy_from")], "what kernels do is not recorded"
+    _ = x + x
+    with simulated_npu.recording() as operators:
+        pass
+    assert operators == []
+
+
+def test_recorder():
+    simulated_npu.run(check_recorder)
+
+
+def test_operators_that_a_device_lacks():
+    there = ["aten::add.Tensor", "aten::index_add.out", "aten::scatter.src_out", "aten::no_such_operator.out"]
+    taken = ["aten::add.Tensor", "aten::index_add_", "aten::index_add", "aten::scatter_.src", "aten::scatter.value"]
+    assert simulated_npu.missing(taken, there) == ["aten::scatter.value"]
+    assert simulated_npu.missing(["aten::embedding_dense_backward", "aten::add_.Tensor"], there) == [
+        "aten::add_.Tensor",
+        "aten::embedding_dense_backward",
+    ]
+
+
+def same_as_cpu(module, *inputs, tolerance=1e-6):
+    """Outputs, gradients of inputs and of parameters, and buffers agree on both devices."""
+    results = []
+    for device in ("cpu", "npu"):
+        ours = copy.deepcopy(module).to(device)
+        given = [x.clone().to(device).requires_grad_() for x in inputs]
+        torch.manual_seed(0)
+        output = ours(*given)
+        outputs = [output] if isinstance(output, torch.Tensor) else [output[0], *output[1]]
+        sum(
+            (out * torch.linspace(-1, 1, out.numel(), device=device).view(out.shape)).sum() for out in outputs
+        ).backward()
+        tensors = [*outputs, *(x.grad for x in given), *(p.grad for p in ours.parameters()), *ours.buffers()]
+        assert all(tensor.device.type == device for tensor in tensors)
+        results.append([tensor.detach().cpu() for tensor in tensors])
+    for expected, found in zip(*results, strict=True):
+        assert torch.allclose(found, expected, rtol=tolerance, atol=tolerance), (module, (found - expected).abs().max())
+
+
+def check_gradients():
+    import torch_npu  # noqa: F401
+
+    torch.manual_seed(0)
+    sequence = torch.randn(5, 4, 6)
+    for options in (
+        {},
+        {"bidirectional": True, "num_layers": 2},
+        {"batch_first": True, "bias": False},
+        {"proj_size": 2},
+    ):
+        same_as_cpu(nn.LSTM(6, 3, **options), sequence)
+    same_as_cpu(nn.LSTMCell(6, 3), sequence[0])
+    images = torch.randn(2, 4, 9, 7)
+    same_as_cpu(nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), images)
+    same_as_cpu(nn.Conv2d(4, 6, (3, 1), dilation=2, bias=False), images.contiguous(memory_format=torch.channels_last))
+    same_as_cpu(nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1), images)
+    same_as_cpu(nn.Conv1d(4, 2, 3), images[..., 0])
+    same_as_cpu(nn.BatchNorm2d(4), images)
+    same_as_cpu(nn.BatchNorm2d(4, affine=False).eval(), images)
+    same_as_cpu(nn.BatchNorm1d(9, track_running_stats=False), images[..., 0].reshape(8, 9))
+    same_as_cpu(nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Dropout(0.5), nn.Softmax(-1)), images)
+    same_as_cpu(nn.Sequential(nn.MaxPool2d(2), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), images)
+
+    norm = nn.BatchNorm1d(3).npu()
+    norm(torch.full((4, 3), 5.0, device="npu") + torch.arange(4.0, device="npu")[:, None])
+    assert torch.allclose(norm.running_mean.cpu(), torch.full((3,), 0.65)), "0.1 of a mean of 6.5"
+
+    for name in ("SGD", "Adam", "AdamW", "RMSprop"):
+        weights = []
+        for device in ("cpu", "npu"):
+            torch.manual_seed(1)
+            model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).to(device)
+            optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.01, weight_decay=0.1)
+            for step in range(4):
+                optimizer.zero_grad()
+                (model(torch.full((2, 4), step + 1.0, device=device)) ** 2).sum().backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+            weights.append(nn.utils.parameters_to_vector(model.parameters()).detach().cpu())
+        assert torch.allclose(*weights, atol=1e-6), name
+
+
+def test_gradients_are_the_cpus():
+    simulated_npu.run(check_gradients)
+
+
+def check_mixed_precision():
+    import torch_npu  # noqa: F401
+
+    x = torch.randn(4, 6, device="npu")
+    assert torch.amp.is_autocast_available("npu")
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("npu", dtype):
+            assert (x @ x.t()).dtype == nn.Linear(6, 2).npu()(x).dtype == dtype
+            assert nn.Conv1d(4, 2, 3).npu()(x[None]).dtype == dtype
+            assert nn.LSTM(6, 2, bidirectional=True).npu()(x)[0].dtype == dtype
+            half = x @ x.t()
+            for full in (half.softmax(0), half.pow(2), half.norm(), half.sum(), half.log_softmax(1), half.exp()):
+                assert full.dtype == torch.float32
+            assert nn.functional.mse_loss(half, half).dtype == torch.float32
+            assert nn.functional.cross_entropy(half, torch.arange(4, device="npu")).dtype == torch.float32
+            assert torch.addcmul(half, half, x[:, :4]).dtype == torch.float32, "the widest"
+            assert (half + half).dtype == dtype
+            with pytest.raises(RuntimeError, match="unsafe to autocast"):
+                nn.functional.binary_cross_entropy(half.sigmoid(), half.sigmoid())
+            with torch.autocast("npu", enabled=False):
+                assert (x @ x.t()).dtype == torch.float32
+        assert (x @ x.t()).dtype == torch.float32
+        with torch.autocast("npu", dtype):
+            ours = nn.functional.conv1d(x[None], torch.ones(2, 4, 3, device="npu"))
+        exact = nn.functional.conv1d(x[None].cpu().to(dtype).float(), torch.ones(2, 4, 3))
+        assert torch.equal(ours.cpu(), exact.to(dtype)), "rounded once"
+
+    for scaler in (torch.amp.GradScaler("npu", init_scale=1024.0), torch.npu.amp.GradScaler(init_scale=1024.0)):
+        check_scaler(scaler, x)
+    assert scaler.state_dict()["dynamic"] is True
+
+
+def check_scaler(scaler, x):
+    model = nn.Linear(6, 1).npu()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step(factor):
+        optimizer.zero_grad()
+        before = model.weight.detach().clone()
+        with torch.autocast("npu", torch.float16):
+            loss = model(x).mean() * factor
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return (model.weight - before).detach().cpu(), x.mean(0).cpu()
+
+    moved, gradient = step(1.0)
+    assert torch.allclose(moved[0], -0.1 * gradient, atol=1e-3)
+    assert scaler.get_scale() == 1024
+    moved, _ = step(1e30)
+    assert not moved.any(), "an overflow leaves the weights alone"
+    assert scaler.get_scale() == 512
+    scaler.load_state_dict(scaler.state_dict())
+    assert step(1.0)[0].any()
+
+
+def test_mixed_precision():
+    simulated_npu.run(check_mixed_precision)
+
+
+def check_saved_files():
+    import torch_npu  # noqa: F401
+
+    def through_file(thing, **options):
+        file = io.BytesIO()
+        torch.save(thing, file)
+        file.seek(0)
+        return torch.load(file, **options)
+
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+    state = model.state_dict()
+    device_state = copy.deepcopy(model).npu().state_dict()
+    for source in (state, device_state):
+        for target in ("cpu", "npu:0", "npu:1", torch.device("npu:0")):
+            found = through_file(source, map_location=target, weights_only=True)
+            assert list(found) == list(state)
+            assert all(tensor.device == torch.device(target) for tensor in found.values())
+            assert all(torch.equal(found[name].cpu(), state[name]) for name in state)
+    assert through_file(device_state)["0.weight"].device == torch.device("npu:0"), "where it was"
+    shared = torch.ones(4, device="npu")
+    a, b = through_file([shared, shared[1:]])
+    a[1] = 7
+    assert b[0] == 7, "views stay views"
+    model.npu().load_state_dict(state)
+    assert model[0].weight.is_npu
+    assert torch.equal(model[0].weight.cpu(), state["0.weight"])
+    assert copy.deepcopy(shared).data_ptr() != shared.data_ptr()
+
+
+def test_saved_files():
+    simulated_npu.run(check_saved_files)
+
+
+def check_collectives():
+    import torch.distributed as dist
+    import torch_npu  # noqa: F401
+    from torch.nn.parallel import DistributedDataParallel
+
+    rank = int(os.environ["RANK"])
+    device = torch.device("npu", rank)
+    torch.npu.set_device(device)
+    dist.init_process_group("hccl")
+    assert dist.get_backend() == "hccl"
+    mine = torch.full((2,), rank + 1.0, device=device)
+
+    total = mine.clone()
+    dist.all_reduce(total)
+    assert total.tolist() == [3, 3]
+    dist.all_reduce(total.fill_(rank), op=dist.ReduceOp.MAX, async_op=True).wait()
+    assert total.tolist() == [1, 1]
+    sent = mine.clone()
+    dist.broadcast(sent, 1)
+    assert sent.tolist() == [2, 2]
+    parts = [torch.empty(2, device=device) for _ in range(2)]
+    dist.all_gather(parts, mine)
+    assert [part.tolist() for part in parts] == [[1, 1], [2, 2]]
+    whole = torch.empty(4, device=device)
+    dist.all_gather_into_tensor(whole, mine)
+    assert whole.tolist() == [1, 1, 2, 2]
+    piece = torch.empty(2, device=device)
+    dist.reduce_scatter_tensor(piece, whole)
+    assert piece.tolist() == [2 * (rank + 1)] * 2
+    dist.reduce_scatter(piece, [mine, 2 * mine])
+    assert piece.tolist() == [3 * (rank + 1)] * 2
+    dist.all_to_all_single(whole, torch.arange(4.0, device=device) + 10 * rank)
+    assert whole.tolist() == [2 * rank, 2 * rank + 1, 10 + 2 * rank, 11 + 2 * rank]
+    waits = [dist.irecv(piece, 1 - rank), dist.isend(mine, 1 - rank)]
+    for work in waits:
+        work.wait()
+    assert piece.tolist() == [2 - rank] * 2
+    dist.barrier()
+    objects = [None, None]
+    dist.all_gather_object(objects, {"rank": rank})
+    assert objects == [{"rank": 0}, {"rank": 1}]
+    gloo = dist.new_group(backend="gloo")
+    host = torch.ones(1)
+    dist.all_reduce(host, group=gloo)
+    assert host.item() == 2
+    with pytest.raises(RuntimeError, match="No backend type associated with device type cpu"):
+        dist.all_reduce(host)
+
+    torch.manual_seed(rank)  # DDP shares rank 0's weights
+    model = DistributedDataParallel(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)).to(device),
+        device_ids=[rank],
+        find_unused_parameters=True,
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.manual_seed(10 + rank)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3, 4, 4)).pow(2).mean().backward()  # DDP brings the batch to the device
+        optimizer.step()
+    weights = nn.utils.parameters_to_vector(model.parameters()).detach()
+    both = [torch.empty_like(weights) for _ in range(2)]
+    dist.all_gather(both, weights)
+    assert torch.equal(both[0].cpu(), both[1].cpu())
+    dist.destroy_process_group()
+
+
+def test_collectives_and_ddp():
+    simulated_npu.run(check_collectives, processes=2)
+
+
+def test_a_failure_is_shown_and_ends_the_others():
+    body = "import os, sys, time; sys.exit('no such luck') if os.environ['RANK'] == '1' else time.sleep(100)"
+    with pytest.raises(AssertionError, match=r"process 1 ended with 1:\nno such luck"):
+        simulated_npu.run(body, processes=2)
+
+
+def losses_of_star(device, steps=5):
+    importlib.import_module("fastreid_star")  # makes fastreid importable
+    from fastreid.modeling.meta_arch import build_model
+
+    from fastreid_star.coco import NUM_JOINTS
+    from fastreid_star.engine.setup import load_config
+    from fastreid_star.engine.solver import build_optimizer
+
+    options = {
+        "MODEL.DEVICE": device,
+        "MODEL.HEADS.NUM_CLASSES": 4,
+        "SOLVER.OPT": "SGD",
+        "SOLVER.BASE_LR": 1e-4,  # steps of 1e-2 amplify a rounding error a thousandfold, on the CPU alone as well
+        "INPUT.CLIP.LENGTH": 4,
+    }
+    cfg = load_config(
+        str(REPOSITORY / "configs" / "Synthetic" / "STAR_small.yml"),
+        [str(part) for pair in options.items() for part in pair],
+    )
+    clips, (height, width) = 8, cfg.INPUT.SIZE_TRAIN
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    optimizer = build_optimizer(cfg, model)
+    losses = []
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        skeletons = torch.rand(clips, 4, NUM_JOINTS, 3, generator=generator)
+        skeletons[..., :2] *= torch.tensor([float(width), float(height)])
+        batch = {
+            "images": torch.randint(0, 256, (clips, 4, 3, height, width), dtype=torch.uint8, generator=generator),
+            "targets": torch.tensor([0, 0, 1, 1, 0, 0, 1, 1]),
+            "skeletons": skeletons,
+            "has_skeleton": torch.rand(clips, 4, generator=generator) > 0.2,
+        }
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        batch["modality"] = torch.tensor([2, 2, 2, 2, 1, 1, 1, 1])
+        torch.manual_seed(step)
+        terms = model(batch)
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        optimizer.step()
+        losses.append({name: loss.item() for name, loss in terms.items()})
+    features = model.eval()(batch)
+    return losses, features.detach().cpu()
+
+
+def check_star():
+    import torch_npu  # noqa: F401
+
+    expected, features = losses_of_star("cpu")
+    with simulated_npu.recording() as operators:
+        found, ours = losses_of_star("npu:0")
+    print("\n".join(operators))
+    for step, (theirs, mine) in enumerate(zip(expected, found, strict=True)):
+        assert mine == pytest.approx(theirs, abs=1e-5, rel=1e-5), f"step {step}"
+    assert torch.allclose(ours, features, atol=1e-5)
+
+
+def test_star_trains_as_on_the_cpu():
+    (operators,) = simulated_npu.run(check_star)
+    assert "aten::_thnn_fused_lstm_cell_backward_impl" in operators
