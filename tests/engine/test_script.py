@@ -292,10 +292,12 @@ def test_images_train_and_evaluate(image_run, train_net, market, tmp_path):
 
 def test_images_in_two_processes(train_net, market, tmp_path):
     config, options = market
-    more = ("OUTPUT_DIR", tmp_path, "SOLVER.MAX_EPOCH", "1")
+    more = ("OUTPUT_DIR", tmp_path / "two", "SOLVER.MAX_EPOCH", "1")
     start("fastreid_star", train_net, *config, "--num-gpus", "2", *options, *more)
-    assert "2 process(es) on cpu" in (tmp_path / "log.txt").read_text()
-    assert "42" in result_line(tmp_path)
+    assert "2 process(es) on cpu" in (tmp_path / "two" / "log.txt").read_text()
+    more = ("OUTPUT_DIR", tmp_path / "one", "MODEL.WEIGHTS", tmp_path / "two" / "model_final.pth")
+    start("fastreid_star", train_net, *config, "--eval-only", *options, *more)
+    assert result_line(tmp_path / "one") == result_line(tmp_path / "two")
 
 
 @pytest.fixture(scope="module")
