@@ -12,9 +12,6 @@ import argparse
 import logging
 import sys
 
-from fastreid_star.engine.doctor import examine
-from fastreid_star.engine.setup import run_tool
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -22,6 +19,11 @@ def main() -> None:
     parser.add_argument("--num-devices", type=int, default=1, metavar="N", help="processes of the all-reduce")
     args = parser.parse_args()
     logging.disable(logging.INFO)
+    try:
+        from fastreid_star.engine.doctor import examine
+    except ImportError as error:  # what is wrong may well be what the plugin needs to be imported
+        print(f"FAIL  import         {str(error).splitlines()[0]}\nnot ready: see FAIL above")
+        sys.exit(1)
     good = True
     for finding in examine(args.device, args.num_devices):
         print(finding, flush=True)
@@ -31,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    main()

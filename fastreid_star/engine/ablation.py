@@ -87,6 +87,8 @@ def plan(
     Raises:
         UserError: a config does not exist, or two have one name.
     """
+    if len(set(seeds)) < len(seeds) or len(set(data_seeds)) < len(data_seeds):
+        raise UserError(f"seeds {list(seeds)} and data seeds {list(data_seeds)}: each may be there once")
     paths = [Path(config) for config in configs]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
@@ -120,14 +122,18 @@ def options_of(run: Run, options: Sequence[str], warm_start: Path | None, root: 
 
 
 def check_options(run: Run, options: Sequence[str]) -> None:
-    """Refuse to mix: what a run's folder holds must have been trained with these options.
+    """Refuse to mix: what a run's folder holds must have been trained with this config and these options.
 
     Raises:
         UserError: it was trained with others.
     """
     path = run.folder / OPTIONS
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != list(options):
-        raise UserError(f"{run.folder} was trained with other options: delete it or choose another --output")
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != _made_with(run, options):
+        raise UserError(f"{run.folder} was made with another config or options: delete it or choose another --output")
+
+
+def _made_with(run: Run, options: Sequence[str]) -> dict:
+    return {"options": list(options), "config": load_config(str(run.config), list(options)).dump()}
 
 
 def plan_retests(runs: Sequence[Run], retests: Sequence[Retest]) -> list[tuple[Run, tuple[str, ...]]]:
@@ -162,7 +168,7 @@ def retest_options(run: Run, options: Sequence[str]) -> list[str]:
     """The options of a test: those of the training run, its last weights, then what the test changes."""
     trained = run.folder.parent
     own = ["OUTPUT_DIR", str(run.folder), "MODEL.WEIGHTS", str(trained / "model_final.pth")]
-    return [*json.loads((trained / OPTIONS).read_text(encoding="utf-8")), *own, *options]
+    return [*json.loads((trained / OPTIONS).read_text(encoding="utf-8"))["options"], *own, *options]
 
 
 def execute(run: Run, options: Sequence[str]) -> None:
@@ -174,7 +180,7 @@ def execute(run: Run, options: Sequence[str]) -> None:
         UserError: the process failed; its log is in the run's folder.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / OPTIONS).write_text(json.dumps(list(options)), encoding="utf-8")
+    (run.folder / OPTIONS).write_text(json.dumps(_made_with(run, options)), encoding="utf-8")
     code = (
         "import json, sys\n"
         "from fastreid_star.engine.setup import argument_parser, run_tool\n"
@@ -193,6 +199,10 @@ def execute(run: Run, options: Sequence[str]) -> None:
         last = (run.folder / "console.txt").read_text(encoding="utf-8").strip().splitlines()[-1:]
         raise UserError(f"{run.folder} failed ({' '.join(last)}): see console.txt there")
     content = written.read_bytes()
+    if not set(COLUMNS) <= json.loads(content).keys():
+        raise UserError(
+            f"{run.folder} was not evaluated: an ablation needs one test set of clips and TEST.EVAL_PERIOD > 0"
+        )
     write_whole(str(run.folder / RESULT), lambda file: file.write(content))
     written.unlink()
 
@@ -226,8 +236,12 @@ def execute_all(tasks: Sequence[tuple[Run, Sequence[str]]], jobs: int, report: C
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(one, number, *task) for number, task in enumerate(left, start=1)]
-        for future in futures:
-            future.result()
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:  # an interruption too: leaving the pool waits for what has started, and for no more
+            failed.set()
+            raise
 
 
 def summarise(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:

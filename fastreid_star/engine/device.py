@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -80,7 +81,8 @@ def _why_no_npu() -> str | None:
         if torch.version.cuda is not None:
             return f"MODEL.DEVICE npu: torch_npu does not load ({first}); beside it install a torch built without CUDA"
         return f"MODEL.DEVICE npu: torch_npu does not load ({first}); source CANN's set_env.sh in this shell first"
-    ours, theirs = (version.split("+")[0].split(".post")[0] for version in (torch.__version__, torch_npu.__version__))
+    # 2.13.0+cpu, 2.13.0.post1 and 2.13.0rc1 are all of the release 2.13.0
+    ours, theirs = (re.match(r"[\d.]*\d", version)[0] for version in (torch.__version__, torch_npu.__version__))
     if ours != theirs:
         return f"MODEL.DEVICE npu: torch {ours} and torch_npu {theirs} must be the same release"
     if not torch.npu.is_available():
@@ -100,7 +102,12 @@ def device_count(name: str) -> int | None:
 
 
 def configure(
-    device: torch.device, *, fast_float32: bool = False, jit_compile: bool = False, internal_format: bool = False
+    device: torch.device,
+    *,
+    fast_float32: bool = False,
+    cudnn_benchmark: bool = False,
+    jit_compile: bool = False,
+    internal_format: bool = False,
 ) -> None:
     """Set the switches that change a device's numbers or speed, for the whole process.
 
@@ -108,6 +115,7 @@ def configure(
         device: the current one; on the CPU there is nothing to set.
         fast_float32: let convolutions and matrix products round float32 inputs: HF32 on an NPU (which rounds in
             convolutions unless told not to), TF32 on a GPU.
+        cudnn_benchmark: GPU only. Let cuDNN try its algorithms and keep the fastest for each shape.
         jit_compile: NPU only. Compile an operator anew for each shape it meets; False: use the compiled ones.
         internal_format: NPU only. Let weights be stored in the chip's own layouts (FRACTAL_Z and the like); a
             checkpoint, DDP's buckets and channels-last want plain ones.
@@ -115,6 +123,7 @@ def configure(
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = fast_float32
         torch.backends.cudnn.allow_tf32 = fast_float32
+        torch.backends.cudnn.benchmark = cudnn_benchmark
     elif device.type == "npu":
         torch.npu.set_compile_mode(jit_compile=jit_compile)
         torch.npu.config.allow_internal_format = internal_format

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import tempfile
 import time
@@ -22,7 +23,7 @@ from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
-PACKAGES = ("torch", "torchvision", "fastreid", "fastreid-star", "numpy", "yacs")
+PACKAGES = ("torch", "torchvision", "fastreid", "fastreid-star", "numpy", "yacs")  # whatever imports this has them
 CLIPS, LENGTH, SIZE = 8, 4, (64, 32)
 
 
@@ -56,7 +57,7 @@ def examine(device: str, num_devices: int) -> Iterator[Finding]:
         try:
             yield Finding(package, True, version(package))
         except PackageNotFoundError:
-            yield Finding(package, False, f"not installed: pip install {package}")
+            yield Finding(package, False, "its version cannot be told: install it anew, with tools/dev.py setup")
     for name, found in devices.inventory().items():
         yield Finding(name, True, found)
     wanted = device.partition(":")[0]
@@ -65,13 +66,17 @@ def examine(device: str, num_devices: int) -> Iterator[Finding]:
         if reason is not None:
             yield Finding(kind, False if kind == wanted else None, reason.partition(": ")[2])
         else:
-            count = devices.device_count(kind)
-            yield Finding(kind, True, "usable" if count is None else f"{count} device(s)")
+            yield _tried(kind, functools.partial(_count, kind))
     for name, check in (
         ("training step", lambda: train_step(device)),
         ("all-reduce", lambda: add_up(device, num_devices)),
     ):
         yield _tried(name, check)
+
+
+def _count(kind: str) -> str:
+    count = devices.device_count(kind)
+    return "usable" if count is None else f"{count} device(s)"
 
 
 def _tried(name: str, check: Callable[[], str]) -> Finding:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import tempfile
 import traceback
+from pathlib import Path
 
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -13,6 +15,8 @@ from fastreid.utils import comm
 
 from fastreid_star.engine.device import choose_device, collective_backend, device_count
 from fastreid_star.errors import UserError
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # some clusters set the first two by themselves
 
 
 def launch(
@@ -27,8 +31,9 @@ def launch(
 ) -> None:
     """Run ``main(*args)`` in one process a device.
 
-    Under torchrun (RANK and WORLD_SIZE are set) the processes are there already and this only joins them. Otherwise
-    `num_devices` processes are spawned on this machine; a failing one ends all of them, with its own traceback.
+    Under torchrun (RANK, WORLD_SIZE and their LOCAL_ twins are set) the processes are there already, and this only
+    joins them. Otherwise `num_devices` processes are spawned on this machine; a failing one ends all of them, with its
+    own traceback.
 
     Args:
         main: a function that can be pickled.
@@ -40,20 +45,18 @@ def launch(
     Raises:
         UserError: more devices than there are, or several machines without an address.
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        if int(os.environ["WORLD_SIZE"]) > 1:
-            local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-            _join("env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_rank, local_size, device)
-        try:
-            return main(*args)
-        finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
+    if all(name in os.environ for name in TORCHRUN):
+        rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in TORCHRUN)
+        if local_size > 1:
+            _refuse_one_device(device, local_size)
+        if world_size > 1:
+            _join("env://", rank, world_size, local_rank, local_size, device)
+        result = main(*args)
+        _leave()
+        return result
 
-    if num_devices > 1 and ":" in device:
-        raise UserError(
-            f"MODEL.DEVICE {device} names one device, but --num-devices is {num_devices}: leave the index out"
-        )
+    if num_devices > 1:
+        _refuse_one_device(device, num_devices)
     count = device_count(device)
     if num_devices < 1 or (count is not None and num_devices > count):
         raise UserError(f"--num-devices {num_devices}: this machine shows {count or 'any number of CPU'} device(s)")
@@ -64,31 +67,44 @@ def launch(
         if num_machines > 1:
             raise UserError("--dist-url: several machines need the address of the first, tcp://HOST:PORT")
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    try:
-        mp.spawn(
-            _worker, nprocs=num_devices, args=(main, world_size, num_devices, machine_rank, dist_url, device, args)
-        )
-    except mp.ProcessRaisedException as error:
-        last_line = str(error).strip().splitlines()[-1]
-        _, user_error, message = last_line.partition(f"{UserError.__name__}: ")
-        if user_error:
-            raise UserError(message) from None
-        raise
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            mp.spawn(
+                _worker,
+                nprocs=num_devices,
+                args=(main, world_size, num_devices, machine_rank, dist_url, device, args, folder),
+            )
+        except (mp.ProcessRaisedException, mp.ProcessExitedException):
+            # the first process to end is often one that only lost its peer: what a user can mend comes first
+            refusals = sorted(Path(folder).iterdir(), key=lambda path: int(path.name))
+            if refusals:
+                raise UserError(refusals[0].read_text(encoding="utf-8")) from None
+            raise
 
 
-def _worker(local_rank, main, world_size, local_size, machine_rank, dist_url, device, args):
+def _worker(local_rank, main, world_size, local_size, machine_rank, dist_url, device, args, folder):
     rank = machine_rank * local_size + local_rank
-    _join(dist_url, rank, world_size, local_rank, local_size, device)
     try:
+        _join(dist_url, rank, world_size, local_rank, local_size, device)
         main(*args)
-    except UserError:
+    except UserError as error:
+        (Path(folder) / str(rank)).write_text(str(error), encoding="utf-8")
         raise
     except Exception:
-        # what the parent reports is the first process to end, often one that only lost its peer
         print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         raise
-    finally:
+    _leave()
+
+
+def _leave() -> None:
+    """Only after success: a process that has failed would wait here for peers that wait for it."""
+    if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _refuse_one_device(device: str, processes: int) -> None:
+    if ":" in device:
+        raise UserError(f"MODEL.DEVICE {device} names one device for {processes} processes: leave the index out")
 
 
 def _join(url: str, rank: int, world_size: int, local_rank: int, local_size: int, device: str) -> None:

@@ -206,5 +206,5 @@ def run_tool(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; a training run goes on from its last checkpoint with --resume", file=sys.stderr)
+        print("interrupted; what was finished is kept, and a training run goes on with --resume", file=sys.stderr)
         sys.exit(130)

@@ -143,6 +143,11 @@ class Trainer(DefaultTrainer):
                     f"{', '.join(wrong[:3])}: resume with the config of that run, or choose another OUTPUT_DIR"
                 )
         super().resume_or_load(resume=resume)
+        if len(set(comm.all_gather((self.start_epoch, self.progress.seed)))) > 1:
+            raise UserError(
+                "--resume: the processes do not find the same checkpoint: OUTPUT_DIR "
+                f"{self.cfg.OUTPUT_DIR} must be one folder that all machines see"
+            )
         if self.progress.seed != self.cfg.SEED:
             logger.warning(f"The run goes on with its own seed, {self.progress.seed}, not with {self.cfg.SEED}")
         self._trainer.seed = self.progress.seed
@@ -212,6 +217,7 @@ class Trainer(DefaultTrainer):
         devices.configure(
             _device(cfg),
             fast_float32=cfg.SOLVER.FAST_FLOAT32,
+            cudnn_benchmark=cfg.CUDNN_BENCHMARK,
             jit_compile=cfg.MODEL.NPU.JIT_COMPILE,
             internal_format=cfg.MODEL.NPU.INTERNAL_FORMAT,
         )

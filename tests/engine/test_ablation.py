@@ -48,6 +48,8 @@ def test_the_plan_refuses_what_cannot_run(tmp_path):
         path.write_text("")
     with pytest.raises(UserError, match=r"no such config: none\.yml"):
         ablation.plan(["none.yml"], [0], [None], tmp_path)
+    with pytest.raises(UserError, match="each may be there once"):
+        ablation.plan([str(tmp_path / "a.yml")], [0, 1, 0], [None], tmp_path)
     with pytest.raises(UserError, match="two configs have one name"):
         ablation.plan([str(tmp_path / "a.yml"), str(tmp_path / "x" / "a.yml")], [0], [None], tmp_path)
 
@@ -86,8 +88,8 @@ def test_the_csv_has_every_number_of_every_run(runs):
 
 def test_a_failing_run_names_its_folder_and_leaves_no_result(tmp_path):
     run = ablation.plan([str(SYNTHETIC / "SAD_demo.yml")], [0], [None], tmp_path)[0]
-    with pytest.raises(UserError, match=r"SAD_demo failed \(error: .* no config key NO\.KEY.*see console\.txt"):
-        ablation.execute(run, ["NO.KEY", "1"])
+    with pytest.raises(UserError, match=r"SAD_demo failed \(error: no dataset is named .*see console\.txt"):
+        ablation.execute(run, ["DATASETS.NAMES", "('none',)"])
     assert run.result is None
 
 
@@ -119,7 +121,8 @@ def test_retests_are_kept_beside_what_they_test(runs):
         ("A, blind", 1, "retest-blind", runs[2].folder, ("L", "W")),
     ]
     run, options = planned[0]
-    (runs[0].folder / ablation.OPTIONS).write_text(json.dumps(["SEED", "0", "MODEL.WEIGHTS", "first.pth"]))
+    made_with = {"options": ["SEED", "0", "MODEL.WEIGHTS", "first.pth"], "config": "..."}
+    (runs[0].folder / ablation.OPTIONS).write_text(json.dumps(made_with))
     assert ablation.retest_options(run, options)[-6:] == [
         "OUTPUT_DIR", str(run.folder), "MODEL.WEIGHTS", str(runs[0].folder / "model_final.pth"), "K", "V"
     ]  # fmt: skip
@@ -137,6 +140,37 @@ def test_retests_are_kept_beside_what_they_test(runs):
 def test_bad_retests_are_refused(runs, retests, message):
     with pytest.raises(UserError, match=message):
         ablation.plan_retests(runs, [ablation.Retest(*retest) for retest in retests])
+
+
+def test_a_run_is_its_config_and_its_options(tmp_path):
+    config = tmp_path / "A.yml"
+    config.write_text("SEED: 0\n")
+    (run,) = ablation.plan([str(config)], [0], [None], tmp_path)
+    with pytest.raises(UserError, match="failed"):
+        ablation.execute(run, ["DATASETS.NAMES", "('none',)"])
+    ablation.check_options(run, ["DATASETS.NAMES", "('none',)"])
+    with pytest.raises(UserError, match="another config or options: delete it"):
+        ablation.check_options(run, ["DATASETS.NAMES", "('other',)"])
+    config.write_text("SEED: 0\nINPUT: {BLANK: True}\n")
+    with pytest.raises(UserError, match="another config or options: delete it"):
+        ablation.check_options(run, ["DATASETS.NAMES", "('none',)"])
+
+
+def test_an_interruption_starts_no_more(tmp_path, monkeypatch):
+    (tmp_path / "A.yml").write_text("SEED: 0\n")
+    runs = ablation.plan([str(tmp_path / "A.yml")], range(4), [None], tmp_path / "out")
+    started = []
+
+    def execute(run, options):
+        started.append(run.seed)
+        if run.seed == 0:
+            raise KeyboardInterrupt
+        finish(run, 1.0)
+
+    monkeypatch.setattr(ablation, "execute", execute)
+    with pytest.raises(KeyboardInterrupt):
+        ablation.execute_all([(run, []) for run in runs], 1, print)
+    assert started == [0]
 
 
 def test_two_at_a_time_and_none_after_a_failure(tmp_path, monkeypatch):

@@ -89,7 +89,11 @@ def torchrun_on_two_machines(*arguments):
         )
         for node in (0, 1)
     ]
-    said = [agent.communicate(timeout=300)[0] for agent in agents]
+    try:
+        said = [agent.communicate(timeout=300)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
     assert [agent.returncode for agent in agents] == [0, 0], "\n".join(said)[-6000:]
     return said[0]
 

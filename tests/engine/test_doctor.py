@@ -1,5 +1,6 @@
 """The check-up of a machine: it passes where training works, and says what is wrong where something is."""
 
+import os
 import subprocess
 import sys
 
@@ -14,9 +15,9 @@ from fastreid_star.modeling import STAR
 from .conftest import REPOSITORY
 
 
-def run(*arguments):
+def run(*arguments, env=None):
     command = [sys.executable, str(REPOSITORY / "tools" / "doctor.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
 def test_a_machine_that_trains():
@@ -44,11 +45,31 @@ def findings(**what):
     return {finding.name: finding for finding in doctor.examine(**{"device": "cpu", "num_devices": 1, **what})}
 
 
-def test_a_missing_package_has_its_cure(monkeypatch):
+def test_a_plugin_that_does_not_import_is_a_finding(tmp_path):
+    (tmp_path / "fastreid").mkdir()
+    (tmp_path / "fastreid" / "__init__.py").write_text("raise ImportError('no such thing as fastreid')")
+    done = run("--device", "cpu", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1
+    assert done.stdout == "FAIL  import         no such thing as fastreid\nnot ready: see FAIL above\n"
+    assert not done.stderr
+
+
+def test_a_package_without_a_version(monkeypatch):
     monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
     finding = findings()["no-such-package"]
     assert finding.good is False
-    assert str(finding) == "FAIL  no-such-package not installed: pip install no-such-package"
+    assert "tools/dev.py setup" in finding.text
+
+
+def test_a_driver_that_cannot_count_is_a_finding(monkeypatch):
+    def count(kind):
+        raise RuntimeError("driver too old")
+
+    monkeypatch.setattr(devices, "why_unusable", lambda kind: None)
+    monkeypatch.setattr(devices, "device_count", count)
+    found = findings()
+    assert (found["cuda"].good, found["cuda"].text) == (False, "RuntimeError: driver too old")
+    assert found["training step"].good, "the rest was not looked at"
 
 
 def test_a_device_nobody_asked_for_is_no_failure(monkeypatch):

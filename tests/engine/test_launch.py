@@ -54,6 +54,19 @@ def test_a_failing_process_ends_all_with_its_own_traceback(tmp_path, capfd):
     assert "ValueError: rank 1 has had enough" in error
 
 
+def refuse_on_one(folder):
+    if comm.get_rank() == 1:
+        raise UserError(f"{folder} holds no dataset")
+    dist.barrier()
+
+
+def test_a_mistake_that_one_process_finds_is_what_is_said(capfd):
+    """The other one fails too, and often sooner, because it has lost its peer."""
+    for _ in range(3):
+        with pytest.raises(UserError, match=r"^here holds no dataset$"):
+            launch(refuse_on_one, 2, device="cpu", args=("here",))
+
+
 def test_a_users_mistake_stays_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^here holds no dataset$"):
         launch(refuse, 2, device="cpu", args=("here",))

@@ -1,4 +1,6 @@
-"""Gradients of STAR's losses on one global batch, whatever the number of processes: gradients.py DEVICE WORLD FILE.
+"""Gradients of STAR's losses on one global batch, whatever the number of processes.
+
+    gradients.py DEVICE WORLD ALL_RANKS FILE
 
 Everything that draws random numbers is off, and BatchNorm normalises by fixed statistics: what is left must not
 depend on how the batch is shared out.
