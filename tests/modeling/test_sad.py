@@ -294,10 +294,12 @@ def test_config_reaches_the_losses():
     cfg = config("build_osnet_backbone", "x0_25")
     cfg.MODEL.LOSSES.CE.EPSILON, cfg.MODEL.LOSSES.CE.SCALE = 0.1, 0.5
     cfg.MODEL.LOSSES.TRI.MARGIN, cfg.MODEL.LOSSES.TRI.SCALE = 0.7, 2.0
+    cfg.MODEL.LOSSES.TRI.ALL_RANKS = True
     cfg.MODEL.HEADS.GEM_P, cfg.MODEL.SAD.STD, cfg.MODEL.SAD.AUGMENT_RANGE = 2.0, "release", [0.8, 1.2]
     model = SAD(cfg)
     assert model.cross_entropy == {"epsilon": 0.1, "scale": 0.5}
-    assert model.triplet == {"margin": 0.7, "norm_feat": False, "hard_mining": True, "scale": 2.0}
+    triplet = {"margin": 0.7, "norm_feat": False, "hard_mining": True, "scale": 2.0, "all_ranks": True}
+    assert model.triplet == triplet
     assert (model.heads.gem_p, model.std, model.augment_range) == (2.0, "release", (0.8, 1.2))
 
 
