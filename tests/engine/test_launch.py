@@ -72,6 +72,22 @@ def test_a_users_mistake_stays_one_line(tmp_path):
         launch(refuse, 2, device="cpu", args=("here",))
 
 
+def test_a_clusters_own_rank_is_not_torchruns(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    launch(report, 2, device="cpu", args=(str(tmp_path),))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rank0", "rank1"]
+
+
+def test_one_device_for_several_processes(monkeypatch):
+    with pytest.raises(UserError, match="npu:1 names one device for 2 processes"):
+        launch(report, 2, device="npu:1")
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="npu:1 names one device for 2 processes"):
+        launch(report, 1, device="npu:1")
+
+
 def test_wrong_numbers():
     with pytest.raises(UserError, match="--num-devices 0"):
         launch(report, 0, device="cpu")

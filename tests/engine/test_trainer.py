@@ -1,6 +1,7 @@
 """Whole runs on the tiny synthetic data: training, evaluation, resume, several processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,6 +200,18 @@ def test_star_trains_in_two_processes_while_some_of_its_losses_rest(tiny_root, t
     first, second = torch.load(tmp_path / "ranks.pt", weights_only=True)["weights"]
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert "consistency.fc.weight" in first
+
+
+def resume_in_own_folder(root, output):
+    """As on machines that share no folder: only the first finds the checkpoint."""
+    folder = os.path.join(output, str(comm.get_rank()))
+    Trainer(tiny_config(root, folder, "SOLVER.IMS_PER_BATCH", "16")).resume_or_load(resume=True)
+
+
+def test_resuming_from_folders_that_differ_is_refused(tiny_root, whole_run, tmp_path):
+    shutil.copytree(whole_run[0], tmp_path / "0")
+    with pytest.raises(UserError, match="must be one folder that all machines see"):
+        launch(resume_in_own_folder, 2, device="cpu", args=(str(tiny_root), str(tmp_path)))
 
 
 def draw_seed(root, output):
