@@ -17,6 +17,7 @@ In such a process, and in those that it starts, ``import torch_npu`` finds the d
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import importlib.machinery
@@ -230,6 +231,7 @@ def load() -> None:
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True, unsupported_dtype=[torch.float64])
     hccl.register()
     _print_on_the_host()
+    atexit.register(_let_backward_threads_start)
     # while site/torch_npu is being imported its module is there already
     module = sys.modules.get("torch_npu")
     if module is None:
@@ -245,6 +247,20 @@ def _print_on_the_host() -> None:
 
     to_double = _tensor_str.tensor_totype
     _tensor_str.tensor_totype = lambda tensor: to_double(tensor.cpu() if tensor.is_npu else tensor)
+
+
+def _let_backward_threads_start() -> None:
+    """Give work to each of the threads that torch's first backward pass starts, one a device: it awaits only its own.
+
+    Each takes the interpreter's lock once before it works. One that still waits for it when the interpreter ends
+    aborts the process: "terminate called without an active exception".
+    """
+    from . import npu
+
+    names = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+    if any(name.startswith("pt_autograd_") for name in names):
+        for index in range(npu.device_count()):
+            npu.extension.backward(index)
 
 
 def _extension_file() -> Path:

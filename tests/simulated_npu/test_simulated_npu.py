@@ -263,6 +263,17 @@ def test_recorder():
     simulated_npu.run(check_recorder)
 
 
+def check_end_after_backward():
+    import torch_npu  # noqa: F401
+
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the other devices' threads start late then
+    torch.ones(1, device="npu", requires_grad=True).sum().backward()
+
+
+def test_a_process_can_end_right_after_its_first_backward_pass():
+    simulated_npu.run(check_end_after_backward, SIMULATED_NPU_COUNT="8")
+
+
 def test_operators_that_a_device_lacks():
     there = ["aten::add.Tensor", "aten::index_add.out", "aten::scatter.src_out", "aten::no_such_operator.out"]
     taken = ["aten::add.Tensor", "aten::index_add_", "aten::index_add", "aten::scatter_.src", "aten::scatter.value"]
