@@ -39,6 +39,10 @@ def add_star_config(cfg: CN) -> CN:
     cfg.DATASETS.SKELETONS_TRAIN = "own"
     cfg.DATASETS.SKELETONS_TEST = "own"
 
+    # Train on the pairs of BUPTCampus' train_auxiliary.txt too, each of an identity that one camera has seen once, as
+    # identities like the others.
+    cfg.DATASETS.BUPT_AUXILIARY = False
+
     # Options of the SyntheticVCM dataset, see fastreid_star/data/datasets/synthetic.py.
     cfg.DATASETS.SYNTHETIC = CN()
     cfg.DATASETS.SYNTHETIC.TRAIN_IDS = 96

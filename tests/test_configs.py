@@ -44,6 +44,16 @@ def test_figure_6_has_every_cell_once():
     assert set(cells) == {(below, above) for below in range(4) for above in range(5)}
 
 
+@pytest.mark.parametrize("method", ["SAD", "STAR"])
+def test_bupt_campus_has_its_own_protocol_and_the_same_networks(method):
+    cfg = load_config(str(CONFIGS / "BUPTCampus" / f"{method}_R50.yml"))
+    assert cfg.DATASETS.NAMES == cfg.DATASETS.TESTS == ("BUPTCampus",)
+    assert cfg.DATASETS.MIN_FRAMES == 1, "every tracklet counts"
+    assert not cfg.TEST.CAMERA_FILTER
+    other = load_config(str(CONFIGS / "HITSZ-VCM" / f"{method}_R50.yml"))
+    assert (cfg.MODEL, cfg.SOLVER, cfg.DATASETS.SKELETONS) == (other.MODEL, other.SOLVER, other.DATASETS.SKELETONS)
+
+
 @pytest.mark.parametrize("path", BACKBONES, ids=name)
 def test_star_trains_on_every_backbone_that_has_a_config(path):
     cfg = load_config(

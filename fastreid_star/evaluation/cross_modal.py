@@ -1,7 +1,7 @@
 """Both directions of visible-infrared retrieval from one extraction of every tracklet.
 
 I2V: the infrared tracklets query the visible ones. V2I: the reverse. Each tracklet's feature is computed once; it is
-a query in one direction and a gallery entry in the other.
+a query in one direction and a gallery entry in the other, unless the dataset says which of both it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +53,23 @@ CSV_COLUMNS = (
 )
 
 
+class Sides(NamedTuple):
+    """Who looks for whom: positions among all test tracklets, ascending.
+
+    Usually each tracklet is a query of one direction and in the gallery of the other, and `i2v_query` equals
+    `v2i_gallery`, `v2i_query` equals `i2v_gallery`. Where the dataset lists its queries, no position is in two of them.
+
+    Args:
+        i2v_query, v2i_gallery: infrared tracklets.
+        i2v_gallery, v2i_query: visible ones.
+    """
+
+    i2v_query: np.ndarray
+    i2v_gallery: np.ndarray
+    v2i_query: np.ndarray
+    v2i_gallery: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class CrossModalResults:
     """Both directions and the protocol they were measured under.
@@ -59,26 +77,24 @@ class CrossModalResults:
     Args:
         i2v: infrared queries, visible gallery.
         v2i: visible queries, infrared gallery.
-        infrared: positions of the infrared tracklets among all, in the order of I2V's queries.
-        visible: positions of the visible tracklets among all, in the order of V2I's queries.
+        sides: which tracklets they are.
         dataset_name, min_frames, camera_filter: the protocol.
 
     Raises:
-        ValueError: the directions are not each other's reverse.
+        ValueError: the directions are not those of `sides`, or not of the same ranks.
     """
 
     i2v: RetrievalResult
     v2i: RetrievalResult
-    infrared: np.ndarray
-    visible: np.ndarray
+    sides: Sides
     dataset_name: str
     min_frames: int
     camera_filter: bool
 
     def __post_init__(self):
-        sizes = (len(self.infrared), len(self.visible))
-        if (self.i2v.queries, self.i2v.gallery) != sizes or (self.v2i.gallery, self.v2i.queries) != sizes:
-            raise ValueError(f"I2V and V2I must each use all of {sizes[0]} infrared and {sizes[1]} visible tracklets")
+        sizes = tuple(map(len, self.sides))
+        if (self.i2v.queries, self.i2v.gallery, self.v2i.queries, self.v2i.gallery) != sizes:
+            raise ValueError("I2V must use all of {} queries and {} gallery entries, V2I of {} and {}".format(*sizes))
         if self.i2v.ranks != self.v2i.ranks:
             raise ValueError(f"I2V has ranks {self.i2v.ranks}, V2I {self.v2i.ranks}")
 
@@ -122,7 +138,8 @@ def cross_modal_results(
 
     Args:
         features: [N, D], one row a tracklet, of any length: they are L2-normalised here.
-        tracklets: N, of both modalities, in any order.
+        tracklets: N, of both modalities, in any order. One with a `role`, ``query`` or ``gallery``, is only that; all
+            others are a query of one direction and in the gallery of the other.
         min_frames: the minimum length that the dataset has applied. Part of the protocol; checked, not applied.
         dataset_name: for the protocol and for messages.
         ranks: the k at which CMC is reported.
@@ -132,7 +149,7 @@ def cross_modal_results(
         UserError: a feature is NaN or infinite, one modality is missing, a tracklet is too short, no query has a match.
         ValueError: not one feature a tracklet.
     """
-    infrared, visible = _check_tracklets(tracklets, min_frames, dataset_name)
+    sides = _check_tracklets(tracklets, min_frames, dataset_name)
     features = torch.as_tensor(features).detach().to("cpu", torch.float32)
     if features.ndim != 2 or len(features) != len(tracklets):
         raise ValueError(f"{len(tracklets)} tracklets need features [{len(tracklets)}, D], got {list(features.shape)}")
@@ -157,10 +174,9 @@ def cross_modal_results(
             raise UserError(f"{dataset_name}, {name}, min_frames {min_frames}: {error}") from None
 
     return CrossModalResults(
-        i2v=direction("I2V", infrared, visible),
-        v2i=direction("V2I", visible, infrared),
-        infrared=infrared,
-        visible=visible,
+        i2v=direction("I2V", sides.i2v_query, sides.i2v_gallery),
+        v2i=direction("V2I", sides.v2i_query, sides.v2i_gallery),
+        sides=sides,
         dataset_name=dataset_name,
         min_frames=min_frames,
         camera_filter=camera_filter,
@@ -171,7 +187,8 @@ class CrossModalEvaluator(DatasetEvaluator):
     """Collects each tracklet's feature, from all processes, and evaluates both directions.
 
     Args:
-        tracklets: what the test loader shows, in the dataset's order: queries, then gallery.
+        tracklets: what the test loader shows, in the dataset's order: queries, then gallery. See
+            :func:`cross_modal_results` for what their roles mean.
         min_frames: the minimum length that the dataset has applied.
         dataset_name: for the protocol and for messages.
         ranks: the k at which CMC is reported.
@@ -296,8 +313,9 @@ def write_query_csv(path: str | os.PathLike, results: CrossModalResults, trackle
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(CSV_COLUMNS)
-    writer.writerows(_csv_rows("I2V", results.i2v, results.infrared, results.visible, tracklets))
-    writer.writerows(_csv_rows("V2I", results.v2i, results.visible, results.infrared, tracklets))
+    sides = results.sides
+    writer.writerows(_csv_rows("I2V", results.i2v, sides.i2v_query, sides.i2v_gallery, tracklets))
+    writer.writerows(_csv_rows("V2I", results.v2i, sides.v2i_query, sides.v2i_gallery, tracklets))
     write_whole(path, lambda file: file.write(text.getvalue().encode()))
 
 
@@ -329,10 +347,8 @@ def _mean(metrics: Mapping[str, float], name: str) -> float:
     return (metrics[f"I2V/{name}"] + metrics[f"V2I/{name}"]) / 2
 
 
-def _check_tracklets(
-    tracklets: Sequence[Tracklet], min_frames: int, dataset_name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the infrared and of the visible tracklets, and that the protocol is the one it claims to be."""
+def _check_tracklets(tracklets: Sequence[Tracklet], min_frames: int, dataset_name: str) -> Sides:
+    """Who looks for whom, and that the protocol is the one it claims to be."""
     # A tracklet always has a frame: the CSV names the first.
     short = [index for index, tracklet in enumerate(tracklets) if len(tracklet) < max(min_frames, 1)]
     if short:
@@ -340,14 +356,23 @@ def _check_tracklets(
             f"{dataset_name}: {len(short)} of {len(tracklets)} tracklets have fewer than {max(min_frames, 1)} frames, "
             f"index {shorten(short)}: apply DATASETS.MIN_FRAMES when the dataset is read"
         )
-    modality = np.array([int(tracklet.modality) for tracklet in tracklets])
-    infrared, visible = np.flatnonzero(modality == Modality.INFRARED), np.flatnonzero(modality == Modality.VISIBLE)
-    if len(infrared) == 0 or len(visible) == 0:
+    infrared = np.array([tracklet.modality == Modality.INFRARED for tracklet in tracklets], dtype=bool)
+    roles = [getattr(tracklet, "role", None) for tracklet in tracklets]
+    query = np.array([role != "gallery" for role in roles], dtype=bool)
+    gallery = np.array([role != "query" for role in roles], dtype=bool)
+    sides = Sides(
+        i2v_query=np.flatnonzero(infrared & query),
+        i2v_gallery=np.flatnonzero(~infrared & gallery),
+        v2i_query=np.flatnonzero(~infrared & query),
+        v2i_gallery=np.flatnonzero(infrared & gallery),
+    )
+    if not all(map(len, sides)):
         raise UserError(
-            f"{dataset_name}: {len(infrared)} infrared and {len(visible)} visible test tracklets; both are needed: "
+            f"{dataset_name}: {len(sides.i2v_query)} infrared and {len(sides.v2i_query)} visible queries, "
+            f"{len(sides.v2i_gallery)} infrared and {len(sides.i2v_gallery)} visible gallery entries; all are needed: "
             f"check the dataset's lists and the minimum length (DATASETS.MIN_FRAMES is {min_frames})"
         )
-    return infrared, visible
+    return sides
 
 
 def _check_coverage(indexes: Sequence[int], size: int) -> None:

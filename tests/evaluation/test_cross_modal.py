@@ -19,6 +19,7 @@ import fastreid_star  # noqa: F401  before fastreid: the spawned workers have no
 from fastreid.evaluation.evaluator import DatasetEvaluator
 from fastreid.utils import comm
 
+from fastreid_star.data.datasets import ListedTracklet
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation import cross_modal
 from fastreid_star.evaluation.cross_modal import CrossModalEvaluator, cross_modal_results, format_table, write_query_csv
@@ -134,7 +135,8 @@ def test_tracklets_need_no_order():
     before = cross_modal_results(features, tracklets, **PROTOCOL)
     after = cross_modal_results(features[order], [tracklets[index] for index in order], **PROTOCOL)
     assert before.metrics() == pytest.approx(after.metrics())
-    assert sorted(order[after.infrared]) == before.infrared.tolist()
+    for one, other in zip(before.sides, after.sides, strict=True):
+        assert sorted(order[other]) == one.tolist()
 
 
 def test_the_order_of_batches_does_not_matter():
@@ -258,10 +260,98 @@ def test_the_camera_rule_reaches_both_directions():
 
 def test_results_that_are_not_each_others_reverse():
     results = cross_modal_results(*toy(), **PROTOCOL)
-    with pytest.raises(ValueError, match="each use all of 30 infrared and 40 visible"):
+    with pytest.raises(ValueError, match="I2V must use all of 30 queries and 40 gallery entries, V2I of 40 and 30"):
         replace(results, v2i=results.i2v)
     with pytest.raises(ValueError, match="ranks"):
         replace(results, v2i=replace(results.v2i, ranks=(1, 2, 3, 4)))
+
+
+# --- queries that are a list of their own ----------------------------------------------------------------------------
+
+
+def listed(seed=0):
+    """Features and tracklets, each a query or a gallery entry, modalities and roles in no order."""
+    features, tracklets = toy(seed)
+    roles = np.random.default_rng(seed).choice(["query", "gallery"], len(tracklets), p=[0.3, 0.7])
+    order = np.random.default_rng(seed + 1).permutation(len(tracklets))
+    given = [
+        ListedTracklet(t.pid, t.camid, t.modality, t.root, t.frames, str(role))
+        for t, role in zip(tracklets, roles, strict=True)
+    ]
+    return features[order], [given[index] for index in order]
+
+
+def by_brute_force(features, tracklets, query_modality, *, camera_filter):
+    """Rank-k for k = 1 .. 20 and mAP in percent, from the definitions, with one loop a query."""
+    unit = features.double().numpy()
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    firsts, precisions = [], []
+    for i, one in enumerate(tracklets):
+        if one.role != "query" or one.modality != query_modality:
+            continue
+        gallery = [j for j, t in enumerate(tracklets) if t.role == "gallery" and t.modality != query_modality]
+        if camera_filter:
+            gallery = [j for j in gallery if (tracklets[j].pid, tracklets[j].camid) != (one.pid, one.camid)]
+        gallery.sort(key=lambda j: -(unit[i] @ unit[j]))
+        ranks = [rank for rank, j in enumerate(gallery, start=1) if tracklets[j].pid == one.pid]
+        if ranks:
+            firsts.append(ranks[0])
+            precisions.append(np.mean([n / rank for n, rank in enumerate(ranks, start=1)]))
+    return [100 * np.mean(np.array(firsts) <= k) for k in range(1, 21)], 100 * np.mean(precisions)
+
+
+@pytest.mark.parametrize("camera_filter", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_listed_queries_against_brute_force(seed, camera_filter):
+    features, tracklets = listed(seed)
+    ranks = range(1, 21)
+    evaluator = CrossModalEvaluator(tracklets=tracklets, ranks=ranks, camera_filter=camera_filter, **PROTOCOL)
+    feed(evaluator, features, range(len(tracklets)))
+    metrics = evaluator.evaluate()
+    for direction, modality in (("I2V", Modality.INFRARED), ("V2I", Modality.VISIBLE)):
+        cmc, mean_precision = by_brute_force(features, tracklets, modality, camera_filter=camera_filter)
+        assert [metrics[f"{direction}/Rank-{k}"] for k in ranks] == pytest.approx(cmc)
+        assert metrics[f"{direction}/mAP"] == pytest.approx(mean_precision)
+
+
+def test_a_listed_query_is_never_found_and_a_gallery_entry_never_looked_for(tmp_path):
+    """Every query's double stands in the query list: found there, all would be right; the gallery has it wrong."""
+
+    def both(pid, role):
+        camid = 1 if role == "query" else 2
+        plain = [make_tracklet(pid, camid, modality) for modality in Modality]
+        return [ListedTracklet(t.pid, t.camid, t.modality, t.root, t.frames, role) for t in plain]
+
+    tracklets = [*both(1, "query"), *both(2, "query"), *both(1, "gallery"), *both(2, "gallery")]
+    features = torch.eye(2)[[0, 0, 1, 1, 1, 1, 0, 0]]  # a gallery entry looks like the other identity's query
+    results = cross_modal_results(features, tracklets, camera_filter=False, **PROTOCOL)
+    assert [side.tolist() for side in results.sides] == [[0, 2], [5, 7], [1, 3], [4, 6]]
+    assert results.metrics()["I2V/Rank-1"] == results.metrics()["V2I/Rank-1"] == 0
+    assert results.metrics()["I2V/mAP"] == results.metrics()["V2I/mAP"] == 50
+    assert "I2V: 2 infrared queries x 2 visible gallery tracklets, 2 identities, 2 valid queries" in results.protocol()
+    write_query_csv(tmp_path / "per_query.csv", results, tracklets)
+    rows = read_csv(tmp_path / "per_query.csv")
+    assert [(row["direction"], row["tracklet"], row["top1_tracklet"]) for row in rows] == [
+        ("I2V", "0", "7"),
+        ("I2V", "2", "5"),
+        ("V2I", "1", "6"),
+        ("V2I", "3", "4"),
+    ]
+
+
+def test_listed_queries_of_one_modality_only():
+    _, tracklets = listed()
+    kept = [t for t in tracklets if t.role == "gallery" or t.modality is Modality.INFRARED]
+    queries = sum(t.role == "query" for t in kept)
+    with pytest.raises(
+        UserError, match=rf"Toy: {queries} infrared and 0 visible queries, \d+ infrared and \d+ visible"
+    ):
+        CrossModalEvaluator(tracklets=kept, **PROTOCOL)
+
+
+def test_a_role_that_there_is_none_of():
+    with pytest.raises(ValueError, match="'probe' is neither query nor gallery"):
+        ListedTracklet(1, 1, Modality.VISIBLE, "/data", ("a.jpg",), "probe")
 
 
 def test_the_log_shows_the_table_beside_its_protocol(caplog):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fastreid.data.datasets.bases import Dataset
 from tabulate import tabulate
@@ -15,17 +15,35 @@ from fastreid_star.structures import Modality, Tracklet
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class ListedTracklet(Tracklet):
+    """A test tracklet of a dataset whose queries are a list of their own.
+
+    Args:
+        role: ``query``: it is looked for, and never found; ``gallery``: it may be found, and is never looked for. A
+            plain :class:`~fastreid_star.structures.Tracklet` of a test set is both.
+    """
+
+    role: str
+
+    def __post_init__(self):
+        if self.role not in ("query", "gallery"):
+            raise ValueError(f"role {self.role!r} is neither query nor gallery")
+
+
 class VideoDataset(Dataset):
     """A dataset of :class:`~fastreid_star.structures.Tracklet`.
 
-    Both directions of the evaluation come from one extraction, so `query` and `gallery` are the two halves of the
-    test set: the infrared and the visible tracklets.
+    Both directions of the evaluation come from one extraction of `query` and `gallery`. Where every test tracklet is a
+    query of one direction and in the gallery of the other, they are the two halves of the test set: the infrared and
+    the visible tracklets. Where the protocol has a list of queries, they are that list and the gallery's, of both
+    modalities each, and their tracklets are :class:`ListedTracklet`.
 
     Args:
         train, query, gallery: lists of tracklets.
         folder: the dataset's own folder; relative skeleton paths start here.
         min_frames: tracklets with fewer frames were left out.
-        dropped: how many were, by split (``train``, ``test``) and modality.
+        dropped: how many were, by split, as the tables of the log name it (``train``, ``test``), and modality.
         combineall: train on the test tracklets too, their identities kept apart from the training ones.
     """
 
