@@ -67,13 +67,23 @@ def launch(
         if num_machines > 1:
             raise UserError("--dist-url: several machines need the address of the first, tcp://HOST:PORT")
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    run_processes(_rank, num_devices, (main, world_size, num_devices, machine_rank, dist_url, device, args))
+
+
+def run_processes(function, count: int, args: tuple = ()) -> None:
+    """Run ``function(number, *args)`` in `count` spawned processes; a failing one ends all, with its own traceback.
+
+    Args:
+        function: can be pickled; `number` counts from 0.
+
+    Raises:
+        UserError: what one of them raised.
+        torch.multiprocessing.ProcessRaisedException: one raised something else.
+        torch.multiprocessing.ProcessExitedException: one was killed.
+    """
     with tempfile.TemporaryDirectory() as folder:
         try:
-            mp.spawn(
-                _worker,
-                nprocs=num_devices,
-                args=(main, world_size, num_devices, machine_rank, dist_url, device, args, folder),
-            )
+            mp.spawn(_process, nprocs=count, args=(function, args, folder))
         except (mp.ProcessRaisedException, mp.ProcessExitedException):
             # the first process to end is often one that only lost its peer: what a user can mend comes first
             refusals = sorted(Path(folder).iterdir(), key=lambda path: int(path.name))
@@ -82,17 +92,21 @@ def launch(
             raise
 
 
-def _worker(local_rank, main, world_size, local_size, machine_rank, dist_url, device, args, folder):
-    rank = machine_rank * local_size + local_rank
+def _process(number, function, args, folder):
     try:
-        _join(dist_url, rank, world_size, local_rank, local_size, device)
-        main(*args)
+        function(number, *args)
     except UserError as error:
-        (Path(folder) / str(rank)).write_text(str(error), encoding="utf-8")
+        (Path(folder) / str(number)).write_text(str(error), encoding="utf-8")
         raise
     except Exception:
-        print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        print(f"process {number} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         raise
+
+
+def _rank(local_rank, main, world_size, local_size, machine_rank, dist_url, device, args):
+    rank = machine_rank * local_size + local_rank
+    _join(dist_url, rank, world_size, local_rank, local_size, device)
+    main(*args)
     _leave()
 
 

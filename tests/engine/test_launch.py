@@ -50,7 +50,7 @@ def test_a_failing_process_ends_all_with_its_own_traceback(tmp_path, capfd):
     with pytest.raises(torch.multiprocessing.ProcessRaisedException):
         launch(fail_on_one, 2, device="cpu", args=(str(tmp_path),))
     error = capfd.readouterr().err
-    assert "rank 1 failed:" in error
+    assert "process 1 failed:" in error
     assert "ValueError: rank 1 has had enough" in error
 
 
