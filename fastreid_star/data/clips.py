@@ -47,6 +47,15 @@ def segment_indices(n: int, length: int, rng: np.random.Generator | None = None)
     return np.minimum(np.arange(length) * size + offsets, n - 1)
 
 
+def clip_tensors(clip: Clip) -> dict[str, torch.Tensor]:
+    """A transformed clip as a network takes it: `images`, `skeletons` and `has_skeleton` of :class:`ClipDataset`."""
+    return {
+        "images": torch.from_numpy(np.ascontiguousarray(clip.frames.transpose(0, 3, 1, 2))),
+        "skeletons": torch.from_numpy(np.ascontiguousarray(clip.joints, dtype=np.float32)),
+        "has_skeleton": torch.from_numpy(np.array(clip.present)),
+    }
+
+
 # The stream of random numbers that draws whose skeletons are shown: a request's seed has three numbers, and the
 # sampler's own streams end in 1 and 2.
 _DONOR = 3
@@ -116,12 +125,8 @@ class ClipDataset(Dataset):
         if self.skeletons_of is not None:
             source = self.tracklets[self.skeletons_of(index, np.random.default_rng(donor_seed))]
         joints, present = self._skeletons(source, used)
-        clip = self.transform(Clip(frames, joints, present), rng)
-        images = np.ascontiguousarray(clip.frames.transpose(0, 3, 1, 2))
         return {
-            "images": torch.from_numpy(images),
-            "skeletons": torch.from_numpy(np.ascontiguousarray(clip.joints, dtype=np.float32)),
-            "has_skeleton": torch.from_numpy(np.array(clip.present)),
+            **clip_tensors(self.transform(Clip(frames, joints, present), rng)),
             "targets": self.pid_to_label[tracklet.pid] if self.pid_to_label else tracklet.pid,
             "camids": tracklet.camid,
             "modality": int(tracklet.modality),

@@ -1,0 +1,116 @@
+"""Tracklets found in folders: order, names, modality, skeleton keys, and what is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastreid_star.data.folders import natural_key, tracklets_at, tracklets_in
+from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
+from fastreid_star.errors import UserError
+from fastreid_star.structures import Modality
+
+
+def make(root, *files):
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(b"")
+    return root
+
+
+def test_natural_order():
+    names = ["10.jpg", "2.jpg", "1.jpg", "b2c10", "b2c9", "b10", "a"]
+    assert sorted(names, key=natural_key) == ["1.jpg", "2.jpg", "10.jpg", "a", "b2c9", "b2c10", "b10"]
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, unique=True))
+def test_natural_order_is_that_of_the_numbers(numbers):
+    names = [f"frame_{number}.png" for number in numbers]
+    assert sorted(names, key=natural_key) == [f"frame_{number}.png" for number in sorted(numbers)]
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_natural_order_tells_any_two_names_apart(one, other):
+    assert (natural_key(one) == natural_key(other)) == (one == other)
+
+
+def test_every_folder_with_images_is_a_tracklet(tmp_path):
+    make(tmp_path, *(f"crops/rgb/p{p}/{k}.jpg" for p in (1, 2, 10) for k in (1, 2, 10)), "crops/ir/p1/a.PNG")
+    make(
+        tmp_path, "crops/rgb/p1/notes.txt", "crops/rgb/p1/.hidden.jpg", "crops/.thumbs/1.jpg", "crops/Infrared/x/1.bmp"
+    )
+    tracklets = tracklets_in(tmp_path / "crops")
+    assert [tracklet.name for tracklet in tracklets] == ["Infrared/x", "ir/p1", "rgb/p1", "rgb/p2", "rgb/p10"]
+    assert [tracklet.modality for tracklet in tracklets] == [Modality.INFRARED] * 2 + [Modality.VISIBLE] * 3
+    folder = tmp_path / "crops" / "rgb" / "p1"
+    assert tracklets[2].frames == [str(folder / f"{k}.jpg") for k in (1, 2, 10)]
+    assert tracklets[2].skeletons is tracklets[2].keys is None
+
+
+def test_the_nearest_folder_tells_the_modality_and_a_given_one_comes_first(tmp_path):
+    make(tmp_path, "ir/sub/visible/p/1.jpg", "ir/q/1.jpg")
+    both = [tracklet.modality for tracklet in tracklets_in(tmp_path / "ir")]
+    assert both == [Modality.INFRARED, Modality.VISIBLE]  # q, sub/visible/p
+    assert {tracklet.modality for tracklet in tracklets_in(tmp_path / "ir", "visible")} == {Modality.VISIBLE}
+    # above the given folder nothing counts
+    with pytest.raises(UserError, match=r"nothing tells whether .*ir.q is visible or infrared"):
+        tracklets_in(tmp_path / "ir" / "q")
+    assert [tracklet.name for tracklet in tracklets_in(tmp_path / "ir" / "q", "infrared")] == ["q"]
+
+
+def test_skeleton_keys_are_the_paths_below_the_folder(tmp_path):
+    make(tmp_path, "crops/rgb/p1/1.jpg", "crops/rgb/p1/2.x.jpg", "crops/1.jpg")
+    write_skeleton_store(tmp_path / "store", ["rgb/p1/1"], np.zeros((1, 17, 3)))
+    store = SkeletonStore.open(tmp_path / "store")
+    tracklets = tracklets_in(tmp_path / "crops", "visible", skeletons=store)
+    assert [(tracklet.name, tracklet.keys) for tracklet in tracklets] == [
+        ("crops", ["1"]),
+        ("rgb/p1", ["rgb/p1/1", "rgb/p1/2.x"]),
+    ]
+    assert all(tracklet.skeletons is store for tracklet in tracklets)
+    # a folder in that of the store, and one that holds it
+    assert tracklets_in(tmp_path / "crops" / "rgb" / "p1", "visible", skeletons=store)[0].keys == [
+        "rgb/p1/1",
+        "rgb/p1/2.x",
+    ]
+    with pytest.raises(UserError, match=r"knows none of 2 images that were looked up in .*, such as crops/1: it was"):
+        tracklets_in(tmp_path, "visible", skeletons=store)
+
+
+def test_of_several_beginnings_of_a_key_the_longest_counts(tmp_path):
+    make(tmp_path, "crops/rgb/p1/1.jpg")
+    write_skeleton_store(tmp_path / "store", ["p1/1", "rgb/p1/1", "1"], np.zeros((3, 17, 3)))
+    store = SkeletonStore.open(tmp_path / "store")
+    for folder in ("crops", "crops/rgb", "crops/rgb/p1"):
+        assert tracklets_in(tmp_path / folder, "visible", skeletons=store)[0].keys == ["rgb/p1/1"]
+
+
+def test_folders_and_videos(tmp_path):
+    make(tmp_path, "rgb/p1/1.jpg", "night/ir/b.mp4", "other/c.MOV")
+    tracklets = tracklets_at([tmp_path / "rgb", tmp_path / "night" / "ir" / "b.mp4"])
+    assert [(tracklet.name, tracklet.modality) for tracklet in tracklets] == [
+        ("p1", Modality.VISIBLE),
+        ("b.mp4", Modality.INFRARED),
+    ]
+    assert tracklets[1].is_video
+    assert not tracklets[0].is_video
+    assert tracklets_at([tmp_path / "other" / "c.MOV"], "visible")[0].modality == Modality.VISIBLE
+
+
+def test_what_is_refused(tmp_path):
+    make(tmp_path, "rgb/p1/1.jpg", "ir/p1/1.jpg", "empty/readme.txt", "x.txt", "v.mp4")
+    write_skeleton_store(tmp_path / "store", ["1"], np.zeros((1, 17, 3)))
+    store = SkeletonStore.open(tmp_path / "store")
+    for message, call in (
+        (r"folder .*none does not exist", lambda: tracklets_in(tmp_path / "none")),
+        (r"folder .*empty holds no images", lambda: tracklets_in(tmp_path / "empty")),
+        (r"none does not exist: give folders", lambda: tracklets_at([tmp_path / "none"])),
+        (r"x\.txt is neither a folder nor a video", lambda: tracklets_at([tmp_path / "x.txt"])),
+        (r"1 tracklets have a name .* first 'p1'", lambda: tracklets_at([tmp_path / "rgb", tmp_path / "ir"])),
+        (r"nothing tells whether", lambda: tracklets_at([tmp_path / "v.mp4"])),
+        (r"only videos to go with them", lambda: tracklets_at([tmp_path / "v.mp4"], "visible", skeletons=store)),
+        (r"modality 'green' is none", lambda: tracklets_in(tmp_path / "rgb", "green")),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
