@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.samplers import CrossModalIdentitySampler
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import build_transforms
+from fastreid_star.data.workers import one_thread, ready_to_fork
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Tracklet
 
@@ -259,21 +259,15 @@ def _clip_length(cfg) -> int:
 
 def _loader(cfg, dataset: ClipDataset, batch_sampler, pin_memory: bool) -> DataLoader:
     workers = cfg.DATALOADER.NUM_WORKERS
+    ready_to_fork()
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
         num_workers=workers,
         collate_fn=collate_clips,
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
         # Its own generator: starting an iteration must not move the global one, which a resumed run restores.
         generator=torch.Generator(),
     )
-
-
-def _one_thread(worker: int) -> None:
-    """The workers are the parallelism: one that starts threads of its own only gets in the others' way."""
-    torch.set_num_threads(1)
-    if "cv2" in sys.modules:
-        sys.modules["cv2"].setNumThreads(1)

@@ -25,6 +25,7 @@ from fastreid_star.data.build import DeviceLoader
 from fastreid_star.data.clips import clip_tensors, collate_clips
 from fastreid_star.data.tracklet_input import TrackletInput, as_modality, check_input, read_test_clip
 from fastreid_star.data.transforms import Transform, build_transforms
+from fastreid_star.data.workers import one_thread, ready_to_fork
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.fingerprint import Fingerprint
 from fastreid_star.engine.setup import load_config
@@ -140,12 +141,14 @@ class StarPredictor:
         for position, tracklet in enumerate(tracklets):
             _named(tracklet, position, check_input)
         self._warn_without_skeletons(tracklets)
+        ready_to_fork()
         loader = DeviceLoader(
             DataLoader(
                 _TestClips(tracklets, self.cfg.INPUT.CLIP.LENGTH, self.transform),
                 batch_size=batch_size,
                 num_workers=num_workers,
                 collate_fn=collate_clips,
+                worker_init_fn=one_thread,
                 pin_memory=devices.needs_pinned_memory(self.device),
                 generator=torch.Generator(),  # its own: the program's global one stays where it is
             ),
