@@ -5,18 +5,19 @@ the centre of the first pixel at (0, 0), and whatever score the pose estimator g
 
 Two forms are read. The flat one is a folder with ``skeletons.npy`` (float32 [N,V,3], memory-mapped) and
 ``index.json``; it reads 12-frame clips some hundred times faster than the other, which is the HDF5 file of the
-paper's authors: one dataset a frame, ``0001/ir/D4/1`` -> (V, 3).
+paper's authors: one dataset a frame, ``0001/ir/D4/1`` -> (V, 3). ``tools/convert_skeletons.py`` makes one of the other.
+
+A skeleton with a value that is not finite stands for a frame without one, in both forms.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -26,11 +27,16 @@ from fastreid_star.errors import UserError
 ARRAY_FILE, INDEX_FILE = "skeletons.npy", "index.json"
 VERSION = 1
 
-logger = logging.getLogger(__name__)
-
 
 class SkeletonStore(ABC):
-    """Skeletons by key. Cheap to pickle (only the path travels) and safe to read after a fork."""
+    """Skeletons by key. Cheap to pickle (only the path travels) and safe to read after a fork.
+
+    Attributes:
+        path: of the folder or file.
+        meta: what the file says about where the skeletons come from, as JSON would say it; may be empty.
+    """
+
+    meta: dict
 
     def __init__(self, path: str):
         self.path = path
@@ -51,6 +57,8 @@ class SkeletonStore(ABC):
         if os.path.isdir(path):
             return FlatStore(path)
         if path.lower().endswith((".h5", ".hdf5")):
+            from fastreid_star.data.skeletons_hdf5 import Hdf5Store  # which needs this module
+
             return Hdf5Store(path)
         raise UserError(f"skeleton store {path} is neither a folder with {ARRAY_FILE} nor an .h5 or .hdf5 file")
 
@@ -64,6 +72,22 @@ class SkeletonStore(ABC):
         Returns:
             joints, float32 [n,V,3], zeros where there is none; present, bool [n]. A frame with a value that is
             not finite counts as missing. Both arrays are the caller's own.
+        """
+
+    @abstractmethod
+    def raw(self, keys: Sequence[str]) -> np.ndarray:
+        """The skeletons of some frames as they are stored, float32 [n,V,3], values that are not finite among them.
+
+        Raises:
+            UserError: a key is not there.
+        """
+
+    @abstractmethod
+    def keys(self, progress: Callable[[int], object] | None = None) -> list[str]:
+        """Every key, those that stand for a missing frame too, in the order of the rows of the flat store.
+
+        Args:
+            progress: called with the number of keys found since it was last called.
         """
 
     @abstractmethod
@@ -109,6 +133,17 @@ class FlatStore(SkeletonStore):
             joints[~present] = 0
         return joints, present
 
+    def raw(self, keys: Sequence[str]) -> np.ndarray:
+        try:
+            return self._array[np.array([self._rows[key] for key in keys], dtype=np.intp)]
+        except KeyError as error:
+            raise UserError(f"skeleton store {self.path} has no frame {error.args[0]}") from None
+
+    def keys(self, progress: Callable[[int], object] | None = None) -> list[str]:
+        if progress is not None:
+            progress(len(self._rows))
+        return list(self._rows)
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -116,99 +151,43 @@ class FlatStore(SkeletonStore):
         return key in self._rows
 
 
-class Hdf5Store(SkeletonStore):
-    """The authors' HDF5 file, opened at the first read of each process: a handle must not cross a fork."""
-
-    def __init__(self, path: str):
-        super().__init__(path)
-        self._file, self._owner, self._length = None, None, None
-        try:
-            import h5py
-
-            with h5py.File(path, "r") as file:
-                first = _first_dataset(file)
-                shape = None if first is None else first.shape
-        except OSError as error:
-            raise UserError(f"skeleton store {path} is not a readable HDF5 file: {error}") from error
-        if shape != (NUM_JOINTS, 3):
-            found = "no dataset" if shape is None else f"a dataset of the shape {shape}"
-            raise UserError(f"skeleton store {path} holds {found}, expected one of ({NUM_JOINTS}, 3) for each frame")
-
-    def _open(self):
-        if self._owner != os.getpid():
-            import h5py
-
-            self._file, self._owner = h5py.File(self.path, "r"), os.getpid()
-        return self._file
-
-    def read(self, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        file = self._open()
-        joints = np.zeros((len(keys), NUM_JOINTS, 3), np.float32)
-        present = np.zeros(len(keys), bool)
-        for position, key in enumerate(keys):
-            dataset = file.get(key)
-            if dataset is None or not hasattr(dataset, "shape"):
-                continue
-            if dataset.shape != (NUM_JOINTS, 3):
-                raise UserError(
-                    f"skeleton store {self.path}: {key} has the shape {dataset.shape}, expected ({NUM_JOINTS}, 3)"
-                )
-            values = dataset[()]
-            if np.isfinite(values).all():
-                joints[position], present[position] = values, True
-        return joints, present
-
-    def close(self) -> None:
-        if self._owner == os.getpid():
-            self._file.close()
-        self._file, self._owner = None, None
-
-    def keys(self) -> list[str]:
-        """Every key, in the file's order. Walks the file: 15 to 30 seconds for 100,000 frames."""
-        names: list[str] = []
-        self._open().visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
-        return names
-
-    def __len__(self) -> int:
-        if self._length is None:
-            logger.info("Counting the frames of %s, which walks the whole file ...", self.path)
-            self._length = len(self.keys())
-        return self._length
-
-    def __contains__(self, key: str) -> bool:
-        return hasattr(self._open().get(key), "shape")
-
-
 def write_skeleton_store(
-    folder: str | os.PathLike, keys: Sequence[str], joints: np.ndarray, meta: Mapping | None = None
+    folder: str | os.PathLike,
+    keys: Sequence[str],
+    joints: np.ndarray | Iterator[np.ndarray],
+    meta: Mapping | None = None,
 ) -> None:
     """Write a flat store, whole or not at all: it is built beside `folder` and renamed into place.
 
     Args:
         folder: where to; an older store there is replaced, a folder with other things in it is not.
         keys: N different frame keys.
-        joints: [N,V,3], stored as float32. Values that are not finite mark a missing frame.
+        joints: [N,V,3], stored as float32, or an iterator over blocks [n,V,3] of it, which are written as they come.
+            Values that are not finite mark a missing frame.
         meta: anything JSON can say about where the skeletons come from.
 
     Raises:
         UserError: nothing to write, sizes that disagree, or a `folder` that holds other files.
     """
     folder, keys = os.path.abspath(folder), list(keys)
-    joints = np.asarray(joints, np.float32)
-    if not keys:
-        raise UserError(f"no skeletons to write into {folder}")
-    if joints.shape != (len(keys), NUM_JOINTS, 3):
-        raise UserError(f"{len(keys)} skeletons must have the shape ({len(keys)}, {NUM_JOINTS}, 3), not {joints.shape}")
-    if len(set(keys)) != len(keys):
-        raise UserError(f"skeletons for {folder}: a frame is named twice")
+    blocks = check_skeletons(folder, keys, joints)
     if os.path.exists(folder) and not (os.path.isdir(folder) and set(os.listdir(folder)) <= {ARRAY_FILE, INDEX_FILE}):
         raise UserError(f"{folder} holds something else than a skeleton store: choose another folder")
     new, old = f"{folder}.tmp{os.getpid()}", f"{folder}.old{os.getpid()}"
     os.makedirs(new)
     try:
-        np.save(os.path.join(new, ARRAY_FILE), joints)
+        shape = (len(keys), NUM_JOINTS, 3)
+        with open(os.path.join(new, ARRAY_FILE), "wb") as file:  # as np.save does, block by block
+            header = {
+                "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
+                "fortran_order": False,
+                "shape": shape,
+            }
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in blocks:
+                file.write(np.ascontiguousarray(block).data)
         with open(os.path.join(new, INDEX_FILE), "w", encoding="utf-8") as file:
-            index = {"version": VERSION, "shape": list(joints.shape), "meta": dict(meta or {}), "keys": keys}
+            index = {"version": VERSION, "shape": list(shape), "meta": dict(meta or {}), "keys": keys}
             json.dump(index, file, separators=(",", ":"))
         if os.path.exists(folder):
             os.rename(folder, old)
@@ -220,6 +199,47 @@ def write_skeleton_store(
                 shutil.rmtree(old)
             else:  # the new store did not get there: the old one stays
                 os.rename(old, folder)
+
+
+def check_skeletons(
+    path: str | os.PathLike, keys: Sequence[str], joints: np.ndarray | Iterator[np.ndarray]
+) -> Iterator[np.ndarray]:
+    """What any store asks of keys and joints before it is written.
+
+    Args:
+        path: of the store, for the message.
+        keys: N keys.
+        joints: [N,V,3] or an iterator over blocks of it.
+
+    Returns:
+        float32 blocks [n,V,3], N skeletons together.
+
+    Raises:
+        UserError: nothing to write, a key twice, or sizes that disagree; those of blocks while they are iterated over.
+    """
+    if not keys:
+        raise UserError(f"no skeletons to write into {path}")
+    whole = None if isinstance(joints, Iterator) else np.asarray(joints, np.float32)
+    if whole is not None and whole.shape != (len(keys), NUM_JOINTS, 3):
+        raise UserError(f"{len(keys)} skeletons must have the shape ({len(keys)}, {NUM_JOINTS}, 3), not {whole.shape}")
+    if len(set(keys)) != len(keys):
+        raise UserError(f"skeletons for {path}: a frame is named twice")
+    return _checked_blocks(path, len(keys), joints) if whole is None else iter([whole])
+
+
+def _checked_blocks(path: str | os.PathLike, count: int, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    done = 0
+    for block in blocks:
+        block = np.asarray(block, np.float32)
+        done += len(block)
+        if block.shape[1:] != (NUM_JOINTS, 3) or done > count:
+            raise UserError(
+                f"skeletons for {path}: a block of the shape {block.shape} after {done - len(block)} of {count}, "
+                f"expected [n, {NUM_JOINTS}, 3]"
+            )
+        yield block
+    if done != count:
+        raise UserError(f"skeletons for {path}: {count} keys but {done} skeletons")
 
 
 def _load_index(path: str) -> dict:
@@ -250,12 +270,3 @@ def _load_array(path: str) -> np.ndarray:
             f"{file_path} holds {array.dtype} of the shape {array.shape}, expected float32 [N,{NUM_JOINTS},3]"
         )
     return array
-
-
-def _first_dataset(group):
-    """The first dataset below an HDF5 group, without walking all of it."""
-    for item in group.values():
-        found = item if hasattr(item, "shape") else _first_dataset(item)
-        if found is not None:
-            return found
-    return None

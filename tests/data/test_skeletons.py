@@ -73,6 +73,27 @@ def test_length_and_membership(path):
     assert "0009/ir/D1/1" not in store
 
 
+def test_keys(path):
+    """Those of missing frames too; the flat store keeps its order, the file sorts: here it is the same."""
+    store, found = SkeletonStore.open(path), []
+    assert store.keys(found.append) == KEYS
+    assert sum(found) == len(KEYS)
+
+
+def test_raw_is_what_is_stored(path, joints):
+    raw = SkeletonStore.open(path).raw([KEYS[4], KEYS[0], KEYS[3]])
+    assert raw.dtype == np.float32
+    np.testing.assert_array_equal(raw, joints[[4, 0, 3]])  # equal in NaN and infinity, too
+    with pytest.raises(UserError, match=r"store.* has no frame 0009/ir/D1/1"):
+        SkeletonStore.open(path).raw([KEYS[0], "0009/ir/D1/1"])
+
+
+def test_raw_is_the_callers_own(path, joints):
+    store = SkeletonStore.open(path)
+    store.raw(KEYS)[:] = 7
+    np.testing.assert_array_equal(store.raw(KEYS), joints)
+
+
 def test_pickle(path):
     store = SkeletonStore.open(path)
     expected, _ = store.read(KEYS)
@@ -199,6 +220,30 @@ def test_write_replaces_a_store_and_nothing_else(tmp_path, joints):
     with pytest.raises(UserError, match="something else"):
         write_skeleton_store(folder, KEYS, joints)
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_write_in_blocks(tmp_path, joints):
+    write_skeleton_store(tmp_path / "whole", KEYS, joints)
+    write_skeleton_store(tmp_path / "blocks", KEYS, iter([joints[:4], joints[4:5].tolist(), joints[5:]]))
+    for name in ("skeletons.npy", "index.json"):
+        assert (tmp_path / "blocks" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    np.save(tmp_path / "plain.npy", joints)
+    assert (tmp_path / "whole" / "skeletons.npy").read_bytes() == (tmp_path / "plain.npy").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"), [((4, 9), "10 keys but 9"), ((4, 10, 11), r"after 10 of 10"), ((4,), "10 keys but 4")]
+)
+def test_blocks_must_add_up(tmp_path, joints, ends, message):
+    joints = np.concatenate([joints, joints[:1]])
+    with pytest.raises(UserError, match=message):
+        write_skeleton_store(tmp_path / "store", KEYS, (joints[a:b] for a, b in zip((0, *ends), ends, strict=False)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_blocks_of_another_shape(tmp_path):
+    with pytest.raises(UserError, match=r"\(10, 16, 3\) after 0 of 10"):
+        write_skeleton_store(tmp_path / "store", KEYS, iter([np.zeros((10, 16, 3))]))
 
 
 def test_write_is_whole_or_not_at_all(tmp_path, joints):

@@ -1,0 +1,275 @@
+"""The HDF5 file of the paper's authors: read, written, and turned into the flat store and back.
+
+One dataset a frame, ``0001/ir/D4/1`` -> (17, 3), and nothing else. N stored frames, n frames of one request, V = 17
+COCO joints; see :mod:`fastreid_star.data.skeletons` for what a skeleton is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+
+from fastreid_star.coco import NUM_JOINTS
+from fastreid_star.data.progress import progress_bar
+from fastreid_star.data.skeletons import SkeletonStore, check_skeletons, write_skeleton_store
+from fastreid_star.errors import UserError
+
+SUFFIXES = (".h5", ".hdf5")
+BLOCK = 4096  # skeletons read and written at a time, 0.8 MB
+
+# Attributes in a file of ours: of the file, what the flat store calls meta, as JSON; of a dataset, its row in the flat
+# store, since the file itself sorts its names.
+META_ATTRIBUTE, ROW_ATTRIBUTE = "meta", "flat_row"
+MOST_META = 60_000  # bytes; HDF5 keeps no attribute of more than 64 kB
+
+
+class Hdf5Store(SkeletonStore):
+    """The authors' HDF5 file, opened at the first read of each process: a handle must not cross a fork."""
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        self._file, self._owner, self._length = None, None, None
+        try:
+            with h5py.File(path, "r") as file:
+                first = _first_dataset(file)
+                shape = None if first is None else first.shape
+        except OSError as error:
+            raise UserError(f"skeleton store {path} is not a readable HDF5 file: {error}") from error
+        if shape != (NUM_JOINTS, 3):
+            found = "no dataset" if shape is None else f"a dataset of the shape {shape}"
+            raise UserError(f"skeleton store {path} holds {found}, expected one of ({NUM_JOINTS}, 3) for each frame")
+
+    def _open(self):
+        if self._owner != os.getpid():
+            self._file, self._owner = h5py.File(self.path, "r"), os.getpid()
+        return self._file
+
+    @property
+    def meta(self) -> dict:
+        """What :func:`write_hdf5_store` was given, and the file's other attributes."""
+        attributes = {name: _plain(value) for name, value in self._open().attrs.items()}
+        try:
+            ours = json.loads(attributes[META_ATTRIBUTE])
+        except (KeyError, TypeError, ValueError):  # a file of the authors', or an attribute of somebody else's
+            return attributes
+        if not isinstance(ours, dict):
+            return attributes
+        del attributes[META_ATTRIBUTE]
+        return {**attributes, **ours}
+
+    def read(self, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        joints = np.zeros((len(keys), NUM_JOINTS, 3), np.float32)
+        present = np.zeros(len(keys), bool)
+        for position, key in enumerate(keys):
+            values = self._values(key)
+            if values is not None and np.isfinite(values).all():
+                joints[position], present[position] = values, True
+        return joints, present
+
+    def raw(self, keys: Sequence[str]) -> np.ndarray:
+        joints = np.empty((len(keys), NUM_JOINTS, 3), np.float32)
+        for position, key in enumerate(keys):
+            values = self._values(key)
+            if values is None:
+                raise UserError(f"skeleton store {self.path} has no frame {key}")
+            joints[position] = values
+        return joints
+
+    def _values(self, key: str) -> np.ndarray | None:
+        dataset = self._open().get(key)
+        if dataset is None or not hasattr(dataset, "shape"):
+            return None
+        if dataset.shape != (NUM_JOINTS, 3):
+            raise UserError(
+                f"skeleton store {self.path}: {key} has the shape {dataset.shape}, expected ({NUM_JOINTS}, 3)"
+            )
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, and so a missing frame
+            return dataset[()].astype(np.float32, copy=False)
+
+    def close(self) -> None:
+        if self._owner == os.getpid():
+            self._file.close()
+        self._file, self._owner = None, None
+
+    def keys(self, progress: Callable[[int], object] | None = None) -> list[str]:
+        """Every key, in the order of the flat store that a file of ours was made from, else sorted as HDF5 sorts names.
+
+        Walks the file: 6 seconds for HITSZ-VCM's 463,000 frames, and 20 more where it knows their order.
+
+        Args:
+            progress: called with the number of keys found since it was last called.
+        """
+        names = self._walk(progress)
+        if META_ATTRIBUTE not in self._open().attrs:
+            return names
+        return [names[position] for position in np.argsort(self._rows(names), kind="stable")]
+
+    def _walk(self, progress: Callable[[int], object] | None = None) -> list[str]:
+        names: list[str] = []
+
+        def visit(name: bytes, info) -> None:
+            if info.type == h5py.h5o.TYPE_DATASET:
+                names.append(name.decode())
+                if progress is not None:
+                    progress(1)
+
+        # the low-level visitor tells a dataset from a group without opening it
+        h5py.h5o.visit(self._open().id, visit, info=True)
+        return names
+
+    def _rows(self, names: Sequence[str]) -> np.ndarray:
+        """The row of each frame; those that were added later, and have none, come last."""
+        file, name = self._open().id, ROW_ATTRIBUTE.encode()
+        rows = np.full(len(names), np.iinfo(np.int64).max)
+        value = np.empty((), np.int64)
+        for position, key in enumerate(names):
+            dataset = h5py.h5o.open(file, key.encode())  # twice as fast as file[key].attrs
+            if h5py.h5a.exists(dataset, name):
+                h5py.h5a.open(dataset, name).read(value)
+                rows[position] = value
+        return rows
+
+    def __len__(self) -> int:
+        if self._length is None:
+            self._length = len(self._walk())
+        return self._length
+
+    def __contains__(self, key: str) -> bool:
+        return hasattr(self._open().get(key), "shape")
+
+
+def write_hdf5_store(
+    path: str | os.PathLike,
+    keys: Sequence[str],
+    joints: np.ndarray | Iterator[np.ndarray],
+    meta: Mapping | None = None,
+) -> None:
+    """Write the authors' form, whole or not at all: it is built beside `path` and renamed into place.
+
+    Args:
+        path: where to; an older store there is replaced, another file is not.
+        keys: N different frame keys.
+        joints: [N,V,3], stored as float32 bit for bit, or an iterator over blocks [n,V,3] of it.
+        meta: anything JSON can say about where the skeletons come from: the file's attribute ``meta``.
+
+    Raises:
+        UserError: nothing to write, sizes that disagree, keys that HDF5 cannot tell apart, `meta` of more than 60 kB,
+            or something else at `path`.
+    """
+    path, keys = os.path.abspath(path), list(keys)
+    if not path.lower().endswith(SUFFIXES):
+        raise UserError(f"{path}: the name of an HDF5 file of skeletons ends in {' or '.join(SUFFIXES)}")
+    blocks = check_skeletons(path, keys, joints)
+    _check_names(keys)
+    text = json.dumps(dict(meta or {}))
+    if len(text.encode()) > MOST_META:
+        raise UserError(f"skeletons for {path}: meta takes {len(text.encode())} bytes, {MOST_META} are the most")
+    if os.path.exists(path):
+        try:
+            Hdf5Store(path)
+        except UserError as error:
+            raise UserError(f"{path} holds something else than skeletons: choose another name") from error
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    new, row = f"{path}.{os.getpid()}.tmp", 0
+    try:
+        with h5py.File(new, "w") as file:
+            file.attrs[META_ATTRIBUTE] = text
+            for block in blocks:
+                for values in block:
+                    file.create_dataset(keys[row], data=values).attrs[ROW_ATTRIBUTE] = np.int64(row)
+                    row += 1
+        os.replace(new, path)
+    finally:
+        if os.path.exists(new):
+            os.remove(new)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What was converted.
+
+    Args:
+        frames: how many skeletons.
+        not_finite: how many of them hold a value that is not finite, and so stand for a missing frame.
+    """
+
+    frames: int
+    not_finite: int
+
+
+def convert_skeletons(source: str | os.PathLike, target: str | os.PathLike, *, progress: bool = False) -> Conversion:
+    """Turn the authors' HDF5 file into a flat store, or a flat store into such a file.
+
+    Every value is carried over bit for bit as float32, those of missing frames too, with `meta` and the order of the
+    frames: a flat store that went to HDF5 and back is equal in every bit. What a file of the authors' holds in float64
+    is rounded to float32. Blocks of skeletons pass through, so memory holds the keys and little else.
+
+    Args:
+        source: a folder, or a file that ends in ``.h5`` or ``.hdf5``.
+        target: the other of the two; an older store there is replaced, anything else is not.
+        progress: show how long it takes.
+
+    Raises:
+        UserError: `source` is no sound store, both have the same form, or `target` cannot be written.
+    """
+    source, target = os.path.abspath(source), os.path.abspath(target)
+    store = SkeletonStore.open(source)
+    to_hdf5 = target.lower().endswith(SUFFIXES)
+    if to_hdf5 == isinstance(store, Hdf5Store):
+        form = "an HDF5 file" if to_hdf5 else "a folder"
+        raise UserError(f"{source} and {target} are both {form}: one of them must be a folder, the other an .h5 file")
+    with progress_bar("looking for frames", None, shown=progress) as bar:
+        keys = store.keys(bar.update)
+    not_finite = 0
+
+    def blocks() -> Iterator[np.ndarray]:
+        nonlocal not_finite
+        for start in range(0, len(keys), BLOCK):
+            block = store.raw(keys[start : start + BLOCK])
+            not_finite += int((~np.isfinite(block)).any(axis=(1, 2)).sum())
+            yield block
+            bar.update(len(block))
+
+    write = write_hdf5_store if to_hdf5 else write_skeleton_store
+    with progress_bar("converting", len(keys), shown=progress) as bar:
+        write(target, keys, blocks(), store.meta)
+    store.close()
+    return Conversion(len(keys), not_finite)
+
+
+def _check_names(keys: Sequence[str]) -> None:
+    """HDF5 takes a key for a path: two keys must not be one path, nor one a folder on the way to another."""
+    folders = set()
+    for key in keys:
+        if "\0" in key or not all(part not in ("", ".") for part in key.split("/")):
+            raise UserError(f"skeleton key {key!r} cannot be a name in an HDF5 file: use names like 0001/ir/D4/1")
+        folder = key
+        while (folder := folder.rpartition("/")[0]) and folder not in folders:
+            folders.add(folder)
+    both = next((key for key in keys if key in folders), None)
+    if both is not None:
+        raise UserError(f"skeleton key {both!r} is the folder of other keys too: HDF5 cannot hold both")
+
+
+def _plain(value):
+    """An HDF5 attribute as JSON can say it."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _first_dataset(group):
+    """The first dataset below an HDF5 group, without walking all of it."""
+    for item in group.values():
+        found = item if hasattr(item, "shape") else _first_dataset(item)
+        if found is not None:
+            return found
+    return None

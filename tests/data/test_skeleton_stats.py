@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+
+from fastreid_star.data.skeleton_stats import SkeletonStats, beyond, measure, what_is_wrong
+
+SIZE = (100, 50)  # height, width
+
+
+def standing(height=90.0, x=25.0, top=5.0):
+    """Seventeen joints of somebody who stands, float [17,3]: as tall as `height`, a fifth as wide."""
+    y = np.linspace(top, top + height, 17)
+    side = height / 10 * np.where(np.arange(17) % 2, 1, -1)
+    return np.stack([x + side, y, np.full(17, 0.75)], axis=1)
+
+
+def test_a_sound_skeleton():
+    stats, wrong = measure(3, standing()[None], np.array([SIZE]))
+    assert wrong == [""]
+    assert (stats.frames, stats.found, stats.measured) == (3, 1, 1)
+    assert (stats.outside, stats.misplaced, stats.lying) == (0, 0, 0)
+    assert stats.coverage == pytest.approx(1 / 3)
+    assert stats.mean_height == pytest.approx(0.9)
+    assert stats.mean_score == pytest.approx(0.75)
+    assert stats.scores.tolist() == [0] * 8 + [17] + [0] * 3
+
+
+def test_scores_by_bin():
+    joints = standing()[None]
+    joints[0, :, 2] = [-0.1, 0, 0.0999, 0.1, 0.5, 0.55, 0.9, 1, 1, 1.001, 40, *[0.25] * 6]
+    scores = measure(1, joints, None)[0].scores
+    assert scores.tolist() == [1, 2, 1, 6, 0, 0, 2, 0, 0, 0, 3, 2]
+    assert scores.sum() == 17
+
+
+def test_the_edges_of_a_frame():
+    points = np.array([[-0.5, 0], [49.5, 99.5], [-0.6, 50], [25, 99.6], [-5.5, 119.5], [59.5, 0]])
+    np.testing.assert_allclose(beyond(points, np.array(SIZE)), [0, 0, 0.002, 0.001, 0.2, 0.2], atol=1e-12)
+
+
+def test_joints_outside_are_counted_for_each_frame_by_its_own_size():
+    joints = np.stack([standing(), standing(), standing()])
+    joints[0, 0, 0] = -3
+    sizes = np.array([SIZE, (90, 50), (0, 0)])
+    stats, wrong = measure(3, joints, sizes)
+    assert (stats.found, stats.measured) == (3, 2)
+    assert stats.outside == 1 + 1  # the ankle at 95 is below a frame 90 high
+    assert stats.outside_share == pytest.approx(2 / 34)
+    assert wrong == ["", "", ""]
+
+
+def test_a_joint_or_two_far_outside_is_no_fault():
+    joints = standing()
+    joints[:3, 0] = 70
+    assert what_is_wrong(joints[:, :2], SIZE) == ""
+    joints[3, 0] = 70
+    assert "4 of 17 joints far outside the 100 x 50 frame" in what_is_wrong(joints[:, :2], SIZE)
+
+
+def test_many_joints_a_little_outside_are_no_fault():
+    """Half a person: the estimator guesses the legs below the edge."""
+    assert what_is_wrong(standing(height=95, top=24)[:, :2], SIZE) == ""
+
+
+@pytest.mark.parametrize(
+    ("joints", "cause"),
+    [
+        (standing()[:, [1, 0, 2]], "are x and y swapped?"),
+        (standing() * (3, 3, 1), "made for a frame about 2.9 times as large?"),
+        (standing() + np.array([400, 0, 0]), "in the camera's whole picture, not in the crop?"),
+        (standing() + np.array([400, 800, 0]), "in the camera's whole picture, not in the crop?"),
+        (standing() * (30, 3, 1) - (600, 0, 0), "made for other frames?"),
+        (standing() / (50, 100, 1), "all joints within 0.9 pixels: are the coordinates shares of the frame"),
+        (standing() * 0, r"all joints at (0, 0): nobody found?"),
+        (standing() * 0 + 30, r"all joints at (30, 30): nobody found?"),
+    ],
+)
+def test_what_is_wrong_names_the_likely_cause(joints, cause):
+    assert cause in what_is_wrong(joints[:, :2], SIZE)
+    stats, wrong = measure(1, joints[None], np.array([SIZE]))
+    assert cause in wrong[0]
+    assert stats.misplaced == 1
+
+
+def test_lying():
+    joints = np.stack([standing(height=40), standing(height=40, top=2)[:, [1, 0, 2]]])
+    stats, _ = measure(2, joints, np.array([SIZE, SIZE]))
+    assert stats.lying == 1
+    assert stats.lying_share == 0.5
+
+
+def test_nothing_measured():
+    stats, wrong = measure(4, np.empty((0, 17, 3)), np.empty((0, 2)))
+    assert wrong == []
+    assert stats.coverage == 0
+    assert all(np.isnan([stats.mean_score, stats.mean_height, stats.outside_share, SkeletonStats().coverage]))
+    stats, wrong = measure(1, standing()[None] * 10, None)
+    assert (stats.found, stats.measured, wrong) == (1, 0, [""])
+
+
+def test_sums():
+    """Of two halves the same as of the whole."""
+    rng = np.random.default_rng(0)
+    joints, sizes = rng.uniform(-30, 130, (9, 17, 3)), rng.integers(40, 120, (9, 2))
+    joints[..., 2] /= 100
+    whole, wrong = measure(12, joints, sizes)
+    first, second = measure(5, joints[:4], sizes[:4]), measure(7, joints[4:], sizes[4:])
+    assert first[1] + second[1] == wrong
+    total = first[0] + second[0]
+    for name in ("frames", "found", "measured", "outside", "misplaced", "lying"):
+        assert getattr(total, name) == getattr(whole, name) > 0
+    assert total.scores.tolist() == whole.scores.tolist()
+    assert total.score_sum == pytest.approx(whole.score_sum)
+    assert total.heights == pytest.approx(whole.heights)

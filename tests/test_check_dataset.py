@@ -1,0 +1,171 @@
+"""tools/check_dataset.py as a user calls it: on a sound dataset, and on one with a fault of every kind."""
+
+import csv
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
+from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
+from fastreid_star.data.skeletons_hdf5 import convert_skeletons
+
+REPOSITORY = Path(__file__).parent.parent
+OPTIONS = SyntheticOptions(train_ids=2, test_ids=2, tracklets=1, frames=12)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    write_synthetic_vcm(root / "SyntheticVCM", OPTIONS)
+    return root
+
+
+@pytest.fixture
+def root(sound, tmp_path):
+    """A copy to plant faults in."""
+    return Path(shutil.copytree(sound, tmp_path / "datasets"))
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the tool: its exit status, and what it wrote to either stream."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["check_dataset.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(REPOSITORY / "tools" / "check_dataset.py"), run_name="__main__")
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return call
+
+
+def problems(folder):
+    with open(folder / "problems.csv", encoding="utf-8", newline="") as file:
+        return {(row["problem"], row["frame or skeleton"]): row["reason"] for row in csv.DictReader(file)}
+
+
+def test_a_sound_dataset(sound, tmp_path, call):
+    before = sorted(path.stat().st_mtime_ns for path in sound.rglob("*"))
+    status, out, err = call("SyntheticVCM", "--root", sound, "--skeletons", "skeletons", "--output", tmp_path / "out")
+    assert status == 0
+    assert "96 of 96 frames read" in out
+    assert "all is well" in out
+    assert "FAULT" not in out
+    assert "100%" in err, "a progress bar"
+    assert problems(tmp_path / "out") == {}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.md", "problems.csv", "frame_grid.png"}
+    with Image.open(tmp_path / "out" / "frame_grid.png") as picture:
+        width, height = picture.size
+    assert width > 8 * 160, "eight frames beside each other"
+    assert height > 6 * 320, "six tracklets below each other"
+    assert sorted(path.stat().st_mtime_ns for path in sound.rglob("*")) == before, "nothing in it is touched"
+
+
+def test_every_planted_fault_is_found_and_named(root, tmp_path, call):
+    folder = root / "SyntheticVCM"
+    store = SkeletonStore.open(folder / "skeletons")
+    keys = store.keys()
+    joints = store.raw(keys)
+    frames = {path.relative_to(folder / split).as_posix()[:-4]: path
+              for split in ("Train", "Test") for path in (folder / split).rglob("*.jpg")}  # fmt: skip
+    truncated, empty, missing, without, not_finite = keys[3], keys[17], keys[40], keys[50], keys[60]
+    swapped = keys[70:73]
+    frames[truncated].write_bytes(frames[truncated].read_bytes()[:-200])
+    frames[empty].write_bytes(b"")
+    frames[missing].unlink()
+    joints[60, 4, 0] = np.inf
+    joints[70:73] = joints[70:73][..., [1, 0, 2]]
+    kept = np.delete(np.arange(len(keys)), 50)
+    write_skeleton_store(
+        folder / "skeletons", [*(keys[row] for row in kept), "0009/ir/D1/1"], np.concatenate([joints[kept], joints[:1]])
+    )
+
+    status, out, _ = call("SyntheticVCM", "--root", root, "--skeletons", "skeletons", "--output", tmp_path / "out")
+    assert status == 1
+    found = problems(tmp_path / "out")
+    assert set(found) == {
+        ("broken frame", str(frames[truncated])),
+        ("broken frame", str(frames[empty])),
+        ("missing frame", str(frames[missing])),
+        ("frame without skeleton", without),
+        ("skeleton not finite", not_finite),
+        ("skeleton without frame", "0009/ir/D1/1"),
+        *(("skeleton off its frame", key) for key in swapped),
+    }
+    assert "truncated" in found["broken frame", str(frames[truncated])].lower()
+    assert found["broken frame", str(frames[empty])] == "the file is empty"
+    assert all("are x and y swapped?" in found["skeleton off its frame", key] for key in swapped)
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    for line in (
+        f"missing frame: 1, such as {frames[missing]}",
+        "broken frame: 2, such as",
+        f"frame without skeleton: 1, such as {without}",
+        "skeleton off its frame: 3",
+        "skeleton without frame: 1, such as 0009/ir/D1/1",
+    ):
+        assert f"FAULT  {line}" in out
+        assert f"- **fault**: {line}" in report
+    assert "93 good, 1 missing, 2 broken" in out
+
+
+def test_hdf5_existence_only_and_a_sample(root, tmp_path, call, monkeypatch):
+    convert_skeletons(root / "SyntheticVCM" / "skeletons", tmp_path / "skeletons.h5")
+    for path in (root / "SyntheticVCM").rglob("*.jpg"):
+        path.write_text("no image, but there")
+    monkeypatch.chdir(tmp_path)
+    arguments = ("SyntheticVCM", "--root", root, "--skeletons", "skeletons.h5")
+    status, out, _ = call(*arguments, "--no-decode")
+    assert (status, "96 of 96 frames looked for" in out) == (0, True)
+    assert re.search(r"^infrared +48  100.00 % +- +- ", out, re.MULTILINE), "sizes are not known"
+    status, out, _ = call(*arguments, "--sample", 10)
+    assert (status, "0 good, 0 missing, 10 broken" in out) == (1, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["datasets", "skeletons.h5"], "no --output, no files"
+
+
+def test_the_counts_of_hitsz_vcm(root, call):
+    (root / "SyntheticVCM").rename(root / "HITSZ-VCM")
+    status, out, _ = call("HITSZVCM", "--root", root)
+    assert status == 1
+    assert re.search(r"^train infrared .* differs$", out, re.MULTILINE)
+    assert "FAULT  not as published: test: tracklets 4 instead of 10,802, frames 48 instead of 230,739" in out
+    assert "96 good, 0 missing, 0 broken" in out
+    assert "skeletons" not in out
+
+
+def test_the_picture_is_repeated_by_its_seed(sound, tmp_path, call):
+    pictures = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 2)):
+        call("SyntheticVCM", "--root", sound, "--output", tmp_path / name, "--seed", seed, "--tracklets", 1)
+        pictures[name] = (tmp_path / name / "frame_grid.png").read_bytes()
+    assert pictures["a"] == pictures["b"]
+    assert len(set(pictures.values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("SyntheticVCN",), "did you mean SyntheticVCM?"),
+        (("HITSZVCM",), "no HITSZ-VCM in"),
+        (("Market1501",), "dataset of images"),
+        (("SyntheticVCM", "--skeletons", "nowhere"), "does not exist"),
+        (("SyntheticVCM", "--sample", 0), "--sample 0: at least 1"),
+        (("SyntheticVCM", "--workers", 0), "--workers 0: at least 1"),
+        (("SyntheticVCM", "--seed", -1), "--seed -1: at least 0"),
+        (("SyntheticVCM", "--output", "file/out"), "cannot be made: Not a directory"),
+    ],
+)
+def test_user_errors(sound, tmp_path, call, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    status, out, err = call(*arguments, "--root", sound)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
