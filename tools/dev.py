@@ -4,11 +4,16 @@
     python tools/dev.py setup    make .venv and install everything into it
     python tools/dev.py demo     set up, then train and evaluate on data the project makes
     python tools/dev.py test     set up, then lint and test; more arguments go to pytest
+    python tools/dev.py pose     make .venv-pose, the environment of the pose estimators
 
 A torch that the calling Python already has (an Ascend or CUDA image, conda, a virtual environment) is kept: .venv then
 sees that Python's packages. Otherwise torch 2.13.0 is installed: the CPU build where there is no GPU and pip offers
 one, else the build pip offers first; set TORCH_INDEX_URL to the index of another. Everything is installed once: the
 second call takes a moment.
+
+.venv-pose is made in the same way and holds the project too, with transformers (ViTPose) and mmpose 1.3.2 (HRNet,
+RTMPose). mmpose wants packages older than the project's, and a C compiler with Python's headers for one of them, which
+is why it stands apart: nothing but skeleton extraction needs it. Tests of the pose estimators are skipped without it.
 """
 
 from __future__ import annotations
@@ -20,31 +25,75 @@ import subprocess
 import sys
 import sysconfig
 import time
-import venv
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from venv import create
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-STAMP = VENV / "fastreid-star.stamp"
-PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 TORCH = "2.13.0"
 FASTREID = "fastreid==1.4.0"  # pins torch 1.13: only --no-deps lets it in
-EXTRAS = "dev"
+
+
+class Environment:
+    """A virtual environment of the project's own, below its root.
+
+    Args:
+        name: of its folder.
+        extra: of setup.py, installed with the project.
+        more: titles and pip's arguments of what it holds beside that, in order.
+    """
+
+    def __init__(self, name: str, *, extra: str, more: Mapping[str, Sequence[str]]):
+        self.folder = ROOT / name
+        self.extra = extra
+        self.more = more
+        self.python = self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        self.stamp = self.folder / "fastreid-star.stamp"
+
+    def install(self, title: str, arguments: Iterable[str]) -> None:
+        print(f"  {title} ...", end="", flush=True)
+        start = time.monotonic()
+        command = [self.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments]
+        subprocess.run(command, check=True, cwd=ROOT)
+        print(f" {time.monotonic() - start:.0f} s", flush=True)
+
+
+VENV = Environment(".venv", extra="dev", more={})
+POSE = Environment(
+    ".venv-pose",
+    extra="pose",
+    more={
+        # what mmpose, mmengine and mmcv need at run time and the project does not; setuptools for its pkg_resources,
+        # setuptools and Cython to build xtcocotools
+        "what mmpose needs": (
+            *("addict", "json_tricks", "munkres", "packaging", "pyyaml", "rich", "six", "termcolor", "yapf"),
+            *("setuptools<80", "wheel", "cython>=3"),
+        ),
+        # --no-deps: they ask for an opencv-python beside the headless one, and for chumpy, which no longer builds and
+        # is not used. mmcv-lite is mmcv without compiled operators: nobody builds those for today's torch.
+        "mmpose": ("--no-deps", "mmpose==1.3.2", "mmengine==0.10.7", "mmcv-lite==2.1.0"),
+        # its wheels do not load beside numpy 2; without isolation it is built against the numpy it will be used with
+        "xtcocotools, from source": (
+            *("--no-deps", "--no-binary", "xtcocotools", "--no-build-isolation", "xtcocotools==1.14.3"),
+        ),
+    },
+)
 
 
 def main() -> int:
-    commands = {"setup": lambda _: 0, "demo": demo, "test": test}
+    commands = {"setup": lambda _: 0, "demo": demo, "test": test, "pose": pose}
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         print(__doc__)
         return 2
     if sys.version_info < (3, 10):  # noqa: UP036 - whoever has an older one should read why
         print(f"Python 3.10 or later is needed; this is {sys.version.split()[0]}")
         return 2
-    if Path(sys.prefix).resolve() == VENV.resolve():  # called from the activated .venv: what it was made from decides
+    if Path(sys.prefix).resolve() in (VENV.folder.resolve(), POSE.folder.resolve()):
+        # called from an activated environment of ours: what it was made from decides
         return subprocess.call([sys._base_executable, *sys.argv])
     try:
-        set_up()
+        set_up(POSE if sys.argv[1] == "pose" else VENV)
     except subprocess.CalledProcessError as error:
         if error.output:
             print(error.output.decode(errors="replace"))
@@ -55,7 +104,7 @@ def main() -> int:
 
 
 def demo(args: list[str]) -> int:
-    return subprocess.call([PYTHON, "-u", ROOT / "tools" / "demo.py", *args], cwd=ROOT)
+    return subprocess.call([VENV.python, "-u", ROOT / "tools" / "demo.py", *args], cwd=ROOT)
 
 
 def test(args: list[str]) -> int:
@@ -68,66 +117,66 @@ def test(args: list[str]) -> int:
         ["-m", "pytest", "-n", workers, "--durations=10", *args],
     ):
         print(f"\n$ python {' '.join(step)}", flush=True)
-        status = subprocess.call([PYTHON, *step], cwd=ROOT, env=env)
+        status = subprocess.call([VENV.python, *step], cwd=ROOT, env=env)
         if status:
             return status
     return 0
 
 
-def set_up() -> None:
-    """Make .venv and fill it, unless a stamp says that this very set-up is there already."""
+def pose(args: list[str]) -> int:
+    print(f"the pose estimators' Python: {POSE.python}")
+    return 0
+
+
+def set_up(venv: Environment) -> None:
+    """Make an environment and fill it, unless a stamp says that this very set-up is there already."""
     inherited = version_of_torch(sys.executable)
     metadata = (ROOT / "setup.py").read_text(encoding="utf-8")
-    parts = [metadata, TORCH, FASTREID, EXTRAS, sys.version, str(inherited), str(ROOT)]
+    more = [argument for arguments in venv.more.values() for argument in arguments]
+    parts = [metadata, TORCH, FASTREID, venv.extra, *more, sys.version, str(inherited), str(ROOT)]
     wanted = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    if STAMP.is_file() and STAMP.read_text() == wanted:
+    if venv.stamp.is_file() and venv.stamp.read_text() == wanted:
         return
     start = time.monotonic()
-    print(f"setting up {VENV} with Python {sys.version.split()[0]}", flush=True)
-    if VENV.exists() and not PYTHON.exists():
-        shutil.rmtree(VENV)
-    STAMP.unlink(missing_ok=True)
-    venv.create(VENV, with_pip=True, system_site_packages=inherited is not None)
+    print(f"setting up {venv.folder} with Python {sys.version.split()[0]}", flush=True)
+    if venv.folder.exists() and not venv.python.exists():
+        shutil.rmtree(venv.folder)
+    venv.stamp.unlink(missing_ok=True)
+    create(venv.folder, with_pip=True, system_site_packages=inherited is not None)
     if inherited:
-        see_packages_of_this_python()
+        see_packages_of_this_python(venv)
         print(f"  keeping torch {inherited}", flush=True)
     else:
-        install_torch()
-    torch = version_of_torch(PYTHON)
+        install_torch(venv)
+    torch = version_of_torch(venv.python)
     if torch is None or (inherited and torch != inherited):
-        sys.exit(f"{VENV} sees torch {torch}, not {inherited or TORCH}: delete the folder and call this again")
+        sys.exit(f"{venv.folder} sees torch {torch}, not {inherited or TORCH}: delete the folder and call this again")
     # torch 2.N goes with torchvision 0.(N + 15); --no-deps, or pip may replace torch
     minor = int(torch.split(".")[1])
-    step("torchvision", ["--no-deps", f"torchvision==0.{minor + 15}.*", *index_of_torch()])
-    constraints = VENV / "constraints.txt"
+    venv.install("torchvision", ["--no-deps", f"torchvision==0.{minor + 15}.*", *index_of_torch()])
+    constraints = venv.folder / "constraints.txt"
     constraints.write_text(f"torch=={torch}\n")
-    step("fastreid_star and what it needs", ["-c", str(constraints), "-e", f"{ROOT}[{EXTRAS}]"])
-    step("fastreid", ["--no-deps", FASTREID])
-    STAMP.write_text(wanted)
+    kept = ["-c", str(constraints)]
+    venv.install("fastreid_star and what it needs", [*kept, "-e", f"{ROOT}[{venv.extra}]"])
+    for title, arguments in venv.more.items():
+        venv.install(title, [*kept, *arguments])
+    venv.install("fastreid", ["--no-deps", FASTREID])  # last: beside it pip complains of whatever is installed
+    venv.stamp.write_text(wanted)
     print(f"set up in {time.monotonic() - start:.0f} s\n", flush=True)
 
 
-def step(title: str, arguments: list[str]) -> None:
-    print(f"  {title} ...", end="", flush=True)
-    start = time.monotonic()
-    subprocess.run(
-        [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments], check=True, cwd=ROOT
-    )
-    print(f" {time.monotonic() - start:.0f} s", flush=True)
-
-
-def install_torch() -> None:
+def install_torch(venv: Environment) -> None:
     """torch of the tested version; without a GPU its CPU build, if pip knows one."""
     has_gpu = shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists()
     if not has_gpu and not index_of_torch():
-        command = [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"torch=={TORCH}+cpu"]
+        command = [venv.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"torch=={TORCH}+cpu"]
         print(f"  torch {TORCH}, CPU build ...", end="", flush=True)
         start = time.monotonic()
         if subprocess.run(command, capture_output=True, cwd=ROOT, check=False).returncode == 0:
             print(f" {time.monotonic() - start:.0f} s", flush=True)
             return
         print(" pip knows none; set TORCH_INDEX_URL to an index that does, to save gigabytes", flush=True)
-    step(f"torch {TORCH}", [f"torch=={TORCH}", *index_of_torch()])
+    venv.install(f"torch {TORCH}", [f"torch=={TORCH}", *index_of_torch()])
 
 
 def index_of_torch() -> list[str]:
@@ -142,11 +191,11 @@ def version_of_torch(python: str | Path) -> str | None:
     return found.stdout.strip() if found.returncode == 0 else None
 
 
-def see_packages_of_this_python() -> None:
-    """Where the calling Python is a virtual environment itself, .venv inherits only from what that was made of."""
+def see_packages_of_this_python(venv: Environment) -> None:
+    """Where the calling Python is a virtual environment itself, ours inherits only from what that was made of."""
     if sys.prefix != sys.base_prefix:
         code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        inner = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        inner = subprocess.run([venv.python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
         (Path(inner) / "calling_python.pth").write_text("\n".join(sorted(outer)) + "\n")
 

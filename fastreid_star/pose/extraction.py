@@ -1,0 +1,336 @@
+"""Skeletons for half a million crops: decoded in workers, estimated in batches, kept part by part.
+
+Killed at any moment and started again with the same command, it goes on where it was; what comes out is the same, byte
+for byte, as crops share a batch with the same others every time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import glob
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from fastreid_star.coco import NUM_JOINTS
+from fastreid_star.data.images import BrokenImage, read_frame
+from fastreid_star.data.skeletons import INDEX_FILE, FlatStore, write_skeleton_store
+from fastreid_star.data.workers import one_thread, ready_to_fork
+from fastreid_star.errors import UserError
+from fastreid_star.pose.estimator import PoseEstimator
+from fastreid_star.pose.frames import Frames
+from fastreid_star.pose.parts import Part, Parts
+
+BATCHES_A_PART = 16
+# So many crops of one part, and not one that can be read: it is the disk, not the crops.
+SUSPICIOUS = 100
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which parts a process makes: ``number``, ``number + of``, ``number + 2 of``, ..."""
+
+    number: int = 0
+    of: int = 1
+
+
+WHOLE = Share()
+
+
+def parts_folder(output: str | os.PathLike) -> str:
+    """Where the parts of a store are until it is whole; gone when it is."""
+    return f"{os.path.abspath(output)}.parts"
+
+
+class Extraction:
+    """From crops to a skeleton store.
+
+    Args:
+        frames: the crops.
+        output: folder of the store to make.
+        describe: what :meth:`PoseEstimator.describe` says of the estimator.
+        batch_size: crops estimated at a time.
+        batches_a_part: parts are written so often.
+        overwrite: replace a store that is there, once the new one is whole.
+
+    Raises:
+        UserError: `output` holds other skeletons or something else, or `output`.parts the beginning of others.
+    """
+
+    def __init__(
+        self,
+        frames: Frames,
+        output: str | os.PathLike,
+        describe: dict[str, Any],
+        *,
+        batch_size: int = 16,
+        batches_a_part: int = BATCHES_A_PART,
+        overwrite: bool = False,
+    ):
+        self.frames = frames
+        self.output = os.path.abspath(output)
+        self.batch_size = batch_size
+        self.parts = Parts(parts_folder(output), len(frames), batch_size * batches_a_part)
+        plan = {"frames": len(frames), "keys_sha256": frames.digest, "batch_size": batch_size, **describe}
+        self.plan = json.loads(json.dumps(plan))  # as it comes back from a file
+        self.complete = False
+        if os.path.exists(self.output):
+            if not os.path.isfile(os.path.join(self.output, INDEX_FILE)):
+                raise UserError(f"{self.output} is there and no skeleton store: choose another --output")
+            self.complete = not overwrite and self._is_made()
+            if not (self.complete or overwrite):
+                raise UserError(
+                    f"{self.output} holds other skeletons: choose another --output, or add --overwrite to replace them"
+                )
+        if self.complete:
+            self.parts.remove()  # left behind where a process was killed between its last two steps
+        else:
+            self.parts.begin(self.plan)
+
+    def _is_made(self) -> bool:
+        """Whether the store is there, made by this very plan."""
+        return os.path.exists(self.output) and FlatStore(self.output).meta.get("plan") == self.plan
+
+    def run(self, estimator: PoseEstimator, *, share: Share = WHOLE, workers: int = 2, progress: bool = True) -> None:
+        """Estimate what is still to do of a share.
+
+        Args:
+            estimator: one that describes itself as the plan says.
+            workers: processes that decode; 0: this one does.
+            progress: show a bar of the whole work, other processes' parts included.
+
+        Raises:
+            UserError: the crops' folder is gone, nothing can be written, or a worker was killed.
+        """
+        if self.complete:
+            return
+        # whose a part is does not depend on what is done: processes that start at other times agree on it
+        to_do = sorted({*range(share.number, len(self.parts), share.of)} - self.parts.done())
+        batches = [
+            rows[start : start + self.batch_size]
+            for rows in map(self.parts.rows, to_do)
+            for start in range(0, len(rows), self.batch_size)
+        ]
+        ready_to_fork()
+        loader = DataLoader(
+            _Crops(self.frames, estimator.prepare),
+            batch_sampler=batches,
+            num_workers=min(workers, len(batches)),
+            collate_fn=list,
+            worker_init_fn=one_thread,
+        )
+        with _Bar(self.parts, progress) as bar, _worker_deaths_explained():
+            crops = iter(loader)
+            for number in to_do:
+                self.parts.write(number, self._estimate(estimator, number, crops, bar))
+                bar.part_done(number)
+
+    def _estimate(self, estimator: PoseEstimator, number: int, crops: Iterator, bar: _Bar) -> Part:
+        """One part, from as many batches as it has."""
+        rows = self.parts.rows(number)
+        joints = np.full((len(rows), NUM_JOINTS, 3), np.nan, np.float32)
+        sizes, problems = np.zeros((len(rows), 2), np.int32), [""] * len(rows)
+        for start in range(0, len(rows), self.batch_size):
+            batch = next(crops)
+            for place, crop in enumerate(batch, start):
+                sizes[place], problems[place] = crop.size, crop.problem
+            good = [place for place, crop in enumerate(batch, start) if not crop.problem]
+            if good:
+                joints[good] = estimator.estimate([batch[place - start].prepared for place in good])
+            bar.crops_done(len(batch))
+        for place in np.flatnonzero(~np.isfinite(joints).all(axis=(1, 2))):
+            joints[place] = np.nan
+            problems[place] = problems[place] or "the network gave joints that are not finite"
+        if any(problems):
+            self._refuse_a_lost_folder(rows, problems)
+        return Part(joints, sizes, problems)
+
+    def _refuse_a_lost_folder(self, rows: range, problems: Sequence[str]) -> None:
+        """A broken file is one thing, a disk that went away another: that must not end as a store without skeletons."""
+        if not os.path.isdir(self.frames.root):
+            raise UserError(f"{self.frames.root} is gone: bring it back and give the same command again")
+        if len(rows) >= SUSPICIOUS and all(problems):
+            raise UserError(
+                f"none of {len(rows)} crops from {self.frames.path(rows[0])} on can be read ({problems[0]}): "
+                "check the folder and its disk, and give the same command again; what is done is kept"
+            )
+
+    def finish(self) -> bool:
+        """Make the store of the parts, if all of them are there, and remove them.
+
+        Returns:
+            whether the store is there now. False: parts are missing, which other machines are to make.
+
+        Raises:
+            UserError: the store cannot be written; the parts stay.
+        """
+        if self.complete:
+            return True
+        with _alone(self.parts.folder) as alone:
+            if not alone:  # another process is making it, or has made it
+                return self._is_made()
+            if len(self.parts.done()) < len(self.parts):
+                return False
+            self._write_store()
+            self.parts.remove()
+        self.complete = True
+        return True
+
+    def _write_store(self) -> None:
+        joints = np.empty((len(self.frames), NUM_JOINTS, 3), np.float32)
+        sizes, missing = Counter(), {}
+        for number in range(len(self.parts)):
+            part, rows = self.parts.read(number), self.parts.rows(number)
+            if part is None:
+                raise UserError(
+                    f"part {number} in {self.parts.folder} was damaged and is removed: give the same command again"
+                )
+            joints[rows.start : rows.stop] = part.joints
+            sizes.update((int(width), int(height)) for width, height in part.sizes if width)
+            missing.update({self.frames.keys[row]: text for row, text in zip(rows, part.problems, strict=True) if text})
+        for stale in glob.glob(f"{glob.escape(self.output)}.tmp*"):  # of a process killed while it wrote the store
+            shutil.rmtree(stale, ignore_errors=True)
+        try:
+            write_skeleton_store(self.output, self.frames.keys, joints, self._manifest(sizes, missing))
+        except OSError as error:
+            raise UserError(
+                f"{self.output} cannot be written ({error.strerror}): mend that and give the same command again; "
+                "what is done is kept"
+            ) from error
+
+    def _manifest(self, sizes: Counter, missing: dict[str, str]) -> dict:
+        return {
+            "made_by": "fastreid_star extract_skeletons",
+            "date": _today(),
+            "plan": self.plan,
+            "counts": {
+                "frames": len(self.frames),
+                "with_skeleton": len(self.frames) - len(missing),
+                "without": len(missing),
+            },
+            "image_sizes": {
+                "distinct": len(sizes),
+                "commonest": [
+                    [*size, count] for size, count in sorted(sizes.items(), key=lambda x: (-x[1], x[0]))[:10]
+                ],
+                "smallest": [min(axis) for axis in zip(*sizes, strict=True)] if sizes else [],
+                "largest": [max(axis) for axis in zip(*sizes, strict=True)] if sizes else [],
+            },
+            "missing": missing,
+        }
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """What a worker hands over: a crop prepared for the network, or why there is none."""
+
+    prepared: Any
+    size: tuple[int, int]
+    problem: str
+
+
+class _Crops(Dataset):
+    def __init__(self, frames: Frames, prepare: Callable[[np.ndarray], Any]):
+        self.frames = frames
+        self.prepare = prepare
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> _Crop:
+        path = self.frames.path(index)
+        try:
+            image = read_frame(path)
+        except BrokenImage as error:
+            # the same text on every machine: without the folder that the crops happen to lie in
+            return _Crop(None, (0, 0), str(error).replace(path, self.frames.paths[index]))
+        height, width = image.shape[:2]
+        return _Crop(self.prepare(image), (width, height), "")
+
+
+class _Bar:
+    """A bar over all crops, with the rate of this process and what others have finished."""
+
+    def __init__(self, parts: Parts, show: bool):
+        self.parts = parts
+        self.others = parts.done()
+        before = sum(len(parts.rows(number)) for number in self.others)
+        self.bar = tqdm(
+            total=parts.frames,
+            initial=before,
+            unit=" crops",
+            desc="skeletons",
+            disable=not show,
+            smoothing=0.05,
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+
+    def crops_done(self, count: int) -> None:
+        self.bar.update(count)
+
+    def part_done(self, number: int) -> None:
+        """Count this part, which is counted already, and those that others have finished in the meantime."""
+        self.others.add(number)
+        if self.bar.disable:
+            return
+        with contextlib.suppress(UserError):  # another process saw this last part, and made the store already
+            new = self.parts.done() - self.others
+            self.others |= new
+            self.bar.update(sum(len(self.parts.rows(other)) for other in new))
+
+
+@contextlib.contextmanager
+def _worker_deaths_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a decoding process was ended from outside ({error}), perhaps for want of memory: give the same command "
+            "again, with fewer --workers; what is done is kept"
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone(folder: os.PathLike) -> Iterator[bool]:
+    """Whether this process is the one that makes the store, where several have come to the end."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # another has made it and removed the parts
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(handle)
+
+
+def _today() -> str:
+    """The date in UTC, or that of $SOURCE_DATE_EPOCH, as for all reproducible files."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    now = datetime.datetime.now(datetime.timezone.utc)
+    if epoch and epoch.isdecimal():
+        now = datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc)
+    return now.date().isoformat()

@@ -1,0 +1,96 @@
+"""One extraction over the devices of this machine: what tools/extract_skeletons.py runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from fastreid_star.engine.device import choose_device, device_count
+from fastreid_star.engine.launch import run_processes
+from fastreid_star.errors import UserError
+from fastreid_star.pose.estimator import build_estimator
+from fastreid_star.pose.extraction import WHOLE, Extraction, Share, parts_folder
+from fastreid_star.pose.frames import Frames, frames_of_dataset, frames_of_folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to extract, with what, and where to.
+
+    Args:
+        output: folder of the store to make.
+        dataset, root: a registered dataset, and the folder that holds its own folder; or
+        images: any folder of crops.
+        backend, model, checkpoint, flip_test, dtype: see :func:`build_estimator`.
+        device: ``auto``, ``npu``, ``cuda`` or ``cpu``.
+        num_devices: so many processes, one a device.
+        shard: this machine's share of the work, where several write into one folder.
+        batch_size: crops estimated at a time.
+        workers: decoding processes for each device.
+        overwrite: replace the store that is there.
+    """
+
+    output: str
+    backend: str = "mmpose"
+    model: str = ""
+    checkpoint: str = ""
+    dataset: str = ""
+    root: str = "datasets"
+    images: str = ""
+    flip_test: bool = False
+    dtype: str | None = None
+    device: str = "auto"
+    num_devices: int = 1
+    shard: Share = WHOLE
+    batch_size: int = 16
+    workers: int = 2
+    overwrite: bool = False
+
+    def frames(self) -> Frames:
+        """The crops, in the order of the store."""
+        return frames_of_folder(self.images) if self.images else frames_of_dataset(self.dataset, self.root)
+
+
+def extract(job: Job) -> bool:
+    """Do a job, or this machine's shard of it.
+
+    Returns:
+        whether the store is there now; False: other shards are still to be made.
+
+    Raises:
+        UserError: whatever is wrong with the crops, the estimator, the device or the disk.
+    """
+    if bool(job.images) == bool(job.dataset):
+        raise UserError("say which crops: either --dataset NAME or --images FOLDER")
+    if not 0 <= job.shard.number < job.shard.of:
+        raise UserError(f"--shard {job.shard.number + 1}/{job.shard.of}: shards count from 1/{job.shard.of}")
+    for name, value, least in (("batch-size", job.batch_size, 1), ("workers", job.workers, 0)):
+        if value < least:
+            raise UserError(f"--{name} {value}: it must be at least {least}")
+    count = device_count(job.device)
+    if job.num_devices < 1 or (count is not None and job.num_devices > count):
+        raise UserError(f"--num-devices {job.num_devices}: this machine shows {count or 'any number of CPU'} device(s)")
+    if job.num_devices == 1:
+        _extract_share(0, job)
+    else:
+        run_processes(_extract_share, job.num_devices, (job,))
+    return not os.path.exists(parts_folder(job.output))
+
+
+def _extract_share(number: int, job: Job) -> None:
+    frames = job.frames()
+    device = choose_device(job.device, number)
+    estimator = build_estimator(
+        job.backend,
+        model=job.model,
+        checkpoint=job.checkpoint,
+        device=device,
+        flip_test=job.flip_test,
+        dtype=job.dtype,
+    )
+    extraction = Extraction(
+        frames, job.output, estimator.describe(), batch_size=job.batch_size, overwrite=job.overwrite
+    )
+    share = Share(job.shard.number * job.num_devices + number, job.shard.of * job.num_devices)
+    extraction.run(estimator, share=share, workers=job.workers, progress=number == 0)
+    extraction.finish()

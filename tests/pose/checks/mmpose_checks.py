@@ -1,0 +1,394 @@
+"""mmpose's networks behind the interface: random weights in the real architectures, and a perfect stand-in for one."""
+
+import functools
+import io
+import os
+import pickle
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+
+import cv2
+import numpy as np
+import torch
+from markers import SIZES, find, odd_crops, plant, refused
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmpose.codecs import MSRAHeatmap, SimCCLabel
+from torch.utils.data import DataLoader
+
+from fastreid_star.coco import LEFT_RIGHT, NUM_JOINTS
+from fastreid_star.pose import mmpose_backend, mmpose_shims, mmpose_weights
+from fastreid_star.pose.estimator import build_estimator
+
+CPU = torch.device("cpu")
+HRNET = mmpose_backend.DEFAULT_MODEL
+DARK = "td-hm_res50_dark-8xb64-210e_coco-256x192"
+UDP = "cspnext-tiny_udp_8xb256-210e_coco-256x192"
+UDP_OFFSETS = "td-hm_hrnet-w32_udp-regress-8xb64-210e_coco-256x192"
+RTMPOSE = "rtmpose-t_8xb256-420e_coco-256x192"
+
+
+@functools.lru_cache
+def network(name):
+    """The real architecture with random weights, those that are run with features that differ from place to place."""
+    path = mmpose_backend.config_path(name)
+    config = mmpose_backend.read_config(path)
+    torch.manual_seed(0)
+    model = mmpose_backend._build(config, path, CPU, False)
+    if name in (HRNET, RTMPOSE):
+        # after one batch the normalised features have mean 0 and variance 1, as in a trained network
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+                layer.momentum = 1.0
+        noise = torch.nn.functional.interpolate(torch.randn(2, 3, 16, 12), scale_factor=16)
+        with torch.no_grad(), mmpose_shims.quiet():
+            model.train()(noise, None, mode="tensor")
+    return model.eval(), config
+
+
+def published(name):
+    """What mmengine writes in training, and mmpose publishes without the optimizer."""
+    model, config = network(name)
+    hub = MessageHub.get_instance("checks")
+    for step in range(3):
+        hub.update_scalar("train/loss", 1 / (1 + step))
+    hub.update_info("best", np.float64(0.7))
+    meta = {
+        "cfg": config.pretty_text,
+        "epoch": 210,
+        "dataset_meta": {"sigmas": np.ones(17, np.float32), "joint_weights": np.ones((17, 1)), "names": ["nose"]},
+    }
+    return {"meta": meta, "state_dict": OrderedDict(model.state_dict()), "message_hub": hub.state_dict()}
+
+
+@functools.lru_cache
+def checkpoint(folder, name):
+    path = folder / f"{name}.pth"
+    torch.save(published(name), path)
+    return str(path)
+
+
+@functools.lru_cache
+def build(folder, name, flip_test=False, dtype=None):
+    path = checkpoint(folder, name)
+    return build_estimator("mmpose", model=name, checkpoint=path, device=CPU, flip_test=flip_test, dtype=dtype)
+
+
+def check_importing_leaves_no_stand_in_behind(folder):
+    assert {"mmdet", "mmdet.utils", "mmcv.ops"} & set(sys.modules) == set()
+
+
+def check_the_networks_end_to_end(folder):
+    for name, singles in ((HRNET, (0, 9)), (RTMPOSE, range(16))):
+        estimator = build(folder, name)
+        assert {parameter.device for parameter in estimator._model.parameters()} == {CPU}
+        assert not estimator._model.training
+        for mine, saved in zip(
+            estimator._model.state_dict().values(), network(name)[0].state_dict().values(), strict=True
+        ):
+            assert torch.equal(mine, saved)
+        prepared = [estimator.prepare(crop) for crop in odd_crops(16)]
+        joints = estimator.estimate(prepared)
+        assert joints.shape == (16, NUM_JOINTS, 3)
+        assert joints.dtype == np.float32
+        assert np.isfinite(joints).all()
+        assert joints[..., 2].min() >= 0
+        assert joints[..., 2].max() <= 1
+        # joints and crops are told apart, so equal joints below mean something
+        assert (joints[..., :2].std(axis=1) > 3).all()
+        assert (joints[..., :2].std(axis=0) > 3).all()
+        for index in singles:
+            alone = estimator.estimate([prepared[index]])
+            assert np.abs(alone - joints[index]).max() < 1e-3
+        nothing = estimator.estimate([])
+        assert (nothing.shape, nothing.dtype) == ((0, NUM_JOINTS, 3), np.float32)
+
+
+def check_mixed_precision(folder):
+    prepared = [build(folder, RTMPOSE).prepare(crop) for crop in odd_crops(4)]
+    full = build(folder, RTMPOSE).estimate(prepared)
+    for dtype, most in (("bfloat16", 0.5), ("float16", 0.1)):
+        half = build(folder, RTMPOSE, dtype=dtype)
+        assert half.describe()["dtype"] == dtype
+        joints = half.estimate(prepared)
+        assert np.isfinite(joints).all()
+        assert not np.array_equal(joints, full)
+        assert np.median(np.abs(joints - full)) < most
+
+
+def check_description(folder):
+    said = build(folder, RTMPOSE, flip_test=True).describe()
+    assert said["backend"] == "mmpose"
+    assert said["model"] == RTMPOSE
+    assert said["config"] == f"{RTMPOSE}.py"
+    assert said["checkpoint"] == f"{RTMPOSE}.pth"
+    assert len(said["sha256"]) == 64
+    assert said["input_size"] == [192, 256]
+    assert said["score"] == "SimCC maximum"
+    assert said["flip_test"] is True
+    assert said["versions"]["mmpose"] == "1.3.2"
+    assert build(folder, HRNET).describe()["score"] == "heatmap maximum"
+    default = build_estimator("mmpose", checkpoint=checkpoint(folder, HRNET), device=CPU)
+    assert default.describe() == build(folder, HRNET).describe()
+
+
+class Perfect:
+    """Stands in for a network: its output is the codec's own encoding of where the blobs are in its input."""
+
+    def __init__(self, estimator):
+        self.model, self.decoder = estimator._model, estimator._head.decoder
+        if isinstance(self.decoder, MSRAHeatmap):  # peaks at the joints, not at the nearest cells
+            self.encoder = MSRAHeatmap(self.decoder.input_size, self.decoder.heatmap_size, 2, unbiased=True)
+        else:
+            self.encoder = self.decoder
+
+    def __enter__(self):
+        self.seen = []
+        self.model.extract_feat = lambda inputs: inputs
+        self.model.head.forward = self.outputs
+        return self
+
+    def __exit__(self, *_):
+        del self.model.extract_feat, self.model.head.forward
+
+    def outputs(self, inputs):
+        self.seen.append(inputs)
+        normal = self.model.data_preprocessor
+        pixels = (inputs * normal.std + normal.mean).permute(0, 2, 3, 1).numpy()
+        return self.encode([find(image) for image in pixels])
+
+    def encode(self, points, height=1.0):
+        encoded = [self.encoder.encode(np.float32(one)[None]) for one in points]
+        if isinstance(self.decoder, SimCCLabel):
+            vectors = [np.concatenate([one[f"keypoint_{axis}_labels"] for one in encoded]) for axis in "xy"]
+            return tuple(height * torch.from_numpy(vector) for vector in vectors)
+        return height * torch.from_numpy(np.stack([one["heatmaps"] for one in encoded]))
+
+
+def check_blobs_are_found_where_they_are(folder):
+    """Colours, places and sides all come through: any mistake of them is larger than what is allowed here."""
+    for name in (HRNET, DARK, UDP, UDP_OFFSETS, RTMPOSE):
+        for flip_test in (False, True):
+            estimator = build(folder, name, flip_test)
+            planted = [plant(*size, seed) for seed, size in enumerate(SIZES)]
+            prepared = [estimator.prepare(image) for image, _ in planted]
+            with Perfect(estimator):
+                joints = estimator.estimate(prepared)
+            off = joints[..., :2] - np.stack([points for _, points in planted])
+            # pixels of the crop to a cell of the heatmap, 64 of which are 1.25 boxes high
+            cells = np.array([1.25 * max(height, width / 0.75) / 64 for width, height in SIZES])
+            # Without DARK's refinement a heatmap says a quarter of a cell. Where the codec is MSRA's, mmpose lays what
+            # the mirrored crop gave a quarter of a cell beside the other; for SimCC it is half a pixel of the input.
+            quantum = cells / 4 if name == HRNET else 0.2
+            shift = flip_test * (cells / 8 if name in (HRNET, DARK) else 0.3)
+            furthest = np.abs(off).max(axis=(1, 2))
+            assert (furthest < quantum + shift + 0.15).all(), (name, flip_test, furthest)
+            # which hides nothing: over many joints it is 0 on average
+            mean = np.abs((off / cells[:, None, None]).mean(axis=(0, 1)))
+            assert mean.max() < (0.13 if name in (HRNET, DARK) and flip_test else 0.05), (name, flip_test, mean)
+            if name != UDP_OFFSETS:  # whose decoder blurs the map of scores first
+                assert np.abs(joints[..., 2] - 1).max() < 0.15, (name, flip_test)
+
+
+def check_the_mirrored_crop_is_looked_at_where_asked(folder):
+    image, _ = plant(97, 201)
+    for name in (HRNET, RTMPOSE):
+        for flip_test in (False, True):
+            estimator = build(folder, name, flip_test)
+            with Perfect(estimator) as stand_in:
+                estimator.estimate([estimator.prepare(image)])
+            assert len(stand_in.seen) == 1 + flip_test
+            if flip_test:
+                assert torch.equal(stand_in.seen[0], stand_in.seen[1].flip(-1))
+
+
+def check_one_person_is_as_mmpose_says(folder):
+    """To the last digit, by mmpose's own function for images, which gets them as it loads them: blue first."""
+    from mmpose.apis import inference_topdown
+
+    for name in (HRNET, DARK, UDP, UDP_OFFSETS, RTMPOSE):
+        estimator = build(folder, name, True)
+        images = [plant(*size)[0] for size in SIZES]
+        with Perfect(estimator):
+            ours = estimator.estimate([estimator.prepare(image) for image in images])
+            central = estimator._head.decode
+            del estimator._head.decode
+            theirs = [inference_topdown(estimator._model, cv2.cvtColor(image, cv2.COLOR_RGB2BGR)) for image in images]
+            estimator._head.decode = central
+        for joints, (sample,) in zip(ours, theirs, strict=True):
+            assert np.array_equal(joints[:, :2], np.float32(sample.pred_instances.keypoints[0]))
+            assert np.array_equal(joints[:, 2], sample.pred_instances.keypoint_scores[0].clip(0, 1))
+
+
+def check_the_central_person_is_taken(folder):
+    crop = np.zeros((192, 90, 3), np.uint8)  # the input shows 180 x 240 pixels: two thirds of its width are outside
+    rng = np.random.default_rng(0)
+    central = rng.uniform([92, 60], [104, 200], (NUM_JOINTS, 2))
+    at_the_edge = central * [0, 1] + [[56, 0]]
+    for name in (HRNET, DARK, UDP, UDP_OFFSETS, RTMPOSE):
+        estimator = build(folder, name)
+        stand_in = Perfect(estimator)
+        prepared = [estimator.prepare(crop)]
+        for heights, expected in (((0.7, 0.8), central), ((0.4, 0.9), at_the_edge)):
+            people = zip((central, at_the_edge), heights, strict=True)
+            outputs = [stand_in.encode([points], height) for points, height in people]
+            if name == RTMPOSE:
+                both = tuple(map(torch.maximum, *outputs))
+            else:
+                # a cell belongs to whom it says more of, and its offsets with it
+                channels = 3 if name == UDP_OFFSETS else 1
+                whose = (outputs[0] > outputs[1])[:, ::channels].repeat_interleave(channels, dim=1)
+                both = torch.where(whose, *outputs)
+            alone = outputs[0] if expected is central else outputs[1]
+            found = []
+            with Perfect(estimator):
+                for output in (both, alone):
+                    estimator._model.head.forward = lambda inputs, output=output: output
+                    found.append(estimator.estimate(prepared))
+            off = np.abs(found[0] - found[1])
+            assert off[..., :2].max() < 0.2, (name, off.max(axis=1))
+            # RTMPose's score is the lower one of x and y, and y is left as it is; UDP_OFFSETS' is blurred over both
+            if name not in (RTMPOSE, UDP_OFFSETS):
+                assert off[..., 2].max() == 0
+
+
+def check_preparing_in_other_processes(folder):
+    estimator = build(folder, HRNET)
+    crops = odd_crops(3)
+    here = [estimator.prepare(crop) for crop in crops]
+    data = pickle.dumps(estimator.prepare)
+    assert len(data) < 10_000  # the network has 100 MB
+    assert pickle.loads(data)(crops[0])["inputs"].equal(here[0]["inputs"])
+    for start in ("fork", "spawn"):
+        loader = DataLoader(
+            crops, batch_size=None, num_workers=1, collate_fn=estimator.prepare, multiprocessing_context=start
+        )
+        there = list(loader)
+        for one, other in zip(here, there, strict=True):
+            assert torch.equal(one["inputs"], other["inputs"])
+        assert np.array_equal(
+            build(folder, RTMPOSE).estimate(here), build(folder, RTMPOSE).estimate(there)
+        )  # the two prepare alike
+
+
+def check_devices_are_never_chosen(folder):
+    path = mmpose_backend.config_path(RTMPOSE)
+    model = mmpose_backend._build(mmpose_backend.read_config(path), path, torch.device("meta"), False)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def check_layouts_of_checkpoints(folder):
+    model, _ = network(RTMPOSE)
+    weights = model.state_dict()
+    data = published(RTMPOSE)
+    whole = io.BytesIO()
+    torch.save(data, whole)
+    as_numpy_1 = io.BytesIO()
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(as_numpy_1, "w", zipfile.ZIP_STORED) as target:
+        for entry in source.infolist():
+            target.writestr(entry, source.read(entry).replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray"))
+    assert as_numpy_1.getvalue() != whole.getvalue()
+    (folder / "numpy_1.pth").write_bytes(as_numpy_1.getvalue())
+    old = {key.replace("head.", "keypoint_head.") if key.startswith("head.") else key: weights[key] for key in weights}
+    mean = {"data_preprocessor.mean": torch.zeros(3, 1, 1)}
+    torch.save({"state_dict": {**old, **mean}, "meta": {"cfg": "x = ("}}, folder / "old.pth")
+    torch.save({f"module.{key}": value for key, value in weights.items()}, folder / "parallel.pth")
+    torch.save(dict(weights), folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    for name in ("numpy_1", "old", "parallel", "legacy"):
+        path = str(folder / f"{name}.pth")
+        estimator = build_estimator("mmpose", model=RTMPOSE, checkpoint=path, device=CPU)
+        for key, value in estimator._model.state_dict().items():
+            assert torch.equal(value, weights[key]), (name, key)
+
+
+def check_nothing_in_a_checkpoint_is_run(folder):
+    class Touch:
+        def __reduce__(self):
+            return os.system, (f"touch {folder}/ran",)
+
+    class Reached:
+        """getattr is let in, for names of statistics: it must not get anything that could be called."""
+
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, "__init__")
+
+    for number, thing in enumerate((Touch(), print, types.SimpleNamespace(a=1))):
+        path = str(folder / f"bad{number}.pth")
+        torch.save({**published(RTMPOSE), "more": thing}, path)
+        refused(
+            lambda path=path: build_estimator("mmpose", model=RTMPOSE, checkpoint=path, device=CPU),
+            path,
+            "may run code",
+            ("system", "print", "SimpleNamespace")[number],
+        )
+    assert not (folder / "ran").exists()
+    before = torch.serialization.get_safe_globals()
+    path = str(folder / "reached.pth")
+    torch.save({"state_dict": {"a": torch.ones(1)}, "meta": {"cfg": Reached()}}, path)
+    assert mmpose_weights.read_checkpoint(path)[1] == ""
+    assert set(torch.serialization.get_safe_globals()) == set(before)
+
+
+def check_checkpoints_that_are_refused(folder):
+    weights = dict(network(RTMPOSE)[0].state_dict())
+
+    def refuses(content, *words):
+        path = str(folder / "refused.pth")
+        if isinstance(content, bytes):
+            (folder / "refused.pth").write_bytes(content)
+        else:
+            torch.save(content, path)
+        refused(lambda: build_estimator("mmpose", model=RTMPOSE, checkpoint=path, device=CPU), path, *words)
+
+    names = sorted(name for name in weights if not name.endswith("num_batches_tracked"))
+    fewer = {name: value for name, value in weights.items() if name not in names[:4]}
+    refuses({"state_dict": fewer}, "4 weights are missing", names[0])
+    refuses({"state_dict": {**weights, "head.more": torch.ones(1)}}, "1 weights are unknown", "head.more")
+    narrow = {**weights, "head.cls_x.weight": weights["head.cls_x.weight"][:-2]}
+    refuses({"state_dict": narrow}, "1 weights are of another shape (head.cls_x.weight)")
+    refuses({"state_dict": {}}, "missing")
+    refuses({"model": {"a": 1}}, "no weights by name")
+    refuses([1, 2], "no weights by name")
+    refuses(b"no checkpoint at all", "damaged or no checkpoint")
+    with open(checkpoint(folder, RTMPOSE), "rb") as file:
+        refuses(file.read(100_000), "damaged", "download it again")
+    other = published(RTMPOSE)
+    other["meta"]["cfg"] = other["meta"]["cfg"].replace("192,", "288,").replace("256,", "384,")
+    refuses(other, "trained with the input_size (288, 384)", "--model")
+    refused(
+        lambda: build_estimator("mmpose", model=HRNET, checkpoint=checkpoint(folder, RTMPOSE), device=CPU),
+        f"is not of {HRNET}",
+    )
+    refused(lambda: build_estimator("mmpose", device=CPU), "model zoo", "--checkpoint")
+    refused(lambda: build_estimator("mmpose", checkpoint="nowhere.pth", device=CPU), "nowhere.pth does not exist")
+
+
+def check_configs_that_are_refused(folder):
+    def refuses(name, *words):
+        any_file = checkpoint(folder, RTMPOSE)
+        refused(lambda: build_estimator("mmpose", model=name, checkpoint=any_file, device=CPU), *words)
+
+    refuses("rtmpose-t_8xb256-420e_coco-256x193", f"did you mean {RTMPOSE}?")
+    refuses("some/where.py", "some/where.py does not exist")
+    refuses("dekr_hrnet-w32_8xb10-140e_coco-512x512", "no top-down network but a BottomupPoseEstimator")
+    refuses("td-hm_hrnet-w32_8xb64-210e_mpii-256x256", "finds 16 joints", "not COCO's 17")
+    refuses("rtmpose-t_8xb1024-700e_body8-halpe26-256x192", "finds 26 joints")
+    refuses("td-reg_res50_8xb64-210e_coco-256x192", "neither heatmaps nor SimCC")
+    refuses("td-hm_ViTPose-base_8xb64-210e_coco-256x192", "cannot build", "mmpretrain")
+    (folder / "broken.py").write_text("model = dict(type='TopdownPoseEstimator'\n")
+    refuses(str(folder / "broken.py"), "broken.py cannot be read")
+    (folder / "half.py").write_text("model = dict(type='TopdownPoseEstimator')\n")
+    refuses(str(folder / "half.py"), "half.py cannot be read")
+
+
+def check_a_config_file_of_ones_own(folder):
+    path = folder / "mine.py"
+    base = mmpose_backend.config_path(RTMPOSE)
+    path.write_text(f"_base_ = [{str(base)!r}]\nmodel = dict(test_cfg=None)\n")
+    estimator = build_estimator("mmpose", model=str(path), checkpoint=checkpoint(folder, RTMPOSE), device=CPU)
+    crop = odd_crops(1)[0]
+    ours = estimator.estimate([estimator.prepare(crop)])
+    assert np.array_equal(ours, build(folder, RTMPOSE).estimate([estimator.prepare(crop)]))
+    assert estimator.describe()["config"] == "mine.py"
+    assert tuple(estimator._model.dataset_meta["flip_indices"]) == LEFT_RIGHT

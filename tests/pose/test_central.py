@@ -1,0 +1,119 @@
+"""Which of several people a joint is taken from."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastreid_star.pose.central import FALL_OFF, keep_central_peaks
+
+WIDTH, HEIGHT = 48, 64
+WHOLE = torch.ones(1)
+
+
+def peaks(*people, size=(HEIGHT, WIDTH), sigma=2.0):
+    """One map, [1,1,h,w], with a Gaussian for each (x, y, height)."""
+    rows, columns = torch.arange(size[0])[:, None], torch.arange(size[1])
+    maps = [h * torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * sigma**2)) for x, y, h in people]
+    return torch.stack(maps).amax(0)[None, None]
+
+
+def highest(maps):
+    place = maps.flatten(2).argmax(2)
+    return torch.stack([place % maps.shape[-1], place // maps.shape[-1]], dim=-1).tolist()
+
+
+def chosen(*people, width=1.0):
+    return highest(keep_central_peaks(peaks(*people), torch.tensor([width])))[0][0]
+
+
+def test_of_similar_peaks_the_central_one():
+    assert chosen((2, 30, 0.9), (24, 28, 0.8)) == [24, 28]
+    assert chosen((45, 30, 0.9), (24, 28, 0.8)) == [24, 28]
+
+
+def test_a_clearly_higher_one_wins_wherever_it_is():
+    assert chosen((1, 30, 0.9), (24, 28, 0.5)) == [1, 30]
+    assert chosen((46, 30, 0.9), (24, 28, 0.5)) == [46, 30]
+
+
+def test_the_window_by_hand():
+    """At 2 of 48 the window is exp(-(21.5 / 24)^2 / 2) = 0.6694, at 24 it is exp(-(0.5 / 24)^2 / 2) = 0.9998."""
+    assert FALL_OFF == 0.5
+    assert chosen((2, 30, 0.9), (24, 30, 0.9 * 0.6694 / 0.9998 + 0.001)) == [24, 30]
+    assert chosen((2, 30, 0.9), (24, 30, 0.9 * 0.6694 / 0.9998 - 0.001)) == [2, 30]
+
+
+def test_the_window_is_as_wide_as_the_crop():
+    """A narrow crop leaves black sides in the input: what is at its own edge counts as at the edge."""
+    people = (14, 30, 0.9), (24, 30, 0.75)
+    assert chosen(*people, width=1.0) == [14, 30]
+    assert chosen(*people, width=0.4) == [24, 30]
+
+
+def test_there_is_no_window_along_y():
+    assert chosen((24, 3, 0.81), (24, 32, 0.8)) == [24, 3]
+    assert chosen((24, 3, 0.80), (24, 32, 0.81)) == [24, 32]
+
+
+def test_each_crop_and_joint_for_itself():
+    edge, centre, clear = (2, 10, 0.9), (24, 40, 0.8), (2, 10, 0.3)
+    maps = torch.cat(
+        [torch.cat([peaks(edge, centre), peaks(clear, centre)], 1), torch.cat([peaks(edge), peaks(centre)], 1)]
+    )
+    kept = keep_central_peaks(maps, torch.tensor([1.0, 0.5]))
+    assert highest(kept) == [[[24, 40], [24, 40]], [[2, 10], [24, 40]]]
+    assert torch.equal(kept[0, 1], maps[0, 1])
+    assert torch.equal(kept[1], maps[1])
+
+
+@settings(deadline=None, max_examples=50)
+@given(x=st.floats(0, 1), y=st.floats(0, HEIGHT - 1), width=st.floats(0.2, 1), seed=st.integers(0, 1000))
+def test_one_person_is_untouched(x, y, width, seed):
+    """To the last bit, noise and all, wherever in the crop the person is."""
+    noise = 0.05 * torch.randn(1, 1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed))
+    maps = peaks(((WIDTH - 1) / 2 + (x - 0.5) * width * WIDTH, y, 1.0)) + noise
+    assert torch.equal(keep_central_peaks(maps, torch.tensor([width])), maps)
+
+
+def test_around_the_chosen_peak_nothing_changes():
+    maps = peaks((3, 30, 0.9), (26, 28, 0.8)) - 0.01
+    kept = keep_central_peaks(maps, WHOLE)
+    assert torch.equal(kept[..., 22:35, 20:33], maps[..., 22:35, 20:33])
+    changed = kept != maps
+    assert changed.any()
+    assert (kept[changed] == 0).all()
+    assert (maps[changed] > 0).all()
+
+
+def test_peaks_that_touch_are_one():
+    """Two cells side by side, equally high, as half precision makes them, and a shoulder."""
+    maps = peaks((20.5, 30, 0.8), (24, 30, 0.5))
+    assert torch.equal(keep_central_peaks(maps, WHOLE), maps)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 0.5, float("nan")])
+def test_flat_maps(value):
+    maps = torch.full((2, 17, HEIGHT, WIDTH), value)
+    kept = keep_central_peaks(maps, torch.ones(2))
+    assert kept.shape == maps.shape
+    if value <= 0:
+        assert torch.equal(kept, maps)
+    if value != value:
+        assert kept.isnan().all()
+
+
+def test_vectors():
+    """SimCC's, as maps of one row."""
+    along_x = peaks((30, 0, 0.9), (190, 0, 0.8), size=(1, 384), sigma=5.0)
+    assert highest(keep_central_peaks(along_x, WHOLE)) == [[[190, 0]]]
+    clear = peaks((30, 0, 0.9), (190, 0, 0.4), size=(1, 384), sigma=5.0)
+    assert torch.equal(keep_central_peaks(clear, WHOLE), clear)
+
+
+def test_half_precision_and_larger_maps():
+    for dtype, size in ((torch.bfloat16, (96, 72)), (torch.float32, (256, 192))):
+        maps = peaks((3, 40, 0.9), (size[1] // 2, 40, 0.8), size=size).to(dtype)
+        kept = keep_central_peaks(maps, WHOLE)
+        assert kept.dtype is dtype
+        assert highest(kept) == [[[size[1] // 2, 40]]]

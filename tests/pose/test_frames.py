@@ -1,0 +1,87 @@
+import pytest
+
+from fastreid_star.data.datasets.hitsz_vcm_files import Track, frame_paths, write_info_files
+from fastreid_star.errors import UserError
+from fastreid_star.pose.frames import Frames, frames_of_dataset, frames_of_folder, frames_of_tracklets
+from fastreid_star.structures import Modality, Tracklet
+
+
+def touch(folder, *names):
+    for name in names:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+
+def test_folder_in_natural_order_with_keys_without_suffix(tmp_path):
+    touch(
+        tmp_path,
+        "b/10.jpg",
+        "b/2.JPG",
+        "a1/x.png",
+        "a1/readme.txt",
+        "a1/.hidden.jpg",
+        "a10/1.jpg",
+        "a2/1.webp",
+        "0.bmp",
+    )
+    frames = frames_of_folder(tmp_path)
+    assert frames.keys == ["0", "a1/x", "a2/1", "a10/1", "b/2", "b/10"]
+    assert frames.paths == ["0.bmp", "a1/x.png", "a2/1.webp", "a10/1.jpg", "b/2.JPG", "b/10.jpg"]
+    assert len(frames) == 6
+    assert frames.path(4) == str(tmp_path / "b/2.JPG")
+
+
+def test_names_of_digits_and_letters_can_be_ordered(tmp_path):
+    touch(tmp_path, "a.jpg", "1.jpg", "1a.jpg", "b2/1.jpg", "bb/1.jpg", "٣.jpg")
+    assert len(frames_of_folder(tmp_path)) == 6
+
+
+def test_folder_refusals(tmp_path):
+    with pytest.raises(UserError, match="there is no such folder"):
+        frames_of_folder(tmp_path / "none")
+    with pytest.raises(UserError, match="no image is in there"):
+        frames_of_folder(tmp_path)
+    touch(tmp_path, "a/1.jpg", "a/1.png")
+    with pytest.raises(UserError, match=r"a/1\.(jpg|png) and a/1\.(jpg|png) would share the skeleton a/1"):
+        frames_of_folder(tmp_path)
+
+
+def test_dataset_every_frame_once_short_tracklets_too(tmp_path):
+    train = [Track(1, Modality.INFRARED, 2, 3), Track(1, Modality.VISIBLE, 1, 12)]
+    test = [Track(4, Modality.VISIBLE, 1, 12), Track(4, Modality.INFRARED, 3, 1)]
+    write_info_files(tmp_path / "HITSZ-VCM" / "info", train, test)
+    for split, tracks in (("Train", train), ("Test", test)):
+        for names in frame_paths(tracks):
+            touch(tmp_path / "HITSZ-VCM" / split, *names)
+    frames = frames_of_dataset("HITSZVCM", str(tmp_path))
+    assert len(frames) == len(set(frames.keys)) == 3 + 12 + 12 + 1
+    assert {"0001/ir/D2/3", "0004/ir/D3/1"} <= set(frames.keys)
+    place = list(frames.keys).index("0004/rgb/D1/12")
+    assert frames.path(place) == str(tmp_path / "HITSZ-VCM/Test/0004/rgb/D1/12.jpg")
+
+
+def test_datasets_that_have_no_tracklets_or_do_not_exist():
+    with pytest.raises(UserError, match="--images"):
+        frames_of_dataset("Market1501", "datasets")
+    with pytest.raises(UserError, match="HITSZVCM"):
+        frames_of_dataset("HITSZVMC", "datasets")
+
+
+def tracklet(root, *frames):
+    return Tracklet(1, 1, Modality.VISIBLE, str(root), frames)
+
+
+def test_tracklets_that_share_frames_and_names(tmp_path):
+    shared = [tracklet(tmp_path / "a", "1.jpg", "2.jpg"), tracklet(tmp_path / "a", "2.jpg", "3.jpg")]
+    assert frames_of_tracklets(shared, str(tmp_path)).paths == ["a/1.jpg", "a/2.jpg", "a/3.jpg"]
+    with pytest.raises(UserError, match=r"a/1\.jpg and b/1\.jpg would share"):
+        frames_of_tracklets([tracklet(tmp_path / "a", "1.jpg"), tracklet(tmp_path / "b", "1.jpg")], str(tmp_path))
+    with pytest.raises(UserError, match="no tracklets"):
+        frames_of_tracklets([], str(tmp_path))
+
+
+def test_digest_tells_lists_apart():
+    digests = {Frames("r", keys, keys).digest for keys in (["a", "b"], ["b", "a"], ["ab"], ["a\nb"], ["a"])}
+    assert len(digests) == 5
+    assert Frames("x", ["a"], ["1.jpg"]).digest == Frames("y", ["a"], ["2.jpg"]).digest
