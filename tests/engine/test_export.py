@@ -1,0 +1,451 @@
+"""An exported graph gives the model's own features; where it does not, there is no file and the reason is named."""
+
+import builtins
+import hashlib
+import json
+import re
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
+from fastreid.modeling.backbones.vision_transformer import VisionTransformer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fastreid_star import __version__
+from fastreid_star.coco import BONES
+from fastreid_star.engine import export, export_graph
+from fastreid_star.engine.fingerprint import weights_digest
+from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.trainer import Trainer
+from fastreid_star.errors import UserError
+from fastreid_star.structures import Modality
+
+from .conftest import REPOSITORY
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
+ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
+
+LENGTH, CONFIGS, CLOSE = 3, REPOSITORY / "configs", 1e-5
+TINY = ("MODEL.BACKBONE.DEPTH", "tiny", "INPUT.SIZE_TRAIN", "[32,16]", "INPUT.SIZE_TEST", "[32,16]")
+RESNET = ("INPUT.SIZE_TRAIN", "[64,32]", "INPUT.SIZE_TEST", "[64,32]")
+SAD, STAR = "Synthetic/SAD_small", "Synthetic/STAR_small"
+INPUTS = ["images", "is_visible", "skeletons", "has_skeleton"]
+
+
+def config(name, *options):
+    fixed = ("MODEL.BACKBONE.PRETRAIN", "False", "MODEL.HEADS.NUM_CLASSES", "3", "MODEL.DEVICE", "cpu")
+    return load_config(str(CONFIGS / f"{name}.yml"), [*fixed, "INPUT.CLIP.LENGTH", str(LENGTH), *options])
+
+
+def build(cfg):
+    """A model that tells random clips apart: BatchNorms of all kinds, with the statistics of what they see."""
+    torch.manual_seed(0)
+    model = Trainer.build_model(cfg)
+    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, 0, 0.2)
+        norm.momentum = 0.7
+    model.loss_names = ("CrossEntropyLoss",)  # without the attack pass
+    model.train()
+    with torch.no_grad():
+        for seed in range(2):
+            model({**clips(6, cfg.INPUT.SIZE_TEST, seed), "targets": torch.tensor([0, 0, 1, 1, 2, 2])})
+    return model.eval()
+
+
+def clips(number, size, seed=5):
+    """Random clips of both modalities; frames without skeletons, the second clip without any."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(0, 256, (number * LENGTH, 3, 4, 2), generator=generator).float()
+    images = F.interpolate(coarse, tuple(size), mode="bilinear").to(torch.uint8)
+    has_skeleton = torch.rand(number, LENGTH, generator=generator) < 0.7
+    has_skeleton[0], has_skeleton[1:2] = True, False
+    scale = torch.tensor([size[1], size[0], 1.0])
+    return {
+        "images": images.unflatten(0, (number, LENGTH)),
+        "modality": torch.tensor([1, 2, 2, 1, 1, 2])[:number],
+        "skeletons": (torch.rand(number, LENGTH, 17, 3, generator=generator) * scale).round(decimals=1),
+        "has_skeleton": has_skeleton,
+    }
+
+
+def opened(path):
+    """A function from a batch to the file's features, whose inputs are taken by the names in the file."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def features(batch):
+        known = {**batch, "is_visible": batch["modality"] == 2}
+        return session.run(["features"], {i.name: known[i.name].float().numpy() for i in session.get_inputs()})[0]
+
+    return features
+
+
+@torch.no_grad()
+def difference(graph, model, batch):
+    graph = graph if callable(graph) else opened(graph)
+    return float(np.abs(graph(batch) - model(batch).numpy()).max())
+
+
+@pytest.fixture(scope="module")
+def star(tmp_path_factory):
+    """A small STAR, its config and its export."""
+    cfg = config(STAR, *TINY)
+    model, path = build(cfg), tmp_path_factory.mktemp("star") / "star.onnx"
+    return model, cfg, path, export.export_onnx(model, cfg, path)
+
+
+# --- the features -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"), [("SAD_R50", "18x"), ("SAD_R50", "50x"), ("STAR_R50", "18x"), ("STAR_R50", "50x")]
+)
+def test_the_features_are_the_models(tmp_path, name, depth):
+    cfg = config(f"HITSZ-VCM/{name}", "MODEL.BACKBONE.DEPTH", depth, *RESNET)
+    model = build(cfg)
+    done = export.export_onnx(model, cfg, tmp_path / "model.onnx")
+    assert done.difference < CLOSE
+    assert list(done.inputs) == INPUTS[: 2 if name == "SAD_R50" else 4]
+    graph, batch = opened(tmp_path / "model.onnx"), clips(5, cfg.INPUT.SIZE_TEST)
+    assert difference(graph, model, batch) < CLOSE
+
+    def moved(**changes):
+        return np.linalg.norm(graph({**batch, **changes}) - features, axis=1)
+
+    features = graph(batch)
+    assert F.pdist(torch.from_numpy(features)).min() > 0.05, "the clips are told apart"
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+    assert moved(modality=3 - batch["modality"]).min() > 0, "each modality has a stem of its own"
+    by_skeletons = moved(skeletons=batch["skeletons"].flip(2))
+    assert by_skeletons[0] > 0.005 if name == "STAR_R50" else by_skeletons[0] == 0
+    assert by_skeletons[1] == 0, "the second clip has no skeleton"
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_any_number_of_clips(star, number):
+    model, cfg, path, _ = star
+    batch = clips(number, cfg.INPUT.SIZE_TEST)
+    assert difference(path, model, batch) < CLOSE
+    batch["has_skeleton"][:] = False
+    assert difference(path, model, batch) < CLOSE
+    assert opened(path)(batch).shape == (number, 128)
+
+
+OPTIONS = {
+    "frame level": (f"{STAR}_frame",),
+    "sequence level": (f"{STAR}_sequence",),
+    "neither": (f"{STAR}_frame", "MODEL.STAR.FRAME_LEVEL", "False"),
+    "split LSTM": (STAR, "MODEL.STAR.SPLIT_LSTM", "True"),
+    "softmax guide": (STAR, "MODEL.STAR.GUIDE", "softmax"),
+    "release": (
+        STAR,
+        *("MODEL.STAR.BONES", "release", "MODEL.STAR.CORRECTOR", "release", "MODEL.STAR.GUIDE", "release"),
+        *("MODEL.STAR.GRAPH", "release", "MODEL.STAR.KL", "release"),
+    ),
+    "embedding": (SAD, "MODEL.HEADS.EMBEDDING_DIM", "64"),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_every_reading_of_star_is_exported(tmp_path, options):
+    cfg = config(*options, *TINY)
+    model = build(cfg)
+    done = export.export_onnx(model, cfg, tmp_path / "model.onnx")
+    assert difference(tmp_path / "model.onnx", model, clips(3, cfg.INPUT.SIZE_TEST)) < CLOSE
+    reads_skeletons = options[0] != SAD and "MODEL.STAR.FRAME_LEVEL" not in options
+    assert ("skeletons" in done.inputs) == reads_skeletons
+
+
+def test_tokens_pass_as_maps_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        BACKBONE_REGISTRY._obj_map,
+        "tiny_vit",
+        lambda cfg: VisionTransformer(img_size=(64, 32), stride_size=16, embed_dim=33, depth=4, num_heads=3),
+    )
+    cfg = config(SAD, *RESNET, "MODEL.BACKBONE.NAME", "tiny_vit")
+    model = build(cfg)
+    export.export_onnx(model, cfg, tmp_path / "vit.onnx")
+    assert difference(tmp_path / "vit.onnx", model, clips(3, cfg.INPUT.SIZE_TEST)) < CLOSE
+
+
+@pytest.mark.parametrize("modality", Modality)
+def test_a_graph_of_one_modality_has_one_stem(star, tmp_path, modality):
+    model, cfg, both, _ = star
+    done = export.export_onnx(model, cfg, tmp_path / "one.onnx", modality=modality)
+    assert list(done.inputs) == ["images", "skeletons", "has_skeleton"]
+    assert done.metadata["modality"] == modality.name.lower()
+    batch = clips(4, cfg.INPUT.SIZE_TEST)
+    batch["modality"][:] = modality
+    assert difference(tmp_path / "one.onnx", model, batch) < CLOSE
+    convolutions = [
+        sum(node.op_type == "Conv" for node in onnx.load(path).graph.node) for path in (both, tmp_path / "one.onnx")
+    ]
+    assert convolutions[0] - convolutions[1] == 1, "the stem of the small ResNet is one convolution"
+
+
+def test_other_numbers_of_frames(star, tmp_path):
+    model, cfg, _, _ = star
+    done = export.export_onnx(model, cfg, tmp_path / "model.onnx", length=2)
+    assert done.inputs["images"] == (2, 3, 32, 16)
+    assert done.metadata["frames"] == "2"
+    batch = {key: value if key == "modality" else value[:, :2] for key, value in clips(3, cfg.INPUT.SIZE_TEST).items()}
+    assert difference(tmp_path / "model.onnx", model, batch) < CLOSE
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_file_says_of_itself(star):
+    model, cfg, path, done = star
+    proto = onnx.load(path)
+    onnx.checker.check_model(proto, full_check=True)
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in [*proto.graph.input, *proto.graph.output]
+    }
+    assert shapes == {
+        "images": ["batch", LENGTH, 3, 32, 16],
+        "is_visible": ["batch"],
+        "skeletons": ["batch", LENGTH, 17, 3],
+        "has_skeleton": ["batch", LENGTH],
+        "features": ["batch", 128],
+    }
+    assert {value.type.tensor_type.elem_type for value in [*proto.graph.input, *proto.graph.output]} == {
+        onnx.TensorProto.FLOAT
+    }
+    assert all(value.doc_string for value in [*proto.graph.input, *proto.graph.output])
+    assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", 13)]
+    assert not proto.functions
+
+    about = {prop.key: prop.value for prop in proto.metadata_props}
+    assert about == done.metadata
+    assert about["fastreid_star_version"] == __version__
+    assert (about["model"], about["modality"], about["frames"]) == ("STAR", "both", str(LENGTH))
+    assert (about["image_size"], about["feature_width"]) == ("32x16", "128")
+    assert about["weights_sha256"] == weights_digest(model)
+    assert about["config_sha256"] == hashlib.sha256(about["config"].encode()).hexdigest()
+    assert json.loads(about["config"])["MODEL.STAR.EXPONENTS"] == list(cfg.MODEL.STAR.EXPONENTS)
+    assert float(about["largest_difference"]) == pytest.approx(done.difference, rel=0.05)
+    summary = str(done)
+    for part in (
+        str(path),
+        "opset 13",
+        "STAR, both modalities",
+        "skeletons [batch, 3, 17, 3]",
+        "features [batch, 128]",
+    ):
+        assert part in summary
+    assert f"{done.difference:.1e} at most on 10 clips in onnxruntime {ort.__version__}" in summary
+    assert f"{path.stat().st_size / 1e6:.1f} MB" in summary
+
+
+def test_no_operator_that_ascends_compiler_lacks(star):
+    operators = {node.op_type for node in onnx.load(star[2]).graph.node}
+    assert not operators & {"Einsum", "LayerNormalization", "Loop", "If", "Scan", "NonZero", "SequenceAt"}
+    assert {"LSTM", "Softmax", "Where"} <= operators
+
+
+@pytest.mark.parametrize("opset", [export.OPSETS[-1], 17])
+def test_other_opsets(star, tmp_path, opset):
+    model, cfg, _, _ = star
+    export.export_onnx(model, cfg, tmp_path / "model.onnx", opset=opset)
+    assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == opset
+    assert difference(tmp_path / "model.onnx", model, clips(3, cfg.INPUT.SIZE_TEST)) < CLOSE
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def refused(model, cfg, folder, **arguments):
+    """The one line that the refusal says; what was in the folder is still there, as it was."""
+    (folder / "model.onnx").write_text("earlier")
+    with pytest.raises(UserError) as caught:
+        export.export_onnx(model, cfg, folder / "model.onnx", **arguments)
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("model.onnx", "earlier")]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_backbone_that_cannot_be_exported_is_named(tmp_path):
+    backbone = ("MODEL.BACKBONE.NAME", "build_shufflenetv2_backbone", "MODEL.BACKBONE.DEPTH", "0.5x")
+    cfg = config(SAD, *RESNET, *backbone)
+    message = refused(build(cfg), cfg, tmp_path)
+    assert re.search(r"1 clip\(s\): .*Reshape.*it is the backbone, MODEL.BACKBONE.NAME build_shuffle", message)
+
+
+def test_a_frame_level_that_cannot_be_exported_is_named(star, tmp_path, monkeypatch):
+    model, cfg, _, _ = star
+    original = model.corrector.ffn.forward
+    monkeypatch.setattr(
+        model.corrector.ffn, "forward", lambda x: original(x) + 0 * torch.linalg.svdvals(x)[..., :1, None]
+    )
+    message = refused(model, cfg, tmp_path)
+    assert "svd" in message
+    assert "it is the frame level, MODEL.STAR.FRAME_LEVEL True with BONES normalised" in message
+
+
+@pytest.mark.parametrize(("by", "found"), [(1.0, r"\d\.\de-0\d"), (torch.nan, "inf")], ids=["numbers", "nan"])
+def test_a_head_that_computes_something_else_is_named(star, tmp_path, monkeypatch, by, found):
+    model, cfg, _, _ = star
+    original = type(model.heads).pool
+
+    def pool(self, frames):
+        return original(self, frames) + (by if torch.jit.is_tracing() else 0)
+
+    monkeypatch.setattr(type(model.heads), "pool", pool)
+    message = refused(model, cfg, tmp_path)
+    assert re.search(rf"differ by {found}, 1e-04 is allowed\): it is the head, MODEL.HEADS.NAME GATGeMHead", message)
+
+
+@pytest.mark.parametrize(
+    ("options", "function", "level"),
+    [
+        ((f"{STAR}_frame",), torch.atan2, "frame level"),
+        (OPTIONS["release"], torch.atan2, "frame level"),
+        (OPTIONS["release"], torch.adaptive_avg_pool1d, "head"),
+    ],
+)
+def test_the_comparison_finds_what_the_exporter_gets_wrong(tmp_path, monkeypatch, options, function, level):
+    cfg = config(*options, *TINY)
+    monkeypatch.delitem(export_graph._REPLACEMENTS, function)
+    assert f"it is the {level}" in refused(build(cfg), cfg, tmp_path)
+
+
+def test_what_is_compared():
+    batches = export.comparison_batches(LENGTH, (64, 32))
+    assert [len(batch["images"]) for batch in batches] == [1, 2, 5, 2]
+    again = export.comparison_batches(LENGTH, (64, 32))
+    assert all(torch.equal(a["images"], b["images"]) for a, b in zip(batches, again, strict=True)), "always the same"
+    assert all(set(batch["modality"].tolist()) == {1, 2} for batch in batches[1:])
+    assert not batches[3]["has_skeleton"].any()
+    mixed = batches[2]
+    assert mixed["images"].dtype == torch.uint8
+    assert mixed["images"].shape == (5, LENGTH, 3, 64, 32)
+    with_skeleton = mixed["has_skeleton"].float().mean(1)
+    assert (with_skeleton == 0).any(), "a clip without any skeleton"
+    assert ((with_skeleton > 0) & (with_skeleton < 1)).any(), "a clip that lacks some"
+    for batch in batches[:3]:
+        seen = batch["has_skeleton"][..., None] & (batch["skeletons"][..., 2] > 0.3)
+        start, end = (batch["skeletons"][:, :, list(joints), :2] for joints in zip(*BONES, strict=True))
+        both = seen[:, :, [a for a, _ in BONES]] & seen[:, :, [b for _, b in BONES]]
+        vector = (end - start)[both]
+        assert (vector == 0).all(-1).any(), "a bone without a length"
+        assert ((vector[:, 0] < 0) & (vector[:, 1] == 0)).any(), "a level one, to the left"
+        assert batch["skeletons"].isnan().any()
+        assert (batch["skeletons"] == 0).all(-1).any()
+    assert all((batch["modality"] == 1).all() for batch in export.comparison_batches(2, (8, 8), Modality.INFRARED))
+
+
+def test_arguments_that_are_of_no_use(star, tmp_path):
+    model, cfg, _, _ = star
+    assert "opset 12: choose one from 13 to 18" in refused(model, cfg, tmp_path, opset=12)
+    assert "opset 19" in refused(model, cfg, tmp_path, opset=19)
+    assert "0 frames" in refused(model, cfg, tmp_path, length=0)
+    with pytest.raises(UserError, match=r"model_best\.pth is no name for an ONNX file"):
+        export.export_onnx(model, cfg, tmp_path / "model_best.pth")
+    with pytest.raises(UserError, match=r"the folder .* does not exist"):
+        export.export_onnx(model, cfg, tmp_path / "nowhere" / "model.onnx")
+    with pytest.raises(UserError, match="Linear is no model of clips"):
+        export.export_onnx(nn.Linear(1, 1), cfg, tmp_path / "model.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(UserError, match=r"folder\.onnx cannot be written"):
+        export.export_onnx(model, cfg, tmp_path / "folder.onnx")
+
+
+def test_weights_that_give_no_numbers(star, tmp_path, monkeypatch):
+    model, cfg, _, _ = star
+    monkeypatch.setitem(model.heads.bottleneck[0]._buffers, "running_var", torch.full((128,), torch.nan))
+    assert "the model's features" in refused(model, cfg, tmp_path)
+
+
+def test_a_model_that_tells_nothing_apart_is_said_to(star, tmp_path, monkeypatch, caplog):
+    model, cfg, _, _ = star
+    export.export_onnx(model, cfg, tmp_path / "model.onnx")
+    assert not caplog.records
+    monkeypatch.setattr(model.heads.bottleneck[0].weight, "data", torch.full((128,), 1e-6))
+    monkeypatch.setattr(model.heads.bottleneck[0].bias, "data", torch.ones(128))
+    export.export_onnx(model, cfg, tmp_path / "model.onnx")
+    assert "hardly apart" in caplog.text
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_package_that_is_missing_is_named(star, tmp_path, monkeypatch, package):
+    original = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == package:
+            raise ImportError(f"No module named '{name}'")
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    model, cfg, _, _ = star
+    assert re.search(rf"No module named '{package}'\): pip install", refused(model, cfg, tmp_path))
+
+
+# --- other words for operators ------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(*[st.sampled_from([-3.5, -1.0, 0.0, 1e-30, 0.3, 1.0, 200.0])] * 2), min_size=1))
+@settings(max_examples=30, deadline=None)
+def test_atan2(points):
+    y, x = torch.tensor(points).unbind(1)
+    torch.testing.assert_close(export_graph._atan2(y, x), torch.atan2(y, x), atol=1e-6, rtol=1e-6)
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+@settings(max_examples=50, deadline=None)
+def test_adaptive_pooling(length, size):
+    x = torch.rand(2, 1, length)
+    torch.testing.assert_close(export_graph._adaptive_avg_pool1d(x, size), F.adaptive_avg_pool1d(x, size))
+
+
+def test_the_parts_products():
+    tokens, weight = torch.rand(3, 4, 12), torch.rand(5, 4, 6, 12)
+    found = export_graph._einsum("bpc,kpdc->bkpd", tokens, weight)
+    torch.testing.assert_close(found, torch.einsum("bpc,kpdc->bkpd", tokens, weight))
+    torch.testing.assert_close(export_graph._einsum("bpc->bcp", tokens), tokens.transpose(1, 2))
+
+
+# --- the tool and the page ----------------------------------------------------------------------------------------
+
+
+def tool(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["export_onnx.py", *map(str, arguments)])
+    runpy.run_path(str(REPOSITORY / "tools" / "export_onnx.py"), run_name="__main__")
+
+
+def test_the_tool_exports_a_run(star, tmp_path, monkeypatch, capsys):
+    model, cfg, _, _ = star
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": model.state_dict()}, tmp_path / "model_best.pth")
+    tool(monkeypatch, "--run", tmp_path, tmp_path / "model.onnx")
+    assert "model.onnx: " in capsys.readouterr().out
+    batch = clips(2, cfg.INPUT.SIZE_TEST)
+    assert difference(tmp_path / "model.onnx", model, batch) < CLOSE
+
+    weights = ("--config-file", tmp_path / "config.yaml", "--weights", tmp_path / "model_best.pth")
+    tool(monkeypatch, *weights, "--modality", "infrared", "--frames", "2", "--opset", "15", tmp_path / "ir.onnx")
+    assert "opset 15, STAR, infrared clips only" in capsys.readouterr().out
+    assert "is_visible" not in {value.name for value in onnx.load(tmp_path / "ir.onnx").graph.input}
+
+    with pytest.raises(SystemExit) as caught:
+        tool(monkeypatch, "--run", tmp_path, tmp_path / "model_best.pth")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert set(torch.load(tmp_path / "model_best.pth")) == {"model"}
+
+
+def test_the_example_on_the_page_runs(star, tmp_path, monkeypatch, capsys):
+    page = (REPOSITORY / "docs" / "export.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "model.onnx").write_bytes(star[2].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "docs/export.md", "exec"), {})
+    assert "(2, 128)" in capsys.readouterr().out
