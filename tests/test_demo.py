@@ -1,4 +1,4 @@
-"""The demo, at a size that fits a test: its runs, its table, and what it leaves behind."""
+"""The demo, at a size that fits a test: its runs, its table, its page, and what it leaves behind."""
 
 import subprocess
 import sys
@@ -35,6 +35,13 @@ def test_the_demo_trains_both_and_prints_the_table(tmp_path):
         left = {path.name for path in (tmp_path / "demo" / "runs" / run).iterdir()}
         assert {"model_best.pth", "metrics.json", "per_query_SyntheticVCM.csv"} <= left
     assert "STAR: mean mAP" in done.stdout
+    page = tmp_path / "demo" / "report.html"
+    assert done.stdout.splitlines()[-1].startswith(f"see all of it: {page} (")
+    text = page.read_text(encoding="utf-8")
+    means = [line.split("|")[-3].strip() for line in table.splitlines() if "STAR mean" in line or "SAD mean" in line]
+    assert len(means) == 2
+    assert all(f"<td>{mean}</td>" in text for mean in means), "the page has the table's mAP"
+    assert "Won and lost: STAR against SAD" in text
 
     (tmp_path / "mine" / "runs").mkdir(parents=True)
     refused = subprocess.run([*command[:3], str(tmp_path / "mine")], cwd=REPOSITORY, capture_output=True, text=True)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """The main job on data the project makes: draw people, train the baseline and STAR on them, evaluate both.
 
-Ends with the table of both directions: untrained, SAD and STAR, both from one warm start. Everything is written below
-demo/.
+Ends with the table of both directions: untrained, SAD and STAR, both from one warm start, and with a page that shows
+what STAR found, where it looked, and what it won over SAD. Everything is written below demo/.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from fastreid_star.engine.setup import argument_parser, load_config, run_tool, s
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import format_table
+from fastreid_star.report.build import build_report, require_gradcam
+from fastreid_star.report.gather import gather
+from fastreid_star.report.html import write_page
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "Synthetic"
 WARM_UP_EPOCHS, EPOCHS = 8, 12
@@ -31,6 +34,7 @@ def main() -> None:
         if not (output / "runs" / "config.yaml").is_file():
             raise UserError(f"{output / 'runs'} is not an earlier demo's: choose another --output")
         shutil.rmtree(output / "runs")
+    require_gradcam()
     start = time.monotonic()
 
     def options(name: str, **settings) -> list[str]:
@@ -66,12 +70,16 @@ def main() -> None:
         run.resume_or_load(resume=False)
         results[name] = run.train()
 
+    page = build_report(gather(output / "runs" / "STAR"), gather(output / "runs" / "SAD"))
+    size = write_page(output / "report.html", page)
+
     print(f"\n{format_table(results)}\n")
     for name in ("SAD", "STAR"):
         gain = results[name]["mean/mAP"] / results["untrained"]["mean/mAP"]
         print(f"{name}: mean mAP {results[name]['mean/mAP']:.2f}, {gain:.1f} times the untrained network's")
     print(f"done in {time.monotonic() - start:.0f} s; weights, log, curves and per-query results: {output.resolve()}")
     print(f"see the curves: tensorboard --logdir {output / 'runs'}")
+    print(f"see all of it: {(output / 'report.html').resolve()} ({size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

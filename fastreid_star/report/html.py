@@ -1,0 +1,67 @@
+"""From values to one HTML file: the templates, and what they are filled with."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fastreid_star.files import write_whole
+
+
+def render(template: str, **values) -> str:
+    """Fill a template of this package; whatever is not marked as safe is escaped.
+
+    Args:
+        template: its name, without folder and ending.
+        values: what it asks for, all of it.
+    """
+    return environment().get_template(f"{template}.html").render(**values)
+
+
+def environment() -> Environment:
+    """Where this package's templates live, with their filters; everything is escaped, a missing value is an error."""
+    made = Environment(
+        loader=PackageLoader("fastreid_star.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(number=number, signed=signed, percent=percent, config_value=config_value)
+    return made
+
+
+def write_page(path: str | os.PathLike, page: str) -> int:
+    """Write the page whole, making its folder, and return its size in bytes."""
+    content = page.encode()
+    Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(content))
+    return len(content)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """``12.30``, or a dash for None and NaN."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """``+1.20`` or ``−1.20``, with a minus sign as long as the plus; a plain 0.00 where that is all there is to say."""
+    text = f"{value:+.{digits}f}"
+    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
+
+
+def percent(share: float | None) -> str:
+    """A share as whole per cent without the sign, or a dash."""
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.0f}"
+
+
+def config_value(value: object) -> str:
+    """A config's value as one would write it, without the brackets of a list."""
+    if value is None:
+        return "–"
+    if value == "":
+        return "(empty)"
+    return ", ".join(map(str, value)) or "(empty)" if isinstance(value, (list, tuple)) else str(value)

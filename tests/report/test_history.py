@@ -1,0 +1,66 @@
+"""metrics.json: what was overtaken is left out, and evaluations tell how long an epoch is."""
+
+import json
+
+import pytest
+
+from fastreid_star.errors import UserError
+from fastreid_star.report.history import read_history
+
+
+def write(path, lines):
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def read(path, eval_period=2, max_epoch=6):
+    return read_history(path, eval_period=eval_period, max_epoch=max_epoch)
+
+
+def test_series_over_epochs(tmp_path):
+    path = write(
+        tmp_path / "metrics.json",
+        [
+            {"iteration": 4, "lr": 0.1, "loss_cls": 3.0},
+            {"iteration": 19, "lr": 0.1, "loss_cls": 2.0, "I2V/mAP": 30.0},
+            {"iteration": 39, "lr": 0.01, "I2V/mAP": 40.0},
+        ],
+    )
+    history = read(path)
+    assert history.epoch_length == 10, "the first evaluation is after two epochs"
+    assert history.unit == "epoch"
+    assert history.series("loss_cls") == ([0.5, 2.0], [3.0, 2.0])
+    assert history.series("I2V/mAP") == ([2.0, 4.0], [30.0, 40.0])
+    assert history.names("l") == ["lr", "loss_cls"]
+
+
+def test_the_first_evaluation_of_a_short_run_is_at_its_end(tmp_path):
+    path = write(tmp_path / "metrics.json", [{"iteration": 29, "I2V/mAP": 30.0}])
+    assert read(path, eval_period=10, max_epoch=3).epoch_length == 10
+
+
+@pytest.mark.parametrize("period", [0, 2])
+def test_without_evaluations_iterations_count(tmp_path, period):
+    lines = [{"iteration": 4, "lr": 0.1}] + ([{"iteration": 9, "I2V/mAP": 1.0}] if period == 0 else [])
+    history = read(write(tmp_path / "metrics.json", lines), eval_period=period)
+    assert history.epoch_length is None
+    assert history.unit == "iteration"
+    assert history.series("lr") == ([5], [0.1])
+
+
+def test_what_a_resumed_run_repeats_counts_once_as_repeated(tmp_path):
+    iterations = [(0, 1.0), (1, 2.0), (2, 3.0), (1, 4.0), (2, 5.0)]
+    path = write(tmp_path / "metrics.json", [{"iteration": i, "loss": value} for i, value in iterations])
+    assert read(path).series("loss")[1] == [1.0, 4.0, 5.0]
+    path = write(path, [{"iteration": i, "loss": value} for i, value in [*iterations, (0, 6.0)]])
+    assert read(path).series("loss")[1] == [6.0], "a run started anew in the same folder"
+
+
+def test_an_interrupted_last_line_is_left_out_and_any_other_is_refused(tmp_path):
+    path = write(tmp_path / "metrics.json", [{"iteration": 0, "lr": 0.1}, {"iteration": 1, "lr": 0.2}])
+    path.write_text(path.read_text()[:-6])
+    assert read(path).series("lr")[1] == [0.1]
+    path.write_text('{"iteration": 0, "lr":\n{"iteration": 1, "lr": 0.2}\n')
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        read(path)
+    assert read(tmp_path / "none.json") is None

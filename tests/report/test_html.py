@@ -1,0 +1,45 @@
+"""Numbers as text, escaping, and files that are whole."""
+
+import math
+
+import pytest
+
+from fastreid_star.report.filmstrips import Filmstrip, Shown
+from fastreid_star.report.html import config_value, environment, number, percent, signed, write_page
+from fastreid_star.report.pictures import Clip, Picture
+from fastreid_star.structures import Modality
+
+
+def test_numbers():
+    assert [number(value) for value in (1.005, None, math.nan, 0)] == ["1.00", "–", "–", "0.00"]
+    assert number(0.12345, 3) == "0.123"
+    assert [signed(value) for value in (1.234, -1.234, 0.001, -0.001)] == ["+1.23", "−1.23", "0.00", "0.00"]
+    assert [percent(value) for value in (0.625, 1, None, math.nan)] == ["62", "100", "–", "–"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), ("", "(empty)"), ([], "(empty)"), (["a", 1], "a, 1"), (False, "False"), (0, "0")]
+)
+def test_config_values(value, text):
+    assert config_value(value) == text
+
+
+def test_paths_and_names_are_escaped():
+    script = "<script>alert(1)</script>"
+    clip = Clip(0, None, None, None, 3, 4, Modality.INFRARED, f"{script}/1.jpg", {})
+    picture = Picture("data:,", 10, 20, f'"{script}')
+    strip = Filmstrip(
+        script, Shown(clip, picture, "query"), [Shown(clip, picture, script, right=False, similarity=0.5)]
+    )
+    template = '{% from "macros.html" import filmstrip, changes %}{{ filmstrip(strip) }}{{ changes(rows, name, name) }}'
+    page = environment().from_string(template).render(strip=strip, rows=[(script, script, [script])], name=script)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 10
+    assert 'alt="&#34;&lt;script' in page
+
+
+def test_a_page_is_written_whole_into_a_folder_that_is_made(tmp_path):
+    path = tmp_path / "new" / "page.html"
+    assert write_page(path, "é") == 2
+    assert path.read_bytes() == "é".encode()
+    assert [file.name for file in path.parent.iterdir()] == ["page.html"]

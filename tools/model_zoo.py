@@ -1,0 +1,36 @@
+#!/usr/bin/env python
+"""Bring the table of trained models up to date from the folders of their runs.
+
+    python tools/model_zoo.py logs/HITSZ-VCM/SAD_R50 logs/HITSZ-VCM/STAR_R50
+
+The table stands between two marks of the page. Every number of a run's training goes along, as a file beside the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from fastreid_star.engine.setup import run_tool
+from fastreid_star.report.gather import gather
+from fastreid_star.report.zoo import format_runs, write_logs, write_table
+
+PAGE = Path(__file__).resolve().parent.parent / "configs" / "README.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run, its OUTPUT_DIR")
+    parser.add_argument("--page", default=str(PAGE), metavar="FILE", help="default: configs/README.md")
+    parser.add_argument("--logs", default="logs", metavar="DIR", help="for the numbers, from the page's folder on")
+    args = parser.parse_args()
+    runs = [gather(folder) for folder in args.runs]
+    table = format_runs(runs, args.logs)
+    write_logs(os.path.join(os.path.dirname(args.page), args.logs), runs)
+    write_table(args.page, table)
+    print(f"{len(runs)} runs: {args.page}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
