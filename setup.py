@@ -21,6 +21,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["fastreid_star", "fastreid_star.*"]),
+    package_data={"fastreid_star.report": ["templates/*"]},
     install_requires=[
         # fastreid==1.4.0 goes in with --no-deps; what it needs at run time is listed here, without its old pins
         "torch>=2.4",
@@ -38,14 +39,20 @@ setup(
         "pillow>=9.1",
         "h5py>=3.8",
         "tqdm>=4.60",
+        "jinja2>=3.1",
         "gdown>=4.7",  # fast-reid's download of ImageNet weights
     ],
     extras_require={
-        # the pose tools want an environment of their own: see README
-        "pose": ["mmpose==1.3.2", "mmengine==0.10.7", "mmcv-lite==2.1.0", "transformers>=4.48"],
+        # the ViTPose estimator; mmpose's HRNet and RTMPose take more than pip can be told here: tools/dev.py pose
+        "pose": ["transformers>=4.48"],
         "npu": ["torch_npu"],
-        "viz": ["grad-cam>=1.5", "jinja2>=3.1"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.90", "ruff>=0.9", "torch-geometric>=2.5", "ninja"],
+        # grad-cam asks for an opencv-python beside the headless one: tools/dev.py installs it with --no-deps
+        "viz": ["grad-cam>=1.5"],
+        "export": ["onnx>=1.17", "onnxruntime>=1.20"],
+        "dev": [
+            *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.90", "ruff>=0.9", "torch-geometric>=2.5", "ninja"),
+            *("onnx>=1.17", "onnxruntime>=1.20", "playwright>=1.40"),
+        ],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

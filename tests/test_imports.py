@@ -11,6 +11,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # a part may import what stands below it, and itself
 BELOW = {
     "__main__": {"engine", "errors"},
+    "benchmark": {"engine", "pose", "evaluation", "modeling", "data", "structures", "errors", "coco", "files"},
+    "report": {"engine", "evaluation", "modeling", "data", "config", "structures", "errors", "coco", "files"},
+    "pose": {"engine", "data", "structures", "errors", "coco", "files"},
     "engine": {"evaluation", "modeling", "data", "config", "structures", "errors", "compat", "coco", "files"},
     "evaluation": {"structures", "errors", "files"},
     "modeling": {"structures", "errors", "coco"},

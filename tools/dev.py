@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,12 @@ class Environment:
         print(f" {time.monotonic() - start:.0f} s", flush=True)
 
 
-VENV = Environment(".venv", extra="dev", more={})
+VENV = Environment(
+    ".venv",
+    extra="dev",
+    # it asks for an opencv-python beside the headless one, which would take its place
+    more={"grad-cam": ("--no-deps", "grad-cam==1.5.7", "ttach")},
+)
 POSE = Environment(
     ".venv-pose",
     extra="pose",
@@ -139,10 +145,11 @@ def set_up(venv: Environment) -> None:
         return
     start = time.monotonic()
     print(f"setting up {venv.folder} with Python {sys.version.split()[0]}", flush=True)
-    if venv.folder.exists() and not venv.python.exists():
+    if venv.folder.exists() and not is_of_this_python(venv, inherited is not None):
         shutil.rmtree(venv.folder)
     venv.stamp.unlink(missing_ok=True)
-    create(venv.folder, with_pip=True, system_site_packages=inherited is not None)
+    if not venv.folder.exists():  # one that is in use cannot be made anew, only filled
+        create(venv.folder, with_pip=True, system_site_packages=inherited is not None)
     if inherited:
         see_packages_of_this_python(venv)
         print(f"  keeping torch {inherited}", flush=True)
@@ -163,6 +170,17 @@ def set_up(venv: Environment) -> None:
     venv.install("fastreid", ["--no-deps", FASTREID])  # last: beside it pip complains of whatever is installed
     venv.stamp.write_text(wanted)
     print(f"set up in {time.monotonic() - start:.0f} s\n", flush=True)
+
+
+def is_of_this_python(venv: Environment, inherits: bool) -> bool:
+    """Whether an environment is whole, and made as it would be made now."""
+    file = venv.folder / "pyvenv.cfg"
+    if not (file.is_file() and venv.python.exists()):
+        return False
+    settings = dict(line.split(" = ", 1) for line in file.read_text().splitlines() if " = " in line)
+    wanted = {"version": platform.python_version(), "include-system-site-packages": str(inherits).lower()}
+    has_pip = subprocess.run([venv.python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+    return has_pip and wanted.items() <= settings.items()
 
 
 def install_torch(venv: Environment) -> None:
