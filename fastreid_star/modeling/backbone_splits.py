@@ -190,7 +190,7 @@ class PatchTokens(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         patches = self.patch_embed(images)
-        tokens = torch.cat((self.cls_token.expand(len(images), -1, -1), patches), dim=1)
+        tokens = torch.cat((self.cls_token.expand(images.shape[0], -1, -1), patches), dim=1)
         return self.pos_drop(tokens + self.pos_embed)
 
 
@@ -198,7 +198,7 @@ class ClassToken(nn.Module):
     """Tokens ``[N, 1 + L, D]`` to the class token as a map of one position, ``[N, D, 1, 1]``."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens[:, 0].reshape(len(tokens), -1, 1, 1)
+        return tokens[:, 0].reshape(tokens.shape[0], -1, 1, 1)
 
 
 @register_split(VisionTransformer)

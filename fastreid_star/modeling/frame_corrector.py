@@ -55,7 +55,7 @@ class TwoOneWayLSTMs(nn.LSTM):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
         """``[B, T, in]`` to ``[B, T, 2 hidden]``; one layer, batch first."""
-        start = (x.new_zeros(1, len(x), self.hidden_size),) * 2
+        start = (x.new_zeros(1, x.shape[0], self.hidden_size),) * 2
         # per direction: input and recurrent weight, input and recurrent bias
         halves = (self._flat_weights[:4], self._flat_weights[4:])
         forward, backward = (

@@ -154,7 +154,8 @@ class SkeletonGAT(nn.Module):
             node features ``[B, T, V, out]``, and the attention of the second layer ``[B, N, M]``.
         """
         length, absent = joints.shape[1], ~valid[..., None]
-        neighbours = spatial_temporal_neighbours(length, self.graph, joints.device)
+        # int: while a graph is traced for export, sizes are tensors, and no keys of a cache
+        neighbours = spatial_temporal_neighbours(int(length), self.graph, joints.device)
         sends = valid.flatten(1, 2)
         h, _ = self.conv1(joints.flatten(1, 2), neighbours, sends)
         h = F.dropout(F.elu(h), self.dropout, self.training)
