@@ -278,8 +278,9 @@ def test_the_pose_environment(place):
     assert (place / "datasets" / "HITSZ-VCM" / "skeletons" / "index.json").exists()
 
 
-def test_the_arguments_named_in_the_text_exist():
-    text = (REPOSITORY / ENGLISH).read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", [ENGLISH, CHINESE])
+def test_the_arguments_named_in_the_text_exist(name):
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
     known = " ".join(file.read_text() for file in (REPOSITORY / "tools").glob("*.py"))
     known += argument_parser("").format_help()
     flags = {flag for span in re.findall(r"`([^`\n]+)`", text) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", span)}
