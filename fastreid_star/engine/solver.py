@@ -17,6 +17,7 @@ from fastreid_star.errors import UserError
 __all__ = ["SCHEDULES", "build_lr_scheduler", "build_optimizer", "resolve_schedule"]
 
 SCHEDULES = ("MultiStepLR", "CosineAnnealingLR")  # those fast-reid has arguments for
+FUSED_ON_CPU = ("SGD", "Adam", "AdamW")  # torch's optimizers with a fused kernel for CPUs since torch 2.4
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -53,7 +54,41 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         raise UserError(f"SOLVER.OPT {name!r}: neither torch.optim nor fastreid.solver.optim has it")
     optimizer = maybe_add_freeze_layer(cfg, maybe_add_gradient_clipping(cfg, optimizer))
     options = {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV} if name == "SGD" else {}
-    return optimizer(_merge(groups), **options)
+    if name in FUSED_ON_CPU:
+        options["fused"] = _can_fuse(cfg, model)
+    built = optimizer(_merge(groups), **options)
+    if name in FUSED_ON_CPU:
+        built.register_load_state_dict_pre_hook(_keep_own_kernel)
+        built.register_load_state_dict_post_hook(_keep_own_layout)
+    return built
+
+
+def _can_fuse(cfg: CfgNode, model: torch.nn.Module) -> bool | None:
+    """True where torch has one kernel for the whole update; None leaves the choice to torch.
+
+    torch chooses well on GPUs; on a CPU it takes many passes over the weights where a fused kernel takes one. Not
+    with a gradient scaler: a fused optimizer takes the scale off by itself, after fast-reid's clipping, not before.
+    """
+    scaled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
+    on_cpu = all(p.device.type == "cpu" and p.is_floating_point() for p in model.parameters())
+    return True if on_cpu and not scaled else None
+
+
+def _keep_own_kernel(optimizer: torch.optim.Optimizer, state: dict) -> dict:
+    """A checkpoint's settings replace the optimizer's; which kernel it runs must be this device's choice."""
+    groups = [{**group, "fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+def _keep_own_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Momentum lies in memory as its parameter does: a fused kernel takes that for granted.
+
+    It does not where a run goes on with another ``MODEL.CHANNELS_LAST``.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _merge(groups: list[dict]) -> list[dict]:

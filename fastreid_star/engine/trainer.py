@@ -222,6 +222,8 @@ class Trainer(DefaultTrainer):
             internal_format=cfg.MODEL.NPU.INTERNAL_FORMAT,
         )
         model = build_model(_with_device(cfg))
+        if cfg.MODEL.CHANNELS_LAST:  # of the weights: the first convolution turns the images, the rest follow
+            model.backbone.to(memory_format=torch.channels_last)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info(f"{cfg.MODEL.META_ARCHITECTURE}: {trained / 1e6:.2f} M parameters to train")
         return model

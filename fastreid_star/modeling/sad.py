@@ -194,7 +194,8 @@ class SAD(nn.Module):
         images = images.to(self.device, non_blocking=True).flatten(0, 1)
         images = (images - self.pixel_mean) / self.pixel_std
         if self.training and self.augment:
-            factors, order = (drawn.to(self.device) for drawn in style_factors(is_visible, *self.augment_range))
+            drawn = style_factors(is_visible, *self.augment_range)
+            factors, order = (part.to(self.device, non_blocking=True) for part in drawn)
             images = augment_style(images, factors, order)
         return images
 
@@ -210,7 +211,8 @@ class SAD(nn.Module):
         authors' program: it changes the result, so it is kept.
         """
         dims = self.backbone.spatial_dims
-        same, other = (partner.to(low.device) for partner in attack_partners(is_visible))
+        # a plain copy to a device waits for all that was given to it before, here the clean pass
+        same, other = (partner.to(low.device, non_blocking=True) for partner in attack_partners(is_visible))
         middle = self.backbone.stage3(adain(low, same, dims, self.std))
         return self.pool_frames(self.backbone.stage4(adain(middle, other, dims, self.std)))
 

@@ -54,7 +54,7 @@ def drop_skeletons(has_skeleton: torch.Tensor, share: float) -> torch.Tensor:
     the host: one seed drops the same clips on every device.
     """
     kept = torch.rand(len(has_skeleton)) >= share
-    return has_skeleton & kept.to(has_skeleton.device)[:, None]
+    return has_skeleton & kept.to(has_skeleton.device, non_blocking=True)[:, None]
 
 
 def centre_and_scale(points: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ Shapes: N frames in the order of the batch; maps are ``[N, C, H, W]``, or ``[N, 
 from __future__ import annotations
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from fastreid_star.errors import UserError
 from fastreid_star.modeling.pooling import at_least_float32
@@ -57,7 +58,7 @@ def augment_style(images: torch.Tensor, factors: torch.Tensor, order: torch.Tens
 def channel_statistics(
     x: torch.Tensor, dims: tuple[int, ...], std: str = "sqrt_var"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of every frame and channel; gradients flow through both.
+    """Mean and standard deviation of every frame and channel.
 
     ``sqrt_var`` is sqrt(var + 1e-5) with the population variance, as in instance normalisation: its gradient is
     bounded on a constant map. ``release`` is ``torch.std(x) + 1e-6`` (divided by n - 1), as in the authors'
@@ -74,17 +75,8 @@ def channel_statistics(
     Raises:
         UserError: unknown `std`, or `release` on maps of a single position, which have no such deviation.
     """
-    x = at_least_float32(x)
-    mean = x.mean(dims, keepdim=True)
-    if std == "sqrt_var":
-        return mean, (x.var(dims, unbiased=False, keepdim=True) + 1e-5).sqrt()
-    if std != "release":
-        raise UserError(f"MODEL.SAD.STD is {std!r}: choose one of {', '.join(STD_KINDS)}")
-    if x[0].numel() == mean[0].numel():
-        raise UserError(
-            "MODEL.SAD.STD release needs feature maps of more than one position: use sqrt_var, or larger images"
-        )
-    return mean, x.std(dims, keepdim=True) + 1e-6
+    mean, centred = _centre(x, dims)
+    return mean, _deviation(centred, dims, std)[0]
 
 
 def adain(
@@ -93,7 +85,7 @@ def adain(
     """Give every frame the style of another: ``(x - mean) / sd * sd[partner] + mean[partner]``.
 
     Huang and Belongie, "Arbitrary style transfer in real-time with adaptive instance normalization", ICCV 2017.
-    Gradients flow through all four statistics.
+    Gradients flow through all four statistics, once: a second derivative is refused.
 
     Args:
         x: maps ``[N, C, H, W]`` or tokens ``[N, L, D]``.
@@ -103,9 +95,66 @@ def adain(
     Returns:
         the shape and type of `x`.
     """
-    mean, sd = channel_statistics(x, dims, std)
-    restyled = (at_least_float32(x) - mean) / sd * sd.index_select(0, partner) + mean.index_select(0, partner)
-    return restyled.to(x.dtype)
+    return _AdaIN.apply(x, partner, dims, std)
+
+
+class _AdaIN(torch.autograd.Function):
+    """:func:`adain` with its gradient written out.
+
+    The maps are large and little is done to them, so what counts is how often they are read and written, and how many
+    are kept: left to autograd, this takes four times as long on a CPU, and keeps three maps where one is enough.
+    """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, partner: torch.Tensor, dims: tuple[int, ...], std: str) -> torch.Tensor:
+        mean, centred = _centre(x, dims)
+        sd, slope = _deviation(centred, dims, std)
+        gain = sd.index_select(0, partner) / sd
+        ctx.save_for_backward(centred, partner, sd, slope, gain)
+        ctx.dims = dims
+        return torch.addcmul(mean.index_select(0, partner), centred, gain).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        centred, partner, sd, slope, gain = ctx.saved_tensors
+        wide = at_least_float32(grad)
+        by_mean = wide.sum(ctx.dims, keepdim=True)
+        by_gain = (wide * centred).sum(ctx.dims, keepdim=True)
+        # A frame's statistics serve twice: they are taken from it, and lent to those whose partner it is.
+        to_mean = torch.zeros_like(sd).index_add_(0, partner, by_mean) - by_mean * gain
+        to_sd = torch.zeros_like(sd).index_add_(0, partner, by_gain / sd) - by_gain * gain / sd
+        shift = to_mean / _positions(centred, sd)
+        to_x = torch.addcmul(torch.addcmul(shift, centred, to_sd * slope), wide, gain)
+        return to_x.to(grad.dtype), None, None, None
+
+
+def _positions(x: torch.Tensor, reduced: torch.Tensor) -> int:
+    """How many numbers of `x` went into each of `reduced`."""
+    return x[0].numel() // reduced[0].numel()
+
+
+def _centre(x: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean, and x without it, both in float32 or wider."""
+    mean = x.mean(dims, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    return mean, x - mean
+
+
+def _deviation(centred: torch.Tensor, dims: tuple[int, ...], std: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The standard deviation, and what `centred` is multiplied by for its derivative by x."""
+    variance = centred.square().mean(dims, keepdim=True)
+    n = _positions(centred, variance)
+    if std == "sqrt_var":
+        sd = (variance + 1e-5).sqrt()
+        return sd, 1 / (n * sd)
+    if std != "release":
+        raise UserError(f"MODEL.SAD.STD is {std!r}: choose one of {', '.join(STD_KINDS)}")
+    if n == 1:
+        raise UserError(
+            "MODEL.SAD.STD release needs feature maps of more than one position: use sqrt_var, or larger images"
+        )
+    sd = (variance * (n / (n - 1))).sqrt()
+    return sd + 1e-6, (1 / ((n - 1) * sd)).masked_fill(sd == 0, 0)
 
 
 def attack_partners(is_visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -135,3 +135,71 @@ def test_without_the_plugins_keys_the_schedule_is_fastreids():
     resolved = resolve_schedule(cfg, 2)
     assert cfg.dump() == before
     assert (resolved.SOLVER.STEPS, resolved.SOLVER.WARMUP_ITERS) == ([3], 4)
+
+
+def trained(optimizer, net, steps=5):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for parameter in net.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = torch.empty_like(parameter).copy_(drawn)  # in memory as the weight is, as autograd's are
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in net.parameters()]
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("SGD", 0.0), ("Adam", 1e-6), ("AdamW", 1e-6)])
+def test_on_a_cpu_one_kernel_updates_as_many_do(name, tolerance):
+    cfg = config(OPT=name, BASE_LR=0.01, WEIGHT_DECAY=0.1, MOMENTUM=0.9, NESTEROV=True)
+    net = Net()
+    plain_net = copy.deepcopy(net)
+    optimizer, plain = build_optimizer(cfg, net), build_optimizer(cfg, plain_net)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    for group in plain.param_groups:
+        group["fused"] = False
+    for ours, theirs in zip(trained(optimizer, net), trained(plain, plain_net), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_a_fused_optimizer_and_a_gradient_scaler_do_not_meet():
+    """Clipping sees the gradients before a fused optimizer has taken the scale off them."""
+    cfg = config()
+    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, "float16"
+    assert not any(group["fused"] for group in build_optimizer(cfg, Net()).param_groups)
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    assert all(group["fused"] for group in build_optimizer(cfg, Net()).param_groups)
+
+
+@pytest.mark.parametrize("saved_by_fused", [True, False])
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_a_checkpoint_does_not_say_which_kernel_runs(name, saved_by_fused):
+    """A run may go on on another device, which has no such kernel, or in another precision."""
+    fused, scaled = config(OPT=name), config(OPT=name)
+    scaled.SOLVER.AMP.ENABLED, scaled.SOLVER.AMP.DTYPE = True, "float16"
+    first, second = (fused, scaled) if saved_by_fused else (scaled, fused)
+    net = Net()
+    optimizer = build_optimizer(first, net)
+    trained(optimizer, net)
+    state, other_net = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(net)
+    other = build_optimizer(second, other_net)
+    other.load_state_dict(state)
+    assert {bool(group["fused"]) for group in other.param_groups} == {not saved_by_fused}
+    assert {bool(group["fused"]) for group in state["param_groups"]} == {saved_by_fused}, "the caller's stays as it is"
+    for ours, theirs in zip(trained(other, other_net), trained(optimizer, net), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_a_checkpoint_of_another_memory_format_goes_on_as_it_would_have(name):
+    """Momentum that lies in memory otherwise than its weight is mixed up by a fused kernel, without a word."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, bias=False))
+    optimizer = build_optimizer(config(OPT=name, MOMENTUM=0.9), net)
+    trained(optimizer, net)
+    turned = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    other = build_optimizer(config(OPT=name, MOMENTUM=0.9), turned)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for weight, state in other.state.items():
+        kept = [value for value in state.values() if value.shape == weight.shape]
+        assert kept
+        assert all(value.stride() == weight.stride() for value in kept)
+    for ours, theirs in zip(trained(other, turned), trained(optimizer, net), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)

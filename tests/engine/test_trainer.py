@@ -235,3 +235,38 @@ def test_one_identity_has_no_negative(tiny_root, tmp_path):
 
 def test_the_config_of_the_demo_is_the_defaults_but_for_what_it_names():
     assert set(load_config(DEMO)) == set(get_cfg())
+
+
+def test_channels_last_gives_the_same_step_in_another_layout(tiny_root, tmp_path):
+    """Same losses and gradients up to the rounding of sums in another order, by maps that do lie otherwise."""
+    star = ("MODEL.META_ARCHITECTURE", "STAR", "MODEL.HEADS.NAME", "GATGeMHead", "DATASETS.SKELETONS", "skeletons")
+    runs = {}
+    for value in ("False", "True"):
+        cfg = tiny_config(tiny_root, tmp_path / value, *star, "MODEL.CHANNELS_LAST", value)
+        trainer = Trainer(cfg)
+        layouts = []
+        for stage in (trainer.model.backbone.visible_stem, *trainer.model.backbone.stages):
+            stage.register_forward_hook(
+                lambda module, inputs, maps, seen=layouts: seen.append(
+                    maps.is_contiguous(memory_format=torch.channels_last)
+                )
+            )
+        if runs:
+            trainer.model.load_state_dict(runs["False"][0])
+        weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        torch.manual_seed(0)
+        losses = trainer.model.train()(next(iter(trainer.data_loader)))
+        sum(losses.values()).backward()
+        parameters = dict(trainer.model.named_parameters())
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        assert all(p.grad is None or p.grad.stride() == p.stride() for p in parameters.values())
+        runs[value] = (weights, losses, gradients, layouts)
+    assert not any(runs["False"][3])
+    assert len(runs["True"][3]) > 5
+    assert all(runs["True"][3])
+    for ours, theirs in zip(runs["True"][1].values(), runs["False"][1].values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert runs["True"][2].keys() == runs["False"][2].keys()
+    for name, gradient in runs["True"][2].items():
+        expected = runs["False"][2][name]
+        assert (gradient - expected).norm() < 1e-4 * expected.norm() + 1e-7, name

@@ -59,7 +59,7 @@ class TestStatistics:
 
     def test_release_is_torch_std(self):
         x = torch.randn(3, 4, 5, 6)
-        assert torch.equal(channel_statistics(x, (2, 3), "release")[1], x.std((2, 3), keepdim=True) + 1e-6)
+        torch.testing.assert_close(channel_statistics(x, (2, 3), "release")[1], x.std((2, 3), keepdim=True) + 1e-6)
 
     def test_shapes_for_maps_and_tokens(self):
         assert channel_statistics(torch.randn(2, 3, 4, 5), (2, 3))[1].shape == (2, 3, 1, 1)
@@ -101,9 +101,35 @@ class TestAdaIN:
         ):
             assert torch.allclose(ours, theirs[partner], rtol=1e-3, atol=1e-9)
 
-    def test_gradients_flow_through_every_statistic(self):
+    @pytest.mark.parametrize("std", ["sqrt_var", "release"])
+    @pytest.mark.parametrize("partner", [[1, 2, 0], [2, 2, 1]])  # frame 2 may lend its style twice, frame 0 never
+    def test_gradients_flow_through_every_statistic(self, std, partner):
         x = torch.randn(3, 2, 3, 2, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda v: adain(v, torch.tensor([1, 2, 0])), (x,))
+        assert torch.autograd.gradcheck(lambda v: adain(v, torch.tensor(partner), (2, 3), std), (x,))
+        tokens = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda v: adain(v, torch.tensor(partner), (1,), std), (tokens,))
+
+    @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    @pytest.mark.parametrize("std", ["sqrt_var", "release"])
+    def test_is_the_formula_and_its_gradient(self, std, layout, kind, tolerance):
+        """Against the formula as it is written, its gradient by autograd, all in float64."""
+        maps = torch.randn(6, 5, 9, 7).mul(torch.rand(6, 5, 1, 1)).add(torch.randn(6, 5, 1, 1)).to(kind)
+        maps, weights = (part.contiguous(memory_format=layout) for part in (maps, torch.randn_like(maps)))
+        partner = torch.tensor([2, 0, 5, 5, 1, 4])
+        ours, exact = maps.clone().requires_grad_(), maps.double().requires_grad_()
+        restyled = adain(ours, partner, std=std)
+        restyled.backward(weights)
+        mean = exact.mean((2, 3), keepdim=True)
+        if std == "release":
+            sd = exact.std((2, 3), keepdim=True) + 1e-6
+        else:
+            sd = (exact.var((2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+        expected = (exact - mean) / sd * sd[partner] + mean[partner]
+        expected.backward(weights.double())
+        for found, wanted in ((restyled, expected), (ours.grad, exact.grad)):
+            assert found.is_contiguous(memory_format=layout)
+            assert (found - wanted).abs().max() < tolerance * wanted.abs().max()
 
     def test_keeps_the_type(self):
         assert adain(torch.randn(2, 3, 4, 4).bfloat16(), torch.tensor([1, 0])).dtype == torch.bfloat16

@@ -1,0 +1,30 @@
+import os
+
+import pytest
+
+from fastreid_star.benchmark import process
+from fastreid_star.errors import UserError
+
+MB = 10**6
+
+
+def test_work_in_a_process_of_its_own_and_its_memory():
+    held = process.resident_memory()
+    outcome = process.in_own_process(bytearray, 60 * MB)
+    assert len(outcome.result) == 60 * MB
+    assert 59 * MB < outcome.growth < 160 * MB
+    assert outcome.seconds > 0
+    del outcome
+    assert process.resident_memory() < held + 150 * MB, "it is not this process that has grown"
+
+
+def test_memory_of_this_process():
+    before = process.own_memory(os.getpid())
+    block = bytearray(b"x" * (50 * MB))
+    assert 45 * MB < process.own_memory(os.getpid()) - before < 200 * MB
+    assert process.peak_resident_memory() >= process.resident_memory() > len(block)
+
+
+def test_no_such_process():
+    with pytest.raises(UserError, match="memory is read from /proc/0/status"):
+        process.own_memory(0)
