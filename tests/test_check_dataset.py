@@ -1,6 +1,7 @@
 """tools/check_dataset.py as a user calls it: on a sound dataset, and on one with a fault of every kind."""
 
 import csv
+import os
 import re
 import runpy
 import shutil
@@ -127,6 +128,28 @@ def test_hdf5_existence_only_and_a_sample(root, tmp_path, call, monkeypatch):
     status, out, _ = call(*arguments, "--sample", 10)
     assert (status, "0 good, 0 missing, 10 broken" in out) == (1, True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["datasets", "skeletons.h5"], "no --output, no files"
+
+
+def test_skeletons_are_those_that_training_takes(root, tmp_path, call, monkeypatch):
+    write_skeleton_store(tmp_path / "skeletons", ["9/ir/1"], np.zeros((1, 17, 3)))
+    monkeypatch.chdir(tmp_path)
+    assert call("SyntheticVCM", "--root", root, "--skeletons", "skeletons")[0] == 0
+
+
+def test_a_report_that_cannot_be_written(root, tmp_path, call):
+    (tmp_path / "out" / "problems.csv").mkdir(parents=True)
+    status, _, err = call("SyntheticVCM", "--root", root, "--output", tmp_path / "out")
+    assert status == 2
+    assert err.splitlines()[-1] == f"error: {tmp_path}/out/problems.csv cannot be written: Is a directory"
+
+
+def test_a_folder_whose_name_is_no_text(root, tmp_path, call):
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    root.rename(strange)
+    next(Path(strange).rglob("*.jpg")).unlink()
+    status, out, _ = call("SyntheticVCM", "--root", strange, "--output", tmp_path / "out")
+    assert (status, "missing frame: 1" in out) == (1, True)
+    assert b"/caf\xe9/SyntheticVCM" in (tmp_path / "out" / "problems.csv").read_bytes()
 
 
 def test_the_counts_of_hitsz_vcm(root, call):

@@ -1,8 +1,14 @@
 """The demo, at a size that fits a test: its runs, its table, its page, and what it leaves behind."""
 
+import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from fastreid_star.errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent
 OPTIONS = {
@@ -47,3 +53,14 @@ def test_the_demo_trains_both_and_prints_the_table(tmp_path):
     refused = subprocess.run([*command[:3], str(tmp_path / "mine")], cwd=REPOSITORY, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "is not an earlier demo's" in refused.stderr
+
+
+def test_without_grad_cam_it_says_so_before_it_deletes_an_earlier_demo(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "config.yaml").write_text("")
+    main = runpy.run_path(str(REPOSITORY / "tools" / "demo.py"))["main"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(tmp_path)])
+    with pytest.raises(UserError, match=r"Grad-CAM needs .*: pip install --no-deps grad-cam ttach$"):
+        main()
+    assert (tmp_path / "runs" / "config.yaml").is_file()

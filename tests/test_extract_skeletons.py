@@ -1,6 +1,7 @@
 """The tool, with a backend that needs no pose environment; the real ones are tested in tests/pose."""
 
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -32,8 +33,8 @@ def tool():
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory):
     folder = tmp_path_factory.mktemp("crops")
-    for number in range(40):
-        Image.new("RGB", (4, 6), (number, 2 * number, 3)).save(folder / f"{number}.png")
+    for number in range(240):
+        Image.new("RGB", (4, 6), (number, 240 - number, 3)).save(folder / f"{number}.png")
     (folder / "17.png").write_bytes(b"")
     return folder
 
@@ -52,12 +53,12 @@ def call(tool, monkeypatch, capsys):
 
 def test_a_folder_of_crops(call, crops, tmp_path):
     out = call("--images", crops, "--output", tmp_path / "store", "--batch-size", 4)
-    assert out.splitlines()[0] == f"{tmp_path}/store: 39 of 40 crops have a skeleton"
+    assert out.splitlines()[0] == f"{tmp_path}/store: 239 of 240 crops have a skeleton"
     assert out.splitlines()[1].startswith("  none: 17: 17.png: ")
-    joints, present = SkeletonStore.open(tmp_path / "store").read([str(number) for number in range(40)])
+    joints, present = SkeletonStore.open(tmp_path / "store").read([str(number) for number in range(240)])
     assert np.flatnonzero(~present).tolist() == [17]
-    assert joints[5, 3].tolist() == [5, 10, 3]
-    assert "39 of 40" in call("--images", crops, "--output", tmp_path / "store", "--batch-size", 4), "nothing to do"
+    assert joints[5, 3].tolist() == [5, 235, 3]
+    assert "239 of 240" in call("--images", crops, "--output", tmp_path / "store", "--batch-size", 4), "nothing to do"
 
 
 def test_many_that_cannot_be_read(call, tmp_path):
@@ -85,11 +86,39 @@ def test_a_dataset_and_training_reads_the_result(call, tmp_path):
     np.testing.assert_allclose(joints[0, 0], read_frame(image).mean(axis=(0, 1)), rtol=1e-6)
 
 
+def test_the_datasets_folder_as_in_training(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastreid.data.build._root", str(tmp_path / "datasets"))
+    with pytest.raises(UserError, match=f"no SyntheticVCM in {tmp_path}/datasets"):
+        call("--dataset", "SyntheticVCM", "--output", tmp_path / "store")
+    assert not any(tmp_path.iterdir()), "it is not drawn unasked"
+    options = SyntheticOptions(train_ids=2, test_ids=2, tracklets=1, frames=12)
+    write_synthetic_vcm(tmp_path / "datasets" / "SyntheticVCM", options)
+    assert "96 of 96" in call("--dataset", "SyntheticVCM", "--output", tmp_path / "store", "--workers", 0)
+
+
+def test_a_name_that_is_no_text(call, tmp_path, monkeypatch):
+    (tmp_path / "crops").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "crops" / "good.png")
+    open(os.fsencode(tmp_path / "crops") + b"/bad\xff.png", "wb").close()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict"))
+    call("--images", tmp_path / "crops", "--output", tmp_path / "store", "--workers", 0)
+    sys.stdout.flush()
+    assert b"1 of 2 crops" in sys.stdout.buffer.getvalue()
+
+
+def test_asked_again_while_other_shards_replace_it(call, crops, tmp_path):
+    options = ["--images", crops, "--output", tmp_path / "store", "--workers", 0]
+    call(*options)
+    again = call(*options, "--batch-size", 1, "--overwrite", "--shard", "1/2")
+    assert again.startswith("this shard is done, parts in all: 2;")
+    assert "239 of 240" in call(*options), "the old one is there until the new one is whole"
+
+
 def test_shards(call, crops, tmp_path):
     options = ["--images", crops, "--output", tmp_path / "store", "--batch-size", 1]
     said = call(*options, "--shard", "2/2")
     assert said == f"this shard is done, parts in all: 1; the last shard to end makes {tmp_path}/store\n"
-    assert "39 of 40" in call(*options, "--shard", "1/2")
+    assert "239 of 240" in call(*options, "--shard", "1/2")
     assert os.listdir(tmp_path) == ["store"]
 
 
@@ -100,7 +129,7 @@ def test_two_processes_give_the_bytes_of_one(call, crops, tmp_path, monkeypatch)
     command += ["--output", tmp_path / "two", "--num-devices", "2", "--workers", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "39 of 40" in done.stdout
+    assert "239 of 240" in done.stdout
     for name in ("index.json", "skeletons.npy"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -115,6 +144,7 @@ def test_two_processes_give_the_bytes_of_one(call, crops, tmp_path, monkeypatch)
         (["--workers", "-1"], "--workers -1"),
         (["--num-devices", "0"], "--num-devices 0"),
         (["--device", "cuda"], "MODEL.DEVICE cuda"),
+        (["--device", "cpu:0", "--num-devices", "2"], "--device cpu:0 names one device for 2 processes"),
     ],
 )
 def test_refusals(call, crops, tmp_path, args, message):

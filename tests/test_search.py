@@ -15,7 +15,7 @@ from fastreid_star.engine.contact_sheet import BOX, CAPTION, MARGIN, contact_she
 from fastreid_star.engine.doctor import tiny_config
 from fastreid_star.engine.gallery import Gallery
 from fastreid_star.engine.predictor import StarPredictor
-from fastreid_star.engine.ranked_lists import ask
+from fastreid_star.engine.ranked_lists import ask, write_lists
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
@@ -216,6 +216,8 @@ def test_bad_input_is_one_line(root, search, tmp_path, monkeypatch):
         ("nowhere does not exist", ["nowhere"]),
         ("the folder .*none does not exist", [query, "--json", tmp_path / "none" / "l.json"]),
         ("the folder .*none does not exist", [query, "--csv", tmp_path / "none" / "l.csv"]),
+        (f"{tmp_path} is a folder: name the file", [query, "--json", tmp_path]),
+        (f"{tmp_path} is a folder: name the file", [query, "--csv", tmp_path]),
         ("file cannot be written", [query, "--pictures", tmp_path / "file"]),
         (r"MODEL\.HEADS\.GEM_P 3\.0 there, 1\.0 here", [query, "--set", "MODEL.HEADS.GEM_P", "1.0"]),
         ("--workers -1", [query, "--workers", "-1"]),
@@ -223,3 +225,8 @@ def test_bad_input_is_one_line(root, search, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=message) as caught:
             search(*arguments)
         assert "\n" not in str(caught.value)
+
+
+def test_a_list_that_cannot_be_written_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"none/l\.csv cannot be written: No such file or directory"):
+        write_lists(str(tmp_path / "none" / "l.csv"), "")

@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="NAME", help="HITSZVCM, BUPTCampus, SyntheticVCM: as in DATASETS.NAMES")
     parser.add_argument("--root", default="", metavar="DIR", help="the datasets' folder, DATASETS.ROOT")
-    help_text = "a folder or an HDF5 file; a relative path may start at the dataset's folder"
+    help_text = "a folder or an HDF5 file; a relative path starts at the dataset's folder, or else here"
     parser.add_argument("--skeletons", metavar="PATH", help=help_text)
     parser.add_argument("--output", metavar="DIR", help="where the report goes; left out: nothing is written")
     parser.add_argument(
@@ -48,8 +48,8 @@ def main() -> None:
     dataset = open_dataset(args.name, args.root)
     store = None
     if args.skeletons:
-        path = args.skeletons if os.path.exists(args.skeletons) else dataset.path(args.skeletons)
-        store = SkeletonStore.open(path)
+        path = dataset.path(args.skeletons)  # as training takes it
+        store = SkeletonStore.open(path if os.path.exists(path) else args.skeletons)
     if args.output:
         make_folder(args.output)
     frames = sum(len(tracklet) for part in splits(dataset).values() for tracklet in part) // args.sample
@@ -61,11 +61,14 @@ def main() -> None:
         picture = report.picture(dataset, store, each=args.tracklets, seed=args.seed)
         files = {
             "frame_grid.png": to_png(picture),
-            "problems.csv": report.to_csv(check).encode(),
+            "problems.csv": report.to_csv(check).encode(errors="surrogateescape"),  # names of files need not be text
         }
-        files["report.md"] = report.to_markdown(check, files=list(files)).encode()
+        files["report.md"] = report.to_markdown(check, files=list(files)).encode(errors="surrogateescape")
         for name, content in files.items():
-            write_whole(Path(args.output) / name, lambda file, content=content: file.write(content))
+            try:
+                write_whole(Path(args.output) / name, lambda file, content=content: file.write(content))
+            except OSError as error:
+                raise UserError(f"{args.output}/{name} cannot be written: {error.strerror}") from error
         print(f"{', '.join(files)}: {os.path.abspath(args.output)}")
     sys.exit(0 if check.good else 1)
 

@@ -29,12 +29,12 @@ def main() -> None:
     parser.add_argument("--output", default="demo", metavar="DIR", help="where data and results go")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values to change")
     args = parser.parse_args()
+    require_gradcam()
     output = Path(args.output)
     if (output / "runs").exists():
         if not (output / "runs" / "config.yaml").is_file():
             raise UserError(f"{output / 'runs'} is not an earlier demo's: choose another --output")
         shutil.rmtree(output / "runs")
-    require_gradcam()
     start = time.monotonic()
 
     def options(name: str, **settings) -> list[str]:

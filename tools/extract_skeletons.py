@@ -12,8 +12,10 @@ listed and have no skeleton. Several machines that share --output's folder share
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import re
+import sys
 
 from fastreid_star.data.skeletons import FlatStore
 from fastreid_star.engine.setup import run_tool
@@ -28,7 +30,7 @@ def main() -> None:
     crops = parser.add_mutually_exclusive_group(required=True)
     crops.add_argument("--dataset", default="", metavar="NAME", help="HITSZVCM, BUPTCampus, SyntheticVCM, ...")
     crops.add_argument("--images", default="", metavar="FOLDER", help="any folder of crops, its folders included")
-    parser.add_argument("--root", default="datasets", metavar="FOLDER", help="holds the dataset's folder; datasets")
+    parser.add_argument("--root", default="", metavar="FOLDER", help="the datasets' folder, DATASETS.ROOT")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="the skeleton store to make")
     parser.add_argument("--backend", default="mmpose", choices=sorted(BACKENDS))
     parser.add_argument("--model", default="", metavar="NAME", help="mmpose: a config of its own, or a file; HRNet-w32")
@@ -45,9 +47,10 @@ def main() -> None:
     args["shard"] = _shard(args["shard"])
     job = Job(**args)
     if not extract(job):
-        done = sum(name.endswith(".npz") for name in os.listdir(parts_folder(job.output)))
+        done = len(glob.glob(os.path.join(glob.escape(parts_folder(job.output)), "*.npz")))
         print(f"this shard is done, parts in all: {done}; the last shard to end makes {job.output}")
         return
+    sys.stdout.reconfigure(errors="replace")  # names of files need not be text
     print(_summary(job.output))
 
 

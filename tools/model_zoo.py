@@ -24,8 +24,9 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run, its OUTPUT_DIR")
     parser.add_argument("--page", default=str(PAGE), metavar="FILE", help="default: configs/README.md")
     parser.add_argument("--logs", default="logs", metavar="DIR", help="for the numbers, from the page's folder on")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys, such as DATASETS.TESTS")
     args = parser.parse_args()
-    runs = [gather(folder) for folder in args.runs]
+    runs = [gather(folder, args.set) for folder in args.runs]
     table = format_runs(runs, args.logs)
     write_logs(os.path.join(os.path.dirname(args.page), args.logs), runs)
     write_table(args.page, table)

@@ -21,7 +21,7 @@ from fastreid_star.errors import UserError
 from fastreid_star.report.ablation_figures import build_ablation_report
 from fastreid_star.report.build import build_report
 from fastreid_star.report.gather import gather
-from fastreid_star.report.html import write_page
+from fastreid_star.report.html import make_folder_of, write_page
 
 
 def main() -> None:
@@ -43,8 +43,10 @@ def main() -> None:
         raise UserError(f"--queries {args.queries}: show at least one")
 
     start = time.monotonic()
-    page = build_ablation_report(args.ablation) if args.ablation else page_of_runs(args)
     output = Path(args.output or Path(args.ablation or args.run) / "report.html")
+    if args.output:
+        make_folder_of(output)
+    page = build_ablation_report(args.ablation) if args.ablation else page_of_runs(args)
     size = write_page(output, page)
     print(f"{output.resolve()} ({size / 1e6:.1f} MB, {time.monotonic() - start:.0f} s)")
 

@@ -23,9 +23,8 @@ from fastreid_star.engine.predictor_tools import (
     predictor_from,
     skeletons_from,
 )
-from fastreid_star.engine.ranked_lists import AMONG, ask, to_csv, to_json, to_table
+from fastreid_star.engine.ranked_lists import AMONG, ask, to_csv, to_json, to_table, write_lists
 from fastreid_star.engine.setup import run_tool
-from fastreid_star.files import write_whole
 
 
 def main() -> None:
@@ -52,9 +51,9 @@ def main() -> None:
     answers = ask(gallery, features, what.names, what.modalities, k=args.top, among=args.among)
     print(to_table(answers))
     if args.json:
-        write_whole(args.json, lambda file: file.write(to_json(answers, gallery).encode()))
+        write_lists(args.json, to_json(answers, gallery))
     if args.csv:
-        write_whole(args.csv, lambda file: file.write(to_csv(answers).encode()))
+        write_lists(args.csv, to_csv(answers))
     if args.pictures:
         write_contact_sheets(args.pictures, answers, [known[PICTURE] for known in what.metadata], gallery)
 

@@ -97,10 +97,15 @@ class DatasetCheck:
         return [modality for modality in Modality if self.of_modality(modality).lying_share > 0.5]
 
     @property
+    def disordered(self) -> list[Modality]:
+        """Modalities most of whose skeletons have no shoulders above hips above ankles, and do not lie."""
+        return [m for m in Modality if self.of_modality(m).disordered_share > 0.5 and m not in self.lying]
+
+    @property
     def good(self) -> bool:
         """Nothing is missing, broken or other than published."""
         faults = any(problem.kind.is_fault for problem in self.problems)
-        return not (faults or self.differences or self.lying)
+        return not (faults or self.differences or self.lying or self.disordered)
 
     def of_modality(self, modality: Modality) -> SkeletonStats:
         """The skeletons of all its cameras."""
@@ -108,12 +113,13 @@ class DatasetCheck:
         return sum(stats, SkeletonStats())
 
 
-def open_dataset(name: str, root: str = "") -> VideoDataset:
+def open_dataset(name: str, root: str = "", *, check_frames: bool = False) -> VideoDataset:
     """A registered dataset with all its tracklets, however short, whether their frames are there or not.
 
     Args:
         name: as in DATASETS.NAMES.
         root: as DATASETS.ROOT; empty: $FASTREID_DATASETS or ./datasets.
+        check_frames: have the dataset see that some of them are.
 
     Raises:
         UserError: no such dataset of tracklets, or its lists cannot be read.
@@ -124,7 +130,7 @@ def open_dataset(name: str, root: str = "") -> VideoDataset:
     if issubclass(dataset, SyntheticVCM) and not os.path.isdir(os.path.join(root, dataset.dataset_dir)):
         # it would be drawn, which takes minutes and is not what was asked for
         raise UserError(f"no {dataset.dataset_dir} in {root}: a training run that names {name} draws it")
-    return dataset(root=root, min_frames=1, check_frames=False)
+    return dataset(root=root, min_frames=1, check_frames=check_frames)
 
 
 def splits(dataset: VideoDataset) -> dict[str, list[Tracklet]]:

@@ -36,8 +36,9 @@ def tracklets_in(
 ) -> list[TrackletInput]:
     """Every folder of images below a folder, or the folder itself, as a tracklet.
 
-    A tracklet's name is its path below `folder`, or the folder's own name where the images lie right in it. Frames
-    and tracklets are in natural order; hidden files and folders, and what is no image, are passed over.
+    A tracklet's name is its path below `folder`, or the folder's own name where the images lie right in it; bytes that
+    are no UTF-8 are written out. Frames and tracklets are in natural order; hidden files and folders, and what is no
+    image, are passed over. Links to folders are followed, but not back to one that they are in.
 
     Args:
         folder: such as ``crops`` with ``crops/rgb/anna/1.jpg``.
@@ -54,8 +55,8 @@ def tracklets_in(
     if not root.is_dir():
         raise UserError(f"folder {folder} does not exist")
     found = []
-    for place, below, names in os.walk(root, onerror=_refuse):
-        below[:] = [name for name in below if not name.startswith(".")]
+    for place, below, names in os.walk(root, onerror=_refuse, followlinks=True):
+        below[:] = [name for name in below if not name.startswith(".") and not _leads_back(root, Path(place, name))]
         images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
         if images:
             found.append((Path(place).relative_to(root), sorted(images, key=natural_key)))
@@ -71,7 +72,7 @@ def tracklets_in(
             modality=_modality(modality, root, inside),
             skeletons=skeletons,
             keys=None if skeletons is None else [_key(above, inside / image) for image in images],
-            name=inside.as_posix() if inside.parts else root.resolve().name,
+            name=_readable(inside.as_posix() if inside.parts else root.resolve().name),
         )
         for inside, images in found
     ]
@@ -129,7 +130,9 @@ def _each(paths, modality, skeletons) -> Iterator[TrackletInput]:
         elif not path.exists():
             raise UserError(f"{path} does not exist: give folders of images, or videos")
         elif is_video(path):
-            yield TrackletInput(str(path), _modality(modality, path.resolve().parent, Path()), name=path.name)
+            yield TrackletInput(
+                str(path), _modality(modality, path.resolve().parent, Path()), name=_readable(path.name)
+            )
         else:
             raise UserError(
                 f"{path} is neither a folder nor a video ({', '.join(VIDEO_SUFFIXES)}): a tracklet of images is a "
@@ -169,6 +172,19 @@ def _keys_start(store: SkeletonStore, root: Path, images: Sequence[Path]) -> Pur
         f"skeleton store {store.path} knows none of {len(sample)} images that were looked up in {root}, such as "
         f"{_key(PurePosixPath(), sample[0])}: it was made for other images"
     )
+
+
+def _leads_back(root: Path, folder: Path) -> bool:
+    """Whether a folder below `root` is a link to one of those that it is in."""
+    if not folder.is_symlink():
+        return False
+    parts = folder.relative_to(root).parts
+    return folder.resolve() in [Path(root, *parts[:depth]).resolve() for depth in range(len(parts))]
+
+
+def _readable(name: str) -> str:
+    """A file's name as text that can be printed and saved, whatever bytes it has."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _refuse(error: OSError) -> None:

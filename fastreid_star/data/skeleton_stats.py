@@ -10,13 +10,17 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from fastreid_star.coco import NUM_JOINTS
+from fastreid_star.coco import JOINT_NAMES, NUM_JOINTS
 
 SCORE_EDGES = np.linspace(0, 1, 11)
 
 # An estimator looks a little beyond the crop, so a joint or two outside, and near it, are no fault.
 FAR = 0.2  # of the frame's side
 MANY = 4  # joints
+# In the lists of other datasets these places are of other joints, and come in another order: H36M's and OpenPose's too.
+_DOWNWARD = [
+    [JOINT_NAMES.index(f"{side}_{joint}") for side in ("left", "right")] for joint in ("shoulder", "hip", "ankle")
+]
 COLLAPSED = 0.02  # of the frame's height: all joints in one spot
 
 
@@ -34,6 +38,7 @@ class SkeletonStats:
         heights: sum of the skeletons' heights, each as a share of its frame's.
         scores: joints by score, int64 [12]: below 0, ten bins of 0.1, above 1.
         score_sum: of all joints.
+        disordered: skeletons whose shoulders, hips and ankles do not come in this order from top to bottom.
     """
 
     frames: int = 0
@@ -45,6 +50,7 @@ class SkeletonStats:
     heights: float = 0.0
     scores: np.ndarray = field(default_factory=lambda: np.zeros(len(SCORE_EDGES) + 1, np.int64))
     score_sum: float = 0.0
+    disordered: int = 0
 
     def __add__(self, other: SkeletonStats) -> SkeletonStats:
         return SkeletonStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -63,6 +69,11 @@ class SkeletonStats:
     def lying_share(self) -> float:
         """The share of skeletons that are wider than tall."""
         return _share(self.lying, self.measured)
+
+    @property
+    def disordered_share(self) -> float:
+        """The share of skeletons whose joints seem to be in another order."""
+        return _share(self.disordered, self.found)
 
     @property
     def mean_height(self) -> float:
@@ -97,6 +108,9 @@ def measure(frames: int, joints: np.ndarray, sizes: np.ndarray | None) -> tuple[
     stats = SkeletonStats(
         frames=frames,
         found=len(joints),
+        disordered=int(
+            (np.diff([joints[:, pair, 1].mean(axis=1) for pair in _DOWNWARD], axis=0) <= 0).any(axis=0).sum()
+        ),
         scores=np.array([(score < SCORE_EDGES[0]).sum(), *bins, (score > SCORE_EDGES[-1]).sum()], np.int64),
         score_sum=float(score.sum()),
     )

@@ -18,6 +18,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import IO
 
 import numpy as np
 
@@ -51,8 +52,8 @@ class SkeletonStore(ABC):
         path = os.fspath(path)
         if not os.path.exists(path):
             raise UserError(
-                f"skeleton store {path} does not exist: make one with "
-                "fastreid_star.data.skeletons.write_skeleton_store, or set DATASETS.SKELETONS '' to go without"
+                f"skeleton store {path} does not exist: make one with tools/extract_skeletons.py, or set "
+                "DATASETS.SKELETONS '' to go without"
             )
         if os.path.isdir(path):
             return FlatStore(path)
@@ -169,9 +170,9 @@ def write_skeleton_store(
     Raises:
         UserError: nothing to write, sizes that disagree, or a `folder` that holds other files.
     """
-    folder, keys = os.path.abspath(folder), list(keys)
+    folder, keys = os.path.realpath(folder), list(keys)  # a link stays, and is not renamed instead of its folder
     blocks = check_skeletons(folder, keys, joints)
-    if os.path.exists(folder) and not (os.path.isdir(folder) and set(os.listdir(folder)) <= {ARRAY_FILE, INDEX_FILE}):
+    if holds_something_else(folder):
         raise UserError(f"{folder} holds something else than a skeleton store: choose another folder")
     new, old = f"{folder}.tmp{os.getpid()}", f"{folder}.old{os.getpid()}"
     os.makedirs(new)
@@ -186,9 +187,11 @@ def write_skeleton_store(
             np.lib.format.write_array_header_1_0(file, header)
             for block in blocks:
                 file.write(np.ascontiguousarray(block).data)
+            _to_disk(file)
         with open(os.path.join(new, INDEX_FILE), "w", encoding="utf-8") as file:
             index = {"version": VERSION, "shape": list(shape), "meta": dict(meta or {}), "keys": keys}
             json.dump(index, file, separators=(",", ":"))
+            _to_disk(file)
         if os.path.exists(folder):
             os.rename(folder, old)
         os.rename(new, folder)
@@ -199,6 +202,19 @@ def write_skeleton_store(
                 shutil.rmtree(old)
             else:  # the new store did not get there: the old one stays
                 os.rename(old, folder)
+
+
+def holds_something_else(folder: str | os.PathLike) -> bool:
+    """Whether a path is there that :func:`write_skeleton_store` would refuse to replace."""
+    if not os.path.exists(folder):
+        return False
+    return not os.path.isdir(folder) or not set(os.listdir(folder)) <= {ARRAY_FILE, INDEX_FILE}
+
+
+def _to_disk(file: IO) -> None:
+    """Before the renaming: whoever sees the store may delete what it was made of, and then lose the power."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def check_skeletons(

@@ -25,7 +25,6 @@ BLOCK = 4096  # skeletons read and written at a time, 0.8 MB
 # Attributes in a file of ours: of the file, what the flat store calls meta, as JSON; of a dataset, its row in the flat
 # store, since the file itself sorts its names.
 META_ATTRIBUTE, ROW_ATTRIBUTE = "meta", "flat_row"
-MOST_META = 60_000  # bytes; HDF5 keeps no attribute of more than 64 kB
 
 
 class Hdf5Store(SkeletonStore):
@@ -158,8 +157,8 @@ def write_hdf5_store(
         meta: anything JSON can say about where the skeletons come from: the file's attribute ``meta``.
 
     Raises:
-        UserError: nothing to write, sizes that disagree, keys that HDF5 cannot tell apart, `meta` of more than 60 kB,
-            or something else at `path`.
+        UserError: nothing to write, sizes that disagree, keys that HDF5 cannot tell apart, or something else at
+            `path`.
     """
     path, keys = os.path.abspath(path), list(keys)
     if not path.lower().endswith(SUFFIXES):
@@ -167,8 +166,6 @@ def write_hdf5_store(
     blocks = check_skeletons(path, keys, joints)
     _check_names(keys)
     text = json.dumps(dict(meta or {}))
-    if len(text.encode()) > MOST_META:
-        raise UserError(f"skeletons for {path}: meta takes {len(text.encode())} bytes, {MOST_META} are the most")
     if os.path.exists(path):
         try:
             Hdf5Store(path)
@@ -237,7 +234,11 @@ def convert_skeletons(source: str | os.PathLike, target: str | os.PathLike, *, p
 
     write = write_hdf5_store if to_hdf5 else write_skeleton_store
     with progress_bar("converting", len(keys), shown=progress) as bar:
-        write(target, keys, blocks(), store.meta)
+        try:
+            write(target, keys, blocks(), store.meta)
+        except OSError as error:  # h5py's have no strerror
+            reason = error.strerror or " ".join(str(error).split())
+            raise UserError(f"{target} cannot be written, or {source} no longer be read: {reason}") from error
     store.close()
     return Conversion(len(keys), not_finite)
 
@@ -246,7 +247,8 @@ def _check_names(keys: Sequence[str]) -> None:
     """HDF5 takes a key for a path: two keys must not be one path, nor one a folder on the way to another."""
     folders = set()
     for key in keys:
-        if "\0" in key or not all(part not in ("", ".") for part in key.split("/")):
+        is_text = key.isascii() or key == key.encode(errors="replace").decode()
+        if "\0" in key or not is_text or not all(part not in ("", ".") for part in key.split("/")):
             raise UserError(f"skeleton key {key!r} cannot be a name in an HDF5 file: use names like 0001/ir/D4/1")
         folder = key
         while (folder := folder.rpartition("/")[0]) and folder not in folders:

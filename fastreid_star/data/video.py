@@ -97,4 +97,6 @@ def _decode(path: str, wanted: Sequence[int], said: int) -> tuple[dict[int, np.n
 
 
 def _nearest_good(index: int, n: int, broken: Collection[int]) -> int:
+    if index not in broken:
+        return index
     return min((other for other in range(n) if other not in broken), key=lambda other: (abs(other - index), other))

@@ -308,7 +308,7 @@ def _packages():
         import onnx
         import onnxruntime
     except ImportError as error:
-        raise UserError(f"export needs onnx and onnxruntime ({error}): pip install 'fastreid-star[export]'") from error
+        raise UserError(f"export needs onnx and onnxruntime ({error}): pip install onnx onnxruntime") from error
     return onnx, onnxruntime
 
 

@@ -132,7 +132,7 @@ def check_features_path(path: str) -> None:
     """Refuse a file of features that could not be written, before the work is done.
 
     Raises:
-        UserError: another ending than .npz, or no folder to be in.
+        UserError: another ending than .npz, or as :func:`check_folder_of`.
     """
     if not path.endswith(".npz"):
         raise UserError(f"{path}: a file of features ends in .npz")
@@ -140,14 +140,16 @@ def check_features_path(path: str) -> None:
 
 
 def check_folder_of(path: str) -> None:
-    """Refuse a file without a folder to be in.
+    """Refuse a file without a folder to be in, or in the place of one.
 
     Raises:
-        UserError: the folder does not exist.
+        UserError: the folder does not exist, or the file is one.
     """
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise UserError(f"the folder {folder} does not exist: make it, or write elsewhere")
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder: name the file to write")
 
 
 def _split(data: VideoDataset, split: str) -> list[Tracklet]:

@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from fastreid_star.engine.gallery import Gallery, RankedList
 from fastreid_star.errors import UserError
+from fastreid_star.files import write_whole
 from fastreid_star.structures import Modality
 
 AMONG = ("other", "visible", "infrared", "all")
@@ -117,6 +118,18 @@ def to_csv(answers: Sequence[Answer]) -> str:
         for rank, similarity, name, index in _rows(answer):
             writer.writerow((answer.query, answer.modality.name.lower(), rank, similarity, name, index))
     return text.getvalue()
+
+
+def write_lists(path: str, lists: str) -> None:
+    """Write what :func:`to_json` or :func:`to_csv` gave, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        write_whole(path, lambda file: file.write(lists.encode()))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _rows(answer: Answer) -> list[tuple[int, float, str, int]]:

@@ -49,8 +49,9 @@ class PoseEstimator(ABC):
         """What the joints depend on, in values that JSON has.
 
         Returns:
-            ``backend``, ``model``, ``config``, ``checkpoint`` and its ``sha256``, ``input_size`` (width, height),
-            what ``score`` is, ``flip_test``, ``dtype`` and the ``versions`` of the libraries.
+            ``backend``, ``model``, ``config`` and its ``config_sha256``, ``checkpoint`` and its ``sha256``,
+            ``input_size`` (width, height), what ``score`` is, ``flip_test``, ``dtype`` and the ``versions`` of the
+            libraries.
         """
 
 

@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
-import glob
+import io
 import json
 import os
+import pickle
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.images import BrokenImage, read_frame
-from fastreid_star.data.skeletons import INDEX_FILE, FlatStore, write_skeleton_store
+from fastreid_star.data.progress import progress_bar
+from fastreid_star.data.skeletons import INDEX_FILE, FlatStore, holds_something_else, write_skeleton_store
 from fastreid_star.data.workers import one_thread, ready_to_fork
 from fastreid_star.errors import UserError
 from fastreid_star.pose.estimator import PoseEstimator
 from fastreid_star.pose.frames import Frames
-from fastreid_star.pose.parts import Part, Parts
+from fastreid_star.pose.parts import Part, Parts, differences
 
 BATCHES_A_PART = 16
 # So many crops of one part, and not one that can be read: it is the disk, not the crops.
@@ -49,7 +52,15 @@ WHOLE = Share()
 
 def parts_folder(output: str | os.PathLike) -> str:
     """Where the parts of a store are until it is whole; gone when it is."""
-    return f"{os.path.abspath(output)}.parts"
+    return f"{os.path.realpath(output)}.parts"
+
+
+def which_store(output: str | os.PathLike) -> str:
+    """Something that differs between a store and the one that replaces it; empty where there is none."""
+    with contextlib.suppress(OSError):
+        found = os.stat(os.path.join(output, INDEX_FILE))
+        return f"{found.st_ino} {found.st_mtime_ns}"
+    return ""
 
 
 class Extraction:
@@ -60,8 +71,10 @@ class Extraction:
         output: folder of the store to make.
         describe: what :meth:`PoseEstimator.describe` says of the estimator.
         batch_size: crops estimated at a time.
-        batches_a_part: parts are written so often.
+        batches_a_part: parts are written so often. None: as often as it suits the batch size.
         overwrite: replace a store that is there, once the new one is whole.
+        replaces: of several processes with `overwrite`, what :func:`which_store` said before the first of them began:
+            a later store is theirs, and not replaced again. None: say it now.
 
     Raises:
         UserError: `output` holds other skeletons or something else, or `output`.parts the beginning of others.
@@ -74,32 +87,40 @@ class Extraction:
         describe: dict[str, Any],
         *,
         batch_size: int = 16,
-        batches_a_part: int = BATCHES_A_PART,
+        batches_a_part: int | None = None,
         overwrite: bool = False,
+        replaces: str | None = None,
     ):
         self.frames = frames
-        self.output = os.path.abspath(output)
+        self.output = os.path.realpath(output)  # a link stays one
         self.batch_size = batch_size
+        if batches_a_part is None:
+            batches_a_part = max(BATCHES_A_PART, -(-SUSPICIOUS // batch_size))
         self.parts = Parts(parts_folder(output), len(frames), batch_size * batches_a_part)
         plan = {"frames": len(frames), "keys_sha256": frames.digest, "batch_size": batch_size, **describe}
         self.plan = json.loads(json.dumps(plan))  # as it comes back from a file
-        self.complete = False
-        if os.path.exists(self.output):
-            if not os.path.isfile(os.path.join(self.output, INDEX_FILE)):
-                raise UserError(f"{self.output} is there and no skeleton store: choose another --output")
-            self.complete = not overwrite and self._is_made()
-            if not (self.complete or overwrite):
-                raise UserError(
-                    f"{self.output} holds other skeletons: choose another --output, or add --overwrite to replace them"
-                )
-        if self.complete:
-            self.parts.remove()  # left behind where a process was killed between its last two steps
-        else:
+        self._replaces = "" if not overwrite else which_store(self.output) if replaces is None else replaces
+        self._readable = ""  # a crop that could be read
+        there = os.path.exists(self.output)
+        if there and (not which_store(self.output) or (overwrite and holds_something_else(self.output))):
+            raise UserError(f"{self.output} is there and no skeleton store alone: choose another --output")
+        self.complete = there and self._is_made()
+        if there and not self.complete and not overwrite:
+            made_by = FlatStore(self.output).meta.get("plan")
+            differ = differences(made_by, self.plan) if isinstance(made_by, dict) else "made in another way"
+            raise UserError(
+                f"{self.output} holds other skeletons ({differ}): choose another --output, or add --overwrite to "
+                "replace them"
+            )
+        if not self.complete:
             self.parts.begin(self.plan)
+        elif self.parts.is_of(self.plan):
+            self.parts.remove()  # left behind where a process was killed between its last two steps
 
     def _is_made(self) -> bool:
-        """Whether the store is there, made by this very plan."""
-        return os.path.exists(self.output) and FlatStore(self.output).meta.get("plan") == self.plan
+        """Whether the store is there, made by this very plan, and is not the one to be replaced."""
+        found = which_store(self.output)
+        return found not in ("", self._replaces) and FlatStore(self.output).meta.get("plan") == self.plan
 
     def run(self, estimator: PoseEstimator, *, share: Share = WHOLE, workers: int = 2, progress: bool = True) -> None:
         """Estimate what is still to do of a share.
@@ -126,13 +147,19 @@ class Extraction:
             _Crops(self.frames, estimator.prepare),
             batch_sampler=batches,
             num_workers=min(workers, len(batches)),
-            collate_fn=list,
+            collate_fn=_packed,
             worker_init_fn=one_thread,
         )
         with _Bar(self.parts, progress) as bar, _worker_deaths_explained():
-            crops = iter(loader)
+            crops = map(pickle.loads, loader)
             for number in to_do:
-                self.parts.write(number, self._estimate(estimator, number, crops, bar))
+                part = self._estimate(estimator, number, crops, bar)
+                try:
+                    self.parts.write(number, part)
+                except UserError:
+                    if not self._is_made():
+                        raise
+                    return  # the same command was given twice, and the other process has made the store
                 bar.part_done(number)
 
     def _estimate(self, estimator: PoseEstimator, number: int, crops: Iterator, bar: _Bar) -> Part:
@@ -148,17 +175,28 @@ class Extraction:
             if good:
                 joints[good] = estimator.estimate([batch[place - start].prepared for place in good])
             bar.crops_done(len(batch))
-        for place in np.flatnonzero(~np.isfinite(joints).all(axis=(1, 2))):
+        self._refuse_a_lost_folder(rows, problems)
+        lost = ~np.isfinite(joints).all(axis=(1, 2))
+        if len(rows) >= SUSPICIOUS and lost.all():
+            raise UserError(
+                f"the network gave no finite joints for any of {len(rows)} crops from "
+                f"{self.frames.path(rows[0])} on: check its checkpoint, and go without --dtype"
+            )
+        for place in np.flatnonzero(lost):
             joints[place] = np.nan
             problems[place] = problems[place] or "the network gave joints that are not finite"
-        if any(problems):
-            self._refuse_a_lost_folder(rows, problems)
         return Part(joints, sizes, problems)
 
     def _refuse_a_lost_folder(self, rows: range, problems: Sequence[str]) -> None:
         """A broken file is one thing, a disk that went away another: that must not end as a store without skeletons."""
-        if not os.path.isdir(self.frames.root):
-            raise UserError(f"{self.frames.root} is gone: bring it back and give the same command again")
+        good = [place for place, problem in enumerate(problems) if not problem]
+        if good:
+            self._readable = self.frames.path(rows[good[-1]])
+        if len(good) == len(rows):
+            return
+        for path in filter(None, (self.frames.root, self._readable)):  # of an empty mount point the root is there
+            if not os.path.exists(path):
+                raise UserError(f"{path} is gone: bring it back and give the same command again; what is done is kept")
         if len(rows) >= SUSPICIOUS and all(problems):
             raise UserError(
                 f"none of {len(rows)} crops from {self.frames.path(rows[0])} on can be read ({problems[0]}): "
@@ -176,15 +214,17 @@ class Extraction:
         """
         if self.complete:
             return True
-        with _alone(self.parts.folder) as alone:
-            if not alone:  # another process is making it, or has made it
-                return self._is_made()
-            if len(self.parts.done()) < len(self.parts):
-                return False
-            self._write_store()
+        with self.parts.alone() as there:
+            if there:
+                if len(self.parts.done()) < len(self.parts):
+                    return self._is_made()
+                self._write_store()
+                self.parts.clear()  # whoever waits finds nothing to do
+        # now that it is open no longer: NFS keeps an open file, and its folder, under another name
+        self.complete = there or self._is_made()
+        if self.complete:
             self.parts.remove()
-        self.complete = True
-        return True
+        return self.complete
 
     def _write_store(self) -> None:
         joints = np.empty((len(self.frames), NUM_JOINTS, 3), np.float32)
@@ -193,13 +233,12 @@ class Extraction:
             part, rows = self.parts.read(number), self.parts.rows(number)
             if part is None:
                 raise UserError(
-                    f"part {number} in {self.parts.folder} was damaged and is removed: give the same command again"
+                    f"part {number} in {self.parts.folder} was damaged and is removed: give the same command again, "
+                    "with --shard every one of them"
                 )
             joints[rows.start : rows.stop] = part.joints
             sizes.update((int(width), int(height)) for width, height in part.sizes if width)
             missing.update({self.frames.keys[row]: text for row, text in zip(rows, part.problems, strict=True) if text})
-        for stale in glob.glob(f"{glob.escape(self.output)}.tmp*"):  # of a process killed while it wrote the store
-            shutil.rmtree(stale, ignore_errors=True)
         try:
             write_skeleton_store(self.output, self.frames.keys, joints, self._manifest(sizes, missing))
         except OSError as error:
@@ -207,6 +246,9 @@ class Extraction:
                 f"{self.output} cannot be written ({error.strerror}): mend that and give the same command again; "
                 "what is done is kept"
             ) from error
+        for beside in Path(self.output).parent.iterdir():  # of processes killed while they wrote the store
+            if re.fullmatch(re.escape(os.path.basename(self.output)) + r"\.(tmp|old)\d+", beside.name):
+                shutil.rmtree(beside, ignore_errors=True)
 
     def _manifest(self, sizes: Counter, missing: dict[str, str]) -> dict:
         return {
@@ -253,9 +295,23 @@ class _Crops(Dataset):
             image = read_frame(path)
         except BrokenImage as error:
             # the same text on every machine: without the folder that the crops happen to lie in
-            return _Crop(None, (0, 0), str(error).replace(path, self.frames.paths[index]))
+            name = self.frames.paths[index]
+            return _Crop(None, (0, 0), str(error).replace(path, name).replace(repr(path), repr(name)))
         height, width = image.shape[:2]
         return _Crop(self.prepare(image), (width, height), "")
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        # ten times faster than torch's own way
+        return (torch.from_numpy, (value.numpy(),)) if type(value) is torch.Tensor else NotImplemented
+
+
+def _packed(crops: list[_Crop]) -> bytes:
+    """As a loader hands tensors over, each takes an open file of its own, and large batches more than there may be."""
+    buffer = io.BytesIO()
+    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(crops)
+    return buffer.getvalue()
 
 
 class _Bar:
@@ -265,15 +321,7 @@ class _Bar:
         self.parts = parts
         self.others = parts.done()
         before = sum(len(parts.rows(number)) for number in self.others)
-        self.bar = tqdm(
-            total=parts.frames,
-            initial=before,
-            unit=" crops",
-            desc="skeletons",
-            disable=not show,
-            smoothing=0.05,
-            dynamic_ncols=True,
-        )
+        self.bar = progress_bar("skeletons", parts.frames, shown=show, done=before, unit=" crops")
 
     def __enter__(self) -> _Bar:
         return self
@@ -300,31 +348,12 @@ def _worker_deaths_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not re.match(r"DataLoader worker .*(exited|killed)", str(error)):  # it raised something, which is a fault
             raise
         raise UserError(
             f"a decoding process was ended from outside ({error}), perhaps for want of memory: give the same command "
             "again, with fewer --workers; what is done is kept"
         ) from error
-
-
-@contextlib.contextmanager
-def _alone(folder: os.PathLike) -> Iterator[bool]:
-    """Whether this process is the one that makes the store, where several have come to the end."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:  # another has made it and removed the parts
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
-    finally:
-        os.close(handle)
 
 
 def _today() -> str:

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from fastreid.data.datasets import DATASET_REGISTRY
-
 from fastreid_star.data.build import is_video_dataset
+from fastreid_star.data.check import open_dataset
 from fastreid_star.data.folders import IMAGE_SUFFIXES, natural_key
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Tracklet
@@ -51,14 +50,14 @@ def frames_of_dataset(name: str, root: str) -> Frames:
 
     Args:
         name: as registered, such as HITSZVCM or BUPTCampus.
-        root: the folder that holds the dataset's own folder.
+        root: the folder that holds the dataset's own folder; empty: $FASTREID_DATASETS or ./datasets.
 
     Raises:
         UserError: no such dataset, one of images, or the dataset's own complaints.
     """
     if not is_video_dataset(name):
         raise UserError(f"{name} is a dataset of images: give --images the folder of its crops")
-    dataset = DATASET_REGISTRY.get(name)(root=root, min_frames=1)
+    dataset = open_dataset(name, root, check_frames=True)
     return frames_of_tracklets([*dataset.train, *dataset.query, *dataset.gallery], dataset.folder)
 
 
@@ -83,7 +82,7 @@ def frames_of_tracklets(tracklets: Iterable[Tracklet], root: str) -> Frames:
 
 
 def frames_of_folder(folder: str | os.PathLike) -> Frames:
-    """All images below a folder, in natural order: 2.jpg before 10.jpg.
+    """All images below a folder, in natural order: 2.jpg before 10.jpg. Hidden files and folders are passed over.
 
     Raises:
         UserError: no such folder, no image in it, or two that differ in the suffix alone.
@@ -92,7 +91,8 @@ def frames_of_folder(folder: str | os.PathLike) -> Frames:
     if not os.path.isdir(folder):
         raise UserError(f"--images {folder}: there is no such folder")
     found = []
-    for place, _, names in os.walk(folder, onerror=_refuse):
+    for place, below, names in os.walk(folder, onerror=_refuse):
+        below[:] = [name for name in below if not name.startswith(".")]
         inside = os.path.relpath(place, folder)
         inside = "" if inside == os.curdir else inside.replace(os.sep, "/") + "/"
         found += [inside + name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]

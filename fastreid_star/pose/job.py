@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastreid_star.engine.device import choose_device, device_count
 from fastreid_star.engine.launch import run_processes
 from fastreid_star.errors import UserError
 from fastreid_star.pose.estimator import build_estimator
-from fastreid_star.pose.extraction import WHOLE, Extraction, Share, parts_folder
+from fastreid_star.pose.extraction import WHOLE, Extraction, Share, parts_folder, which_store
 from fastreid_star.pose.frames import Frames, frames_of_dataset, frames_of_folder
 
 
@@ -19,7 +19,8 @@ class Job:
 
     Args:
         output: folder of the store to make.
-        dataset, root: a registered dataset, and the folder that holds its own folder; or
+        dataset, root: a registered dataset, and the folder that holds its own folder, empty: $FASTREID_DATASETS or
+            ./datasets; or
         images: any folder of crops.
         backend, model, checkpoint, flip_test, dtype: see :func:`build_estimator`.
         device: ``auto``, ``npu``, ``cuda`` or ``cpu``.
@@ -28,6 +29,7 @@ class Job:
         batch_size: crops estimated at a time.
         workers: decoding processes for each device.
         overwrite: replace the store that is there.
+        replaces: which one that is: see :class:`Extraction`. Left out by callers.
     """
 
     output: str
@@ -35,7 +37,7 @@ class Job:
     model: str = ""
     checkpoint: str = ""
     dataset: str = ""
-    root: str = "datasets"
+    root: str = ""
     images: str = ""
     flip_test: bool = False
     dtype: str | None = None
@@ -45,6 +47,7 @@ class Job:
     batch_size: int = 16
     workers: int = 2
     overwrite: bool = False
+    replaces: str | None = None
 
     def frames(self) -> Frames:
         """The crops, in the order of the store."""
@@ -70,11 +73,15 @@ def extract(job: Job) -> bool:
     count = device_count(job.device)
     if job.num_devices < 1 or (count is not None and job.num_devices > count):
         raise UserError(f"--num-devices {job.num_devices}: this machine shows {count or 'any number of CPU'} device(s)")
+    if job.num_devices > 1 and ":" in job.device:
+        raise UserError(f"--device {job.device} names one device for {job.num_devices} processes: leave the index out")
+    job = replace(job, replaces=which_store(job.output))
     if job.num_devices == 1:
         _extract_share(0, job)
     else:
         run_processes(_extract_share, job.num_devices, (job,))
-    return not os.path.exists(parts_folder(job.output))
+    # without --overwrite a store that is there was found to be this job's, or made by it
+    return not os.path.exists(parts_folder(job.output)) if job.overwrite else os.path.exists(job.output)
 
 
 def _extract_share(number: int, job: Job) -> None:
@@ -89,7 +96,12 @@ def _extract_share(number: int, job: Job) -> None:
         dtype=job.dtype,
     )
     extraction = Extraction(
-        frames, job.output, estimator.describe(), batch_size=job.batch_size, overwrite=job.overwrite
+        frames,
+        job.output,
+        estimator.describe(),
+        batch_size=job.batch_size,
+        overwrite=job.overwrite,
+        replaces=job.replaces,
     )
     share = Share(job.shard.number * job.num_devices + number, job.shard.of * job.num_devices)
     extraction.run(estimator, share=share, workers=job.workers, progress=number == 0)

@@ -7,6 +7,8 @@ published with. The box is the whole crop. Several people in a crop: see :mod:`f
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,6 +59,7 @@ class MMPoseEstimator(PoseEstimator):
         if not os.path.isfile(checkpoint):
             raise UserError(f"checkpoint {checkpoint} does not exist: name the downloaded file with --checkpoint")
         config = read_config(path)
+        config_sha256 = _digest(config)
         self._model = _build(config, path, device, flip_test)
         self._head = _head_that_decodes(self._model, path)
         _require_coco(self._model, path)
@@ -71,6 +74,7 @@ class MMPoseEstimator(PoseEstimator):
             "backend": "mmpose",
             "model": path.stem,
             "config": path.name,
+            "config_sha256": config_sha256,
             "checkpoint": os.path.basename(checkpoint),
             "sha256": sha256([checkpoint]),
             "input_size": [int(side) for side in self._head.decoder.input_size],
@@ -173,6 +177,12 @@ def read_config(path: Path) -> Config:
         )
     mmpose_shims.drop_detector_scope(config.model)
     return config
+
+
+def _digest(config: Config) -> str:
+    """Of all that a config says, what it has from its bases included."""
+    text = json.dumps(config.to_dict(), sort_keys=True, default=lambda x: getattr(x, "__qualname__", type(x).__name__))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _build(config: Config, path: Path, device: torch.device, flip_test: bool) -> TopdownPoseEstimator:

@@ -21,15 +21,15 @@ def _operators() -> dict[str, types.ModuleType]:
 
     Everything else in mmpose asks, and is told that there are no compiled operators.
     """
-    return _module("mmcv.ops", MultiScaleDeformableAttention=type("MultiScaleDeformableAttention", (), {}))
+    return _stand_in("mmcv.ops", MultiScaleDeformableAttention=type("MultiScaleDeformableAttention", (), {}))
 
 
 def _detector() -> dict[str, types.ModuleType]:
     """RTMO's head takes from ``mmdet.utils`` a name for type hints and a function for its loss."""
-    return {**_module("mmdet"), **_module("mmdet.utils", ConfigType=dict, reduce_mean=None)}
+    return {**_stand_in("mmdet"), **_stand_in("mmdet.utils", ConfigType=dict, reduce_mean=None)}
 
 
-def _module(name: str, **members: Any) -> dict[str, types.ModuleType]:
+def _stand_in(name: str, **members: Any) -> dict[str, types.ModuleType]:
     module = types.ModuleType(name)
     module.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)  # whoever asks for it by find_spec finds it
     vars(module).update(members)

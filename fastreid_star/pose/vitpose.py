@@ -109,6 +109,7 @@ class VitPoseEstimator(PoseEstimator):
             "model": folder.resolve().name,
             "config": f"layers: {backbone.num_hidden_layers}, width: {backbone.hidden_size}, "
             f"experts: {backbone.num_experts}",
+            "config_sha256": sha256([folder / "config.json", folder / "preprocessor_config.json"]),
             "checkpoint": ", ".join(file.name for file in files),
             "sha256": sha256(files),
             "input_size": list(size),

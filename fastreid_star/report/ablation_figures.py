@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import re
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 import yaml
 from markupsafe import Markup
 
+from fastreid_star.data.folders import natural_key
 from fastreid_star.engine import ablation
 from fastreid_star.errors import UserError
 from fastreid_star.report import plots
@@ -81,7 +83,7 @@ def find_runs(folder: str | Path) -> list[Finished]:
         UserError: there are none, or a run's files are damaged.
     """
     found = []
-    for path in sorted(Path(folder).glob(f"*seed*/*/{ablation.RESULT}")):
+    for path in sorted(Path(folder).glob(f"*seed*/*/{ablation.RESULT}"), key=lambda path: natural_key(str(path))):
         try:
             made_with = json.loads((path.parent / ablation.OPTIONS).read_text(encoding="utf-8"))
             config = _flat(yaml.safe_load(made_with["config"]))
@@ -213,10 +215,10 @@ def _without_method(run: Finished) -> Hashable:
 
 
 def _name(family: Sequence[Finished]) -> str:
-    """What the names of a family's configs begin with."""
-    first, last = min(names := [run.run.name for run in family]), max(names)
-    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    return "".join(letter for letter, _ in shared).rstrip("_-") or family[0].config[METHOD]
+    """What the names of a family's configs begin with, in whole words: STAR_R50 of STAR_R50_T2 and STAR_R50_T4."""
+    words = [re.split(r"(?=[_-])", run.run.name) for run in family]
+    shared = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*words, strict=False))
+    return "".join(each[0] for each in shared) or family[0].config[METHOD]
 
 
 def _collect(family: Sequence[Finished], place: Callable[[Finished], Hashable], key: str) -> dict:

@@ -53,7 +53,7 @@ def build_report(
             its package is missing.
     """
     if with_gradcam:
-        require_gradcam()
+        require_gradcam(", or add --no-gradcam")
     names = run_names(run, other)
     runs = []
     for each, name in zip((run, other), names, strict=False):
@@ -81,6 +81,7 @@ def build_report(
         columns=overview.columns(main.ranking.results.metrics()),
         results=sections.result_groups(runs),
         protocol=main.ranking.results.protocol().splitlines(),
+        camera_filter=main.ranking.results.camera_filter,
         facts=[(e.name, overview.facts(e.run, e.parameters)) for e in runs],
         cmc=sections.cmc_chart(runs),
         training=[(e.name, training_charts(e.run, e.name)) for e in runs],
@@ -119,11 +120,15 @@ def run_names(run: Run, other: Run | None) -> tuple[str, ...]:
     return tuple(f"{each.folder.resolve().parent.name}/{each.name}" for each in (run, other))
 
 
-def require_gradcam() -> None:
-    """Say before anything is computed that the package is missing which explains similarities.
+def require_gradcam(way_out: str = "") -> None:
+    """Say before anything is computed that a package is missing which explains similarities.
+
+    Args:
+        way_out: what else the user may do.
 
     Raises:
-        UserError: it is.
+        UserError: one is.
     """
-    if importlib.util.find_spec("pytorch_grad_cam") is None:
-        raise UserError("Grad-CAM needs a package: pip install --no-deps grad-cam ttach, or add --no-gradcam")
+    missing = [name for name in ("pytorch_grad_cam", "ttach") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"Grad-CAM needs {' and '.join(missing)}: pip install --no-deps grad-cam ttach{way_out}")

@@ -77,6 +77,14 @@ def findings(check: DatasetCheck) -> list[Finding]:
         Finding(True, f"most {modality.name.lower()} skeletons are wider than tall: are x and y swapped?")
         for modality in check.lying
     ]
+    found += [
+        Finding(
+            True,
+            f"most {modality.name.lower()} skeletons have no shoulders above hips above ankles: are the joints in "
+            "COCO's order?",
+        )
+        for modality in check.disordered
+    ]
     return found
 
 

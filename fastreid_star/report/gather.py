@@ -31,6 +31,7 @@ class Weights:
         size: in bytes.
         modified: when it was written.
         epochs: how many it was trained for; None: it does not say.
+        metric: for which it was kept as the best, of the first test set; None: it was not.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Weights:
     size: int
     modified: datetime.datetime
     epochs: int | None
+    metric: float | None
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,16 @@ class Run:
 
     @property
     def recorded(self) -> dict[str, float] | None:
-        """The evaluation that metrics.json has of these weights, None where it has none."""
+        """The evaluation that metrics.json has of these weights, None where it has none, or they are another run's."""
         if self.history is None or self.history.epoch_length is None or self.weights.epochs is None:
+            return None
+        if self.weights.path.resolve().parent != self.folder.resolve():
             return None
         last = self.weights.epochs * self.history.epoch_length - 1
         line = next((line for line in self.history.lines if line["iteration"] == last), {})
+        metric = line.get(_prefix(self.trained, self.trained.DATASETS.TESTS[0]) + "metric")
+        if self.weights.metric is not None and self.weights.metric != metric:
+            return None
         prefix = _prefix(self.trained, self.dataset)
         found = {key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix)}
         return found if "mean/mAP" in found else None
@@ -133,7 +140,9 @@ def find_weights(folder: Path, asked: str = "") -> Path:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"{folder} holds none of {', '.join(WEIGHTS)}: train first, or add MODEL.WEIGHTS path/to/model.pth")
+    raise UserError(
+        f"{folder} holds none of {', '.join(WEIGHTS)}: train first, or add --set MODEL.WEIGHTS path/to/model.pth"
+    )
 
 
 def read_weights(path: Path) -> Weights:
@@ -142,14 +151,15 @@ def read_weights(path: Path) -> Weights:
     Raises:
         UserError: it does not exist or cannot be read.
     """
-    epoch = read_checkpoint(str(path)).get("epoch")
+    content = read_checkpoint(str(path))
+    epoch, metric = content.get("epoch"), content.get("metric")
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     status = path.stat()
     modified = datetime.datetime.fromtimestamp(status.st_mtime)
-    return Weights(path, digest.hexdigest(), status.st_size, modified, None if epoch is None else epoch + 1)
+    return Weights(path, digest.hexdigest(), status.st_size, modified, None if epoch is None else epoch + 1, metric)
 
 
 def differences(before: CfgNode, after: CfgNode) -> list[tuple[str, object, object]]:
@@ -189,7 +199,7 @@ def _one_dataset(cfg: CfgNode, folder: Path) -> str:
     if len(names) != 1:
         raise UserError(
             f"{folder} is tested on {', '.join(names) or 'nothing'}: a report is about one test set, add "
-            f"DATASETS.TESTS \"('{names[0] if names else 'NAME'}',)\""
+            f"--set DATASETS.TESTS \"('{names[0] if names else 'NAME'}',)\""
         )
     if not is_video_dataset(names[0]):
         raise UserError(f"{folder} is tested on {names[0]}, a dataset of images: a report is about clips")

@@ -47,7 +47,8 @@ def read_history(path: str | Path, *, eval_period: int, max_epoch: int, key: str
 
     Args:
         path: the file; where there is none, nothing was trained in this folder.
-        eval_period: TEST.EVAL_PERIOD of the run; the first evaluation tells how long an epoch is.
+        eval_period: TEST.EVAL_PERIOD of the run; the first evaluation tells how long an epoch is, unless a later one
+            contradicts it, as where the run was resumed with another period.
         max_epoch: SOLVER.MAX_EPOCH of the run.
         key: a number that evaluations alone have.
 
@@ -80,8 +81,10 @@ def _parse(text: str) -> dict | None:
 
 
 def _epoch_length(lines: Sequence[dict], eval_period: int, max_epoch: int, key: str) -> int | None:
-    first = next((line["iteration"] + 1 for line in lines if key in line), None)
-    if first is None or eval_period < 1:
+    evaluated = [line["iteration"] + 1 for line in lines if key in line]
+    if not evaluated or eval_period < 1:
         return None
-    epochs = min(eval_period, max_epoch)
-    return first // epochs if first % epochs == 0 else None
+    length, rest = divmod(evaluated[0], min(eval_period, max_epoch))
+    if rest or any(end % length or end > length * max_epoch for end in evaluated):
+        return None
+    return length

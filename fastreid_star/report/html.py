@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 
 
@@ -34,11 +35,32 @@ def environment() -> Environment:
     return made
 
 
+def make_folder_of(path: str | os.PathLike) -> None:
+    """Make the folder of a page, and refuse what cannot be one, before the work is done.
+
+    Raises:
+        UserError: the folder cannot be made, or the page is a folder itself.
+    """
+    try:
+        Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder: name the file to write")
+
+
 def write_page(path: str | os.PathLike, page: str) -> int:
-    """Write the page whole, making its folder, and return its size in bytes."""
-    content = page.encode()
-    Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(content))
+    """Write the page whole, making its folder, and return its size in bytes.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    content = page.encode(errors="replace")  # names of files need not be UTF-8
+    make_folder_of(path)
+    try:
+        write_whole(path, lambda file: file.write(content))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return len(content)
 
 

@@ -12,6 +12,7 @@ from fastreid_star.report.gather import Run
 
 DIRECTIONS = ("I2V", "V2I")
 SEQUENCE_HEAD = "GATGeMHead"
+PAPER_LENGTH, PAPER_EXPONENTS = 12, [0.7, 1.0, 3.0, 5.0, 7.0]  # of Table 3
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,13 @@ def paper_rows(cfg: CfgNode, names: Sequence[str]) -> list[ResultRow]:
 
 
 def paper_key(cfg: CfgNode) -> str | None:
-    """The row of the paper's Table 3 that this config trains; None where it has none."""
+    """The row of the paper's Table 3 that this config trains and tests; None where it has none."""
     parts = cfg.MODEL.STAR.FRAME_LEVEL, cfg.MODEL.HEADS.NAME == SEQUENCE_HEAD
     if tuple(cfg.DATASETS.TESTS) != ("HITSZVCM",) or not is_resnet50(cfg):
+        return None
+    if cfg.INPUT.CLIP.LENGTH != PAPER_LENGTH or list(cfg.MODEL.STAR.EXPONENTS) != PAPER_EXPONENTS:
+        return None  # a point of Figure 5 or 6, whose numbers the paper does not print
+    if cfg.INPUT.BLANK or (cfg.DATASETS.SKELETONS_TRAIN, cfg.DATASETS.SKELETONS_TEST) != ("own", "own"):
         return None
     if cfg.MODEL.META_ARCHITECTURE not in ("SAD", "STAR"):
         return None

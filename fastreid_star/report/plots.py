@@ -134,7 +134,7 @@ def curves(
 
 
 def gain(values: Mapping[str, Mapping[int, Sequence[float]]], *, title: str, x_label: str) -> Markup:
-    """A method's and its baseline's values over a count, and what the method gains as an area between them.
+    """A method's and its baseline's values over a count; the area between them has the colour of whichever is ahead.
 
     Args:
         values: name -> count -> one value a run; the method, then the baseline.
@@ -154,9 +154,10 @@ def gain(values: Mapping[str, Mapping[int, Sequence[float]]], *, title: str, x_l
             )
             means.append(mean)
         both = sorted(set(means[0]) & set(means[1]))
-        axes.fill_between(
-            both, [means[0][c] for c in both], [means[1][c] for c in both], color=SERIES[0], alpha=0.16, linewidth=0
-        )
+        ours, theirs = (np.array([mean[count] for count in both]) for mean in means)
+        for ahead, colour in ((ours >= theirs, SERIES[0]), (ours <= theirs, SERIES[1])):
+            shade = {"color": colour, "alpha": 0.16, "linewidth": 0, "interpolate": True}
+            axes.fill_between(both, ours, theirs, where=ahead, **shade)
         for count in both:
             middle = (means[0][count] + means[1][count]) / 2
             axes.annotate(

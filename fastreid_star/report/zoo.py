@@ -58,7 +58,7 @@ def _command(run: Run) -> str:
     if not run.commands:
         raise UserError(f"{run.folder} has no log.txt with the command that made it: train it here")
     words = shlex.split(run.commands[-1])
-    words = [f"/path/to/{os.path.basename(word)}" if os.path.isabs(word) else word for word in words]
+    words = [re.sub(r"^(--[\w-]+=)?/.*?([^/]*)/*$", r"\1/path/to/\2", word) for word in words]
     return re.sub(r"`", "'", shlex.join(["python", *words]))
 
 

@@ -210,6 +210,17 @@ def test_a_modality_whose_skeletons_lie(folder, dataset):
     check = check_dataset(dataset, store_of(folder, all_keys(dataset), joints))
     assert check.problems == []
     assert check.lying == [Modality.INFRARED]
+    assert check.disordered == [], "said once"
+    assert not check.good
+
+
+def test_a_modality_whose_joints_are_in_another_order(folder, dataset):
+    joints = skeletons(40)
+    for start in (0, 20):
+        joints[start : start + 10] = joints[start : start + 10, ::-1]
+    check = check_dataset(dataset, store_of(folder, all_keys(dataset), joints), decode=False)
+    assert check.problems == []
+    assert check.disordered == [Modality.INFRARED]
     assert not check.good
 
 

@@ -1,5 +1,7 @@
 """Tracklets found in folders: order, names, modality, skeleton keys, and what is refused."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -56,6 +58,29 @@ def test_the_nearest_folder_tells_the_modality_and_a_given_one_comes_first(tmp_p
     with pytest.raises(UserError, match=r"nothing tells whether .*ir.q is visible or infrared"):
         tracklets_in(tmp_path / "ir" / "q")
     assert [tracklet.name for tracklet in tracklets_in(tmp_path / "ir" / "q", "infrared")] == ["q"]
+
+
+def test_links_to_folders_are_followed_but_in_no_circle(tmp_path):
+    make(tmp_path, "disk/night/p1/1.jpg", "crops/rgb/p1/1.jpg")
+    (tmp_path / "crops" / "ir").symlink_to(tmp_path / "disk" / "night")
+    (tmp_path / "crops" / "rgb" / "p1" / "again").symlink_to(tmp_path / "crops")
+    (tmp_path / "disk" / "night" / "p1" / "again").symlink_to(tmp_path / "disk" / "night")
+    tracklets = tracklets_in(tmp_path / "crops")
+    assert [(tracklet.name, tracklet.modality) for tracklet in tracklets] == [
+        ("ir/p1", Modality.INFRARED),
+        ("rgb/p1", Modality.VISIBLE),
+    ]
+
+
+def test_names_of_other_bytes_than_utf_8_can_be_printed(tmp_path):
+    make(
+        tmp_path, os.fsdecode(b"rgb/\xc4\xe3/1.jpg"), "rgb/\u4f60/1.jpg", os.fsdecode(b"rgb/\xff.mp4")
+    )  # 你 in GBK and in UTF-8
+    tracklets = tracklets_in(tmp_path / "rgb")
+    assert sorted(tracklet.name for tracklet in tracklets) == ["\\xc4\\xe3", "\u4f60"]
+    assert all(os.path.exists(tracklet.frames[0]) for tracklet in tracklets)
+    (video,) = tracklets_at([tmp_path / "rgb" / os.fsdecode(b"\xff.mp4")])
+    assert video.name == "\\xff.mp4"
 
 
 def test_skeleton_keys_are_the_paths_below_the_folder(tmp_path):

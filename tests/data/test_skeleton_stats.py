@@ -88,6 +88,56 @@ def test_lying():
     assert stats.lying_share == 0.5
 
 
+# where the places of COCO's joints come from in lists of other datasets, as far as these have the joint
+H36M = {
+    0: 11,
+    1: 12,
+    2: 14,
+    3: 16,
+    4: 11,
+    5: 13,
+    6: 15,
+    7: 5,
+    8: 5,
+    9: 0,
+    10: 0,
+    11: 5,
+    12: 7,
+    13: 9,
+    14: 6,
+    15: 8,
+    16: 10,
+}
+OPENPOSE = {
+    0: 0,
+    1: 5,
+    2: 6,
+    3: 8,
+    4: 10,
+    5: 5,
+    6: 7,
+    7: 9,
+    8: 12,
+    9: 14,
+    10: 16,
+    11: 11,
+    12: 13,
+    13: 15,
+    14: 2,
+    15: 1,
+    16: 4,
+}
+
+
+@pytest.mark.parametrize("other", [H36M, OPENPOSE])
+def test_joints_in_another_order(other):
+    y = np.array([10, 8, 8, 9, 9, 20, 20, 35, 35, 48, 48, 50, 50, 70, 70, 90, 90])
+    coco = np.stack([np.full(17, 25), y, np.ones(17)], axis=1)
+    stats, _ = measure(3, np.stack([coco, coco[[other[joint] for joint in range(17)]], coco[::-1]]), None)
+    assert stats.disordered == 2
+    assert stats.disordered_share == pytest.approx(2 / 3)
+
+
 def test_nothing_measured():
     stats, wrong = measure(4, np.empty((0, 17, 3)), np.empty((0, 2)))
     assert wrong == []
@@ -106,7 +156,7 @@ def test_sums():
     first, second = measure(5, joints[:4], sizes[:4]), measure(7, joints[4:], sizes[4:])
     assert first[1] + second[1] == wrong
     total = first[0] + second[0]
-    for name in ("frames", "found", "measured", "outside", "misplaced", "lying"):
+    for name in ("frames", "found", "disordered", "measured", "outside", "misplaced", "lying"):
         assert getattr(total, name) == getattr(whole, name) > 0
     assert total.scores.tolist() == whole.scores.tolist()
     assert total.score_sum == pytest.approx(whole.score_sum)

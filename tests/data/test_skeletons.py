@@ -255,6 +255,37 @@ def test_write_is_whole_or_not_at_all(tmp_path, joints):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_link_stays_and_its_folder_is_written(tmp_path, joints, there):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/store")
+    if there:
+        write_skeleton_store(tmp_path / "link", KEYS[:2], joints[:2])
+    write_skeleton_store(tmp_path / "link", KEYS, joints)
+    assert len(SkeletonStore.open(tmp_path / "disk" / "store")) == len(KEYS)
+    assert sorted(os.listdir(tmp_path)) == ["disk", "link"]
+    assert os.readlink(tmp_path / "link") == "disk/store"
+
+
+def test_a_store_is_on_disk_before_it_is_seen(tmp_path, joints, monkeypatch):
+    """What it was made of may be deleted then."""
+    synced, rename = {}, os.rename
+
+    def sync(handle):
+        synced[os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))] = os.fstat(handle).st_size
+
+    def move(source, target):
+        sizes.update({file: os.stat(os.path.join(source, file)).st_size for file in os.listdir(source)})
+        rename(source, target)
+
+    sizes = {}
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "rename", move)
+    write_skeleton_store(tmp_path / "store", KEYS, joints)
+    assert synced == sizes
+    assert set(sizes) == {"skeletons.npy", "index.json"}
+
+
 def test_the_old_store_stays_where_the_new_one_cannot_be_put_in_place(tmp_path, joints, monkeypatch):
     folder, rename = tmp_path / "store", os.rename
     write_skeleton_store(folder, KEYS[:2], joints[:2])

@@ -117,8 +117,9 @@ def test_meta(tmp_path, joints):
     with h5py.File(path, "r+") as file:
         file.attrs["meta"] = "no JSON"
     assert Hdf5Store(path).meta == {"meta": "no JSON", **others}
-    with pytest.raises(UserError, match="meta takes 70"):
-        write_hdf5_store(path, KEYS, joints, {"long": "x" * 70_000})
+    many = {"missing": {f"0001/ir/D4/{frame}": "truncated" for frame in range(10_000)}}
+    write_hdf5_store(path, KEYS, joints, many)  # other attributes end at 64 kB
+    assert Hdf5Store(path).meta == many
 
 
 @pytest.mark.parametrize("name", ["a.h5", "flat"])
@@ -175,7 +176,7 @@ def test_whole_or_not_at_all(tmp_path, joints, monkeypatch, to):
         return real(self, keys)
 
     monkeypatch.setattr(type(SkeletonStore.open(source)), "raw", raw)
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(UserError, match=r"cannot be written, .*: disk"):
         convert_skeletons(source, tmp_path / to)
     assert [len(keys) for keys in calls] == [3, 3, 3], "block by block"
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
@@ -193,6 +194,7 @@ def test_whole_or_not_at_all(tmp_path, joints, monkeypatch, to):
         (["a//b"], "cannot be a name"),
         (["/a"], "cannot be a name"),
         (["a/./b"], "cannot be a name"),
+        (["a/\udcff"], "cannot be a name"),
         ([""], "cannot be a name"),
         (["a", "a"], "twice"),
         ([], "no skeletons"),
@@ -202,6 +204,15 @@ def test_keys_that_hdf5_cannot_tell_apart(tmp_path, keys, message):
     with pytest.raises(UserError, match=message):
         write_hdf5_store(tmp_path / "a.h5", keys, np.zeros((len(keys), 17, 3)))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_target_that_cannot_be_written(tmp_path, joints):
+    write_skeleton_store(tmp_path / "flat", KEYS, joints)
+    write_hdf5_store(tmp_path / "a.h5", KEYS, joints)
+    (tmp_path / "file").touch()
+    for source, target in (("flat", "file/a.h5"), ("a.h5", "file/flat")):
+        with pytest.raises(UserError, match=rf"{target} cannot be written, .*: (Not a directory|File exists)$"):
+            convert_skeletons(tmp_path / source, tmp_path / target)
 
 
 def test_a_dataset_of_another_shape_ends_it(tmp_path, joints):

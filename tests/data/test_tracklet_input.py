@@ -65,6 +65,14 @@ def test_rgb_stays_rgb(tmp_path):
         assert clip.frames[0][0, 0].tolist() == [200, 100, 50]
 
 
+def test_a_photograph_taken_sideways_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise
+    Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    for frames in ([Image.open(tmp_path / "a.jpg")], [tmp_path / "a.jpg"]):
+        assert read_test_clip(TrackletInput(frames, "visible"), 1)[0].frames[0].shape == (16, 8, 3)
+
+
 def test_joints_of_a_store_and_missing_ones(tmp_path, files):
     keys = [f"p/{k}" for k in range(N)]
     write_skeleton_store(tmp_path / "store", keys[:6] + keys[7:], np.delete(JOINTS, 6, axis=0))

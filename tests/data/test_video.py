@@ -2,6 +2,7 @@
 
 import logging
 import re
+import struct
 
 import cv2
 import numpy as np
@@ -36,6 +37,32 @@ def test_all_frames_in_rgb(tmp_path, name, fourcc):
     assert (used, n) == (list(range(10)), 10)
     assert numbers(frames) == list(range(10))
     assert all(frame.shape == (32, 48, 3) and frame.dtype == np.uint8 and frame.flags.c_contiguous for frame in frames)
+
+
+def test_a_video_filmed_sideways_is_turned_upright(tmp_path):
+    """The container says: a quarter turn clockwise. So the left of the frames as they are coded is the top."""
+    path = tmp_path / "a.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (48, 32))
+    frame = np.zeros((32, 48, 3), np.uint8)
+    frame[:, :24] = 255
+    writer.write(frame)
+    writer.release()
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40  # of the track: after its version, times, number, duration, layer and volume
+    assert data[matrix : matrix + 36] == struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    ((upright,), _, _) = read_video(path)
+    assert upright.shape == (48, 32, 3)
+    assert upright[:20].mean() > 240
+    assert upright[28:].mean() < 15
+
+
+def test_a_video_without_frames(tmp_path):
+    write_video(tmp_path / "a.avi", frames=0)
+    assert (tmp_path / "a.avi").stat().st_size > 0
+    with pytest.raises(UserError, match=r"a\.avi holds no frame"):
+        read_video(tmp_path / "a.avi")
 
 
 def test_chosen_frames_come_as_chosen_and_the_file_is_decoded_once(tmp_path, monkeypatch):

@@ -2,21 +2,26 @@ import errno
 import os
 import random
 import resource
+import shutil
 import signal
+import threading
 import time
 import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fastreid_star.data import skeletons
 from fastreid_star.data.images import read_frame
+from fastreid_star.data.progress import progress_bar
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.errors import UserError
 from fastreid_star.pose import extraction as module
-from fastreid_star.pose.extraction import Extraction, Share, parts_folder
+from fastreid_star.pose import parts as parts_module
+from fastreid_star.pose.extraction import Extraction, Share, parts_folder, which_store
 from fastreid_star.pose.frames import frames_of_folder
 
 CROPS, BROKEN = 60, {7: "cut", 23: "empty", 59: "text"}
@@ -155,6 +160,56 @@ def test_a_second_call_does_nothing(images, tmp_path, whole):
     assert content(tmp_path / "store") == whole
 
 
+def test_the_same_command_twice_at_the_same_time(images, tmp_path, whole):
+    output = tmp_path / "store"
+    overtaken = Stub(on_batch=lambda number: number == 5 and extract(images, output))
+    assert extract(images, output, overtaken)
+    assert overtaken.batches < CROPS / 4, "no longer than until it is noticed"
+    assert content(output) == whole
+    assert os.listdir(tmp_path) == ["store"]
+
+
+def test_two_that_end_at_the_same_moment(images, tmp_path, whole, monkeypatch):
+    """One looks whether all is there; the other writes the last part, and comes to look, before the first goes."""
+    output, stub = tmp_path / "store", Stub()
+    first, last = (Extraction(frames_of_folder(images), output, stub.describe(), **OPTIONS) for _ in range(2))
+    first.run(stub, share=Share(0, 2), workers=0, progress=False)
+    ended, looks = [], first.parts.done
+
+    def look():
+        seen = looks()
+        last.run(stub, share=Share(1, 2), workers=0, progress=False)
+        thread.start()
+        thread.join(0.3)
+        return seen
+
+    thread = threading.Thread(target=lambda: ended.append(last.finish()))
+    monkeypatch.setattr(first.parts, "done", look)
+    assert not first.finish()
+    thread.join()
+    assert ended == [True]
+    assert content(output) == whole
+    assert os.listdir(tmp_path) == ["store"]
+
+
+def test_a_disk_without_locks(images, tmp_path, whole, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(parts_module.fcntl, "flock", refuse)
+    assert extract(images, tmp_path / "store")
+    assert content(tmp_path / "store") == whole
+    assert "cannot be locked (No locks available)" in caplog.text
+
+
+def test_what_is_locked_can_be_written(images, tmp_path, monkeypatch):
+    """NFS gives an exclusive lock on nothing else."""
+    modes = []
+    monkeypatch.setattr(parts_module.fcntl, "flock", lambda file, _: modes.append(file.writable()))
+    extract(images, tmp_path / "store")
+    assert modes == [True]
+
+
 def in_a_child(function):
     """Start `function` in a fork, which has everything imported already; its process id."""
     pid = os.fork()
@@ -214,27 +269,37 @@ def die_at(calls, function_names):
         setattr(owner, name, call)
 
 
-def test_killed_at_every_step_of_writing(images, tmp_path, whole):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_killed_at_every_step_of_writing(images, tmp_path, overwrite):
+    options = {"batch_size": 20, "batches_a_part": 1, "overwrite": overwrite}
+    extract(images, tmp_path / "whole", **options)
+    whole = content(tmp_path / "whole")
     steps = [(os, "replace"), (os, "rename"), (os, "fsync"), (os, "makedirs"), (skeletons.shutil, "rmtree")]
-    steps += [(np, "save"), (np, "savez")]
+    steps += [(os, "mkdir"), (os, "unlink"), (os, "rmdir"), (np, "savez")]
     survived = None
+    if overwrite:
+        extract(images, tmp_path / "old", batch_size=2)
     for call in range(200):
         output = tmp_path / str(call) / "store"
         output.parent.mkdir()
+        if overwrite:
+            shutil.copytree(tmp_path / "old", output)
 
         def child(call=call, output=output):
             die_at(call, steps)
-            extract(images, output)
+            extract(images, output, **options)
 
         code = end(in_a_child(child))
         if code == 0:
             survived = call
             break
         assert code == -signal.SIGKILL
-        assert extract(images, output)
+        if output.exists():
+            assert content(output) in (whole, content(tmp_path / "old") if overwrite else None), "whole or not there"
+        assert extract(images, output, **options)
         assert content(output) == whole, f"killed at step {call}"
         assert os.listdir(output.parent) == ["store"], f"killed at step {call}"
-    assert survived > 3 * 8, "each part takes several steps"
+    assert survived > 4 * 3, "each part takes several steps"
 
 
 def test_other_skeletons_are_neither_continued_nor_replaced(images, tmp_path, whole):
@@ -248,11 +313,60 @@ def test_other_skeletons_are_neither_continued_nor_replaced(images, tmp_path, wh
     assert content(output) == whole
     assert extract(images, output, batch_size=8, overwrite=True)
     assert content(output) != whole
+    (output / "notes.txt").touch()
+    with pytest.raises(UserError, match="no skeleton store alone"):
+        extract(images, output, overwrite=True)  # not only when all is done
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
     with pytest.raises(UserError, match="no skeleton store"):
         extract(images, tmp_path / "thesis", overwrite=True)
     assert os.listdir(tmp_path / "thesis") == ["chapter.tex"]
+
+
+def test_other_skeletons_on_their_way_are_left_alone(images, tmp_path):
+    """The first store is asked for again while one that is to replace it is being made."""
+    output = tmp_path / "store"
+    extract(images, output)
+    extract(images, output, share=Share(0, 2), batch_size=2, overwrite=True)
+    begun = content(parts_folder(output))
+    assert len(begun) > 1
+    assert extract(images, output)
+    assert content(parts_folder(output)) == begun
+
+
+def test_one_of_several_that_replace_comes_late(images, tmp_path, whole):
+    """The others have replaced the store already: it must not begin anew."""
+    output, stub = tmp_path / "store", Stub()
+    extract(images, output, batch_size=2)
+    replaces = which_store(output)
+    assert extract(images, output, overwrite=True, replaces=replaces)
+    assert extract(images, output, stub, overwrite=True, replaces=replaces)
+    assert stub.batches == 0
+    assert content(output) == whole
+    assert os.listdir(tmp_path) == ["store"]
+    assert extract(images, output, stub, overwrite=True)
+    assert stub.batches > 0, "a new command"
+
+
+def test_neighbours_stay_and_what_was_left_behind_goes(images, tmp_path, whole):
+    for name in ("store.tmp_mine", "store.old", "storex.tmp12", "store.tmp77", "store.old78"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.json").touch()
+    extract(images, tmp_path / "store")
+    assert sorted(os.listdir(tmp_path)) == ["store", "store.old", "store.tmp_mine", "storex.tmp12"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_output_that_is_a_link_stays_one(images, tmp_path, whole, there):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/store")
+    if there:
+        extract(images, tmp_path / "link", batch_size=2)
+    assert extract(images, f"{tmp_path}/link/", overwrite=there)
+    assert content(tmp_path / "disk" / "store") == whole
+    assert os.readlink(tmp_path / "link") == "disk/store"
+    assert sorted(os.listdir(tmp_path)) == ["disk", "link"]
+    assert os.listdir(tmp_path / "disk") == ["store"]
 
 
 def test_a_damaged_part_is_made_again(images, tmp_path, whole):
@@ -305,6 +419,32 @@ def test_a_folder_that_goes_away(images, tmp_path, whole):
     assert content(tmp_path / "store") == whole
 
 
+def test_an_empty_mount_point_is_no_folder_of_missing_crops(images, tmp_path, whole):
+    """The folder is still there when its disk has gone, in the middle of a part."""
+    crops, elsewhere = tmp_path / "crops", tmp_path / "elsewhere"
+    shutil.copytree(images, crops)
+    elsewhere.mkdir()
+
+    def lose(number):
+        if number == 4:
+            for file in crops.iterdir():
+                file.rename(elsewhere / file.name)
+
+    with pytest.raises(UserError, match=r"crops/\d+\.png is gone: bring it back"):
+        extract(crops, tmp_path / "store", Stub(on_batch=lose))
+    for file in elsewhere.iterdir():
+        file.rename(crops / file.name)
+    assert extract(crops, tmp_path / "store")
+    assert content(tmp_path / "store") == whole
+
+
+@pytest.mark.parametrize("batch_size", [1, 6, 16, 64])
+def test_parts_are_large_enough_to_tell_a_disk_from_crops(images, tmp_path, batch_size):
+    work = Extraction(frames_of_folder(images), tmp_path / "store", {}, batch_size=batch_size)
+    assert work.parts.size >= module.SUSPICIOUS
+    assert work.parts.size % batch_size == 0
+
+
 def test_a_disk_that_reads_nothing_is_not_taken_for_broken_crops(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SUSPICIOUS", 8)
     folder = tmp_path / "crops"
@@ -340,6 +480,83 @@ def test_joints_that_are_not_finite_are_missing(images, tmp_path):
     assert present.tolist() == [False, True]
 
 
+def test_a_network_that_gives_nothing_finite_is_not_a_network(images, tmp_path, monkeypatch):
+    class Overflown(Stub):
+        def estimate(self, prepared):
+            return super().estimate(prepared) * np.nan
+
+    monkeypatch.setattr(module, "SUSPICIOUS", 8)
+    with pytest.raises(UserError, match=r"no finite joints for any of 8 crops from .*0\.png on: check its checkpoint"):
+        extract(images, tmp_path / "store", Overflown())
+
+
+def test_crops_as_training_sees_them(tmp_path):
+    """Turned as their EXIF says, grey and CMYK as RGB, whatever the case of their suffix."""
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 10, 3), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pixels).save(folder / "turned.PNG", exif=turned)
+    Image.fromarray(pixels).convert("L").save(folder / "grey.png")
+    Image.fromarray(pixels).convert("CMYK").save(folder / "cmyk.JPG")
+    Image.new("RGB", (1, 1), (7, 8, 9)).save(folder / "ein Punkt, größer nicht.bmp")
+
+    class Corners(Stub):
+        @staticmethod
+        def prepare(image):
+            return np.array([image.shape[1], image.shape[0], image[0, 0].sum() / 765])
+
+        def estimate(self, prepared):
+            return np.stack(prepared)[:, None].repeat(17, axis=1).astype(np.float32)
+
+    extract(folder, tmp_path / "store", Corners())
+    for file in folder.iterdir():
+        image = read_frame(file)
+        joints, present = SkeletonStore.open(tmp_path / "store").read([file.stem])
+        assert present.all()
+        expected = [image.shape[1], image.shape[0], image[0, 0].sum() / 765]
+        np.testing.assert_allclose(joints[0], np.tile(expected, (17, 1)), rtol=1e-6)
+    joints, _ = SkeletonStore.open(tmp_path / "store").read(["turned", "grey"])
+    assert joints[:, 0, :2].tolist() == [[6, 10], [10, 6]]
+
+
+def test_names_that_are_no_text(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/crops"
+    os.mkdir(folder)
+    Image.new("RGB", (4, 4)).save(folder + b"/a\xff.png")
+    Path(os.fsdecode(folder + b"/b\xfe.png")).touch()
+    for _ in range(2):
+        assert extract(os.fsdecode(folder), tmp_path / "store")
+    store = SkeletonStore.open(tmp_path / "store")
+    assert store.read(["a\udcff", "b\udcfe"])[1].tolist() == [True, False]
+    assert str(tmp_path) not in store.meta["missing"]["b\udcfe"]
+
+
+def test_large_batches_take_no_open_files(images, tmp_path):
+    class Tensors(Stub):
+        @staticmethod
+        def prepare(image):
+            return torch.from_numpy(image.mean(axis=(0, 1)))
+
+        def estimate(self, prepared):
+            assert all(isinstance(crop, torch.Tensor) for crop in prepared)
+            return super().estimate([crop.numpy() for crop in prepared])
+
+    def child():
+        few = len(os.listdir("/proc/self/fd")) + 40
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))
+        assert extract(images, tmp_path / "store", Tensors(), workers=1, batch_size=50, batches_a_part=1)
+
+    assert end(in_a_child(child)) == 0
+
+
+def test_a_fault_in_a_worker_is_not_taken_for_its_end():
+    text = "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback: it was killed by a fault"
+    with pytest.raises(RuntimeError, match="a fault"), module._worker_deaths_explained():
+        raise RuntimeError(text)
+
+
 def test_a_killed_worker_ends_in_a_clear_line(images, tmp_path):
     class Deadly(Stub):
         @staticmethod
@@ -368,3 +585,17 @@ def test_the_bar_counts_everybodys_crops(images, tmp_path, capfd):
     last = capfd.readouterr().err.split("\r")[-1]
     assert "60/60" in last
     assert "crops/s" in last
+
+
+def test_the_bars_speed_is_of_this_run_alone(images, tmp_path, monkeypatch):
+    bars = []
+    monkeypatch.setattr(
+        module, "progress_bar", lambda *args, **options: bars.append(progress_bar(*args, **options)) or bars[-1]
+    )
+    extract(images, tmp_path / "store", share=Share(0, 2))
+    work = Extraction(frames_of_folder(images), tmp_path / "store", Stub().describe(), **OPTIONS)
+    work.run(Stub(seconds=0.02), workers=0)
+    bar = bars[-1].format_dict
+    assert (bar["initial"], bar["n"], bar["total"]) == (32, 60, 60)
+    assert bars[-1].unit == " crops"
+    assert (bar["n"] - bar["initial"]) / bar["elapsed"] < 4 / 0.02

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_other_files_and_other_numbers_do_not_count(parts):
     assert parts.done() == set()
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "shape", "text", "pickle"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "locked", "newer", "shape", "text", "pickle"])
 def test_a_damaged_part_is_none_and_gone(parts, damage):
     parts.write(0, part(4))
     file = parts.folder / "000000.npz"
@@ -58,6 +59,9 @@ def test_a_damaged_part_is_none_and_gone(parts, damage):
         del content[len(content) // 2 :]
     elif damage == "flipped":
         content[len(content) // 3] ^= 1
+    elif damage in ("locked", "newer"):  # what the list at the end of a zip file says of its first entry
+        entry = content.index(b"PK\x01\x02")
+        content[entry + {"locked": 8, "newer": 6}[damage]] ^= 1 if damage == "locked" else 64
     elif damage == "text":
         content[:] = b"no zip"
     file.write_bytes(content)
@@ -69,6 +73,59 @@ def test_a_damaged_part_is_none_and_gone(parts, damage):
     assert parts.read(0) is None
     assert not file.exists()
     assert parts.done() == set()
+
+
+def test_a_part_that_the_disk_does_not_give_is_kept(parts, monkeypatch):
+    parts.write(0, part(4))
+
+    def stale(_):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_bytes", stale)
+        with pytest.raises(UserError, match=r"000000\.npz cannot be read \(Stale file handle\).*what is done is kept"):
+            parts.read(0)
+    assert parts.read(0) is not None
+
+
+def test_of_two_that_begin_at_the_same_time_one_sets_the_plan(tmp_path, monkeypatch):
+    parts, rename = Parts(tmp_path / "out.parts", 10, 4), os.rename
+
+    def late(*paths):
+        monkeypatch.setattr(os, "rename", rename)
+        Parts(tmp_path / "out.parts", 10, 4).begin({"model": "of the other"})
+        rename(*paths)
+
+    monkeypatch.setattr(os, "rename", late)
+    with pytest.raises(UserError, match="model was of the other, now mine"):
+        parts.begin({"model": "mine"})
+    assert parts.plan() == {"model": "of the other", "size": 4}
+    assert os.listdir(tmp_path) == ["out.parts"]
+
+
+def test_parts_of_nobody_knows_what_are_not_taken_over(parts):
+    parts.write(0, part(4))
+    (parts.folder / "plan.json").unlink()
+    with pytest.raises(UserError, match=r"plan\.json cannot be read .*delete"):
+        Parts(parts.folder, 10, 4).begin({"model": "n"})
+    assert parts.is_of({"model": "n"}), "what a removal leaves that was killed"
+
+
+def test_whose_parts_they_are(parts):
+    assert parts.is_of({"model": "m"})
+    assert not parts.is_of({"model": "n"})
+    (parts.folder / "plan.json").write_text("{")
+    assert not parts.is_of({"model": "m"})
+    parts.remove()
+    assert not parts.is_of({"model": "m"})
+
+
+def test_what_is_left_of_a_removal_says_what_it_was(parts, monkeypatch):
+    parts.write(0, part(4))
+    parts.write(1, part(4))
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed there
+    parts.remove()
+    assert os.listdir(parts.folder) == ["plan.json"]
 
 
 def test_a_plan_is_kept_and_another_refused(parts):

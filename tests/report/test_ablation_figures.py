@@ -10,6 +10,7 @@ from fastreid_star.engine import ablation
 from fastreid_star.engine.setup import load_config
 from fastreid_star.errors import UserError
 from fastreid_star.report.ablation_figures import (
+    LENGTH,
     build_ablation_report,
     exponent_maps,
     find_runs,
@@ -73,6 +74,23 @@ def test_figure_5_has_the_runs_that_differ_in_length_alone(runs):
     assert (curve.method, curve.baseline) == ("STAR_R50", "SAD_R50")
     assert curve.values["I2V"] == ({4: [42, 44], 6: [46, 48], 12: [55, 57]}, {4: [39, 41], 12: [49, 51]})
     assert curve.values["V2I"] == ({4: [44, 46], 6: [48, 50], 12: [57, 59]}, {4: [41, 43], 12: [51, 53]})
+
+
+def test_names_end_with_a_word(runs):
+    """The configs of Figure 5 without those of 12 frames, and of Figure 6 without the default."""
+    some = [found for found in runs if found.run.name not in ("STAR_R50", "STAR_R50_frame", "SAD_R50")]
+    four = next(found for found in some if found.run.name == "SAD_R50_T4")
+    six = replace(four, run=replace(four.run, config=HITSZ / "SAD_R50_T6.yml"), config={**four.config, LENGTH: 6})
+    (curve,) = length_curves([*some, six])
+    assert (curve.method, curve.baseline) == ("STAR_R50", "SAD_R50")
+    assert [found.method for found in exponent_maps(some)] == ["STAR_R50"]
+
+
+def test_the_table_counts_10_after_2(tmp_path):
+    for length in (10, 2):
+        config = HITSZ / "figure5" / f"SAD_R50_T{length}.yml"
+        finish(ablation.Run(config, 0, None, tmp_path / "seed0" / config.stem), 5.0)
+    assert [found.run.name for found in find_runs(tmp_path)] == ["SAD_R50_T2", "SAD_R50_T10"]
 
 
 def test_a_baseline_that_differs_otherwise_is_not_compared(runs):

@@ -1,5 +1,6 @@
 """The whole page: of two runs, of the baseline alone, of weights that were only evaluated."""
 
+import html
 import re
 import shutil
 
@@ -52,7 +53,15 @@ def test_it_shows_every_section_and_picture(both):
         *("results", "training", "settings", "ranked", "looked", "gradcam"),
         *("similarities", "cameras", "confused", "compared"),
     ]
-    for words in ("Skeletons are those", "✓ right", "✗ wrong", "Body parts (12)", "SHA-256", "Grad-CAM"):
+    for words in (
+        "and camera are left out, as in the evaluation",
+        "Skeletons are those",
+        "✓ right",
+        "✗ wrong",
+        "Body parts (12)",
+        "SHA-256",
+        "Grad-CAM",
+    ):
         assert words in page.text
     strips = both.count('class="query-row"')
     assert strips >= 2 * 3 * 2, "two queries of each kind in each direction"
@@ -85,9 +94,44 @@ def test_grad_cam_explains_the_similarity_of_each_pair_in_both_runs(both, star, 
     for number, direction in enumerate(star.ranking.directions.values()):
         row = module.choose_queries(direction, star.ranking.tracklets, 2, number)["random"][0]
         pair = direction.queries[row], direction.gallery[direction.best_right(row)]
-        both_runs = [f"{e.ranking.features[pair[0]] @ e.ranking.features[pair[1]]:.3f}" for e in (sad, star)]
-        expected += 2 * both_runs
-    assert re.findall(r", similarity ([\d.-]+)</figcaption>", shown) == expected
+        similarities = [f"{e.ranking.features[pair[0]] @ e.ranking.features[pair[1]]:.3f}" for e in (sad, star)]
+        for role, position in zip(("Query", "Match"), pair, strict=True):
+            expected += [f"{role}: {star.album.clip(position).what}"]
+            expected += [f"{name}, similarity {s}" for name, s in zip((HOSTILE, "STAR"), similarities, strict=True)]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", shown)
+    assert [html.unescape(caption) for caption in captions] == expected
+    assert "infrared" in captions[0]
+    assert "visible" in captions[3], "both modalities"
+
+
+def test_what_differs_is_shown_from_the_baseline_to_the_run(both):
+    settings = both[both.index('id="settings"') : both.index('id="ranked"')]
+    rows = Page(settings[settings.index("<table") : settings.index("</table>") + len("</table>")]).tables[0]
+    assert rows[0] == ["key", HOSTILE, "STAR"]
+    assert ["MODEL.META_ARCHITECTURE", "SAD", "STAR"] in rows
+
+
+def test_the_cmc_curves_are_the_tables(star, sad, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(module.sections.plots, "cmc", lambda lines, title: drawn.update(lines))
+    module.sections.cmc_chart([star, sad])
+    assert len({(colour, style) for colour, style, _ in drawn.values()}) == 4
+    for e in (star, sad):
+        metrics = e.ranking.results.metrics()
+        for way in ("I2V", "V2I"):
+            _, _, values = drawn[f"{e.name} {way}"]
+            for rank in (1, 5, 10):
+                assert 100 * values[rank - 1] == pytest.approx(metrics[f"{way}/Rank-{rank}"])
+
+
+def test_the_queries_that_were_won_and_lost_are_shown(both, star, sad):
+    shown = both[both.index('id="compared"') :]
+    expected = []
+    for way, direction in star.ranking.directions.items():
+        for changed in module.sections.comparison.changes(direction, sad.ranking.directions[way], 2):
+            expected += [f"First match at rank {c.rank} in STAR, at rank {c.other_rank} in {HOSTILE}" for c in changed]
+    assert expected
+    assert [html.unescape(title) for title in re.findall(r'<p class="note">(First match.*?)</p>', shown)] == expected
 
 
 def test_the_baseline_alone_leaves_out_what_it_has_not(folders, monkeypatch):
@@ -97,9 +141,11 @@ def test_the_baseline_alone_leaves_out_what_it_has_not(folders, monkeypatch):
     shutil.copy(folders.sad / "model_final.pth", folder)
     run = gather(folder, ["TEST.RANKS", "[1,2]"], config_file=str(folders.sad / "config.yaml"))
     with monkeypatch.context() as patch:
-        patch.setattr(module.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(UserError, match=r"pip install .*grad-cam.*--no-gradcam"):
+        patch.setattr(module.importlib.util, "find_spec", lambda name: None if name == "ttach" else name)
+        with pytest.raises(UserError, match=r"needs ttach: pip install .*grad-cam ttach, or add --no-gradcam"):
             build_report(run)
+        with pytest.raises(UserError, match=r"needs ttach: pip install .*grad-cam ttach$"):
+            module.require_gradcam()
     page = Page(build_report(run, queries=1, with_gradcam=False))
     page.check()
     for line in (

@@ -116,6 +116,12 @@ def test_most_lie(check):
     assert findings(check)[-1].text == "most visible skeletons are wider than tall: are x and y swapped?"
 
 
+def test_most_are_in_another_order(check):
+    check.skeletons[Modality.VISIBLE, 1].disordered = 50
+    assert findings(check)[-1].text.startswith("most visible skeletons have no shoulders above hips above ankles: ")
+    assert findings(check)[-1].is_fault
+
+
 def test_shares_are_rounded_down(check):
     """100 % is all of them."""
     check.skeletons = {(Modality.VISIBLE, 1): stats(1_000_000, 999_999)}

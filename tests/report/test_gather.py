@@ -10,6 +10,7 @@ from fastreid.config import get_cfg
 
 from fastreid_star.errors import UserError
 from fastreid_star.report.gather import base_of, differences, find_weights, gather
+from fastreid_star.report.history import History
 
 
 def test_a_trained_run(folders):
@@ -40,6 +41,30 @@ def test_options_change_the_evaluation_and_not_what_was_trained(folders):
     run = gather(folders.star, ["TEST.CAMERA_FILTER", "False", "MODEL.WEIGHTS", str(folders.sad / "model_final.pth")])
     assert (run.cfg.TEST.CAMERA_FILTER, run.trained.TEST.CAMERA_FILTER) == (False, True)
     assert run.weights.path == folders.sad / "model_final.pth"
+    assert run.recorded is None, "this run has not evaluated those weights"
+
+
+def test_an_evaluation_of_other_weights_is_not_theirs(folders):
+    run = gather(folders.star)
+    assert run.weights.metric == run.recorded["mean/mAP"]
+    assert replace(run, weights=replace(run.weights, metric=run.weights.metric + 1)).recorded is None
+    assert (
+        gather(folders.star, ["MODEL.WEIGHTS", str(folders.star / "model_final.pth")]).recorded["mean/mAP"]
+        == (run.evaluations("mean/mAP")[1][-1])
+    )
+
+
+def test_of_several_test_sets_each_has_its_own_numbers(folders):
+    run = gather(folders.star)
+    trained = run.trained.clone()
+    trained.defrost()
+    trained.DATASETS.TESTS = ("HITSZVCM", "SyntheticVCM")
+    line = {"iteration": 2 * run.weights.epochs - 1, "HITSZVCM/mean/mAP": 7.0, "HITSZVCM/metric": 7.0}
+    line |= {"SyntheticVCM/mean/mAP": 9.0, "SyntheticVCM/I2V/mAP": 8.0, "SyntheticVCM/metric": 9.0}
+    several = replace(run, trained=trained, history=History((line,), 2), weights=replace(run.weights, metric=7.0))
+    assert several.recorded == {"mean/mAP": 9.0, "I2V/mAP": 8.0, "metric": 9.0}
+    assert several.evaluations("I2V/mAP") == ([run.weights.epochs], [8.0])
+    assert replace(several, dataset="HITSZVCM").recorded["mean/mAP"] == 7
 
 
 def test_weights_are_the_best_then_the_last(tmp_path):
@@ -61,7 +86,7 @@ def test_a_folder_that_was_only_evaluated_needs_its_config(folders, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["DATASETS.TESTS", "('SyntheticVCM','HITSZVCM')"], "one test set"),
+        (["DATASETS.TESTS", "('SyntheticVCM','HITSZVCM')"], r"one test set, add --set DATASETS\.TESTS"),
         (["DATASETS.TESTS", "()"], "tested on nothing"),
         (["DATASETS.TESTS", "('Market1501',)"], "dataset of images"),
         (["MODEL.WEIGHTS", "none.pth"], r"none\.pth does not exist"),
@@ -77,7 +102,7 @@ def test_a_folder_without_weights_or_none_at_all(folders, tmp_path):
     with pytest.raises(UserError, match="is no folder"):
         gather(tmp_path / "none")
     shutil.copy(folders.star / "config.yaml", tmp_path)
-    with pytest.raises(UserError, match=r"holds none of model_best\.pth, .*train first"):
+    with pytest.raises(UserError, match=r"holds none of model_best\.pth, .*train first, or add --set MODEL\.WEIGHTS"):
         gather(tmp_path)
 
 

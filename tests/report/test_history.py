@@ -39,6 +39,15 @@ def test_the_first_evaluation_of_a_short_run_is_at_its_end(tmp_path):
     assert read(path, eval_period=10, max_epoch=3).epoch_length == 10
 
 
+@pytest.mark.parametrize("evaluated", [[20, 50], [20, 80]])
+def test_evaluations_that_contradict_the_period_tell_no_length(tmp_path, evaluated):
+    """As of a run that was resumed with another TEST.EVAL_PERIOD: 2 epochs of 10, or 1 of 20, and neither fits."""
+    lines = [{"iteration": iterations - 1, "I2V/mAP": 1.0} for iterations in evaluated]
+    fits = read(write(tmp_path / "metrics.json", lines), eval_period=2, max_epoch=8).epoch_length
+    assert fits == 10
+    assert read(tmp_path / "metrics.json", eval_period=1, max_epoch=3).epoch_length is None
+
+
 @pytest.mark.parametrize("period", [0, 2])
 def test_without_evaluations_iterations_count(tmp_path, period):
     lines = [{"iteration": 4, "lr": 0.1}] + ([{"iteration": 9, "I2V/mAP": 1.0}] if period == 0 else [])

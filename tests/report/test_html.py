@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from fastreid_star.errors import UserError
 from fastreid_star.report.filmstrips import Filmstrip, Shown
 from fastreid_star.report.html import config_value, environment, number, percent, signed, write_page
 from fastreid_star.report.pictures import Clip, Picture
@@ -43,3 +44,19 @@ def test_a_page_is_written_whole_into_a_folder_that_is_made(tmp_path):
     assert write_page(path, "é") == 2
     assert path.read_bytes() == "é".encode()
     assert [file.name for file in path.parent.iterdir()] == ["page.html"]
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path, message in (
+        (tmp_path, "is a folder: name the file"),
+        (tmp_path / "file" / "page.html", "cannot be written"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            write_page(path, "")
+        assert "\n" not in str(caught.value)
+
+
+def test_names_of_other_bytes_than_utf_8_do_not_stop_a_page(tmp_path):
+    write_page(tmp_path / "page.html", "a \udcff z")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "a ? z"

@@ -35,6 +35,20 @@ def test_nothing_else_has_one():
     assert paper_rows(load_config(str(HITSZ / "STAR_R18.yml")), COLUMNS) == []
 
 
+@pytest.mark.parametrize(
+    "name", ["figure5/STAR_R50_T4", "figure5/SAD_R50_T10", "figure6/STAR_R50_b2a1", "SAD_R50_saadg"]
+)
+def test_other_clips_and_exponents_are_not_those_of_table_3(name):
+    assert paper_key(load_config(str(HITSZ / f"{name}.yml"))) is None
+
+
+@pytest.mark.parametrize(
+    "options", [("DATASETS.SKELETONS_TEST", "other"), ("DATASETS.SKELETONS_TRAIN", "none"), ("INPUT.BLANK", "True")]
+)
+def test_the_controls_have_no_row(options):
+    assert paper_key(load_config(str(HITSZ / "STAR_R50.yml"), list(options))) is None
+
+
 def test_rows_have_the_mean_of_both_directions():
     metrics = {"I2V/Rank-1": 10.0, "I2V/mAP": 20.0, "V2I/Rank-1": 30.0, "V2I/mAP": 50.0, "mean/mAP": 35.0}
     assert [(row.direction, row.values) for row in result_rows("x", metrics)] == [

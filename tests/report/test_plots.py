@@ -80,6 +80,17 @@ def test_numbers_are_those_given(drawn):
     assert {"10", "1"} & set(texts(plots.curves({"a": ([0, 1], [20, 0.5])}, title="t", x_label="x", log=True)))
 
 
+def test_the_area_between_two_lines_has_the_colour_of_the_better():
+    def shaded(ours, theirs):
+        svg = plots.gain({"a": dict(enumerate(ours)), "b": dict(enumerate(theirs))}, title="t", x_label="x")
+        return set(re.findall(r"fill: var\(--series-(\d)\); fill-opacity: 0\.16", svg))
+
+    assert shaded([[3], [4]], [[1], [2]]) == {"1"}
+    assert shaded([[1], [2]], [[3], [4]]) == {"2"}
+    assert shaded([[1], [4]], [[3], [2]]) == {"1", "2"}
+    assert shaded([], []) == set()
+
+
 def test_a_bone_is_as_thick_as_it_weighs():
     weights = np.zeros(19)
     weights[4] = 0.5

@@ -1,22 +1,31 @@
 """Ranked lists: by hand, against the evaluation, and the choice of queries."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from fastreid_star.data.datasets.base import ListedTracklet
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.report import ranking as module
 from fastreid_star.report.ranking import choose_queries, margin, rank
+from fastreid_star.report.sections import distribution_charts
+from fastreid_star.report.similarity import camera_pairs, confusions
 from fastreid_star.structures import Modality, Tracklet
 
 PROTOCOL = {"min_frames": 1, "dataset_name": "made up", "ranks": (1, 5), "camera_filter": True}
 
 
-def made_up(rows):
-    """A ranking of (pid, camid, modality, angle of the feature in degrees)."""
+def made_up(rows, roles=()):
+    """A ranking of (pid, camid, modality, angle of the feature in degrees); `roles` where the queries are a list."""
     tracklets = [Tracklet(pid, camid, modality, ".", (f"{n}.jpg",)) for n, (pid, camid, modality, _) in enumerate(rows)]
+    if roles:
+        tracklets = [
+            ListedTracklet(t.pid, t.camid, t.modality, t.root, t.frames, role)
+            for t, role in zip(tracklets, roles, strict=True)
+        ]
     angles = torch.deg2rad(torch.tensor([row[3] for row in rows], dtype=torch.float32))
     features = 3 * torch.stack([angles.cos(), angles.sin()], dim=1)
     return rank(features, SimpleNamespace(tracklets=tracklets), **PROTOCOL)
@@ -86,6 +95,36 @@ def test_without_a_camera_rule_nothing_is_left_out(small):
     assert not free.left_out.any()
     assert free.top(0, 5) == [0, 1, 2, 3]
     assert free.rank_of(0, 2) == 3
+
+
+@pytest.fixture
+def listed():
+    """Two queries of each modality, whose own list they are, and a gallery of two of each."""
+    rows = [(1, 1, IR, 0), (2, 1, RGB, 90), (2, 2, IR, 80), (1, 2, RGB, 5)]
+    gallery = [(1, 3, RGB, 30), (2, 3, RGB, 60), (1, 4, IR, 50), (2, 4, IR, 40)]
+    return made_up(rows + gallery, ["query"] * 4 + ["gallery"] * 4)
+
+
+def test_queries_of_a_list_are_in_no_ranked_list(listed):
+    i2v, v2i = listed.directions["I2V"], listed.directions["V2I"]
+    assert (i2v.queries.tolist(), i2v.gallery.tolist()) == ([0, 2], [4, 5])
+    assert (v2i.queries.tolist(), v2i.gallery.tolist()) == ([1, 3], [6, 7])
+    assert [i2v.top(row, 5) for row in (0, 1)] == [[0, 1], [1, 0]]
+    assert [v2i.top(row, 5) for row in (0, 1)] == [[0, 1], [1, 0]]
+    assert v2i.per_query.first_match.tolist() == [2, 2]
+    assert [v2i.best_right(row) for row in (0, 1)] == [1, 0]
+    found = camera_pairs(v2i, listed.tracklets)
+    assert (found.query_cameras, found.gallery_cameras, found.accuracy.tolist()) == ([1, 2], [4], [[0], [0]])
+    assert [(one.row, one.wrong, one.right) for one in confusions(v2i, listed.tracklets, 5)] == [(0, 0, 1), (1, 1, 0)]
+
+
+def test_of_two_lists_each_has_a_chart_of_its_own(listed, small):
+    def titles(ranking):
+        charts = distribution_charts([SimpleNamespace(name="A", ranking=ranking)])
+        return [re.search('aria-label="([^:]*):', chart.chart)[1] for chart in charts]
+
+    assert titles(listed) == ["A, I2V", "A, V2I"]
+    assert titles(small) == ["A"]
 
 
 def test_queries_are_chosen_by_their_measure_and_of_different_people(star):

@@ -3,6 +3,7 @@ import re
 import runpy
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -40,6 +41,10 @@ def test_the_command_names_no_disk(run, folders):
     assert command.startswith("- STAR: `python ")
     assert str(folders.root) not in command
     assert not re.search(r"[ ']/(?!path/to/)", command)
+    words = ("/home/me/tools/train_net.py --config-file=/home/me/a.yml DATASETS.ROOT /home/me/data/ configs/b.yml",)
+    assert format_runs([replace(run, commands=words)], "logs").splitlines()[-1].partition("python ")[2] == (
+        "/path/to/train_net.py --config-file=/path/to/a.yml DATASETS.ROOT /path/to/data configs/b.yml`"
+    )
 
 
 def test_refusals(run, folders, tmp_path):
@@ -75,7 +80,11 @@ def test_a_page_without_a_place_is_left_alone(tmp_path, text):
 def test_the_tool(folders, tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
     page.write_text(f"{BEGIN}\n{END}\n")
-    monkeypatch.setattr(sys, "argv", ["model_zoo.py", str(folders.star), "--page", str(page)])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["model_zoo.py", str(folders.star), "--page", str(page), *("--set", "DATASETS.TESTS", "('SyntheticVCM',)")],
+    )
     runpy.run_path(str(REPOSITORY / "tools" / "model_zoo.py"), run_name="__main__")
     assert "1 runs" in capsys.readouterr().out
     assert "[STAR](logs/STAR.json)" in page.read_text()

@@ -391,4 +391,8 @@ def check_a_config_file_of_ones_own(folder):
     ours = estimator.estimate([estimator.prepare(crop)])
     assert np.array_equal(ours, build(folder, RTMPOSE).estimate([estimator.prepare(crop)]))
     assert estimator.describe()["config"] == "mine.py"
+    before = estimator.describe()
+    path.write_text(path.read_text() + "default_scope = 'mmpose'\nmore = 1\n")
+    after = build_estimator("mmpose", model=str(path), checkpoint=checkpoint(folder, RTMPOSE), device=CPU).describe()
+    assert {key for key in before if before[key] != after[key]} == {"config_sha256"}, "what it says is another"
     assert tuple(estimator._model.dataset_meta["flip_indices"]) == LEFT_RIGHT

@@ -113,6 +113,13 @@ def check_description(folder):
     assert said["input_size"] == [192, 256]
     assert said["flip_test"] is True
     assert set(said["versions"]) == {"torch", "transformers"}
+    path = folder / "elsewhere" / "vitpose-1-simple"
+    shutil.copytree(published(folder), path)
+    assert build(path, flip_test=True).describe() == said
+    settings = json.loads((path / "preprocessor_config.json").read_text())
+    (path / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.5, 0.5, 0.5]}))
+    after = build(path, flip_test=True).describe()
+    assert {key for key in said if said[key] != after[key]} == {"config_sha256"}
 
 
 class Perfect(torch.nn.Module):
