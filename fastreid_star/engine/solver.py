@@ -60,6 +60,8 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     if name in FUSED_ON_CPU:
         built.register_load_state_dict_pre_hook(_keep_own_kernel)
         built.register_load_state_dict_post_hook(_keep_own_layout)
+    if name == "SGD":
+        built.register_step_pre_hook(_start_momentum)
     return built
 
 
@@ -72,6 +74,21 @@ def _can_fuse(cfg: CfgNode, model: torch.nn.Module) -> bool | None:
     scaled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
     on_cpu = all(p.device.type == "cpu" and p.is_floating_point() for p in model.parameters())
     return True if on_cpu and not scaled else None
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+    """Give weights with a first gradient a momentum of 0, from which the step makes what it makes of none.
+
+    torch's fused SGD fails where some weights have a momentum and others none yet: parts that only some losses reach,
+    once those losses set in (``MODEL.LOSSES.CE_ONLY_EPOCHS``).
+    """
+    for group in optimizer.param_groups:
+        if not (group["fused"] and group["momentum"]):
+            continue
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if parameter.grad is not None and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _keep_own_kernel(optimizer: torch.optim.Optimizer, state: dict) -> dict:

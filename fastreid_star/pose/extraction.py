@@ -32,7 +32,7 @@ from fastreid_star.data.workers import one_thread, ready_to_fork
 from fastreid_star.errors import UserError
 from fastreid_star.pose.estimator import PoseEstimator
 from fastreid_star.pose.frames import Frames
-from fastreid_star.pose.parts import Part, Parts, differences
+from fastreid_star.pose.parts import PLAN_FILE, Part, Parts, differences
 
 BATCHES_A_PART = 16
 # So many crops of one part, and not one that can be read: it is the disk, not the crops.
@@ -99,8 +99,10 @@ class Extraction:
         self.parts = Parts(parts_folder(output), len(frames), batch_size * batches_a_part)
         plan = {"frames": len(frames), "keys_sha256": frames.digest, "batch_size": batch_size, **describe}
         self.plan = json.loads(json.dumps(plan))  # as it comes back from a file
-        self._replaces = "" if not overwrite else which_store(self.output) if replaces is None else replaces
-        self._readable = ""  # a crop that could be read
+        if not overwrite or self._was_made_of_these_parts():
+            replaces = ""
+        self._replaces = which_store(self.output) if replaces is None else replaces
+        self._readable = ""  # the last crop that could be read
         there = os.path.exists(self.output)
         if there and (not which_store(self.output) or (overwrite and holds_something_else(self.output))):
             raise UserError(f"{self.output} is there and no skeleton store alone: choose another --output")
@@ -115,12 +117,19 @@ class Extraction:
         if not self.complete:
             self.parts.begin(self.plan)
         elif self.parts.is_of(self.plan):
-            self.parts.remove()  # left behind where a process was killed between its last two steps
+            self._clean_up()  # a process was killed between its last steps
 
     def _is_made(self) -> bool:
         """Whether the store is there, made by this very plan, and is not the one to be replaced."""
         found = which_store(self.output)
         return found not in ("", self._replaces) and FlatStore(self.output).meta.get("plan") == self.plan
+
+    def _was_made_of_these_parts(self) -> bool:
+        """Whether a process was killed after it had put the store in place, and before the parts were gone."""
+        plan, store = self.parts.folder / PLAN_FILE, Path(self.output) / INDEX_FILE
+        if not plan.exists():  # it goes last, before the empty folder
+            return self.parts.folder.exists()
+        return store.exists() and store.stat().st_mtime_ns > plan.stat().st_mtime_ns
 
     def run(self, estimator: PoseEstimator, *, share: Share = WHOLE, workers: int = 2, progress: bool = True) -> None:
         """Estimate what is still to do of a share.
@@ -173,9 +182,11 @@ class Extraction:
                 sizes[place], problems[place] = crop.size, crop.problem
             good = [place for place, crop in enumerate(batch, start) if not crop.problem]
             if good:
+                self._readable = self.frames.path(rows[good[-1]])
                 joints[good] = estimator.estimate([batch[place - start].prepared for place in good])
             bar.crops_done(len(batch))
-        self._refuse_a_lost_folder(rows, problems)
+        if any(problems):
+            self._refuse_a_lost_folder(rows, problems)
         lost = ~np.isfinite(joints).all(axis=(1, 2))
         if len(rows) >= SUSPICIOUS and lost.all():
             raise UserError(
@@ -189,11 +200,6 @@ class Extraction:
 
     def _refuse_a_lost_folder(self, rows: range, problems: Sequence[str]) -> None:
         """A broken file is one thing, a disk that went away another: that must not end as a store without skeletons."""
-        good = [place for place, problem in enumerate(problems) if not problem]
-        if good:
-            self._readable = self.frames.path(rows[good[-1]])
-        if len(good) == len(rows):
-            return
         for path in filter(None, (self.frames.root, self._readable)):  # of an empty mount point the root is there
             if not os.path.exists(path):
                 raise UserError(f"{path} is gone: bring it back and give the same command again; what is done is kept")
@@ -223,8 +229,15 @@ class Extraction:
         # now that it is open no longer: NFS keeps an open file, and its folder, under another name
         self.complete = there or self._is_made()
         if self.complete:
-            self.parts.remove()
+            self._clean_up()
         return self.complete
+
+    def _clean_up(self) -> None:
+        """Remove what processes have left that were killed while they wrote the store, and the parts."""
+        for beside in Path(self.output).parent.iterdir():
+            if re.fullmatch(re.escape(os.path.basename(self.output)) + r"\.(tmp|old)\d+", beside.name):
+                shutil.rmtree(beside, ignore_errors=True)
+        self.parts.remove()
 
     def _write_store(self) -> None:
         joints = np.empty((len(self.frames), NUM_JOINTS, 3), np.float32)
@@ -246,9 +259,6 @@ class Extraction:
                 f"{self.output} cannot be written ({error.strerror}): mend that and give the same command again; "
                 "what is done is kept"
             ) from error
-        for beside in Path(self.output).parent.iterdir():  # of processes killed while they wrote the store
-            if re.fullmatch(re.escape(os.path.basename(self.output)) + r"\.(tmp|old)\d+", beside.name):
-                shutil.rmtree(beside, ignore_errors=True)
 
     def _manifest(self, sizes: Counter, missing: dict[str, str]) -> dict:
         return {

@@ -160,6 +160,31 @@ def test_on_a_cpu_one_kernel_updates_as_many_do(name, tolerance):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_weights_whose_first_gradient_comes_late(name):
+    """As with MODEL.LOSSES.CE_ONLY_EPOCHS; also after a checkpoint of which they have no momentum yet."""
+    # one factor: early and late weights are updated together
+    cfg = config(OPT=name, BASE_LR=0.01, WEIGHT_DECAY=0.1, MOMENTUM=0.9, NESTEROV=True, BACKBONE_LR_FACTOR=1.0)
+    results = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        net = Net()
+        optimizer = build_optimizer(cfg, net)
+        for step in range(6):
+            if step == 3:
+                state, optimizer = optimizer.state_dict(), build_optimizer(cfg, net)
+                optimizer.load_state_dict(copy.deepcopy(state))
+            for group in optimizer.param_groups:
+                group["fused"] = fused
+            optimizer.zero_grad()
+            for parameter in (net if step > 3 else net.backbone).parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        results.append([parameter.detach() for parameter in net.parameters()])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
 def test_a_fused_optimizer_and_a_gradient_scaler_do_not_meet():
     """Clipping sees the gradients before a fused optimizer has taken the scale off them."""
     cfg = config()

@@ -294,9 +294,11 @@ def test_killed_at_every_step_of_writing(images, tmp_path, overwrite):
             survived = call
             break
         assert code == -signal.SIGKILL
+        stub, made = Stub(), output.exists() and content(output) == whole
         if output.exists():
             assert content(output) in (whole, content(tmp_path / "old") if overwrite else None), "whole or not there"
-        assert extract(images, output, **options)
+        assert extract(images, output, stub, **options)
+        assert stub.batches == 0 or not made, f"made twice: killed at step {call}"
         assert content(output) == whole, f"killed at step {call}"
         assert os.listdir(output.parent) == ["store"], f"killed at step {call}"
     assert survived > 4 * 3, "each part takes several steps"

@@ -21,6 +21,7 @@ def test_folder_in_natural_order_with_keys_without_suffix(tmp_path):
         "a1/x.png",
         "a1/readme.txt",
         "a1/.hidden.jpg",
+        ".cache/1.jpg",
         "a10/1.jpg",
         "a2/1.webp",
         "0.bmp",
