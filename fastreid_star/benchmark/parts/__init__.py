@@ -12,6 +12,7 @@ from fastreid_star.benchmark.parts import (
     machine,
     memory,
     opening,
+    pose,
     scaling,
     start,
     step,
@@ -31,4 +32,6 @@ PARTS: dict[str, Part] = {
     "memory": memory.figures,
     "evaluation": evaluation.figures,
     "start": start.figures,
+    "pose": pose.figures,
 }
+ON_REQUEST = {"pose"}  # only where named: it needs an environment of its own

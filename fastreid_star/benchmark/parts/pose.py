@@ -96,7 +96,7 @@ def memory(options: Options, model: str, *, crops: int) -> Figure:
     work = Extraction(many, options.folder / "store", estimator.describe(), batch_size=BATCH)
     work.run(Watched(), workers=1, progress=options.progress)
     work.finish()
-    early = max(seen[: len(seen) // 10])
+    early = max(seen[: max(1, len(seen) // 10)])
     return Figure.against(
         "pose_memory_mb",
         max(seen) / MB,
