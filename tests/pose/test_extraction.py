@@ -360,7 +360,7 @@ def test_neighbours_stay_and_what_was_left_behind_goes(images, tmp_path, whole):
 
 @pytest.mark.parametrize("there", [False, True])
 def test_an_output_that_is_a_link_stays_one(images, tmp_path, whole, there):
-    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "store.tmp5").mkdir(parents=True)  # of a process that was killed
     (tmp_path / "link").symlink_to("disk/store")
     if there:
         extract(images, tmp_path / "link", batch_size=2)
