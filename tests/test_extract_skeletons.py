@@ -114,6 +114,19 @@ def test_asked_again_while_other_shards_replace_it(call, crops, tmp_path):
     assert "239 of 240" in call(*options), "the old one is there until the new one is whole"
 
 
+def test_a_process_that_comes_when_the_others_have_replaced_the_store(call, crops, tmp_path, monkeypatch):
+    def one_after_the_other(function, count, args):
+        for number in range(count):
+            function(number, *args)
+
+    monkeypatch.setattr("fastreid_star.pose.job.run_processes", one_after_the_other)
+    options = ["--images", crops, "--output", tmp_path / "store", "--workers", 0, "--batch-size", 1, "--overwrite"]
+    call(*options)
+    call(*options, "--shard", "2/2")  # all of the second's share is done, as before an interruption
+    assert "239 of 240" in call(*options, "--num-devices", 2)
+    assert os.listdir(tmp_path) == ["store"]
+
+
 def test_shards(call, crops, tmp_path):
     options = ["--images", crops, "--output", tmp_path / "store", "--batch-size", 1]
     said = call(*options, "--shard", "2/2")

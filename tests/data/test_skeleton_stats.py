@@ -133,9 +133,10 @@ OPENPOSE = {
 def test_joints_in_another_order(other):
     y = np.array([10, 8, 8, 9, 9, 20, 20, 35, 35, 48, 48, 50, 50, 70, 70, 90, 90])
     coco = np.stack([np.full(17, 25), y, np.ones(17)], axis=1)
-    stats, _ = measure(3, np.stack([coco, coco[[other[joint] for joint in range(17)]], coco[::-1]]), None)
-    assert stats.disordered == 2
-    assert stats.disordered_share == pytest.approx(2 / 3)
+    order = [other[joint] for joint in range(17)]
+    for joints, disordered in ((coco, 0), (coco[order], 1), (coco[::-1], 1)):
+        assert measure(1, joints[None], None)[0].disordered == disordered
+    assert measure(4, np.stack([coco, coco[order]]), None)[0].disordered_share == 0.5
 
 
 def test_nothing_measured():
