@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -111,8 +112,16 @@ def _rank(local_rank, main, world_size, local_size, machine_rank, dist_url, devi
 
 
 def _leave() -> None:
-    """Only after success: a process that has failed would wait here for peers that wait for it."""
+    """Only after success: a process that has failed would wait here for peers that wait for it.
+
+    A group's threads end with its last reference: fast-reid keeps two, and a trainer and its hooks, which know each
+    other, one in their model. A thread that still frees what Python owns while the interpreter closes ends the process
+    with an abort.
+    """
     if dist.is_initialized():
+        comm._LOCAL_PROCESS_GROUP = None
+        comm._get_global_gloo_group.cache_clear()
+        gc.collect()
         dist.destroy_process_group()
 
 

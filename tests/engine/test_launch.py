@@ -1,9 +1,11 @@
 """One launcher: spawned processes and torchrun's, on the CPU over gloo."""
 
+import atexit
 import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,20 @@ def report(folder):
         file.write(line)
 
 
+def list_threads_at_exit(folder):
+    """Write the names of this process's threads when its interpreter closes."""
+    report(folder)
+    trainer = [dist.group.WORLD]
+    trainer.append(trainer)
+    path = os.path.join(folder, f"rank{comm.get_rank()}")
+
+    def write():
+        names = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]
+        Path(path).write_text("".join(names))
+
+    atexit.register(write)
+
+
 def fail_on_one(folder):
     if comm.get_rank() == 1:
         raise ValueError("rank 1 has had enough")
@@ -33,6 +49,14 @@ def test_two_spawned_processes(tmp_path):
     launch(report, 2, device="cpu", args=(str(tmp_path),))
     lines = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert lines == {f"rank{rank}": f"2 {rank} 2 3.0 [{{'rank': 0}}, {{'rank': 1}}]" for rank in (0, 1)}
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted by Linux's /proc")
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """One that frees a tensor while the interpreter closes aborts a process that has done its work."""
+    launch(list_threads_at_exit, 2, device="cpu", args=(str(tmp_path),))
+    for rank in (0, 1):
+        assert "gloo" not in (tmp_path / f"rank{rank}").read_text()
 
 
 def test_one_process_is_this_one():

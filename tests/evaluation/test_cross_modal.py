@@ -20,6 +20,7 @@ from fastreid.evaluation.evaluator import DatasetEvaluator
 from fastreid.utils import comm
 
 from fastreid_star.data.datasets import ListedTracklet
+from fastreid_star.engine.launch import launch
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation import cross_modal
 from fastreid_star.evaluation.cross_modal import CrossModalEvaluator, cross_modal_results, format_table, write_query_csv
@@ -507,16 +508,14 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     assert (tmp_path / "two.csv").read_text() == (tmp_path / "one.csv").read_text()
 
 
-def _worker(rank, folder):
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    comm._LOCAL_PROCESS_GROUP = torch.distributed.new_group([0, 1])
+def _worker(folder):
+    rank = comm.get_rank()
     features, tracklets = toy()
     evaluator = CrossModalEvaluator(tracklets=tracklets, csv_path=folder / "two.csv", **PROTOCOL)
     # Neither contiguous nor equally many a process.
     feed(evaluator, features, list(range(len(tracklets)))[::3] if rank else [i for i in range(70) if i % 3])
     torch.save(dict(evaluator.evaluate()), folder / f"rank{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(_worker, args=(Path(sys.argv[1]),), nprocs=2)
+    launch(_worker, 2, device="cpu", args=(Path(sys.argv[1]),))

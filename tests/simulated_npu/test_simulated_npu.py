@@ -507,6 +507,8 @@ def check_collectives():
     both = [torch.empty_like(weights) for _ in range(2)]
     dist.all_gather(both, weights)
     assert torch.equal(both[0].cpu(), both[1].cpu())
+    del model, optimizer, gloo  # a group's threads end with its last reference
+    gc.collect()
     dist.destroy_process_group()
 
 
