@@ -11,6 +11,16 @@ import torch
 import fastreid_star  # noqa: F401
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="kills, fuzzing and drift in full: hours, not minutes")
+
+
+@pytest.fixture
+def amount(request):
+    """``amount(few, many)``: how much of something to do, in the suite and with ``--long``."""
+    return lambda few, many: many if request.config.getoption("--long") else few
+
+
 @pytest.fixture(autouse=True)
 def _logs_are_seen():
     """What tools in an earlier test set up is undone, such as a log of their own: caplog listens above all."""
