@@ -124,14 +124,17 @@ class FlatStore(SkeletonStore):
         self._array = array
 
     def read(self, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        row_of = self._rows.get
-        rows = np.array([row_of(key, -1) for key in keys], dtype=np.intp)
-        present = rows >= 0
-        joints = self._array[rows]  # a copy; row -1 exists and is blanked below
-        # The sum of a clip tells in one step whether any value is not finite.
-        if not present.all() or not math.isfinite(joints.sum()):
-            present &= np.isfinite(joints).all(axis=(1, 2))
-            joints[~present] = 0
+        rows = list(map(self._rows.get, keys))
+        if None not in rows:
+            joints = self._array.take(rows, axis=0)  # a copy
+            flat = joints.ravel()
+            # The sum of a clip's squares tells in one step whether all values are finite.
+            if math.isfinite(flat.dot(flat)):
+                return joints, np.ones(len(rows), bool)
+        present = np.array([row is not None for row in rows], bool)
+        joints = self._array[[row or 0 for row in rows]]
+        present &= np.isfinite(joints).all(axis=(1, 2))
+        joints[~present] = 0
         return joints, present
 
     def raw(self, keys: Sequence[str]) -> np.ndarray:
