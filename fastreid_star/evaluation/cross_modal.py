@@ -11,8 +11,8 @@ import io
 import logging
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from fastreid_star.evaluation.retrieval import (
     check_features,
     check_ranks,
     evaluate_retrieval,
+    evaluate_similarity,
     shorten,
 )
 from fastreid_star.files import write_whole
@@ -36,6 +37,7 @@ from fastreid_star.structures import Modality, Tracklet
 
 logger = logging.getLogger(__name__)
 
+MAX_SHARED = 2**28  # similarities, one GiB of them: more are not kept for the other direction, but computed twice
 CSV_COLUMNS = (
     "direction",
     "tracklet",
@@ -69,6 +71,10 @@ class Sides(NamedTuple):
     v2i_query: np.ndarray
     v2i_gallery: np.ndarray
 
+    def same_tracklets(self) -> bool:
+        """Whether each tracklet is a query of one direction and in the gallery of the other."""
+        return np.array_equal(self.i2v_query, self.v2i_gallery) and np.array_equal(self.v2i_query, self.i2v_gallery)
+
 
 @dataclass(frozen=True, eq=False)
 class CrossModalResults:
@@ -91,7 +97,7 @@ class CrossModalResults:
     min_frames: int
     camera_filter: bool
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = tuple(map(len, self.sides))
         if (self.i2v.queries, self.i2v.gallery, self.v2i.queries, self.v2i.gallery) != sizes:
             raise ValueError("I2V must use all of {} queries and {} gallery entries, V2I of {} and {}".format(*sizes))
@@ -133,6 +139,7 @@ def cross_modal_results(
     dataset_name: str,
     ranks: Sequence[int] = DEFAULT_RANKS,
     camera_filter: bool = True,
+    keep_similarity: bool = False,
 ) -> CrossModalResults:
     """Evaluate I2V and V2I by cosine similarity.
 
@@ -144,6 +151,7 @@ def cross_modal_results(
         dataset_name: for the protocol and for messages.
         ranks: the k at which CMC is reported.
         camera_filter: leave gallery entries with the query's identity and camera out.
+        keep_similarity: return the similarities of both directions as well.
 
     Raises:
         UserError: a feature is NaN or infinite, one modality is missing, a tracklet is too short, no query has a match.
@@ -158,24 +166,32 @@ def cross_modal_results(
     pids = np.array([tracklet.pid for tracklet in tracklets])
     camids = np.array([tracklet.camid for tracklet in tracklets])
 
-    def direction(name: str, query: np.ndarray, gallery: np.ndarray) -> RetrievalResult:
+    def direction(
+        name: str, query: np.ndarray, gallery: np.ndarray, similarity: np.ndarray | None = None, keep: bool = False
+    ) -> RetrievalResult:
+        labels = (pids[query], pids[gallery], camids[query], camids[gallery])
         try:
+            if similarity is not None:
+                return evaluate_similarity(similarity, *labels, ranks=ranks, camera_filter=camera_filter)
             return evaluate_retrieval(
                 features[query],
                 features[gallery],
-                pids[query],
-                pids[gallery],
-                camids[query],
-                camids[gallery],
+                *labels,
                 ranks=ranks,
                 camera_filter=camera_filter,
+                keep_similarity=keep,
             )
         except UserError as error:
             raise UserError(f"{dataset_name}, {name}, min_frames {min_frames}: {error}") from None
 
+    # One product serves both directions where both have the same tracklets: V2I's is the transpose of I2V's.
+    shared = sides.same_tracklets() and len(sides.i2v_query) * len(sides.i2v_gallery) <= MAX_SHARED
+    i2v = direction("I2V", sides.i2v_query, sides.i2v_gallery, keep=shared or keep_similarity)
+    transposed = i2v.similarity.T if shared and i2v.similarity is not None else None
+    v2i = direction("V2I", sides.v2i_query, sides.v2i_gallery, transposed, keep=keep_similarity)
     return CrossModalResults(
-        i2v=direction("I2V", sides.i2v_query, sides.i2v_gallery),
-        v2i=direction("V2I", sides.v2i_query, sides.v2i_gallery),
+        i2v=i2v if keep_similarity else replace(i2v, similarity=None),
+        v2i=replace(v2i, similarity=transposed) if shared and keep_similarity else v2i,
         sides=sides,
         dataset_name=dataset_name,
         min_frames=min_frames,
@@ -319,11 +335,14 @@ def write_query_csv(path: str | os.PathLike, results: CrossModalResults, trackle
     write_whole(path, lambda file: file.write(text.getvalue().encode()))
 
 
-def _csv_rows(direction, result, query, gallery, tracklets):
+def _csv_rows(
+    direction: str, result: RetrievalResult, query: np.ndarray, gallery: np.ndarray, tracklets: Sequence[Tracklet]
+) -> Iterator[tuple[object, ...]]:
     per_query = result.per_query
     for row, index in enumerate(query.tolist()):
         tracklet = tracklets[index]
-        measures, top1 = ("", "", ""), ("", "", "")
+        measures: tuple[object, ...] = ("", "", "")
+        top1: tuple[object, ...] = ("", "", "")
         if per_query.valid[row]:
             measures = (int(per_query.first_match[row]), float(per_query.ap[row]), float(per_query.inp[row]))
         if per_query.top1[row] >= 0:

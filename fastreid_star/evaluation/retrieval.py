@@ -17,15 +17,18 @@ last bit, and then that decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from fastreid_star.errors import UserError
 
 DEFAULT_RANKS = (1, 5, 10, 20)
+BLOCK_SIZE = 512
+_COUNTED = 64  # matches of a query up to which counting their ranks is faster than sorting its whole gallery
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,7 @@ class QueryResults:
     top1: np.ndarray
     top1_similarity: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if any(getattr(self, field.name).shape != (len(self),) for field in fields(self)):
             shapes = {field.name: getattr(self, field.name).shape for field in fields(self)}
             raise ValueError(f"per-query results need one value a query, got {shapes}")
@@ -92,6 +95,7 @@ class RetrievalResult:
         gallery: G.
         identities: distinct identities of the queries.
         per_query: the same, query by query.
+        similarity: [Q, G] float32, what was ranked, where it was to be kept.
 
     Raises:
         ValueError: the numbers contradict one another.
@@ -106,8 +110,9 @@ class RetrievalResult:
     gallery: int
     identities: int
     per_query: QueryResults
+    similarity: np.ndarray | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ranks(self.ranks)
         if len(self.cmc) != len(self.ranks) or not all(0 <= value <= 1 for value in self.cmc):
             raise ValueError(f"CMC needs one value in [0, 1] for each of the ranks {self.ranks}, got {self.cmc}")
@@ -122,19 +127,22 @@ class RetrievalResult:
                 f"impossible counts: {self.queries} queries, {self.valid_queries} valid, "
                 f"{self.identities} identities, {self.gallery} gallery entries"
             )
+        if self.similarity is not None and self.similarity.shape != (self.queries, self.gallery):
+            raise ValueError(f"similarities {self.similarity.shape} are not those of {self.queries} queries")
 
 
 def evaluate_retrieval(
     query_features: torch.Tensor | np.ndarray,
     gallery_features: torch.Tensor | np.ndarray,
-    q_pids: Sequence[int],
-    g_pids: Sequence[int],
-    q_camids: Sequence[int],
-    g_camids: Sequence[int],
+    q_pids: ArrayLike,
+    g_pids: ArrayLike,
+    q_camids: ArrayLike,
+    g_camids: ArrayLike,
     *,
     ranks: Sequence[int] = DEFAULT_RANKS,
     camera_filter: bool = True,
-    block_size: int = 256,
+    block_size: int = BLOCK_SIZE,
+    keep_similarity: bool = False,
 ) -> RetrievalResult:
     """Rank the gallery for every query by the dot product of their features; see the module for the measures.
 
@@ -146,6 +154,7 @@ def evaluate_retrieval(
         ranks: the k at which CMC is reported.
         camera_filter: apply the camera rule.
         block_size: queries that are ranked at once: bounds the memory; the result is the same up to rounding.
+        keep_similarity: return all dot products as well, 4 Q G bytes.
 
     Raises:
         UserError: no queries or no gallery; a feature is NaN or infinite; no query has a match; `ranks` are no ranks.
@@ -155,22 +164,66 @@ def evaluate_retrieval(
     query, gallery = _features(query_features, "query"), _features(gallery_features, "gallery")
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(f"query features are {query.shape[1]} wide, gallery features {gallery.shape[1]}")
-    q_pids, q_camids = _labels(len(query), q_pids, q_camids, "query")
-    g_pids, g_camids = _labels(len(gallery), g_pids, g_camids, "gallery")
+    labels = (*_labels(len(query), q_pids, q_camids, "query"), *_labels(len(gallery), g_pids, g_camids, "gallery"))
+    kept = torch.empty(len(query), len(gallery)) if keep_similarity else None
+
+    def rows(block: slice) -> np.ndarray:
+        return torch.mm(query[block], gallery.T, out=None if kept is None else kept[block]).numpy()
+
+    result = _evaluate(rows, *labels, ranks=ranks, camera_filter=camera_filter, block_size=block_size)
+    return result if kept is None else replace(result, similarity=kept.numpy())
+
+
+def evaluate_similarity(
+    similarity: np.ndarray,
+    q_pids: ArrayLike,
+    g_pids: ArrayLike,
+    q_camids: ArrayLike,
+    g_camids: ArrayLike,
+    *,
+    ranks: Sequence[int] = DEFAULT_RANKS,
+    camera_filter: bool = True,
+    block_size: int = BLOCK_SIZE,
+) -> RetrievalResult:
+    """As :func:`evaluate_retrieval`, of similarities that are there already.
+
+    Args:
+        similarity: [Q, G], finite; larger is more alike. It may be a view, such as the transpose of another direction.
+        q_pids, g_pids, q_camids, g_camids, ranks, camera_filter, block_size: as there.
+
+    Raises:
+        UserError: the matrix has no row or no column; a similarity is NaN or infinite; no query has a match; `ranks`
+            are no ranks.
+        ValueError: shapes do not fit.
+    """
+    similarity = _matrix(similarity, "similarity")
+    labels = (
+        *_labels(similarity.shape[0], q_pids, q_camids, "query"),
+        *_labels(similarity.shape[1], g_pids, g_camids, "gallery"),
+    )
+    return _evaluate(
+        similarity.__getitem__, *labels, ranks=check_ranks(ranks), camera_filter=camera_filter, block_size=block_size
+    )
+
+
+def _evaluate(
+    rows: Callable[[slice], np.ndarray],
+    q_pids: np.ndarray,
+    q_camids: np.ndarray,
+    g_pids: np.ndarray,
+    g_camids: np.ndarray,
+    *,
+    ranks: tuple[int, ...],
+    camera_filter: bool,
+    block_size: int,
+) -> RetrievalResult:
+    """Rank block after block; `rows` gives the similarities of one."""
     if block_size < 1:
         raise ValueError(f"block_size must be positive, got {block_size}")
-
-    blocks = [slice(start, start + block_size) for start in range(0, len(query), block_size)]
+    blocks = [slice(start, start + block_size) for start in range(0, len(q_pids), block_size)]
     per_query = QueryResults.concatenate(
         [
-            rank_queries(
-                (query[block] @ gallery.T).numpy(),
-                q_pids[block],
-                g_pids,
-                q_camids[block],
-                g_camids,
-                camera_filter=camera_filter,
-            )
+            rank_queries(rows(block), q_pids[block], g_pids, q_camids[block], g_camids, camera_filter=camera_filter)
             for block in blocks
         ]
     )
@@ -182,9 +235,9 @@ def evaluate_retrieval(
         cmc=tuple(float(np.mean(per_query.first_match[valid] <= rank)) for rank in ranks),
         mAP=float(np.mean(per_query.ap[valid])),
         mINP=float(np.mean(per_query.inp[valid])),
-        queries=len(query),
+        queries=len(q_pids),
         valid_queries=int(valid.sum()),
-        gallery=len(gallery),
+        gallery=len(g_pids),
         identities=len(np.unique(q_pids)),
         per_query=per_query,
     )
@@ -192,10 +245,10 @@ def evaluate_retrieval(
 
 def rank_queries(
     similarity: np.ndarray,
-    q_pids: Sequence[int],
-    g_pids: Sequence[int],
-    q_camids: Sequence[int],
-    g_camids: Sequence[int],
+    q_pids: ArrayLike,
+    g_pids: ArrayLike,
+    q_camids: ArrayLike,
+    g_camids: ArrayLike,
     *,
     camera_filter: bool = True,
 ) -> QueryResults:
@@ -213,7 +266,8 @@ def rank_queries(
         UserError: the matrix has no row or no column, or a similarity is NaN or infinite.
         ValueError: shapes do not fit.
     """
-    similarity = _matrix(similarity, "similarity")
+    # A copy with its rows in one piece each, which the camera rule may write into.
+    similarity = np.array(_matrix(similarity, "similarity"), order="C")
     q_pids, q_camids = _labels(similarity.shape[0], q_pids, q_camids, "query")
     g_pids, g_camids = _labels(similarity.shape[1], g_pids, g_camids, "gallery")
     _check_finite(np.isfinite(similarity).all(axis=1), "similarities to the gallery")
@@ -223,15 +277,14 @@ def rank_queries(
         removed = match & (q_camids[:, None] == g_camids)
         match &= ~removed
         # Behind every entry that stays, a removed one takes no rank from it.
-        similarity = np.where(removed, -np.inf, similarity)
-    order = np.argsort(-similarity, axis=1, kind="stable")
-
-    # Row-major, so each query's matches come in the order of their ranks r_1 < ... < r_M.
-    query, column = np.nonzero(np.take_along_axis(match, order, axis=1))
-    rank = column + 1  # [all matches]
+        similarity[removed] = -np.inf
+    query, column = np.nonzero(match)  # row by row
     n_matches = np.bincount(query, minlength=len(similarity))
     last = np.cumsum(n_matches)  # one past the last match of each query
     first = last - n_matches
+    rank = np.concatenate(
+        [_ranks(row, column[a:b]) for row, a, b in zip(similarity, first.tolist(), last.tolist(), strict=True)]
+    )
     valid = n_matches > 0
     nth = np.arange(len(rank)) - first[query] + 1  # m of r_m
 
@@ -242,7 +295,7 @@ def rank_queries(
     inp = np.full(len(similarity), np.nan)
     inp[valid] = n_matches[valid] / rank[last[valid] - 1]
 
-    top1 = order[:, 0]
+    top1 = similarity.argmax(axis=1)  # of equals the first
     top1_similarity = np.take_along_axis(similarity, top1[:, None], axis=1)[:, 0].astype(np.float64)
     anything_left = top1_similarity > -np.inf
     return QueryResults(
@@ -253,6 +306,26 @@ def rank_queries(
         top1=np.where(anything_left, top1, -1),
         top1_similarity=np.where(anything_left, top1_similarity, np.nan),
     )
+
+
+def _ranks(row: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Ranks, from one and ascending, of some gallery entries among all of one query's.
+
+    Args:
+        row: [G], the query's similarities.
+        columns: the entries.
+    """
+    if len(columns) > _COUNTED:
+        rank = np.empty(len(row), dtype=np.int64)
+        rank[np.argsort(-row, kind="stable")] = np.arange(1, len(row) + 1)
+        return np.sort(rank[columns])
+    # Ahead of an entry are those before it that are no less similar, and those behind it that are more.
+    values = row[columns]
+    ranks = [
+        1 + np.count_nonzero(row[:column] >= value) + np.count_nonzero(row[column:] > value)
+        for column, value in zip(columns.tolist(), values, strict=True)
+    ]
+    return np.sort(np.array(ranks, dtype=np.int64))
 
 
 def check_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
@@ -278,10 +351,12 @@ def check_features(features: torch.Tensor, what: str) -> None:
     Raises:
         UserError: a feature is NaN or infinite; the message counts the tracklets and names their indexes.
     """
-    _check_finite(torch.isfinite(features).all(dim=1).numpy(), f"{what} features")
+    # Sums are finite unless there is something to find, or they overflow: one pass in place of several.
+    if not torch.isfinite(features.sum(dim=1)).all():
+        _check_finite(torch.isfinite(features).all(dim=1).numpy(), f"{what} features")
 
 
-def shorten(values: Sequence, limit: int = 8) -> str:
+def shorten(values: Sequence | np.ndarray, limit: int = 8) -> str:
     """The first values, and that there are more: ``1, 2, 3, ...``."""
     shown = ", ".join(str(value) for value in values[:limit])
     return shown + (", ..." if len(values) > limit else "")
@@ -321,7 +396,7 @@ def _matrix(values: np.ndarray, what: str) -> np.ndarray:
     return values
 
 
-def _labels(size: int, pids: Sequence[int], camids: Sequence[int], what: str) -> tuple[np.ndarray, np.ndarray]:
+def _labels(size: int, pids: ArrayLike, camids: ArrayLike, what: str) -> tuple[np.ndarray, np.ndarray]:
     pids, camids = np.asarray(pids), np.asarray(camids)
     if pids.shape != (size,) or camids.shape != (size,):
         raise ValueError(f"{size} {what} entries need as many pids and camids, got {pids.shape} and {camids.shape}")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 from fastreid.modeling.backbones.mobilenet import MobileNetV2
@@ -50,21 +51,22 @@ class BackboneSplit:
     stages: list[nn.Module]
     spatial_dims: tuple[int, ...] = (2, 3)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.stages) != 4:
             raise UserError(f"a backbone is split into four stages, not {len(self.stages)}")
 
 
-_SPLITS: dict[type, Callable[[nn.Module], BackboneSplit]] = {}
+_SPLITS: dict[type, Callable[[Any], BackboneSplit]] = {}
+_Split = TypeVar("_Split", bound=Callable[[Any], BackboneSplit])
 
 
-def register_split(*classes: type):
+def register_split(*classes: type) -> Callable[[_Split], _Split]:
     """Decorate a function ``backbone -> BackboneSplit`` to make it the split of these backbone classes.
 
     A subclass is split as its base is, unless it has a split of its own.
     """
 
-    def register(split):
+    def register(split: _Split) -> _Split:
         _SPLITS.update(dict.fromkeys(classes, split))
         return split
 
@@ -129,7 +131,7 @@ def _split_at_strides(features: nn.Sequential, strided: list[int]) -> list[nn.Se
     bounds = [1, *strided[1:], len(features)]
     if len(bounds) != 5:
         raise UserError(f"expected 4 blocks of stride 2 behind the first convolution, found {len(strided)}")
-    return [features[start:end] for start, end in itertools.pairwise(bounds)]
+    return [cast(nn.Sequential, features[start:end]) for start, end in itertools.pairwise(bounds)]
 
 
 @register_split(MobileNetV2)
@@ -209,4 +211,4 @@ def split_vit(net: VisionTransformer) -> BackboneSplit:
     bounds = [depth * quarter // 4 for quarter in range(5)]
     stages = [nn.Sequential(*net.blocks[a:b]) for a, b in itertools.pairwise(bounds)]
     stages[-1] = nn.Sequential(*stages[-1], net.norm, ClassToken())
-    return BackboneSplit(PatchTokens(net), stages, spatial_dims=(1,))
+    return BackboneSplit(PatchTokens(net), [*stages], spatial_dims=(1,))

@@ -16,7 +16,7 @@ Shapes: B clips, T frames, V joints, E bones, F numbers a bone, D feature width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from torch import nn
 
 from fastreid_star.coco import BONES, NUM_BONES
 from fastreid_star.errors import UserError
+from fastreid_star.modeling.cross_attention import CrossAttention
 from fastreid_star.modeling.pooling import at_least_float32
 from fastreid_star.modeling.skeleton_graph import BONE_READINGS, bone_features, choose, joint_validity
 
@@ -53,11 +54,11 @@ class BoneStates(NamedTuple):
 class TwoOneWayLSTMs(nn.LSTM):
     """A two-way LSTM that runs as two one-way LSTMs: the same parameters and numbers, for devices that lack it."""
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         """``[B, T, in]`` to ``[B, T, 2 hidden]``; one layer, batch first."""
         start = (x.new_zeros(1, x.shape[0], self.hidden_size),) * 2
         # per direction: input and recurrent weight, input and recurrent bias
-        halves = (self._flat_weights[:4], self._flat_weights[4:])
+        halves: Any = (self._flat_weights[:4], self._flat_weights[4:])
         forward, backward = (
             torch.lstm(inputs, start, weights, True, 1, 0.0, self.training, False, True)[0]
             for inputs, weights in zip((x, x.flip(1)), halves, strict=True)
@@ -97,6 +98,7 @@ class BoneEncoder(nn.Module):
         self.fc = nn.Linear(NUM_BONES * BONE_READINGS[bones], hidden)
         lstm = TwoOneWayLSTMs if split_lstm else nn.LSTM
         self.lstm = lstm(hidden, feat_dim // 2, batch_first=True, bidirectional=True)
+        self.bones: torch.Tensor
         self.register_buffer("bones", torch.tensor(BONES), persistent=False)
 
     @classmethod
@@ -166,8 +168,8 @@ class FrameCorrector(nn.Module):
         if feat_dim % heads:
             raise UserError(f"{heads} attention heads cannot share {feat_dim} features: choose another backbone")
         self.encoder = encoder
-        self.attend_time = nn.MultiheadAttention(feat_dim, heads, batch_first=True)
-        self.attend_visual = nn.MultiheadAttention(feat_dim, heads, batch_first=True)
+        self.attend_time = CrossAttention(feat_dim, heads)
+        self.attend_visual = CrossAttention(feat_dim, heads)
         self.ffn = nn.Sequential(nn.Linear(2 * feat_dim, feat_dim), nn.ReLU(), nn.Linear(feat_dim, feat_dim))
         self.norm = self.se = None
         if reading == "paper":
@@ -201,10 +203,8 @@ class FrameCorrector(nn.Module):
         # result is not used. As numbers to add, not as booleans: the same in every kernel of every device.
         closed = ~seen & seen.any(1, keepdim=True)
         bias = torch.zeros_like(frames[..., 0]).masked_fill(closed, float("-inf"))
-        by_time, frame_attention = self.attend_time(
-            frames, states, states, key_padding_mask=bias, need_weights=with_attention
-        )
-        by_sight, _ = self.attend_visual(states, frames, frames, need_weights=False)
+        by_time, frame_attention = self.attend_time(frames, states, key_bias=bias, need_weights=with_attention)
+        by_sight, _ = self.attend_visual(states, frames)
         update = at_least_float32(self.ffn(torch.cat([by_sight, by_time], dim=-1)))
         update = F.relu(update if self.norm is None else self.norm(update))
         gates = None if self.se is None else at_least_float32(self.se(by_time))

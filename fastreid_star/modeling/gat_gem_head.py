@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -134,7 +135,7 @@ class GATGeMHead(ClipHead):
         attention_dropout: float = 0.6,
         dropout: float = 0.3,
         pose_logits: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(feat_dim=feat_dim, num_classes=num_classes, **kwargs)
         if not exponents or min(exponents) <= 0:
@@ -191,9 +192,10 @@ class GATGeMHead(ClipHead):
         skeletons: torch.Tensor | None = None,
         has_skeleton: torch.Tensor | None = None,
         edge_state: torch.Tensor | None = None,
-    ):
+    ) -> Any:
         """Frame features ``[B, T, D]``, with or without skeletons, or clip features ``[B, D]``; see `ClipHead`."""
         if skeletons is not None:
+            assert has_skeleton is not None
             features = self.aggregate(features, skeletons, has_skeleton, edge_state).clip
         return super().forward(features, targets)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
@@ -10,14 +12,14 @@ class _Gather(torch.autograd.Function):
     """All shares in the order of the ranks; backwards each rank gets what all ranks' losses say about its share."""
 
     @staticmethod
-    def forward(ctx, share):
+    def forward(ctx: Any, share: torch.Tensor) -> torch.Tensor:
         ctx.rows = len(share)
         shares = [torch.empty_like(share) for _ in range(dist.get_world_size())]
         dist.all_gather(shares, share.contiguous())
         return torch.cat(shares)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may use it elsewhere
         dist.all_reduce(gradient)
         start = dist.get_rank() * ctx.rows

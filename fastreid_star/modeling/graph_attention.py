@@ -92,7 +92,12 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     `BatchNorm1d`, of which it has the parameters. A channel that nobody has in a batch keeps its running statistics.
     """
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Normalise the columns of x ``[R, C]``; mask: bool ``[R, C]`` or ``[R, 1]``. At least in float32."""
         x = at_least_float32(x)
         mean, var = self.running_mean, self.running_var

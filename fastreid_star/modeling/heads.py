@@ -10,6 +10,8 @@ Shapes: B clips, T frames, N rows of any kind, D feature width, C classes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
@@ -67,7 +69,7 @@ class FrameHead(EmbeddingHead):
         del arguments["pool_type"], arguments["with_bnneck"]
         return arguments
 
-    def forward(self, features: torch.Tensor, targets: torch.Tensor | None = None):
+    def forward(self, features: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
         """Features ``[N, D]`` through neck and classifier.
 
         Returns:
@@ -88,7 +90,7 @@ class ClipHead(FrameHead):
     """
 
     @configurable
-    def __init__(self, *, gem_p: float = 3.0, **kwargs):
+    def __init__(self, *, gem_p: float = 3.0, **kwargs: Any):
         super().__init__(**kwargs)
         if gem_p <= 0:
             raise UserError(f"MODEL.HEADS.GEM_P is {gem_p}: the exponent of a generalised mean is larger than 0")
@@ -103,6 +105,6 @@ class ClipHead(FrameHead):
         """Frame features ``[B, T, D]``, non-negative, to clip features ``[B, D]``."""
         return gem(frames, self.gem_p, dim=1)
 
-    def forward(self, features: torch.Tensor, targets: torch.Tensor | None = None):
+    def forward(self, features: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
         """Frame features ``[B, T, D]``, or clip features ``[B, D]`` that are pooled already; see `FrameHead`."""
         return super().forward(self.pool(features) if features.dim() == 3 else features, targets)

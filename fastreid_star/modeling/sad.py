@@ -101,6 +101,8 @@ class SAD(nn.Module):
         self.augment = augment
         self.augment_range = tuple(augment_range)
         self.std = std
+        self.pixel_mean: torch.Tensor
+        self.pixel_std: torch.Tensor
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -267,8 +269,10 @@ class SAD(nn.Module):
         if "TripletLoss" in self.loss_names:
             losses["loss_triplet"] = triplet_loss(outputs["features"], targets, **self.triplet)
         if "StyleAttackLoss" in self.loss_names:
+            assert attacked is not None
             losses["loss_cls_attack"] = self.frame_loss(attacked, frame_targets)
         if "StyleDefenseLoss" in self.loss_names:
+            assert attacked is not None
             losses["loss_defense"] = defense_loss(frames, attacked)
         return losses
 

@@ -7,6 +7,7 @@ frame t), M neighbours of a node. A joint is (x, y, score), x and y in pixels. A
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ GRAPH_READINGS = ("paper", "release")
 MIN_SCALE = 1.0
 
 
-def choose(key: str, value: str, known) -> str:
+def choose(key: str, value: str, known: Collection[str]) -> str:
     """`value` if it is among `known`, else a UserError that names the config key."""
     if value not in known:
         raise UserError(f"MODEL.STAR.{key} is {value!r}: choose one of {', '.join(known)}")
@@ -148,7 +149,7 @@ class Neighbours(NamedTuple):
         mask: bool ``[N, M]``, False where the row is filled up.
     """
 
-    index: torch.Tensor
+    index: torch.Tensor  # type: ignore[assignment] # a field hides tuple.index
     mask: torch.Tensor
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from fastreid.config import CfgNode
 from fastreid.layers import get_norm
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
@@ -40,7 +41,7 @@ class SmallResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images ``[N, 3, H, W]`` to maps ``[N, widths[-1], h, w]``."""
         return self.stages(self.relu(self.bn1(self.conv1(x))))
 

@@ -17,12 +17,14 @@ Shapes: B clips, T frames, V joints, D feature width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from fastreid_star.errors import UserError
-from fastreid_star.modeling.frame_corrector import BoneEncoder, FrameCorrector
+from fastreid_star.modeling.frame_corrector import BoneEncoder, BoneStates, FrameCorrector
 from fastreid_star.modeling.gat_gem_head import GATGeMHead
 from fastreid_star.modeling.sad import SAD
 from fastreid_star.modeling.skeleton_graph import choose, drop_skeletons
@@ -58,7 +60,7 @@ class STAR(SAD):
         encoder: BoneEncoder | None = None,
         consistency: SkeletonConsistency | None = None,
         skeleton_dropout: float = 0.0,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if not 0 <= skeleton_dropout <= 1:
@@ -95,7 +97,9 @@ class STAR(SAD):
         """Whether any part does."""
         return self.corrector is not None or isinstance(self.heads, GATGeMHead)
 
-    def clip_feature(self, frames: torch.Tensor, batch: dict, with_attention: bool = False):
+    def clip_feature(
+        self, frames: torch.Tensor, batch: dict, with_attention: bool = False
+    ) -> tuple[torch.Tensor, dict]:
         """X ``[B, T, D]`` to the clip ``[B, D]``: frame level, then sequence level; see :meth:`SAD.clip_feature`.
 
         Args:
@@ -109,7 +113,8 @@ class STAR(SAD):
         )
         if self.training and self.skeleton_dropout:
             has_skeleton = drop_skeletons(has_skeleton, self.skeleton_dropout)
-        bones, attention = None, {}
+        bones: BoneStates | None = None
+        attention: dict[str, torch.Tensor] = {}
         if self.corrector is not None:
             corrected = self.corrector(frames, skeletons, has_skeleton, with_attention)
             frames, bones = corrected.frames, corrected.bone_states
@@ -123,7 +128,14 @@ class STAR(SAD):
         attention.update(pose.attention or {})
         return pose.clip, {"bones": bones, "pose": pose, "modality": batch["modality"], "attention": attention}
 
-    def losses(self, frames, attacked, clip, extras, targets) -> dict[str, torch.Tensor]:
+    def losses(
+        self,
+        frames: torch.Tensor,
+        attacked: torch.Tensor | None,
+        clip: torch.Tensor,
+        extras: dict,
+        targets: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
         """SAD's losses and, where it is chosen, `loss_skeleton`, equation (14); see :meth:`SAD.losses`."""
         losses = super().losses(frames, attacked, clip, extras, targets)
         if "SkeletonConsistencyLoss" in self.loss_names:

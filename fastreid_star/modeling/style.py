@@ -11,6 +11,8 @@ Shapes: N frames in the order of the batch; maps are ``[N, C, H, W]``, or ``[N, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -106,7 +108,7 @@ class _AdaIN(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, partner: torch.Tensor, dims: tuple[int, ...], std: str) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, partner: torch.Tensor, dims: tuple[int, ...], std: str) -> torch.Tensor:
         mean, centred = _centre(x, dims)
         sd, slope = _deviation(centred, dims, std)
         gain = sd.index_select(0, partner) / sd
@@ -116,7 +118,7 @@ class _AdaIN(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         centred, partner, sd, slope, gain = ctx.saved_tensors
         wide = at_least_float32(grad)
         by_mean = wide.sum(ctx.dims, keepdim=True)

@@ -81,8 +81,8 @@ class TwoStreamBackbone(nn.Module):
 
         order = sorted(range(len(flags)), key=lambda row: not flags[row])  # visible rows first
         back = sorted(range(len(flags)), key=order.__getitem__)
-        order, back = (torch.tensor(rows, device=images.device) for rows in (order, back))
-        return self.stem(images.index_select(0, order), sorted(flags, reverse=True)).index_select(0, back)
+        there, again = (torch.tensor(rows, device=images.device) for rows in (order, back))
+        return self.stem(images.index_select(0, there), sorted(flags, reverse=True)).index_select(0, again)
 
     def low(self, x: torch.Tensor) -> torch.Tensor:
         """Stages 1 and 2: from the stem's output to where the attack begins."""

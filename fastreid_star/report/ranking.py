@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from fastreid_star.evaluation.cross_modal import CrossModalEvaluator, CrossModal
 from fastreid_star.evaluation.retrieval import QueryResults
 from fastreid_star.structures import Tracklet
 
-BLOCK = 256  # queries ranked at a time: that of evaluate_retrieval, whose similarities are equal to the bit then
+BLOCK = 256  # queries ranked at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +104,12 @@ class _FeatureKeeper(DatasetEvaluator):
         self.indexes.clear()
         self.parts.clear()
 
-    def process(self, inputs, outputs) -> None:
+    def process(self, inputs: dict[str, torch.Tensor], outputs: torch.Tensor) -> None:
         self.evaluator.process(inputs, outputs)
         self.indexes.append(inputs["index"].to("cpu", torch.int64, copy=True))
         self.parts.append(outputs.detach().to("cpu", torch.float32, copy=True))
 
-    def evaluate(self):
+    def evaluate(self) -> dict[str, float]:
         return self.evaluator.evaluate()
 
     def features(self) -> torch.Tensor:
@@ -153,7 +154,7 @@ def rank_run(cfg: CfgNode, dataset: str, model: torch.nn.Module, *, depth: int =
     return ranking
 
 
-def rank(features: torch.Tensor, dataset: ClipDataset, *, depth: int = 50, **protocol) -> Ranking:
+def rank(features: torch.Tensor, dataset: ClipDataset, *, depth: int = 50, **protocol: Any) -> Ranking:
     """Rank the gallery for every query, in both directions.
 
     Args:
@@ -166,30 +167,33 @@ def rank(features: torch.Tensor, dataset: ClipDataset, *, depth: int = 50, **pro
     Raises:
         AssertionError: the lists are not those that the evaluation's numbers were measured on.
     """
-    results = cross_modal_results(features, dataset.tracklets, **protocol)
+    results = cross_modal_results(features, dataset.tracklets, **protocol, keep_similarity=True)
     features = torch.nn.functional.normalize(features.float(), dim=1)
     pids, camids = (np.array([getattr(t, name) for t in dataset.tracklets]) for name in ("pid", "camid"))
     directions = {}
-    for name, queries, gallery, per_query in (
-        ("I2V", results.sides.i2v_query, results.sides.i2v_gallery, results.i2v.per_query),
-        ("V2I", results.sides.v2i_query, results.sides.v2i_gallery, results.v2i.per_query),
+    for name, queries, gallery, result in (
+        ("I2V", results.sides.i2v_query, results.sides.i2v_gallery, results.i2v),
+        ("V2I", results.sides.v2i_query, results.sides.v2i_gallery, results.v2i),
     ):
         same = pids[queries][:, None] == pids[gallery]
         left_out = same & (camids[queries][:, None] == camids[gallery])
         if not results.camera_filter:
             left_out[:] = False
-        similarity, order = _ordered(features[queries], features[gallery], same & ~left_out, left_out, per_query, depth)
-        directions[name] = Direction(name, queries, gallery, similarity, left_out, same & ~left_out, order, per_query)
+        right, per_query, similarity = same & ~left_out, result.per_query, result.similarity
+        assert similarity is not None
+        order = _ordered(similarity, right, left_out, per_query, depth)
+        directions[name] = Direction(name, queries, gallery, similarity, left_out, right, order, per_query)
     return Ranking(dataset, features, results, directions)
 
 
-def _ordered(queries, gallery, right, left_out, per_query: QueryResults, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities [Q, G] and the first columns of each query's list, held against the evaluation's measures."""
-    similarities, orders = [], []
-    for start in range(0, len(queries), BLOCK):
+def _ordered(
+    similarity: np.ndarray, right: np.ndarray, left_out: np.ndarray, per_query: QueryResults, depth: int
+) -> np.ndarray:
+    """The first columns of each query's list, held against the evaluation's measures."""
+    orders = []
+    for start in range(0, len(similarity), BLOCK):
         block = slice(start, start + BLOCK)
-        similarity = (queries[block] @ gallery.T).numpy()
-        order = np.argsort(-np.where(left_out[block], -np.inf, similarity), axis=1, kind="stable")
+        order = np.argsort(-np.where(left_out[block], -np.inf, similarity[block]), axis=1, kind="stable")
         hits = np.take_along_axis(right[block], order, axis=1)
         seen = hits.cumsum(1)
         matches = np.maximum(hits.sum(1), 1)
@@ -203,9 +207,8 @@ def _ordered(queries, gallery, right, left_out, per_query: QueryResults, depth: 
         )
         if not agree:
             raise AssertionError("a ranked list is not the one that the evaluation has measured")
-        similarities.append(similarity)
         orders.append(order[:, :depth].copy())  # a copy, or the whole order would stay in memory
-    return np.concatenate(similarities), np.concatenate(orders)
+    return np.concatenate(orders)
 
 
 def choose_queries(direction: Direction, tracklets: Sequence[Tracklet], count: int, seed: int) -> dict[str, list[int]]:
@@ -222,7 +225,7 @@ def choose_queries(direction: Direction, tracklets: Sequence[Tracklet], count: i
     """
     valid = np.flatnonzero(direction.per_query.valid)
     pids = np.array([tracklets[position].pid for position in direction.queries])
-    lead = np.array([margin(direction, row) for row in valid])
+    lead = np.array([margin(direction, row) for row in valid.tolist()])
     best = valid[np.lexsort((-lead, -direction.per_query.ap[valid]))]
     return {
         "random": _spread(np.random.default_rng(seed).permutation(valid), pids, count),
@@ -243,7 +246,9 @@ def margin(direction: Direction, row: int) -> float:
 
 def _spread(rows: Iterable[int], pids: np.ndarray, count: int) -> list[int]:
     """The first rows of different identities; where these run out, the first of the others."""
-    first, others, seen = [], [], set()
+    first: list[int] = []
+    others: list[int] = []
+    seen = set()
     for row in map(int, rows):
         (others if pids[row] in seen else first).append(row)
         seen.add(pids[row])

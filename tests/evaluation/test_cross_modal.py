@@ -89,6 +89,73 @@ def test_metrics_are_both_directions_in_percent():
     assert metrics["metric"] == metrics["mean/mAP"]
 
 
+def direction_by_itself(features, tracklets, query, gallery):
+    unit = torch.nn.functional.normalize(features, dim=1)
+    pids, camids = np.array([t.pid for t in tracklets]), np.array([t.camid for t in tracklets])
+    return evaluate_retrieval(unit[query], unit[gallery], pids[query], pids[gallery], camids[query], camids[gallery])
+
+
+def assert_equal(a, b):
+    assert (a.cmc, a.mAP, a.mINP, a.valid_queries) == (b.cmc, b.mAP, b.mINP, b.valid_queries)
+    for name in ("n_matches", "first_match", "ap", "inp", "top1", "top1_similarity"):
+        np.testing.assert_array_equal(getattr(a.per_query, name), getattr(b.per_query, name))
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """What was ranked from features, as opposed to from similarities that were there."""
+    sizes = []
+
+    def spy(query, gallery, *args, **kwargs):
+        sizes.append((len(query), len(gallery)))
+        return evaluate_retrieval(query, gallery, *args, **kwargs)
+
+    monkeypatch.setattr(cross_modal, "evaluate_retrieval", spy)
+    return sizes
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("limit", [30 * 40, 30 * 40 - 1])
+def test_one_product_serves_both_directions_unless_it_is_too_large(seed, limit, products, monkeypatch):
+    monkeypatch.setattr(cross_modal, "MAX_SHARED", limit)
+    _, tracklets = toy(seed)
+    # one of four axes and a sign each: products are 1, 0 or -1 without rounding, and nearly all tied
+    random = np.random.default_rng(seed)
+    features = torch.eye(4)[torch.from_numpy(random.integers(4, size=70))]
+    features *= torch.from_numpy(random.choice([-1.0, 1.0], (70, 1)))
+    results = cross_modal_results(features, tracklets, **PROTOCOL)
+    assert products == [(30, 40)] if limit == 30 * 40 else [(30, 40), (40, 30)]
+    infrared, visible = np.arange(30), np.arange(30, 70)
+    assert_equal(results.i2v, direction_by_itself(features, tracklets, infrared, visible))
+    assert_equal(results.v2i, direction_by_itself(features, tracklets, visible, infrared))
+    assert results.i2v.similarity is results.v2i.similarity is None
+
+
+def test_a_dataset_with_roles_has_a_product_a_direction(products):
+    features, tracklets = toy()
+    roles = ["gallery" if row % 2 else "query" for row in range(70)]
+    listed = [
+        ListedTracklet(t.pid, t.camid, t.modality, t.root, t.frames, role)
+        for t, role in zip(tracklets, roles, strict=True)
+    ]
+    results = cross_modal_results(features, listed, **PROTOCOL)
+    assert products == [(15, 20), (20, 15)]
+    _, _, query, gallery = results.sides
+    assert_equal(results.v2i, direction_by_itself(features, tracklets, query, gallery))
+
+
+@pytest.mark.parametrize("limit", [0, 30 * 40])
+def test_similarities_are_kept_where_they_are_asked_for(limit, monkeypatch):
+    monkeypatch.setattr(cross_modal, "MAX_SHARED", limit)
+    features, tracklets = toy()
+    results = cross_modal_results(features, tracklets, **PROTOCOL, keep_similarity=True)
+    unit = torch.nn.functional.normalize(features, dim=1)
+    for direction, queries, gallery in ((results.i2v, unit[:30], unit[30:]), (results.v2i, unit[30:], unit[:30])):
+        np.testing.assert_allclose(direction.similarity, (queries @ gallery.T).numpy(), rtol=0, atol=1e-6)
+        top1 = np.take_along_axis(direction.similarity, direction.per_query.top1[:, None], axis=1)[:, 0]
+        np.testing.assert_array_equal(top1, direction.per_query.top1_similarity)
+
+
 def test_a_hand_computed_pair_of_directions():
     """Infrared 1, 2 and visible 1, 2 on a plane, by the angle in degrees; all under different cameras.
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from fastreid_star.errors import UserError
-from fastreid_star.evaluation.retrieval import QueryResults, evaluate_retrieval, rank_queries
+from fastreid_star.evaluation import retrieval
+from fastreid_star.evaluation.retrieval import (
+    QueryResults,
+    check_features,
+    evaluate_retrieval,
+    evaluate_similarity,
+    rank_queries,
+)
 
 
 def brute_force(similarity, q_pids, g_pids, q_camids, g_camids, camera_filter):
@@ -68,9 +76,10 @@ def problems(draw):
 
 
 @settings(max_examples=400, deadline=None)
-@given(problem=problems(), camera_filter=st.booleans())
-def test_every_measure_against_brute_force(problem, camera_filter):
-    results = rank_queries(*problem, camera_filter=camera_filter)
+@given(problem=problems(), camera_filter=st.booleans(), counted=st.sampled_from([0, 2, 64]))
+def test_every_measure_against_brute_force(problem, camera_filter, counted):
+    with mock.patch.object(retrieval, "_COUNTED", counted):  # more matches than this, and the whole gallery is sorted
+        results = rank_queries(*problem, camera_filter=camera_filter)
     assert_same(results, brute_force(*problem, camera_filter))
     for row, top1 in enumerate(results.top1):
         if top1 >= 0:
@@ -147,6 +156,60 @@ def random_features(seed, q=60, g=90, width=16, pids=12, cameras=4, integer=Fals
     features = [torch.tensor(draw(n), dtype=torch.float32) for n in (q, g)]
     labels = [random.integers(0, top, n) for top, n in ((pids, q), (pids, g), (cameras, q), (cameras, g))]
     return *features, *labels
+
+
+@pytest.mark.parametrize("values", [2, 30, 10**6])
+def test_many_matches_are_sorted_few_are_counted_and_both_rank_alike(values, monkeypatch):
+    """800 entries of 3 identities, from nearly all tied to hardly any: each query has some 270 matches."""
+    random = np.random.default_rng(values)
+    problem = (
+        random.integers(0, values, (20, 800)).astype(np.float32),
+        *(random.integers(0, top, size) for top, size in ((3, 20), (3, 800), (4, 20), (4, 800))),
+    )
+    counts, count = [], np.count_nonzero
+    monkeypatch.setattr(np, "count_nonzero", lambda array: counts.append(1) or count(array))
+    by_sorting = rank_queries(*problem)
+    assert not counts, "counting costs a pass over the gallery for each match"
+    monkeypatch.setattr(retrieval, "_COUNTED", 800)
+    by_counting = rank_queries(*problem)
+    assert len(counts) == 2 * by_counting.n_matches.sum()
+    assert_identical(by_sorting, by_counting)
+
+
+@st.composite
+def features_of_whole_numbers(draw):
+    """Dot products are exact, whatever the order of the sum, and many are tied."""
+    seed, q, g = draw(st.integers(0, 10**6)), draw(st.integers(1, 30)), draw(st.integers(1, 30))
+    problem = random_features(seed, q=q, g=g, width=draw(st.integers(1, 4)), pids=3, cameras=2, integer=True)
+    _, _, q_pids, g_pids, q_camids, g_camids = problem
+    q_pids[0], q_camids[0] = g_pids[0], 1 - g_camids[0]  # there is a match
+    return problem
+
+
+@settings(max_examples=150, deadline=None)
+@given(problem=features_of_whole_numbers(), block_size=st.integers(1, 40), camera_filter=st.booleans())
+def test_a_matrix_or_the_transpose_of_another_ranks_as_the_features_do(problem, block_size, camera_filter):
+    query, gallery, *labels = problem
+    settings = {"block_size": block_size, "camera_filter": camera_filter}
+    expected = evaluate_retrieval(query, gallery, *labels, camera_filter=camera_filter, keep_similarity=True)
+    np.testing.assert_array_equal(expected.similarity, (query @ gallery.T).numpy())
+    backwards = (gallery @ query.T).numpy()
+    before = backwards.copy()
+    for result in (
+        evaluate_retrieval(query, gallery, *labels, **settings),
+        evaluate_similarity(expected.similarity, *labels, **settings),
+        evaluate_similarity(backwards.T, *labels, **settings),
+    ):
+        assert result.similarity is None
+        assert_identical(result.per_query, expected.per_query)
+        assert (result.cmc, result.mAP, result.mINP) == (expected.cmc, expected.mAP, expected.mINP)
+        assert (result.queries, result.valid_queries, result.gallery, result.identities) == (
+            expected.queries,
+            expected.valid_queries,
+            expected.gallery,
+            expected.identities,
+        )
+    np.testing.assert_array_equal(backwards, before)  # the camera rule writes into a copy
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -243,6 +306,14 @@ def test_broken_similarities_are_counted_and_named():
         rank_queries(np.array([[0.0, 1.0], [0.0, math.nan]]), [1, 2], [1, 2], [0, 0], [1, 1])
 
 
+def test_features_whose_sum_leaves_float32_are_not_broken():
+    large = np.full((2, 4), 3e38, dtype=np.float32)
+    check_features(torch.from_numpy(large), "large")
+    large[1, 2] = math.nan
+    with pytest.raises(UserError, match=r"large features: 1 of 2 tracklets .* index 1;"):
+        check_features(torch.from_numpy(large), "large")
+
+
 @pytest.mark.parametrize("ranks", [(), (0, 1), (5, 1), (1, 1), (1.5,), (True,)])
 def test_impossible_ranks(ranks):
     with pytest.raises(UserError, match=r"TEST\.RANKS"):
@@ -269,6 +340,10 @@ def test_shapes_that_do_not_fit():
         rank_queries(np.ones((2, 3)), *labels)
     with pytest.raises(ValueError, match="must be a matrix"):
         rank_queries(np.ones(2), *labels)
+    with pytest.raises(ValueError, match="3 query entries"):
+        evaluate_similarity(np.ones((3, 2)), *labels)
+    with pytest.raises(ValueError, match="block_size"):
+        evaluate_similarity(np.eye(2), *labels, block_size=0)
     with pytest.raises(ValueError, match="block_size"):
         evaluate_retrieval(np.eye(2), np.eye(2), *labels, block_size=0)
 
@@ -303,10 +378,11 @@ def test_query_results_that_contradict_themselves(change):
         {"gallery": 0},
         {"identities": 9},
         {"ranks": (5, 1, 10, 20)},
+        {"similarity": np.zeros((5, 4))},
     ],
 )
 def test_retrieval_results_that_contradict_themselves(change):
     similarity, *labels = hand_example()
     result = evaluate_retrieval(similarity, np.eye(5), *labels)
-    with pytest.raises(ValueError, match=r"CMC|mAP|queries|impossible|ranks"):
+    with pytest.raises(ValueError, match=r"CMC|mAP|queries|impossible|ranks|similarities"):
         replace(result, **change)

@@ -148,6 +148,15 @@ def test_two_one_way_lstms_are_the_two_way_one():
         torch.testing.assert_close(one.grad, two.grad, atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_two_one_way_lstms_in_double_precision():
+    """Which a CPU computes without oneDNN, whose kernels overlook a start of another shape."""
+    whole = torch.nn.LSTM(5, 6, batch_first=True, bidirectional=True).double()
+    split = TwoOneWayLSTMs(5, 6, batch_first=True, bidirectional=True).double()
+    split.load_state_dict(whole.state_dict())
+    x = torch.randn(3, 7, 5, dtype=torch.float64)
+    torch.testing.assert_close(whole(x)[0], split(x)[0], atol=1e-14, rtol=1e-12)
+
+
 def test_the_split_is_a_switch_not_another_model():
     whole, split = corrector(), corrector(split_lstm=True)
     split.load_state_dict(whole.state_dict())

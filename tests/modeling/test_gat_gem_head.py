@@ -183,6 +183,18 @@ def test_equation_12():
     assert not seen[1, 3]
 
 
+def test_a_part_of_which_one_joint_is_seen_once_is_that_joint():
+    nodes, valid = torch.randn(1, 3, 17, 4), torch.zeros(1, 3, 17, dtype=torch.bool)
+    joints = next(iter(PARTS.values()))
+    valid[0, 1, joints[-1]] = True
+    members = torch.zeros(len(PARTS), 17, dtype=torch.bool)
+    for part, joints_of_it in enumerate(PARTS.values()):
+        members[part, list(joints_of_it)] = True
+    tokens, seen = gg.part_tokens(nodes, valid, members)
+    assert seen.tolist() == [[joints[-1] in joints_of_it for joints_of_it in PARTS.values()]]
+    torch.testing.assert_close(tokens[0, 0], nodes[0, 1, joints[-1]])
+
+
 def test_equation_13_with_all_gates_at_a_half_is_the_mean_over_the_exponents():
     pooled = torch.rand(2, 5, D)
     clip, gates = gg.weigh_by_parts(torch.zeros(2, 5, 4, D), pooled)

@@ -3,6 +3,7 @@ import torch
 from fastreid.config import get_cfg
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
+from fastreid_star.errors import UserError
 from fastreid_star.modeling.heads import ClipHead, FrameHead
 from fastreid_star.modeling.pooling import gem
 
@@ -34,6 +35,12 @@ def test_scale_is_trained_and_shift_is_frozen(cls):
     assert (head.bottleneck[0].weight == 1).all()
     assert (head.bottleneck[0].bias == 0).all()
     assert head.weight.shape == (3, 4)  # no bias
+
+
+@pytest.mark.parametrize("exponent", [0, -1.0])
+def test_an_exponent_that_makes_no_mean_is_refused(exponent):
+    with pytest.raises(UserError, match=rf"GEM_P is {exponent}: the exponent .* is larger than 0"):
+        ClipHead(feat_dim=4, num_classes=3, gem_p=exponent)
 
 
 def test_clip_head_pools_over_time():

@@ -48,6 +48,11 @@ class TestTriplet:
         # hardest (positive, negative) distances: (1, 3) (1, 2) (2, 2) (2, 4); only the third violates the margin
         assert triplet_loss(self.points, self.targets).item() == pytest.approx(0.3 / 4, abs=1e-6)
         assert triplet_loss(self.points, self.targets, margin=1.5).item() == pytest.approx((0.5 + 1.5) / 4, abs=1e-6)
+
+    def test_one_process_has_the_whole_batch(self):
+        for points in (self.points, self.points.bfloat16()):
+            loss = triplet_loss(points, self.targets, all_ranks=True)
+            assert loss.item() == pytest.approx(0.3 / 4, abs=1e-6)
         assert triplet_loss(self.points, self.targets, scale=2.0).item() == pytest.approx(0.6 / 4, abs=1e-6)
 
     @pytest.mark.parametrize("hard_mining", [True, False])

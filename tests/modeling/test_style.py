@@ -19,6 +19,14 @@ class TestAugmentation:
         assert styled.flatten(1).tolist() == [[3000.0, 10.0, 200.0], [0.5, 1.0, 1.5]]
         assert images.flatten(1).tolist() == [[1.0, 2.0, 3.0]] * 2  # out of place
 
+    def test_a_frames_pixels_stay_where_they_are(self):
+        images, factors = torch.randn(2, 3, 4, 5), torch.rand(2, 3)
+        order = torch.tensor([[1, 2, 0], [2, 1, 0]])
+        styled = augment_style(images, factors, order)
+        for frame in range(2):
+            for channel, source in enumerate(order[frame]):
+                assert torch.equal(styled[frame, channel], images[frame, source] * factors[frame, source])
+
     @settings(deadline=None, max_examples=40)
     @given(flags, st.integers(0, 2**31))
     def test_infrared_has_one_factor_and_keeps_its_channels(self, is_visible, seed):

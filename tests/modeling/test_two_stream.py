@@ -9,6 +9,7 @@ from torch import nn
 
 from fastreid_star.errors import UserError
 from fastreid_star.modeling import BackboneSplit, TwoStreamBackbone, build_two_stream, register_split, split_backbone
+from fastreid_star.modeling import two_stream as two_stream_module
 
 SIZE = (64, 32)
 
@@ -174,6 +175,19 @@ class TestProbing:
             assert part in message
         assert "\n" not in message
 
+    def test_pretrained_weights_that_cannot_be_had(self, monkeypatch):
+        def offline(cfg):
+            raise OSError("no route\nto host")
+
+        monkeypatch.setattr(two_stream_module, "build_backbone", offline)
+        cfg = config()
+        cfg.MODEL.BACKBONE.PRETRAIN = True
+        with pytest.raises(UserError, match=r"resnet_backbone 18x cannot be had \(no route to host\): .*PRETRAIN_PATH"):
+            build_two_stream(cfg)
+        cfg.MODEL.BACKBONE.PRETRAIN = False
+        with pytest.raises(OSError, match="no route"):  # it is no matter of weights then
+            build_two_stream(cfg)
+
     @pytest.mark.parametrize("feat_dim", [0, 512])
     def test_right_feat_dim(self, feat_dim):
         assert build_two_stream(config("resnet", feat_dim=feat_dim)).feature_width == 512
@@ -213,6 +227,19 @@ class TestRegistry:
         with pytest.raises(UserError, match="four stages, not 3"):
             BackboneSplit(nn.Identity(), [nn.Identity()] * 3)
 
+    def test_a_network_whose_strides_give_no_four_stages(self):
+        net = build_backbone(config("mobilenet-v2"))
+        first = next(index for index, block in enumerate(net.features) if index and _halves(block))
+        del net.features[first]
+        with pytest.raises(UserError, match="expected 4 blocks of stride 2 behind the first convolution, found 3"):
+            split_backbone(net)
+
+    def test_a_transformer_that_must_be_told_the_camera(self):
+        net = build_backbone(config("vit"))
+        net.cam_num = 6
+        with pytest.raises(UserError, match="camera embeddings cannot be split: build it with camera=0"):
+            split_backbone(net)
+
     def test_subclasses_are_split_as_their_base(self):
         class Mine(ResNet):
             pass
@@ -220,6 +247,10 @@ class TestRegistry:
         backbone = build_backbone(config())
         backbone.__class__ = Mine
         assert len(split_backbone(backbone).stages) == 4
+
+
+def _halves(block):
+    return any(isinstance(module, nn.Conv2d) and module.stride[0] == 2 for module in block.modules())
 
 
 def test_pretrained_weights_fill_both_stems(tmp_path):

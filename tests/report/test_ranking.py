@@ -68,8 +68,7 @@ def test_lists_that_are_not_the_evaluations_are_refused(small, monkeypatch):
     monkeypatch.setattr(module.np, "argsort", lambda values, **kwargs: real(-values, **kwargs))
     with pytest.raises(AssertionError, match="not the one that the evaluation has measured"):
         module._ordered(
-            small.features[small.directions["I2V"].queries],
-            small.features[small.directions["I2V"].gallery],
+            small.directions["I2V"].similarity,
             small.directions["I2V"].right,
             small.directions["I2V"].left_out,
             small.directions["I2V"].per_query,
