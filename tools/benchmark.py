@@ -42,7 +42,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parts = "".join(f"  {name:11} {part.__doc__.splitlines()[0]}\n" for name, part in PARTS.items())
     parser = argparse.ArgumentParser(description=__doc__ + parts, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure; none: all but pose")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure; none: all but drift and pose")
     parser.add_argument(
         "--quick", action="store_true", help="smaller work, fewer repeats: within 5 minutes on two cores"
     )

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from fastreid.config import CfgNode
 from fastreid.utils.events import EventStorage
 from torch import nn
+from torch.utils.data import DataLoader
 
 from fastreid_star.benchmark.options import BACKBONES, Options, Work
 from fastreid_star.coco import NUM_JOINTS
@@ -162,13 +164,13 @@ class TrainingStep:
         setting = setting or Setting()
         cfg = config(network, work, options, setting)
         self.device = devices.choose_device(options.device)
-        self.model = _build(network, cfg) if model is None else model
+        self.model: Any = _build(network, cfg) if model is None else model
         if network == BARE:
-            loader = OnDevice(bare_batch(work, setting), self.device)
+            loader: Any = OnDevice(bare_batch(work, setting), self.device)
         else:
-            loader = DeviceLoader(EndlessLoader(batch(work), self.device), self.device)
+            loader = DeviceLoader(cast(DataLoader, EndlessLoader(batch(work), self.device)), self.device)
         if setting.compiled:
-            for part in self.model.backbone.children():
+            for part in self.model.get_submodule("backbone").children():
                 for module in part if isinstance(part, nn.ModuleList) else [part]:
                     module.compile()
         optimizer, _ = Trainer.build_optimizer(cfg, self.model)

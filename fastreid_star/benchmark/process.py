@@ -42,10 +42,12 @@ def in_own_process(function: Callable, *args) -> Outcome:
     resident_memory()  # so that a system without it is known at once
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_measured, function, args).result()
+        return pool.submit(_measured, function, args, multiprocessing.get_start_method()).result()
 
 
-def _measured(function: Callable, args: tuple) -> Outcome:
+def _measured(function: Callable, args: tuple, start_method: str) -> Outcome:
+    # loading workers are started as this process' parent would, not spawned because it was
+    multiprocessing.set_start_method(start_method, force=True)
     before, start = resident_memory(), time.perf_counter()
     result = function(*args)
     seconds = time.perf_counter() - start

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from fastreid_star.benchmark.figures import Figure
 from fastreid_star.benchmark.options import Options
 from fastreid_star.benchmark.parts import (
+    drift,
     evaluation,
     loader,
     machine,
@@ -32,6 +33,7 @@ PARTS: dict[str, Part] = {
     "memory": memory.figures,
     "evaluation": evaluation.figures,
     "start": start.figures,
+    "drift": drift.figures,
     "pose": pose.figures,
 }
-ON_REQUEST = {"pose"}  # only where named: it needs an environment of its own
+ON_REQUEST = {"drift", "pose"}  # only where named: one takes long, the other needs an environment of its own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from fastreid_star.benchmark.options import Options
 from fastreid_star.benchmark.process import MB, own_memory
 from fastreid_star.benchmark.timing import in_turns
 from fastreid_star.data.build import build_clip_train_loader
-from fastreid_star.data.clips import ClipRequest, collate_clips, segment_indices
+from fastreid_star.data.clips import ClipDataset, ClipRequest, collate_clips, segment_indices
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
+from fastreid_star.data.samplers import CrossModalIdentitySampler
 from fastreid_star.engine.setup import load_config
 
 DATASET = SyntheticOptions(train_ids=8, test_ids=2, tracklets=2, frames=24, size=(256, 128))
@@ -68,7 +70,7 @@ def config(options: Options, **settings) -> CfgNode:
 
 def frame_files(loader: DataLoader, requests: Sequence[ClipRequest]) -> list[list[str]]:
     """The JPEGs that the loader opens for these clips."""
-    files, dataset = [], loader.dataset
+    files, dataset = [], cast(ClipDataset, loader.dataset)
     for request in requests:
         tracklet = dataset.tracklets[request.index]
         chosen = segment_indices(len(tracklet), dataset.length, np.random.default_rng(request.seed))
@@ -104,7 +106,7 @@ def rates(options: Options, *, batches: int, size: tuple[int, int] = SIZE) -> tu
         size: height and width of the frames.
     """
     loader = build_clip_train_loader(config(options, **{"INPUT.SIZE_TRAIN": list(size)}), seed=0)
-    sampler = iter(loader.batch_sampler)
+    sampler = iter(cast(CrossModalIdentitySampler, loader.batch_sampler))
     requests = [next(sampler) for _ in range(batches)]
     files = [clip for batch in requests for clip in frame_files(loader, batch)]
 
@@ -131,13 +133,14 @@ def rates(options: Options, *, batches: int, size: tuple[int, int] = SIZE) -> tu
     frames = sum(map(len, files))
     original, wanted = ("x".join(map(str, pair)) for pair in (DATASET.size, size))
     note = f"{frames} JPEGs of {original} to {wanted}; {times['loader']}"
-    return (*(frames / times[name].best for name in sides), note)
+    loading, decoding, moving = (frames / times[name].best for name in sides)
+    return loading, decoding, moving, note
 
 
 def supply(options: Options) -> float:
     """Frames a second of one loader process at the size of the step's frames: a short look."""
     loader = build_clip_train_loader(config(options, **{"INPUT.SIZE_TRAIN": list(options.work.size)}), seed=0)
-    sampler = iter(loader.batch_sampler)
+    sampler = iter(cast(CrossModalIdentitySampler, loader.batch_sampler))
     requests = next(sampler)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -145,7 +148,7 @@ def supply(options: Options) -> float:
         times = in_turns({"load": lambda: collate_clips([loader.dataset[r] for r in requests])}, repeats=3)
     finally:
         torch.set_num_threads(threads)
-    return len(requests) * loader.dataset.length / times["load"].best
+    return len(requests) * cast(ClipDataset, loader.dataset).length / times["load"].best
 
 
 def worker_memory(options: Options, *, clips: int, size: tuple[int, int] = SIZE) -> tuple[int, int]:
@@ -157,10 +160,11 @@ def worker_memory(options: Options, *, clips: int, size: tuple[int, int] = SIZE)
     loader = build_clip_train_loader(cfg, seed=0)
     others = {process.pid for process in multiprocessing.active_children()}
     batches = iter(loader)
-    (worker,) = (process for process in multiprocessing.active_children() if process.pid not in others)
+    (worker,) = (process.pid for process in multiprocessing.active_children() if process.pid not in others)
+    assert worker is not None
     tenth = max(1, clips // CLIPS // 10)
     held = []
     for _ in tqdm(range(10 * tenth), desc="worker's memory", disable=not options.progress, leave=False):
         next(batches)
-        held.append(own_memory(worker.pid))
+        held.append(own_memory(worker))
     return max(held[tenth : 2 * tenth]), max(held[-tenth:])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ def memory(options: Options, model: str, *, crops: int) -> Figure:
             return joints
 
     work = Extraction(many, options.folder / "store", estimator.describe(), batch_size=BATCH)
-    work.run(Watched(), workers=1, progress=options.progress)
+    work.run(cast(PoseEstimator, Watched()), workers=1, progress=options.progress)
     work.finish()
     early = max(seen[: max(1, len(seen) // 10)])
     return Figure.against(
@@ -123,7 +124,7 @@ def network_input(network: torch.nn.Module, prepared: list) -> torch.Tensor:
     """A batch as the network itself takes it, on its device."""
     from mmengine.dataset import pseudo_collate
 
-    return network.data_preprocessor(pseudo_collate(prepared), False)["inputs"]
+    return network.get_submodule("data_preprocessor")(pseudo_collate(prepared), False)["inputs"]
 
 
 def write_crops(folder: Path, count: int) -> Frames:

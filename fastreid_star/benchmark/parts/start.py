@@ -63,7 +63,9 @@ def measure(path: Path, root: Path, made: SyntheticOptions, options: Options, *m
         f"a process that imports torch, fast-reid and the plugin, and ends; {path.stem}, "
         f"{made.train_ids + made.test_ids} identities; {times['first step']}",
     )
-    found = json.loads(_run([*program, "--with-evaluation"], report).read_text())
+    written = _run([*program, "--with-evaluation"], report)
+    assert written is not None
+    found = json.loads(written.read_text())
     yield Figure(
         "first_evaluation_processes",
         found["processes"],

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import profile, supported_activities
 from torch.utils.flop_counter import FlopCounterMode
@@ -115,9 +116,10 @@ def key(network: str, setting: Setting) -> str:
     return f"{network} {setting}"
 
 
-def build_steps(options: Options, chosen: dict[Setting, tuple[str, ...]]) -> dict[str, Callable[[], None]]:
+def build_steps(options: Options, chosen: dict[Setting, tuple[str, ...]]) -> dict[str, TrainingStep]:
     """A step for each network and setting; settings of one memory format share the weights."""
-    models, steps = {}, {}
+    models: dict[tuple[str, bool, bool], nn.Module] = {}
+    steps = {}
     todo = [(setting, network) for setting, networks in chosen.items() for network in networks]
     for setting, network in tqdm(todo, desc=options.title("building"), disable=not options.progress, leave=False):
         shared = (network, setting.channels_last, setting.compiled)
@@ -149,7 +151,7 @@ def kind_of(operator: str) -> str:
     return next((kind for kind, parts in KINDS.items() if any(part in operator for part in parts)), "the rest")
 
 
-def profile_step(step: Callable[[], None]) -> dict[str, float] | None:
+def profile_step(step: TrainingStep) -> dict[str, float] | None:
     """Share of a step's computing time by kind of operator; None where torch's profiler does not see the device."""
     with profile(activities=list(supported_activities())) as recorded:
         step()
