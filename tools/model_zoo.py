@@ -28,8 +28,8 @@ def main() -> None:
     args = parser.parse_args()
     runs = [gather(folder, args.set) for folder in args.runs]
     table = format_runs(runs, args.logs)
+    write_table(args.page, table)  # first: a page without a place for it is refused before anything is written
     write_logs(os.path.join(os.path.dirname(args.page), args.logs), runs)
-    write_table(args.page, table)
     print(f"{len(runs)} runs: {args.page}")
 
 

@@ -17,6 +17,7 @@ from fastreid_star.engine.checkpoint import read_checkpoint
 from fastreid_star.engine.setup import load_config
 from fastreid_star.errors import UserError
 from fastreid_star.report.history import History, read_history
+from fastreid_star.report.html import file_name
 
 WEIGHTS = ("model_best.pth", "model_final.pth", "model_last.pth")
 
@@ -71,12 +72,11 @@ class Run:
     @property
     def recorded(self) -> dict[str, float] | None:
         """The evaluation that metrics.json has of these weights, None where it has none, or they are another run's."""
-        if self.history is None or self.history.epoch_length is None or self.weights.epochs is None:
+        if self.history is None or self.weights.epochs is None:
             return None
         if self.weights.path.resolve().parent != self.folder.resolve():
             return None
-        last = self.weights.epochs * self.history.epoch_length - 1
-        line = next((line for line in self.history.lines if line["iteration"] == last), {})
+        line = next((line for line in self.history.lines if line.get("epoch") == self.weights.epochs), {})
         metric = line.get(_prefix(self.trained, self.trained.DATASETS.TESTS[0]) + "metric")
         if self.weights.metric is not None and self.weights.metric != metric:
             return None
@@ -113,7 +113,7 @@ def gather(folder: str | Path, options: Sequence[str] = (), *, config_file: str 
     text = _log(folder, trained)
     return Run(
         folder=folder,
-        name=folder.resolve().name,
+        name=file_name(folder.resolve()),
         trained=trained,
         cfg=cfg,
         dataset=dataset,

@@ -15,27 +15,22 @@ class History:
     """The lines of metrics.json, in ascending order of their iteration, each iteration once.
 
     Args:
-        lines: ``{"iteration": 24, "lr": 0.01, ...}``; iterations count from 0.
-        epoch_length: iterations of an epoch; None: no evaluation tells.
+        lines: ``{"iteration": 24, "epoch": 2.5, "lr": 0.01, ...}``; iterations count from 0, and `epoch` is how many
+            were done. All lines have it or none.
     """
 
     lines: tuple[dict, ...]
-    epoch_length: int | None
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
-        """One number over training: where it was written, as :meth:`place` says it, and its values."""
+        """One number over training: how far it was at each value, in :attr:`unit`, and the values."""
         lines = [line for line in self.lines if name in line]
-        return [self.place(line["iteration"]) for line in lines], [float(line[name]) for line in lines]
-
-    def place(self, iteration: int) -> float:
-        """How far training was after an iteration, in epochs where their length is known, else in iterations."""
-        done = iteration + 1
-        return done / self.epoch_length if self.epoch_length else done
+        places = [float(line["epoch"]) if "epoch" in line else line["iteration"] + 1 for line in lines]
+        return places, [float(line[name]) for line in lines]
 
     @property
     def unit(self) -> str:
-        """What :meth:`place` counts."""
-        return "epoch" if self.epoch_length else "iteration"
+        """What the places of :meth:`series` count."""
+        return "epoch" if self.lines and "epoch" in self.lines[0] else "iteration"
 
     def names(self, start: str) -> list[str]:
         """The numbers whose names begin with `start`, in the order in which they first appear."""
@@ -47,8 +42,8 @@ def read_history(path: str | Path, *, eval_period: int, max_epoch: int, key: str
 
     Args:
         path: the file; where there is none, nothing was trained in this folder.
-        eval_period: TEST.EVAL_PERIOD of the run; the first evaluation tells how long an epoch is, unless a later one
-            contradicts it, as where the run was resumed with another period.
+        eval_period: TEST.EVAL_PERIOD of the run. Where the lines do not say their epoch, as fast-reid's do not, the
+            first evaluation tells how long one is, unless a later one contradicts it.
         max_epoch: SOLVER.MAX_EPOCH of the run.
         key: a number that evaluations alone have.
 
@@ -69,7 +64,14 @@ def read_history(path: str | Path, *, eval_period: int, max_epoch: int, key: str
         while lines and lines[-1]["iteration"] >= line["iteration"]:
             lines.pop()
         lines.append(line)
-    return History(tuple(lines), _epoch_length(lines, eval_period, max_epoch, key))
+    if not all("epoch" in line for line in lines):
+        length = _told_length(lines) or _epoch_length(lines, eval_period, max_epoch, key)
+        for line in lines:
+            if length is None:
+                line.pop("epoch", None)
+            else:
+                line.setdefault("epoch", (line["iteration"] + 1) / length)
+    return History(tuple(lines))
 
 
 def _parse(text: str) -> dict | None:
@@ -78,6 +80,11 @@ def _parse(text: str) -> dict | None:
     except ValueError:
         return None
     return line if isinstance(line, dict) and isinstance(line.get("iteration"), int) else None
+
+
+def _told_length(lines: Sequence[dict]) -> int | None:
+    lengths = {round((line["iteration"] + 1) / line["epoch"]) for line in lines if line.get("epoch")}
+    return lengths.pop() if len(lengths) == 1 else None
 
 
 def _epoch_length(lines: Sequence[dict], eval_period: int, max_epoch: int, key: str) -> int | None:

@@ -27,7 +27,6 @@ def test_series_over_epochs(tmp_path):
         ],
     )
     history = read(path)
-    assert history.epoch_length == 10, "the first evaluation is after two epochs"
     assert history.unit == "epoch"
     assert history.series("loss_cls") == ([0.5, 2.0], [3.0, 2.0])
     assert history.series("I2V/mAP") == ([2.0, 4.0], [30.0, 40.0])
@@ -36,23 +35,42 @@ def test_series_over_epochs(tmp_path):
 
 def test_the_first_evaluation_of_a_short_run_is_at_its_end(tmp_path):
     path = write(tmp_path / "metrics.json", [{"iteration": 29, "I2V/mAP": 30.0}])
-    assert read(path, eval_period=10, max_epoch=3).epoch_length == 10
+    assert read(path, eval_period=10, max_epoch=3).series("I2V/mAP")[0] == [3.0]
 
 
 @pytest.mark.parametrize("evaluated", [[20, 50], [20, 80]])
 def test_evaluations_that_contradict_the_period_tell_no_length(tmp_path, evaluated):
     """As of a run that was resumed with another TEST.EVAL_PERIOD: 2 epochs of 10, or 1 of 20, and neither fits."""
     lines = [{"iteration": iterations - 1, "I2V/mAP": 1.0} for iterations in evaluated]
-    fits = read(write(tmp_path / "metrics.json", lines), eval_period=2, max_epoch=8).epoch_length
-    assert fits == 10
-    assert read(tmp_path / "metrics.json", eval_period=1, max_epoch=3).epoch_length is None
+    fits = read(write(tmp_path / "metrics.json", lines), eval_period=2, max_epoch=8)
+    assert fits.series("I2V/mAP")[0] == [iterations / 10 for iterations in evaluated]
+    assert read(tmp_path / "metrics.json", eval_period=1, max_epoch=3).unit == "iteration"
+
+
+def test_lines_that_say_their_epoch_are_believed(tmp_path):
+    """TEST.EVAL_PERIOD was 2 and is now 5: the evaluations alone would tell of epochs of 4 steps."""
+    lines = [{"iteration": i - 1, "epoch": i / 10, "I2V/mAP": i} for i in (20, 40)]
+    history = read(write(tmp_path / "metrics.json", lines), eval_period=5)
+    assert history.series("I2V/mAP") == ([2.0, 4.0], [20.0, 40.0])
+
+
+def test_an_epoch_whose_length_changed_on_the_way(tmp_path):
+    lines = [{"iteration": 9, "epoch": 1.0, "lr": 0.1}, {"iteration": 29, "epoch": 2.0, "lr": 0.1}]
+    history = read(write(tmp_path / "metrics.json", lines))
+    assert history.unit == "epoch"
+    assert history.series("lr")[0] == [1.0, 2.0]
+
+
+def test_older_lines_are_placed_among_those_that_say_their_epoch(tmp_path):
+    lines = [{"iteration": 4, "lr": 0.1}, {"iteration": 19, "epoch": 2.0, "lr": 0.1}]
+    history = read(write(tmp_path / "metrics.json", lines))
+    assert history.series("lr")[0] == [0.5, 2.0]
 
 
 @pytest.mark.parametrize("period", [0, 2])
 def test_without_evaluations_iterations_count(tmp_path, period):
     lines = [{"iteration": 4, "lr": 0.1}] + ([{"iteration": 9, "I2V/mAP": 1.0}] if period == 0 else [])
     history = read(write(tmp_path / "metrics.json", lines), eval_period=period)
-    assert history.epoch_length is None
     assert history.unit == "iteration"
     assert history.series("lr") == ([5], [0.1])
 

@@ -20,6 +20,6 @@ def test_losses_evaluations_rate_and_accuracy(star):
 def test_one_evaluation_is_no_curve_and_no_history_no_chart(folders):
     run = gather(folders.sad)
     lines = ({"iteration": 0, "lr": 0.1}, {"iteration": 1, "lr": 0.1, "I2V/mAP": 3.0})
-    assert len(training_charts(replace(run, history=History(lines, 2)), "a")) == 1
-    assert training_charts(replace(run, history=History((), None)), "a") == []
+    assert len(training_charts(replace(run, history=History(lines)), "a")) == 1
+    assert training_charts(replace(run, history=History(())), "a") == []
     assert training_charts(replace(run, history=None), "a") == []

@@ -92,6 +92,18 @@ def test_the_tool(folders, tmp_path, monkeypatch, capsys):
     assert all(json.loads(line) for line in lines)
 
 
+def test_the_tool_writes_nothing_beside_a_page_that_is_not_there(folders, tmp_path, monkeypatch):
+    page = tmp_path / "none.md"
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["model_zoo.py", str(folders.star), "--page", str(page), *("--set", "DATASETS.TESTS", "('SyntheticVCM',)")],
+    )
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(REPOSITORY / "tools" / "model_zoo.py"), run_name="__main__")
+    assert not (tmp_path / "logs").exists()
+
+
 def test_the_projects_page_has_a_place():
     text = (REPOSITORY / "configs" / "README.md").read_text(encoding="utf-8")
     assert text.count(BEGIN) == text.count(END) == 1
