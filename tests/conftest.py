@@ -5,10 +5,16 @@ import os
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the suite is about the CPU, wherever it runs
 
+import hypothesis
 import pytest
 import torch
 
 import fastreid_star  # noqa: F401
+
+# for mutmut: that an example fails is enough to know, and mutants are not to learn from each other
+hypothesis.settings.register_profile(
+    "mutants", phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate], database=None, deadline=None
+)
 
 
 def pytest_addoption(parser):

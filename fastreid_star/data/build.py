@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import fastreid.data.build as fastreid_build
@@ -17,7 +17,7 @@ from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.samplers import CrossModalIdentitySampler
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import build_transforms
-from fastreid_star.data.workers import one_thread, ready_to_fork
+from fastreid_star.data.workers import one_thread, ready_to_fork, why_lost
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Tracklet
 
@@ -32,6 +32,22 @@ def is_video_dataset(name: str) -> bool:
     """
     found = _look_up(name)
     return isinstance(found, type) and issubclass(found, VideoDataset)
+
+
+def all_video(names: Iterable[str], key: str = "NAMES") -> bool:
+    """Whether these datasets hold tracklets; False: images.
+
+    Args:
+        names: as in DATASETS.NAMES or DATASETS.TESTS.
+        key: which of them, for the message.
+
+    Raises:
+        UserError: there are none, or of both kinds.
+    """
+    kinds = {is_video_dataset(name) for name in names}
+    if len(kinds) != 1:
+        raise UserError(f"DATASETS.{key} must name datasets of one kind, video or image, but is {tuple(names)}")
+    return kinds == {True}
 
 
 def build_dataset(cfg, name: str, **kwargs) -> VideoDataset:
@@ -95,12 +111,7 @@ def build_clip_train_loader(
     Raises:
         UserError: whatever is wrong with the config or the data.
     """
-    clips, instances = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
-    if instances < 1 or clips < 1 or clips % (2 * instances):
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH {clips} is not identities x DATALOADER.NUM_INSTANCE {instances} x 2 modalities: "
-            f"set it to a multiple of {2 * max(1, instances)}"
-        )
+    identities_per_batch(cfg)
     transform = build_transforms(cfg, is_train=True)
     tracklets, stores = _load_train(cfg, show=rank == 0)
     pids = sorted({tracklet.pid for tracklet in tracklets})
@@ -108,18 +119,44 @@ def build_clip_train_loader(
         tracklets,
         length=_clip_length(cfg),
         transform=transform,
-        **_shown_with("SKELETONS_TRAIN", cfg.DATASETS.SKELETONS_TRAIN, stores, tracklets),
+        **shown_with("SKELETONS_TRAIN", cfg.DATASETS.SKELETONS_TRAIN, stores, tracklets),
         pid_to_label={pid: label for label, pid in enumerate(pids)},
     )
-    sampler = CrossModalIdentitySampler(
+    sampler = build_sampler(cfg, tracklets, seed=seed, rank=rank, world_size=world_size)
+    return _loader(cfg, dataset, sampler, pin_memory)
+
+
+def identities_per_batch(cfg) -> int:
+    """P, over all processes: SOLVER.IMS_PER_BATCH is P x DATALOADER.NUM_INSTANCE x 2 modalities.
+
+    Raises:
+        UserError: it is not.
+    """
+    clips, instances = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
+    if instances < 1 or clips < 1 or clips % (2 * instances):
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {clips} is not identities x DATALOADER.NUM_INSTANCE {instances} x 2 modalities: "
+            f"set it to a multiple of {2 * max(1, instances)}"
+        )
+    return clips // (2 * instances)
+
+
+def build_sampler(
+    cfg, tracklets: list[Tracklet], *, seed: int, rank: int = 0, world_size: int = 1
+) -> CrossModalIdentitySampler:
+    """The sampler of training batches; see :func:`build_clip_train_loader` for the arguments.
+
+    Raises:
+        UserError: no batch of this size can be made of these tracklets.
+    """
+    return CrossModalIdentitySampler(
         tracklets,
-        num_identities=clips // (2 * instances),
-        num_instances=instances,
+        num_identities=identities_per_batch(cfg),
+        num_instances=cfg.DATALOADER.NUM_INSTANCE,
         seed=seed,
         rank=rank,
         world_size=world_size,
     )
-    return _loader(cfg, dataset, sampler, pin_memory)
 
 
 def build_clip_test_loader(
@@ -148,7 +185,7 @@ def build_clip_test_loader(
         tracklets,
         length=_clip_length(cfg),
         transform=transform,
-        **_shown_with("SKELETONS_TEST", cfg.DATASETS.SKELETONS_TEST, open_store(cfg, data), tracklets),
+        **shown_with("SKELETONS_TEST", cfg.DATASETS.SKELETONS_TEST, open_store(cfg, data), tracklets),
     )
     size = max(1, cfg.TEST.IMS_PER_BATCH)
     batches = [range(len(dataset))[start : start + size] for start in range(0, len(dataset), size)]
@@ -159,7 +196,7 @@ def build_clip_test_loader(
 class DeviceLoader:
     """A loader whose tensors are on a device; what only bookkeeping reads stays on the host.
 
-    A :class:`UserError` from a worker process arrives as the one line it was.
+    A :class:`UserError` from a worker process arrives as the one line it was; a worker that is killed is one too.
 
     Args:
         loader: of dicts; their tensors are moved, the rest is handed on.
@@ -195,6 +232,11 @@ class DeviceLoader:
                 return
             except UserError as error:  # torch puts the worker's traceback in front of the message
                 raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]) from None
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                line = why_lost(error) if getattr(self.loader, "num_workers", 0) else None
+                if line is None:
+                    raise
+                raise UserError(line) from error
             if "replaced" in batch:
                 self.replaced += int(batch["replaced"].sum())
             yield {
@@ -208,18 +250,30 @@ class DeviceLoader:
 def _look_up(name: str):
     try:
         return DATASET_REGISTRY.get(name)
-    except KeyError:
+    except (KeyError, TypeError):  # an entry of the list may be a list itself
         known = list(DATASET_REGISTRY._obj_map)
         lower = {other.lower(): other for other in known}
-        near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3)]
+        near = [lower[match] for match in difflib.get_close_matches(str(name).lower(), lower, n=3)]
         video = [n for n in known if isinstance(DATASET_REGISTRY.get(n), type) and is_video_dataset(n)]
         hint = f"did you mean {' or '.join(near)}?" if near else f"those of tracklets are {', '.join(video)}"
         raise UserError(f"no dataset is named {name!r} (DATASETS.NAMES, DATASETS.TESTS): {hint}") from None
 
 
-def _load_train(cfg, *, show: bool) -> tuple[list[Tracklet], dict[str, SkeletonStore] | None]:
-    """The training tracklets of all datasets, identities and cameras of each kept apart; a store for each root."""
+def join_tracklets(datasets: Iterable[VideoDataset]) -> list[Tracklet]:
+    """The training tracklets of all datasets, identities and cameras of each kept apart."""
     tracklets: list[Tracklet] = []
+    for data in datasets:
+        if not tracklets:
+            tracklets = list(data.train)
+            continue
+        pids, camids = 1 + max(t.pid for t in tracklets), 1 + max(t.camid for t in tracklets)
+        tracklets += [replace(t, pid=t.pid + pids, camid=t.camid + camids) for t in data.train]
+    return tracklets
+
+
+def _load_train(cfg, *, show: bool) -> tuple[list[Tracklet], dict[str, SkeletonStore] | None]:
+    """The training tracklets of all datasets, and a store for each root."""
+    datasets: list[VideoDataset] = []
     stores: dict[str, SkeletonStore] = {}
     for name in cfg.DATASETS.NAMES:
         data = build_dataset(cfg, name, combineall=cfg.DATASETS.COMBINEALL)
@@ -228,16 +282,21 @@ def _load_train(cfg, *, show: bool) -> tuple[list[Tracklet], dict[str, SkeletonS
         store = open_store(cfg, data)
         if store is not None:
             stores.update({tracklet.root: store for tracklet in data.train})
-        if not tracklets:
-            tracklets = list(data.train)
-            continue
-        pids, camids = 1 + max(t.pid for t in tracklets), 1 + max(t.camid for t in tracklets)
-        tracklets += [replace(t, pid=t.pid + pids, camid=t.camid + camids) for t in data.train]
-    return tracklets, stores or None
+        datasets.append(data)
+    return join_tracklets(datasets), stores or None
 
 
-def _shown_with(key: str, value: str, store, tracklets: list[Tracklet]) -> dict:
-    """The arguments of :class:`ClipDataset` that say whose skeletons a clip is shown with."""
+def shown_with(key: str, value: str, store, tracklets: list[Tracklet]) -> dict:
+    """The arguments of :class:`ClipDataset` that say whose skeletons a clip is shown with.
+
+    Args:
+        key, value: of DATASETS: SKELETONS_TRAIN or SKELETONS_TEST.
+        store: of these tracklets; None: there is none.
+        tracklets: that are shown.
+
+    Raises:
+        UserError: no such value, or other clips' skeletons are asked for and cannot be had.
+    """
     if value == "own":
         return {"store": store}
     if value == "none":

@@ -196,7 +196,7 @@ def check_dataset(
 
 def _distinct(parts: dict[str, list[Tracklet]]) -> list[tuple[str, Tracklet]]:
     """Every tracklet once, with the subset it was first met in: a query may be in the gallery too."""
-    met = {}
+    met: dict[tuple, tuple[str, Tracklet]] = {}
     for split, tracklets in parts.items():
         for tracklet in tracklets:
             met.setdefault((tracklet.root, tracklet.frames), (f"{split} {tracklet.modality.name.lower()}", tracklet))

@@ -174,7 +174,7 @@ def _check_frame(task: _Task, index: int, decode: bool, found: Found) -> tuple[i
     except (FileNotFoundError, NotADirectoryError):
         kind, reason = Kind.MISSING_FRAME, "there is no such file"
     except OSError as error:
-        reason = error.strerror
+        reason = error.strerror or str(error)
     if decode and not reason:
         try:
             size = read_frame(path).shape[:2]
@@ -192,14 +192,17 @@ def _check_skeletons(
     keys = [task.tracklet.key(index) for index in indices]
     try:
         joints, present = store.read(keys)
-        misshapen = {}
+        misshapen: dict[str, str] = {}
     except UserError:
         joints, present, misshapen = read_one_by_one(store, keys)
     for key in itertools.compress(keys, ~present):
         if key in misshapen:
             kind, reason = Kind.MISSHAPEN, misshapen[key]
         elif key in store:
-            kind, reason = Kind.NOT_FINITE, "a value is not finite, so the frame counts as one without a skeleton"
+            kind, reason = (
+                Kind.NOT_FINITE,
+                "a value is not finite or too large, so the frame counts as without a skeleton",
+            )
         else:
             kind, reason = Kind.NO_SKELETON, "the store does not name it"
         found.problems.append(Problem(kind, task.subset, key, "", reason))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ class ClipRequest(NamedTuple):
     The seed travels with the request, so a sample does not depend on the worker or process that makes it.
     """
 
-    index: int
+    index: int  # type: ignore[assignment] # a field hides tuple.index
     seed: tuple[int, ...]
 
 
@@ -120,13 +120,13 @@ class ClipDataset(Dataset):
         tracklet = self.tracklets[index]
         wanted = segment_indices(len(tracklet), self.length, segment_rng)
         # The joints are those of the frame that is shown, also where it stands in for another.
-        frames, used, replaced = read_clip(tracklet, wanted)
+        frames, used, replaced = read_clip(tracklet, wanted.tolist())
         source = tracklet
         if self.skeletons_of is not None:
             source = self.tracklets[self.skeletons_of(index, np.random.default_rng(donor_seed))]
         joints, present = self._skeletons(source, used)
         return {
-            **clip_tensors(self.transform(Clip(frames, joints, present), rng)),
+            **clip_tensors(self.transform(Clip(frames, joints, present), rng)),  # type: ignore[arg-type] # see Clip
             "targets": self.pid_to_label[tracklet.pid] if self.pid_to_label else tracklet.pid,
             "camids": tracklet.camid,
             "modality": int(tracklet.modality),
@@ -166,7 +166,7 @@ class OtherTracklets:
         return int(rng.choice(candidates[self._pids[candidates] != self._pids[index]]))
 
 
-def collate_clips(batch: Sequence[dict]) -> dict[str, torch.Tensor]:
+def collate_clips(batch: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     """Stack the items of a :class:`ClipDataset`: tensors [B,...], whole numbers to int64 [B]."""
     return {
         key: torch.stack([item[key] for item in batch])

@@ -63,9 +63,9 @@ def tracklets_in(
     if not found:
         raise UserError(f"folder {folder} holds no images, nor does any folder in it ({', '.join(IMAGE_SUFFIXES)})")
     found.sort(key=lambda item: natural_key(item[0].as_posix()))
-    above = (
-        None if skeletons is None else _keys_start(skeletons, root, [inside / images[0] for inside, images in found])
-    )
+    above = PurePosixPath()
+    if skeletons is not None:
+        above = _keys_start(skeletons, root, [inside / images[0] for inside, images in found])
     return [
         TrackletInput(
             frames=[str(root / inside / image) for image in images],
@@ -114,7 +114,11 @@ def check_names(names: Sequence[str]) -> None:
         UserError: two do.
     """
     seen: set[str] = set()
-    twice = [name for name in names if name in seen or seen.add(name)]
+    twice: list[str] = []
+    for name in names:
+        if name in seen:
+            twice.append(name)
+        seen.add(name)
     if twice:
         raise UserError(
             f"{len(twice)} tracklets have a name that another has, first {twice[0]!r}: "

@@ -115,7 +115,9 @@ def measure(frames: int, joints: np.ndarray, sizes: np.ndarray | None) -> tuple[
         score_sum=float(score.sum()),
     )
     wrong = [""] * len(joints)
-    known = np.flatnonzero((np.asarray(sizes) > 0).all(axis=1)) if sizes is not None and len(joints) else []
+    known = np.arange(0)
+    if sizes is not None and len(joints):
+        known = np.flatnonzero((np.asarray(sizes) > 0).all(axis=1))
     if len(known):
         points, sizes = joints[known, :, :2], np.asarray(sizes)[known]
         extent = np.ptp(points, axis=1)

@@ -7,26 +7,29 @@ Two forms are read. The flat one is a folder with ``skeletons.npy`` (float32 [N,
 ``index.json``; it reads 12-frame clips some hundred times faster than the other, which is the HDF5 file of the
 paper's authors: one dataset a frame, ``0001/ir/D4/1`` -> (V, 3). ``tools/convert_skeletons.py`` makes one of the other.
 
-A skeleton with a value that is not finite stands for a frame without one, in both forms.
+A skeleton with a value that is not finite, or beyond a million either way, be it one of 51, stands for a frame without
+one: in both forms, and wherever joints are given. Any other value is taken as it is, a negative one or a score above 1
+too: estimators' scores have no common scale, and tools/check_dataset.py tells joints that cannot be of their frame.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from fastreid_star.coco import NUM_JOINTS
+from fastreid_star.data.contents import read_json, reason, shown
 from fastreid_star.errors import UserError
 
 ARRAY_FILE, INDEX_FILE = "skeletons.npy", "index.json"
 VERSION = 1
+LARGEST = 1e6  # of any value: no image is as large, and a network takes squares of it in float32
 
 
 class SkeletonStore(ABC):
@@ -71,8 +74,8 @@ class SkeletonStore(ABC):
             keys: n keys such as ``0001/ir/D4/1``.
 
         Returns:
-            joints, float32 [n,V,3], zeros where there is none; present, bool [n]. A frame with a value that is
-            not finite counts as missing. Both arrays are the caller's own.
+            joints, float32 [n,V,3], zeros where there is none; present, bool [n], see :func:`are_there`. Both arrays
+            are the caller's own.
         """
 
     @abstractmethod
@@ -124,16 +127,17 @@ class FlatStore(SkeletonStore):
         self._array = array
 
     def read(self, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = list(map(self._rows.get, keys))
+        rows: list[Any] = list(map(self._rows.get, keys))
         if None not in rows:
             joints = self._array.take(rows, axis=0)  # a copy
             flat = joints.ravel()
-            # The sum of a clip's squares tells in one step whether all values are finite.
-            if math.isfinite(flat.dot(flat)):
-                return joints, np.ones(len(rows), bool)
+            with np.errstate(over="ignore"):
+                # The sum of a clip's squares tells in one step that no value is beyond, or no number.
+                if flat.dot(flat) <= LARGEST**2:
+                    return joints, np.ones(len(rows), bool)
         present = np.array([row is not None for row in rows], bool)
         joints = self._array[[row or 0 for row in rows]]
-        present &= np.isfinite(joints).all(axis=(1, 2))
+        present &= are_there(joints)
         joints[~present] = 0
         return joints, present
 
@@ -167,7 +171,7 @@ def write_skeleton_store(
         folder: where to; an older store there is replaced, a folder with other things in it is not.
         keys: N different frame keys.
         joints: [N,V,3], stored as float32, or an iterator over blocks [n,V,3] of it, which are written as they come.
-            Values that are not finite mark a missing frame.
+            Values that are not finite, such as NaN, mark a missing frame.
         meta: anything JSON can say about where the skeletons come from.
 
     Raises:
@@ -214,6 +218,56 @@ def holds_something_else(folder: str | os.PathLike) -> bool:
     return not os.path.isdir(folder) or not set(os.listdir(folder)) <= {ARRAY_FILE, INDEX_FILE}
 
 
+def check_keys(where: str | os.PathLike, keys: Sequence[str]) -> None:
+    """Refuse keys that are no path below a folder: absolute ones, those with ``..`` in them, and what is no text.
+
+    A key is a name and never opened, yet whoever joins it to a folder is to stay in there. What else a file name may
+    hold on this system, such as a backslash, is no separator here and does no harm.
+
+    Args:
+        where: the keys are from, for the message.
+        keys: of a store.
+
+    Raises:
+        UserError: one of them is such.
+    """
+    try:
+        text = "\0".join(keys)
+    except TypeError:
+        wrong = next(key for key in keys if not isinstance(key, str))
+        raise UserError(f"{where} names a frame {shown(wrong)}: keys are texts such as 0001/ir/D4/1") from None
+    parts = f"\0{text}\0".replace("/", "\0")
+    if text.count("\0") == len(keys) - 1 and not any(f"\0{part}\0" in parts for part in _NO_PARTS):
+        return
+    for key in keys:
+        if "\0" in key or not _NO_PARTS.isdisjoint(key.split("/")):
+            raise UserError(f"{where} names a frame {shown(key)}: it cannot be a name, use such as 0001/ir/D4/1")
+
+
+_NO_PARTS = frozenset(("", ".", ".."))
+
+
+def are_there(joints: np.ndarray) -> np.ndarray:
+    """Which frames have a skeleton: bool [n] of joints [n,V,3], all of whose values are numbers up to a million."""
+    return np.all(np.abs(joints) <= LARGEST, axis=(1, 2))
+
+
+def as_joints(values: Any) -> np.ndarray:
+    """Joints of any real type as float32; what is beyond float32 becomes infinite, and so a missing frame.
+
+    Raises:
+        UserError: they are no array of numbers.
+    """
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = np.asarray(values)
+            if array.dtype.kind not in "fiu":
+                raise TypeError(f"{array.dtype} of the shape {array.shape}")
+            return np.asarray(array, np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"skeletons must be numbers in an array [n,{NUM_JOINTS},3]: {reason(error)}") from error
+
+
 def _to_disk(file: IO) -> None:
     """Before the renaming: whoever sees the store may delete what it was made of, and then lose the power."""
     file.flush()
@@ -234,11 +288,13 @@ def check_skeletons(
         float32 blocks [n,V,3], N skeletons together.
 
     Raises:
-        UserError: nothing to write, a key twice, or sizes that disagree; those of blocks while they are iterated over.
+        UserError: nothing to write, a key twice or no name (:func:`check_keys`), or no numbers or sizes that disagree;
+            those of blocks while they are iterated over.
     """
     if not keys:
         raise UserError(f"no skeletons to write into {path}")
-    whole = None if isinstance(joints, Iterator) else np.asarray(joints, np.float32)
+    check_keys(f"the skeletons for {path}", keys)
+    whole = None if isinstance(joints, Iterator) else as_joints(joints)
     if whole is not None and whole.shape != (len(keys), NUM_JOINTS, 3):
         raise UserError(f"{len(keys)} skeletons must have the shape ({len(keys)}, {NUM_JOINTS}, 3), not {whole.shape}")
     if len(set(keys)) != len(keys):
@@ -249,7 +305,7 @@ def check_skeletons(
 def _checked_blocks(path: str | os.PathLike, count: int, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     done = 0
     for block in blocks:
-        block = np.asarray(block, np.float32)
+        block = as_joints(block)
         done += len(block)
         if block.shape[1:] != (NUM_JOINTS, 3) or done > count:
             raise UserError(
@@ -263,29 +319,34 @@ def _checked_blocks(path: str | os.PathLike, count: int, blocks: Iterable[np.nda
 
 def _load_index(path: str) -> dict:
     file_path = os.path.join(path, INDEX_FILE)
-    try:
-        with open(file_path, encoding="utf-8") as file:
-            index = json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"skeleton store {path} has no {INDEX_FILE}: make the store again") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file_path} cannot be read ({error}): make the store again") from error
+    if not os.path.exists(file_path):
+        raise UserError(f"skeleton store {path} has no {INDEX_FILE}: make the store again")
+    index = read_json(file_path)
     if not isinstance(index, dict) or index.get("version") != VERSION or not isinstance(index.get("keys"), list):
         raise UserError(f"{file_path} is not an index of version {VERSION}: make the store again")
+    if not isinstance(index.get("meta", {}), dict):
+        raise UserError(f"{file_path}: its meta is no table: make the store again")
+    check_keys(file_path, index["keys"])
     return index
 
 
 def _load_array(path: str) -> np.ndarray:
     file_path = os.path.join(path, ARRAY_FILE)
+    if not os.path.exists(file_path):
+        raise UserError(f"skeleton store {path} has no {ARRAY_FILE}: make the store again")
+    if not os.path.isfile(file_path):  # numpy would wait for a pipe for ever
+        raise UserError(f"{file_path} cannot be read: it is not a file: make the store again")
     try:
-        # A plain view: indexing a np.memmap itself costs a subclass call every time.
-        array = np.asarray(np.load(file_path, mmap_mode="r", allow_pickle=False))
-    except FileNotFoundError:
-        raise UserError(f"skeleton store {path} has no {ARRAY_FILE}: make the store again") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file_path} cannot be read ({error}): make the store again") from error
+        array = np.load(file_path, mmap_mode="r", allow_pickle=False)  # no code in the file is run
+    except MemoryError:
+        raise
+    except Exception as error:  # numpy raises about any kind on a damaged header
+        raise UserError(f"{file_path} cannot be read ({reason(error)}): make the store again") from error
+    if not isinstance(array, np.ndarray):  # an archive of several
+        array.close()
+        raise UserError(f"{file_path} holds an archive of arrays, expected float32 [N,{NUM_JOINTS},3]")
     if array.dtype != np.float32 or array.ndim != 3 or array.shape[1:] != (NUM_JOINTS, 3) or not len(array):
         raise UserError(
             f"{file_path} holds {array.dtype} of the shape {array.shape}, expected float32 [N,{NUM_JOINTS},3]"
         )
-    return array
+    return np.asarray(array)  # a plain view: indexing a np.memmap itself costs a subclass call every time

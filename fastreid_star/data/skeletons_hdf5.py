@@ -6,21 +6,34 @@ COCO joints; see :mod:`fastreid_star.data.skeletons` for what a skeleton is.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import h5py
 import numpy as np
 
 from fastreid_star.coco import NUM_JOINTS
+from fastreid_star.data.contents import reason
 from fastreid_star.data.progress import progress_bar
-from fastreid_star.data.skeletons import SkeletonStore, check_skeletons, write_skeleton_store
+from fastreid_star.data.skeletons import (
+    SkeletonStore,
+    are_there,
+    as_joints,
+    check_keys,
+    check_skeletons,
+    write_skeleton_store,
+)
 from fastreid_star.errors import UserError
 
 SUFFIXES = (".h5", ".hdf5")
 BLOCK = 4096  # skeletons read and written at a time, 0.8 MB
+MOST_CHUNK = 1 << 20  # values; a skeleton has 51, and HDF5 decompresses a block of them whole
+_NO_PARTS = (b"", b".", b"..")
 
 # Attributes in a file of ours: of the file, what the flat store calls meta, as JSON; of a dataset, its row in the flat
 # store, since the file itself sorts its names.
@@ -32,13 +45,18 @@ class Hdf5Store(SkeletonStore):
 
     def __init__(self, path: str):
         super().__init__(path)
-        self._file, self._owner, self._length = None, None, None
+        self._file: Any = None
+        self._owner: int | None = None  # the process that opened it
+        self._length: int | None = None
+        self._groups: set[bytes] = set()
+        if not os.path.isfile(path):  # HDF5 would wait for a pipe for ever
+            raise UserError(f"skeleton store {path} is not a readable HDF5 file: it is no file")
         try:
             with h5py.File(path, "r") as file:
-                first = _first_dataset(file)
-                shape = None if first is None else first.shape
-        except OSError as error:
-            raise UserError(f"skeleton store {path} is not a readable HDF5 file: {error}") from error
+                name = h5py.h5o.visit(file.id, _name_of_dataset, info=True)
+                shape = None if name is None else h5py.h5d.open(file.id, name).shape
+        except Exception as error:  # h5py raises about any kind on a damaged file
+            raise UserError(f"skeleton store {path} is not a readable HDF5 file: {reason(error)}") from error
         if shape != (NUM_JOINTS, 3):
             found = "no dataset" if shape is None else f"a dataset of the shape {shape}"
             raise UserError(f"skeleton store {path} holds {found}, expected one of ({NUM_JOINTS}, 3) for each frame")
@@ -49,12 +67,13 @@ class Hdf5Store(SkeletonStore):
         return self._file
 
     @property
-    def meta(self) -> dict:
+    def meta(self) -> dict:  # type: ignore[override] # read when it is asked for
         """What :func:`write_hdf5_store` was given, and the file's other attributes."""
-        attributes = {name: _plain(value) for name, value in self._open().attrs.items()}
+        with self._damage_explained("its attributes"):
+            attributes = {name: _plain(value) for name, value in self._open().attrs.items()}
         try:
             ours = json.loads(attributes[META_ATTRIBUTE])
-        except (KeyError, TypeError, ValueError):  # a file of the authors', or an attribute of somebody else's
+        except (KeyError, TypeError, ValueError, RecursionError):  # the authors', or an attribute of somebody else's
             return attributes
         if not isinstance(ours, dict):
             return attributes
@@ -66,7 +85,7 @@ class Hdf5Store(SkeletonStore):
         present = np.zeros(len(keys), bool)
         for position, key in enumerate(keys):
             values = self._values(key)
-            if values is not None and np.isfinite(values).all():
+            if values is not None and are_there(values[None])[0]:
                 joints[position], present[position] = values, True
         return joints, present
 
@@ -80,20 +99,84 @@ class Hdf5Store(SkeletonStore):
         return joints
 
     def _values(self, key: str) -> np.ndarray | None:
-        dataset = self._open().get(key)
-        if dataset is None or not hasattr(dataset, "shape"):
+        with self._damage_explained(key):
+            dataset = self._dataset(key)
+            if dataset is None:
+                return None
+            if dataset.shape != (NUM_JOINTS, 3):
+                raise UserError(
+                    f"skeleton store {self.path}: {key} has the shape {dataset.shape}, expected ({NUM_JOINTS}, 3)"
+                )
+            self._check_storage(dataset, key)
+            values = np.empty(dataset.shape, dataset.dtype)
+            dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+            return as_joints(values)
+
+    def _dataset(self, key: str) -> h5py.h5d.DatasetID | None:
+        """The dataset of a key; None where there is none."""
+        try:
+            name, file = key.encode(errors="surrogateescape"), self._open().id
+        except UnicodeEncodeError:  # no file has such a name
             return None
-        if dataset.shape != (NUM_JOINTS, 3):
+        folder, _, _ = name.rpartition(b"/")
+        if not name or not self._is_here(folder) or not self._is_here(name, group=False):
+            return None
+        found = h5py.h5o.open(file, name)
+        return found if isinstance(found, h5py.h5d.DatasetID) else None
+
+    def _is_here(self, name: bytes, *, group: bool = True) -> bool:
+        """Whether a name is there, each group on the way to it included; groups are asked for once.
+
+        Raises:
+            UserError: it is a link, or lies behind one: one may lead to any file.
+        """
+        if not name or name in self._groups:
+            return True
+        folder, _, last = name.rpartition(b"/")
+        if last in _NO_PARTS or b"\0" in name or not self._is_here(folder):
+            return False
+        file = self._open().id
+        if not file.links.exists(name):
+            return False
+        if file.links.get_info(name).type != h5py.h5l.TYPE_HARD:
             raise UserError(
-                f"skeleton store {self.path}: {key} has the shape {dataset.shape}, expected ({NUM_JOINTS}, 3)"
+                f"skeleton store {self.path}: {name.decode(errors='replace')} is a link, perhaps to another file: none "
+                "is followed, copy what it leads to into the file"
             )
-        with np.errstate(over="ignore"):  # beyond float32 is infinite, and so a missing frame
-            return dataset[()].astype(np.float32, copy=False)
+        if group:
+            if h5py.h5o.get_info(file, name).type != h5py.h5o.TYPE_GROUP:
+                return False
+            self._groups.add(name)
+        return True
+
+    def _check_storage(self, dataset: h5py.h5d.DatasetID, key: str) -> None:
+        """Values may lie in another file, or in blocks of any size that are read whole."""
+        if dataset.dtype.kind not in "fiu":
+            raise UserError(f"skeleton store {self.path}: {key} holds {dataset.dtype}, expected numbers")
+        plan = dataset.get_create_plist()
+        layout = plan.get_layout()
+        if layout == h5py.h5d.VIRTUAL or plan.get_external_count():
+            raise UserError(f"skeleton store {self.path}: the values of {key} lie in another file, which is not read")
+        if layout == h5py.h5d.CHUNKED and math.prod(plan.get_chunk()) > MOST_CHUNK:
+            raise UserError(f"skeleton store {self.path}: {key} is stored in blocks of {plan.get_chunk()} values")
+
+    @contextlib.contextmanager
+    def _damage_explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # h5py raises about any kind on a damaged file
+            raise UserError(
+                f"skeleton store {self.path}: {what} cannot be read ({reason(error)}): the file is damaged, or its "
+                "disk: restore it"
+            ) from error
 
     def close(self) -> None:
         if self._owner == os.getpid():
             self._file.close()
         self._file, self._owner = None, None
+        self._groups.clear()
 
     def keys(self, progress: Callable[[int], object] | None = None) -> list[str]:
         """Every key, in the order of the flat store that a file of ours was made from, else sorted as HDF5 sorts names.
@@ -104,21 +187,24 @@ class Hdf5Store(SkeletonStore):
             progress: called with the number of keys found since it was last called.
         """
         names = self._walk(progress)
-        if META_ATTRIBUTE not in self._open().attrs:
-            return names
-        return [names[position] for position in np.argsort(self._rows(names), kind="stable")]
+        with self._damage_explained("the order of its frames"):
+            if META_ATTRIBUTE not in self._open().attrs:
+                return names
+            return [names[position] for position in np.argsort(self._rows(names), kind="stable")]
 
     def _walk(self, progress: Callable[[int], object] | None = None) -> list[str]:
         names: list[str] = []
 
         def visit(name: bytes, info) -> None:
             if info.type == h5py.h5o.TYPE_DATASET:
-                names.append(name.decode())
+                names.append(name.decode(errors="surrogateescape"))
                 if progress is not None:
                     progress(1)
 
         # the low-level visitor tells a dataset from a group without opening it
-        h5py.h5o.visit(self._open().id, visit, info=True)
+        with self._damage_explained("its list of frames"):
+            h5py.h5o.visit(self._open().id, visit, info=True)
+        check_keys(self.path, names)
         return names
 
     def _rows(self, names: Sequence[str]) -> np.ndarray:
@@ -127,9 +213,12 @@ class Hdf5Store(SkeletonStore):
         rows = np.full(len(names), np.iinfo(np.int64).max)
         value = np.empty((), np.int64)
         for position, key in enumerate(names):
-            dataset = h5py.h5o.open(file, key.encode())  # twice as fast as file[key].attrs
+            dataset = h5py.h5o.open(file, key.encode(errors="surrogateescape"))  # twice as fast as file[key].attrs
             if h5py.h5a.exists(dataset, name):
-                h5py.h5a.open(dataset, name).read(value)
+                attribute = h5py.h5a.open(dataset, name)
+                if attribute.shape != () or attribute.dtype.kind not in "iu":  # read() writes beyond a smaller array
+                    raise TypeError(f"{ROW_ATTRIBUTE} of {key} is no whole number")
+                attribute.read(value)
                 rows[position] = value
         return rows
 
@@ -139,7 +228,8 @@ class Hdf5Store(SkeletonStore):
         return self._length
 
     def __contains__(self, key: str) -> bool:
-        return hasattr(self._open().get(key), "shape")
+        with self._damage_explained(key):
+            return self._dataset(key) is not None
 
 
 def write_hdf5_store(
@@ -192,7 +282,7 @@ class Conversion:
 
     Args:
         frames: how many skeletons.
-        not_finite: how many of them hold a value that is not finite, and so stand for a missing frame.
+        not_finite: how many of them hold a value that is not finite or too large, and so stand for a missing frame.
     """
 
     frames: int
@@ -228,7 +318,7 @@ def convert_skeletons(source: str | os.PathLike, target: str | os.PathLike, *, p
         nonlocal not_finite
         for start in range(0, len(keys), BLOCK):
             block = store.raw(keys[start : start + BLOCK])
-            not_finite += int((~np.isfinite(block)).any(axis=(1, 2)).sum())
+            not_finite += int((~are_there(block)).sum())
             yield block
             bar.update(len(block))
 
@@ -237,8 +327,8 @@ def convert_skeletons(source: str | os.PathLike, target: str | os.PathLike, *, p
         try:
             write(target, keys, blocks(), store.meta)
         except OSError as error:  # h5py's have no strerror
-            reason = error.strerror or " ".join(str(error).split())
-            raise UserError(f"{target} cannot be written, or {source} no longer be read: {reason}") from error
+            why = error.strerror or reason(error)
+            raise UserError(f"{target} cannot be written, or {source} no longer be read: {why}") from error
     store.close()
     return Conversion(len(keys), not_finite)
 
@@ -248,7 +338,7 @@ def _check_names(keys: Sequence[str]) -> None:
     folders = set()
     for key in keys:
         is_text = key.isascii() or key == key.encode(errors="replace").decode()
-        if "\0" in key or not is_text or not all(part not in ("", ".") for part in key.split("/")):
+        if not is_text:
             raise UserError(f"skeleton key {key!r} cannot be a name in an HDF5 file: use names like 0001/ir/D4/1")
         folder = key
         while (folder := folder.rpartition("/")[0]) and folder not in folders:
@@ -268,10 +358,6 @@ def _plain(value):
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _first_dataset(group):
-    """The first dataset below an HDF5 group, without walking all of it."""
-    for item in group.values():
-        found = item if hasattr(item, "shape") else _first_dataset(item)
-        if found is not None:
-            return found
-    return None
+def _name_of_dataset(name: bytes, info) -> bytes | None:
+    """Ends a visit at the first dataset. A visit sees each object once, and follows no link to another file."""
+    return name if info.type == h5py.h5o.TYPE_DATASET else None

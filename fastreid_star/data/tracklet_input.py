@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.clips import segment_indices
-from fastreid_star.data.images import read_clip
-from fastreid_star.data.skeletons import SkeletonStore
+from fastreid_star.data.images import as_rgb, read_clip
+from fastreid_star.data.skeletons import SkeletonStore, are_there, as_joints
 from fastreid_star.data.transforms import Clip
 from fastreid_star.data.video import read_video, spread
 from fastreid_star.errors import UserError
@@ -55,7 +56,12 @@ class TrackletInput:
     @property
     def is_files(self) -> bool:
         """Whether the frames are image files."""
-        return not self.is_video and all(isinstance(frame, str | os.PathLike) for frame in self.frames)
+        return not self.is_video and all(isinstance(frame, str | os.PathLike) for frame in self.images)
+
+    @property
+    def images(self) -> Sequence[Any]:
+        """The frames of a tracklet that is no video: images, or their files."""
+        return cast(Sequence, self.frames)
 
 
 def as_modality(value: Modality | str | int) -> Modality:
@@ -80,20 +86,22 @@ def check_input(tracklet: TrackletInput) -> None:
     if tracklet.video_frames is not None and not (tracklet.is_video and tracklet.video_frames >= 1):
         raise UserError(f"video_frames is {tracklet.video_frames}: give a positive number, and a video")
     if not tracklet.is_video:
-        if len(tracklet.frames) == 0:
+        if len(tracklet.images) == 0:
             raise UserError("it has no frames")
         if not tracklet.is_files:
-            for index, frame in enumerate(tracklet.frames):
+            for index, frame in enumerate(tracklet.images):
                 _check_image(frame, index)
     if isinstance(tracklet.skeletons, SkeletonStore):
         if tracklet.keys is None:
             raise UserError("a skeleton store needs keys, one a frame")
     elif tracklet.keys is not None:
         raise UserError("keys need a skeleton store to look them up in")
-    elif tracklet.skeletons is not None and np.shape(tracklet.skeletons)[1:] != (NUM_JOINTS, 3):
-        raise UserError(f"skeletons of the shape {np.shape(tracklet.skeletons)}: expected (frames, {NUM_JOINTS}, 3)")
+    elif tracklet.skeletons is not None:
+        joints = as_joints(tracklet.skeletons)
+        if joints.shape[1:] != (NUM_JOINTS, 3):
+            raise UserError(f"skeletons of the shape {joints.shape}: expected (frames, {NUM_JOINTS}, 3)")
     if not tracklet.is_video:
-        _check_skeleton_count(tracklet, len(tracklet.frames))
+        _check_skeleton_count(tracklet, len(tracklet.images))
 
 
 def read_test_clip(tracklet: TrackletInput, length: int) -> tuple[Clip, int]:
@@ -115,16 +123,16 @@ def read_test_clip(tracklet: TrackletInput, length: int) -> tuple[Clip, int]:
     if tracklet.is_video:
         frames, used, replaced = _from_video(tracklet, length)
     elif tracklet.is_files:
-        files = tuple(os.fspath(frame) for frame in tracklet.frames)
+        files = tuple(os.fspath(frame) for frame in tracklet.images)
         wanted = segment_indices(len(files), length)
-        frames, used, replaced = read_clip(Tracklet(0, 0, as_modality(tracklet.modality), "", files), wanted)
+        frames, used, replaced = read_clip(Tracklet(0, 0, as_modality(tracklet.modality), "", files), wanted.tolist())
     else:
-        frames, used, replaced = _from_memory(tracklet.frames, segment_indices(len(tracklet.frames), length))
-    return Clip(frames, *_joints(tracklet, used)), replaced
+        frames, used, replaced = _from_memory(tracklet.images, segment_indices(len(tracklet.images), length))
+    return Clip(frames, *_joints(tracklet, used)), replaced  # type: ignore[arg-type] # see Clip
 
 
 def _from_video(tracklet: TrackletInput, length: int) -> tuple[list[np.ndarray], list[int], int]:
-    def of_tracklet(n: int) -> Sequence[int]:
+    def of_tracklet(n: int) -> range | np.ndarray:
         """Which frames of the video are the tracklet's."""
         return range(n) if tracklet.video_frames is None else spread(n, tracklet.video_frames)
 
@@ -132,7 +140,7 @@ def _from_video(tracklet: TrackletInput, length: int) -> tuple[list[np.ndarray],
         taken = of_tracklet(n)
         return [int(taken[index]) for index in segment_indices(len(taken), length)]
 
-    frames, used, n = read_video(tracklet.frames, choose)
+    frames, used, n = read_video(cast(str, tracklet.frames), choose)
     taken = np.array(of_tracklet(n))
     _check_skeleton_count(tracklet, len(taken))
     # A frame that stands in for another may be none of the tracklet's: the nearest of those gives the joints.
@@ -141,7 +149,7 @@ def _from_video(tracklet: TrackletInput, length: int) -> tuple[list[np.ndarray],
 
 
 def _from_memory(images: Sequence, wanted: np.ndarray) -> tuple[list[np.ndarray], list[int], int]:
-    decoded: dict[int, np.ndarray | None] = {}
+    decoded: dict[int, Any] = {}  # None: broken
 
     def good(index: int) -> bool:
         if index not in decoded:
@@ -176,7 +184,7 @@ def _as_rgb(image: np.ndarray | Image.Image | None) -> np.ndarray | None:
     """uint8 [H,W,3]; None where the image is broken."""
     if isinstance(image, Image.Image):
         try:  # a file that PIL has opened is decoded now
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return as_rgb(image)
         except MemoryError:
             raise
         except Exception:  # Pillow's decoders raise about any kind on a damaged file
@@ -198,8 +206,8 @@ def _joints(tracklet: TrackletInput, used: Sequence[int]) -> tuple[np.ndarray, n
     if tracklet.skeletons is None:
         return np.zeros((len(used), NUM_JOINTS, 3), np.float32), np.zeros(len(used), bool)
     if isinstance(tracklet.skeletons, SkeletonStore):
-        return tracklet.skeletons.read([tracklet.keys[index] for index in used])
-    joints = np.asarray(tracklet.skeletons, np.float32)[list(used)]
-    present = np.isfinite(joints).all(axis=(1, 2))
+        return tracklet.skeletons.read([cast(Sequence[str], tracklet.keys)[index] for index in used])
+    joints = as_joints(tracklet.skeletons)[list(used)]
+    present = are_there(joints)
     joints[~present] = 0
     return joints, present

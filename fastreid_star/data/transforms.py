@@ -26,12 +26,12 @@ class Clip:
     """T frames and their joints.
 
     Args:
-        frames: uint8 [T,H,W,3], or before :class:`Resize` a list of T images [H,W,3] of different sizes.
+        frames: uint8 [T,H,W,3]; before :class:`Resize` a list of T images [H,W,3] of different sizes.
         joints: float32 [T,V,3]: x, y, score.
         present: bool [T], which frames have a skeleton.
     """
 
-    frames: np.ndarray | Sequence[np.ndarray]
+    frames: np.ndarray
     joints: np.ndarray
     present: np.ndarray
 
@@ -75,7 +75,7 @@ class Resize:
                 frames[t] = frame
             else:
                 image = Image.fromarray(frame)
-                frames[t] = image.resize((self.width, self.height), Image.Resampling.BILINEAR)
+                frames[t] = np.asarray(image.resize((self.width, self.height), Image.Resampling.BILINEAR))
         return Clip(frames, _move(clip, (clip.joints[..., :2] + 0.5) * scales - 0.5), clip.present)
 
 
@@ -95,7 +95,8 @@ class PadCrop:
         shifts = rng.integers(-self.padding, self.padding + 1, size=(1 if self.shared else length, 2))
         frames = np.zeros_like(clip.frames)
         if self.shared:
-            _paste(frames, clip.frames, *shifts[0])
+            dx, dy = shifts[0]
+            _paste(frames, clip.frames, dx, dy)
         else:
             for t, (dx, dy) in enumerate(shifts):
                 _paste(frames[t : t + 1], clip.frames[t : t + 1], dx, dy)
@@ -160,7 +161,7 @@ class RandomErasing:
             return clip
         frames = clip.frames.copy()
         for t in chosen:
-            top, left, height, width = self._rectangle(*frames.shape[1:3], rng)
+            top, left, height, width = self._rectangle(frames.shape[1], frames.shape[2], rng)
             row = np.tile(self.value, (width, 1))  # copied as a whole, where one pixel would go in three bytes a time
             frames[t, top : top + height, left : left + width] = row
         return replace(clip, frames=frames)
@@ -168,12 +169,12 @@ class RandomErasing:
     def _rectangle(self, frame_height: int, frame_width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Top, left, height and width; an empty one if no draw fits."""
         for _ in range(self.attempts):
-            area = rng.uniform(*self.area) * frame_height * frame_width
-            aspect = rng.uniform(*self.aspect)
+            area = rng.uniform(self.area[0], self.area[1]) * frame_height * frame_width
+            aspect = rng.uniform(self.aspect[0], self.aspect[1])
             height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < height <= frame_height and 0 < width <= frame_width:
-                top = rng.integers(frame_height - height + 1)
-                return top, rng.integers(frame_width - width + 1), height, width
+                top, left = rng.integers(frame_height - height + 1), rng.integers(frame_width - width + 1)
+                return int(top), int(left), height, width
         return 0, 0, 0, 0
 
 

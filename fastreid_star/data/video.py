@@ -72,7 +72,7 @@ def _length_said(path: str) -> int:
         capture.release()
 
 
-def _decode(path: str, wanted: Sequence[int], said: int) -> tuple[dict[int, np.ndarray], int, set[int]]:
+def _decode(path: str, wanted: Collection[int], said: int) -> tuple[dict[int, np.ndarray], int, set[int]]:
     """The good frames of those wanted, how many frames there are, and which of them are broken."""
     frames: dict[int, np.ndarray] = {}
     broken: set[int] = set()

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ def mixed_precision(device: torch.device, dtype: str | None) -> contextlib.Abstr
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=DTYPES[dtype])
 
 
-def sha256(paths: Iterable[str]) -> str:
+def sha256(paths: Iterable[str | os.PathLike]) -> str:
     """The digest of files, one after the other."""
     digest = hashlib.sha256()
     for path in paths:

@@ -14,6 +14,7 @@ import os
 import pickle
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastreid_star.coco import NUM_JOINTS
-from fastreid_star.data.images import BrokenImage, read_frame
+from fastreid_star.data.images import PAUSES, BrokenImage, LostImage, read_frame
 from fastreid_star.data.progress import progress_bar
 from fastreid_star.data.skeletons import INDEX_FILE, FlatStore, holds_something_else, write_skeleton_store
 from fastreid_star.data.workers import one_thread, ready_to_fork
@@ -140,20 +141,22 @@ class Extraction:
             progress: show a bar of the whole work, other processes' parts included.
 
         Raises:
-            UserError: the crops' folder is gone, nothing can be written, or a worker was killed.
+            UserError: the crops' folder is gone, the disk does not give one of them, nothing can be written, or a
+                worker was killed.
         """
         if self.complete:
             return
         # whose a part is does not depend on what is done: processes that start at other times agree on it
         to_do = sorted({*range(share.number, len(self.parts), share.of)} - self.parts.done())
-        batches = [
+        batches: Any = [  # ranges are lists of rows enough
             rows[start : start + self.batch_size]
             for rows in map(self.parts.rows, to_do)
             for start in range(0, len(rows), self.batch_size)
         ]
         ready_to_fork()
+        source = _Crops(self.frames, estimator.prepare)
         loader = DataLoader(
-            _Crops(self.frames, estimator.prepare),
+            source,
             batch_sampler=batches,
             num_workers=min(workers, len(batches)),
             collate_fn=_packed,
@@ -162,7 +165,7 @@ class Extraction:
         with _Bar(self.parts, progress) as bar, _worker_deaths_explained():
             crops = map(pickle.loads, loader)
             for number in to_do:
-                part = self._estimate(estimator, number, crops, bar)
+                part = self._estimate(estimator, source, number, crops, bar)
                 try:
                     self.parts.write(number, part)
                 except UserError:
@@ -171,13 +174,13 @@ class Extraction:
                     return  # the same command was given twice, and the other process has made the store
                 bar.part_done(number)
 
-    def _estimate(self, estimator: PoseEstimator, number: int, crops: Iterator, bar: _Bar) -> Part:
+    def _estimate(self, estimator: PoseEstimator, source: _Crops, number: int, crops: Iterator, bar: _Bar) -> Part:
         """One part, from as many batches as it has."""
         rows = self.parts.rows(number)
         joints = np.full((len(rows), NUM_JOINTS, 3), np.nan, np.float32)
         sizes, problems = np.zeros((len(rows), 2), np.int32), [""] * len(rows)
         for start in range(0, len(rows), self.batch_size):
-            batch = next(crops)
+            batch = [self._again(source, rows[start + i]) if crop.lost else crop for i, crop in enumerate(next(crops))]
             for place, crop in enumerate(batch, start):
                 sizes[place], problems[place] = crop.size, crop.problem
             good = [place for place, crop in enumerate(batch, start) if not crop.problem]
@@ -193,10 +196,23 @@ class Extraction:
                 f"the network gave no finite joints for any of {len(rows)} crops from "
                 f"{self.frames.path(rows[0])} on: check its checkpoint, and go without --dtype"
             )
-        for place in np.flatnonzero(lost):
+        for place in np.flatnonzero(lost).tolist():
             joints[place] = np.nan
             problems[place] = problems[place] or "the network gave joints that are not finite"
         return Part(joints, sizes, problems)
+
+    def _again(self, source: _Crops, row: int) -> _Crop:
+        """A crop that the disk did not give at first: that is no fault of the crop's, and must not end in the store."""
+        for pause in PAUSES:
+            time.sleep(pause)
+            crop = source[row]
+            if not crop.lost:
+                return crop
+        raise UserError(
+            f"{self.frames.path(row)} cannot be read ({crop.problem.rpartition(': ')[2]}), and was tried for "
+            f"{sum(PAUSES):g} s: mend the disk or the file's rights, and give the same command again; what is done is "
+            "kept"
+        )
 
     def _refuse_a_lost_folder(self, rows: range, problems: Sequence[str]) -> None:
         """A broken file is one thing, a disk that went away another: that must not end as a store without skeletons."""
@@ -241,7 +257,8 @@ class Extraction:
 
     def _write_store(self) -> None:
         joints = np.empty((len(self.frames), NUM_JOINTS, 3), np.float32)
-        sizes, missing = Counter(), {}
+        sizes: Counter[tuple[int, int]] = Counter()
+        missing = {}
         for number in range(len(self.parts)):
             part, rows = self.parts.read(number), self.parts.rows(number)
             if part is None:
@@ -284,11 +301,15 @@ class Extraction:
 
 @dataclass(frozen=True)
 class _Crop:
-    """What a worker hands over: a crop prepared for the network, or why there is none."""
+    """What a worker hands over: a crop prepared for the network, or why there is none.
+
+    Lost is one that the disk did not give: there may be nothing wrong with it.
+    """
 
     prepared: Any
     size: tuple[int, int]
     problem: str
+    lost: bool = False
 
 
 class _Crops(Dataset):
@@ -306,7 +327,7 @@ class _Crops(Dataset):
         except BrokenImage as error:
             # the same text on every machine: without the folder that the crops happen to lie in
             name = self.frames.paths[index]
-            return _Crop(None, (0, 0), str(error).replace(path, name).replace(repr(path), repr(name)))
+            return _Crop(None, (0, 0), str(error).replace(path, name), isinstance(error, LostImage))
         height, width = image.shape[:2]
         return _Crop(self.prepare(image), (width, height), "")
 
@@ -336,7 +357,7 @@ class _Bar:
     def __enter__(self) -> _Bar:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
 
     def crops_done(self, count: int) -> None:

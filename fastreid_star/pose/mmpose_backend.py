@@ -65,7 +65,7 @@ class MMPoseEstimator(PoseEstimator):
         _require_coco(self._model, path)
         codec = {"type": type(self._head.decoder).__name__, "input_size": self._head.decoder.input_size}
         load_weights(self._model, checkpoint, path.stem, codec)
-        self._widths: torch.Tensor | None = None  # of the crops that are being estimated
+        self._widths = torch.empty(0)  # of the crops that are being estimated
         self._head.decode = self._decode_central(self._head.decode)
         self._device, self._dtype = device, dtype
         init_default_scope("mmpose")

@@ -29,7 +29,7 @@ def _ignored(path: str) -> type:
 # Beside the weights a checkpoint of mmengine holds the curves of its training, as HistoryBuffers of numpy arrays that
 # name their own methods with getattr, and arrays that describe the dataset. Nobody needs them here: not even what is
 # harmless is made of them.
-_BESIDE_THE_WEIGHTS = [
+_BESIDE_THE_WEIGHTS: list[Any] = [
     _ignored(path)
     for path in (
         "mmengine.logging.history_buffer.HistoryBuffer",
@@ -118,7 +118,8 @@ def codec_in(config: str) -> dict[str, Any]:
     """What a config's text says with ``codec = dict(...)``, none of it run; empty where it says nothing of the kind."""
     with contextlib.suppress(SyntaxError, ValueError):
         for line in ast.parse(config).body:
-            is_call = isinstance(line, ast.Assign) and isinstance(line.value, ast.Call)
-            if is_call and ast.unparse(line.targets[0]) == "codec":
-                return {keyword.arg: ast.literal_eval(keyword.value) for keyword in line.value.keywords}
+            if not (isinstance(line, ast.Assign) and isinstance(line.value, ast.Call)):
+                continue
+            if ast.unparse(line.targets[0]) == "codec":
+                return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in line.value.keywords}
     return {}

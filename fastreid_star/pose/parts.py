@@ -24,6 +24,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -177,7 +178,11 @@ class Parts:
         """
         # fixed-width text: nothing that numpy would have to pickle
         problems = np.array(part.problems, np.str_)
-        arrays = {"joints": part.joints.astype(np.float32), "sizes": part.sizes.astype(np.int32), "problems": problems}
+        arrays: dict[str, Any] = {
+            "joints": part.joints.astype(np.float32),
+            "sizes": part.sizes.astype(np.int32),
+            "problems": problems,
+        }
         with self._saying_what_to_do():
             write_whole(self._file(number), lambda stream: np.savez(stream, **arrays))
 

@@ -69,8 +69,8 @@ class PrepareCrop:
         left, top = (width - box_width) / 2, (height - box_height) / 2
         scale_x, scale_y = (self.width - 1) / box_width, (self.height - 1) / box_height
         matrix = np.array([[scale_x, 0, -left * scale_x], [0, scale_y, -top * scale_y]])
-        image = cv2.warpAffine(np.ascontiguousarray(crop), matrix, (self.width, self.height), flags=cv2.INTER_LINEAR)
-        image = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+        warped = cv2.warpAffine(np.ascontiguousarray(crop), matrix, (self.width, self.height), flags=cv2.INTER_LINEAR)
+        image = torch.from_numpy(warped).permute(2, 0, 1).contiguous()
         return PreparedCrop(image, left, top, box_width, box_height, width / box_width)
 
 

@@ -97,6 +97,18 @@ def test_item_without_a_store(data):
     assert item["modality"] == 1
 
 
+def test_a_transform_is_given_joints_of_one_kind_with_and_without_a_store(data, store):
+    kinds = []
+
+    def note(clip, rng):
+        kinds.append((clip.joints.dtype, clip.joints.shape, clip.present.dtype))
+        return Resize((16, 8))(clip, rng)
+
+    for one in (None, store):
+        ClipDataset(data.train, length=3, transform=note, store=one)[2]
+    assert kinds == [(np.float32, (3, 17, 3), bool)] * 2
+
+
 def test_a_store_for_each_root(data, store):
     with_store = ClipDataset(data.train, length=3, transform=Resize((16, 8)), store={data.train[0].root: store})
     assert with_store[1]["has_skeleton"].all()

@@ -193,6 +193,177 @@ def test_damaged_flat_store(tmp_path, joints):
         SkeletonStore.open(folder)
 
 
+def test_an_index_of_wrong_things(tmp_path, joints):
+    folder = tmp_path / "store"
+    write_skeleton_store(folder, KEYS, joints)
+    index = json.loads((folder / "index.json").read_text())
+    for changes, message in (
+        ({"keys": [*KEYS[:-1], 7]}, r"index\.json names a frame 7: keys are texts"),
+        ({"keys": [*KEYS[:-1], ["a"]]}, r"names a frame \['a'\]: keys are texts"),
+        ({"keys": [*KEYS[:-1], None]}, "names a frame None"),
+        ({"keys": dict.fromkeys(KEYS, 1)}, "not an index of version 1"),
+        ({"keys": "abc"}, "not an index of version 1"),
+        ({"shape": None}, "different runs"),
+        ({"shape": "x"}, "different runs"),
+        ({"meta": [1]}, "its meta is no table"),
+        ({"version": "1"}, "not an index of version 1"),
+    ):
+        (folder / "index.json").write_text(json.dumps({**index, **changes}))
+        with pytest.raises(UserError, match=message):
+            SkeletonStore.open(folder)
+    for content, message in (
+        (json.dumps(index)[:-1] + ', "keys": []}', "'keys' is there twice"),
+        ("[" * 100_000, "nested too deep"),
+        ("[]", "not an index of version 1"),
+        ("\ufeff", "cannot be read"),
+    ):
+        (folder / "index.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            SkeletonStore.open(folder)
+
+
+NO_NAMES = ["", "/etc/passwd", "..", "../a", "a/../b", "a/..", "./a", "a//b", "a/", "a\0b", "\0"]
+
+
+@pytest.mark.parametrize("key", NO_NAMES, ids=repr)
+def test_keys_that_lead_elsewhere(tmp_path, joints, key):
+    folder = tmp_path / "store"
+    with pytest.raises(UserError, match=r"the skeletons for .*store names a frame .*: it cannot be a name"):
+        write_skeleton_store(folder, ["a", key], joints[:2])
+    assert not folder.exists()
+    write_skeleton_store(folder, ["a", "b"], joints[:2])
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**index, "keys": ["a", key]}))
+    with pytest.raises(UserError, match=r"index\.json names a frame .*: it cannot be a name"):
+        SkeletonStore.open(folder)
+
+
+def test_keys_that_are_odd_names_of_files(tmp_path, joints):
+    """A backslash or a colon is no separator where this runs, and three dots are a name."""
+    keys = ["a\\b", "C:a", "...", ".a", "a..", "a b", "ü", "\udcff", "a\nb", " "]
+    write_skeleton_store(tmp_path / "store", keys, joints)
+    store = SkeletonStore.open(tmp_path / "store")
+    assert store.keys() == keys
+    assert store.read(keys)[1].tolist() == [True] * 3 + [False] * 2 + [True] * 5
+
+
+@pytest.mark.parametrize("dtype", [">f4", "f8", "f2", "i4", "c8", "O", "U4", "V12"])
+def test_an_array_of_another_type(tmp_path, joints, dtype):
+    folder = tmp_path / "store"
+    write_skeleton_store(folder, KEYS, joints)
+    array = np.zeros(joints.shape, dtype)
+    np.save(folder / "skeletons.npy", array, allow_pickle=True)
+    with pytest.raises(UserError, match=r"skeletons\.npy (holds .*, expected float32|cannot be read)"):
+        SkeletonStore.open(folder)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_no_code_in_a_store_is_run(tmp_path, joints, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "store"
+    write_skeleton_store(folder, KEYS, joints)
+    array = np.empty(joints.shape, object)
+    array[:] = Bomb()
+    np.save(folder / "skeletons.npy", array, allow_pickle=True)
+    for content in ((folder / "skeletons.npy").read_bytes(), pickle.dumps(Bomb())):
+        (folder / "skeletons.npy").write_bytes(content)
+        with pytest.raises(UserError, match=r"skeletons\.npy cannot be read"):
+            SkeletonStore.open(folder)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_columns_first_is_read_as_it_is_meant(tmp_path, joints):
+    folder = tmp_path / "store"
+    write_skeleton_store(folder, KEYS, joints)
+    expected = SkeletonStore.open(folder).read(KEYS)
+    np.save(folder / "skeletons.npy", np.asfortranarray(joints))
+    for read, right in zip(SkeletonStore.open(folder).read(KEYS), expected, strict=True):
+        np.testing.assert_array_equal(read, right)
+
+
+def test_an_array_cut_off_at_any_byte(tmp_path, joints):
+    folder = tmp_path / "store"
+    write_skeleton_store(folder, KEYS, joints)
+    whole = (folder / "skeletons.npy").read_bytes()
+    for length in [*range(0, 130, 3), *range(130, len(whole), 97), len(whole) - 1]:
+        (folder / "skeletons.npy").write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"skeletons\.npy cannot be read .*: make the store again") as error:
+            SkeletonStore.open(folder)
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_header_is_not_repeated_at_length(tmp_path, joints):
+    folder = tmp_path / "store"
+    write_skeleton_store(folder, KEYS, joints)
+    text = b"[" * 9000
+    (folder / "skeletons.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    with pytest.raises(UserError, match="cannot be read") as error:
+        SkeletonStore.open(folder)
+    assert len(str(error.value)) < 600
+
+
+def test_an_archive_or_a_pipe_in_place_of_the_array(tmp_path, joints):
+    folder = tmp_path / "store"
+    write_skeleton_store(folder, KEYS, joints)
+    with open(folder / "skeletons.npy", "wb") as file:
+        np.savez(file, joints)
+    whole = (folder / "skeletons.npy").read_bytes()
+    with pytest.raises(UserError, match="an archive of arrays"):
+        SkeletonStore.open(folder)
+    (folder / "skeletons.npy").write_bytes(whole[:-9])
+    with pytest.raises(UserError, match="cannot be read"):
+        SkeletonStore.open(folder)
+    for name in ("skeletons.npy", "index.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(UserError, match=rf"{name}.* cannot be read.* not a file"):
+            SkeletonStore.open(folder)
+    os.mkfifo(tmp_path / "a.h5")
+    with pytest.raises(UserError, match="it is no file"):
+        SkeletonStore.open(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, -1e300, 3e38, -1e20, 1.1e6, -1.1e6])
+def test_a_joint_that_is_not_finite_or_beyond_all_images_makes_its_frame_a_missing_one(tmp_path, value):
+    joints = np.ones((3, 17, 3))
+    joints[1, 16, 2] = value
+    write_skeleton_store(tmp_path / "flat", ["a", "b", "c"], joints)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for key, values in zip("abc", joints, strict=True):
+            file[key] = values
+    for path in ("flat", "a.h5"):
+        read, present = SkeletonStore.open(tmp_path / path).read(["a", "b", "c"])
+        assert present.tolist() == [True, False, True]
+        assert (read == np.array([1, 0, 1])[:, None, None]).all()
+
+
+def test_any_other_joint_is_taken_as_it_is(path):
+    """Negative ones, those of a larger image, scores of any scale: what they mean only the estimator knows."""
+    odd = np.array([[-5, -0.0, -1], [1e6, -1e6, 7], [1e-42, 0, 1e3]], np.float32)
+    joints = np.tile(odd, (2, 6, 1))[:, :17]
+    if path.suffix:
+        with h5py.File(path, "w") as file:
+            for key, values in zip(KEYS, joints, strict=False):
+                file[key] = values
+    else:
+        write_skeleton_store(path, KEYS[:2], joints)
+    read, present = SkeletonStore.open(path).read(KEYS[:2])
+    assert present.all()
+    np.testing.assert_array_equal(read, joints)
+
+
+@pytest.mark.parametrize("values", [np.full((1, 17, 3), "1"), np.full((1, 17, 3), None), [[[1, 2]], [[1]]], {"a": 1}])
+def test_what_is_no_array_of_numbers_is_not_written(tmp_path, values):
+    for joints in (values, iter([values])):
+        with pytest.raises(UserError, match="skeletons must be numbers in an array"):
+            write_skeleton_store(tmp_path / "store", ["a"], joints)
+    assert not list(tmp_path.iterdir())
+
+
 def test_hdf5_of_another_shape(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["0001/ir/D4/1"] = np.zeros((16, 3))

@@ -28,7 +28,8 @@ def joints():
     values = np.random.default_rng(0).normal(0, 100, (len(KEYS), 17, 3)).astype(np.float32)
     values[3, 5, 0] = np.nan
     values[4, 16, 2] = -np.inf
-    values[6, 0] = (-0.0, 1e-42, 3.4e38)  # a negative zero, a denormal, near the largest
+    values[6, 0] = (-0.0, 1e-42, 1e6)  # a negative zero, a denormal, the largest
+    values[9, 0, 0] = 3.4e38  # a number, and beyond all images
     values[7].view(np.uint32)[2, 1] = 0x7FC12345  # a NaN with something in it
     return values
 
@@ -44,8 +45,8 @@ def contents(folder):
 
 def test_there_and_back_is_equal_bit_for_bit(tmp_path, joints):
     write_skeleton_store(tmp_path / "flat", KEYS, joints, META)
-    assert convert_skeletons(tmp_path / "flat", tmp_path / "a.h5") == Conversion(len(KEYS), 3)
-    assert convert_skeletons(tmp_path / "a.h5", tmp_path / "again") == Conversion(len(KEYS), 3)
+    assert convert_skeletons(tmp_path / "flat", tmp_path / "a.h5") == Conversion(len(KEYS), 4)
+    assert convert_skeletons(tmp_path / "a.h5", tmp_path / "again") == Conversion(len(KEYS), 4)
     assert contents(tmp_path / "again") == contents(tmp_path / "flat")
 
 
@@ -65,7 +66,7 @@ def test_missing_frames_stay_missing(tmp_path, joints):
     convert_skeletons(tmp_path / "a.h5", tmp_path / "flat")
     read = [SkeletonStore.open(tmp_path / name).read(KEYS) for name in ("a.h5", "flat")]
     for values, present in read:
-        assert np.flatnonzero(~present).tolist() == [3, 4, 7]
+        assert np.flatnonzero(~present).tolist() == [3, 4, 7, 9]
         np.testing.assert_array_equal(bits(values[present]), bits(joints[present]))
         assert not values[~present].any()
 
@@ -91,7 +92,7 @@ def test_a_file_of_the_authors(tmp_path, joints):
         for key, values in zip(KEYS, exact, strict=True):
             file[key] = values
         file.create_group("0003/ir")
-    assert convert_skeletons(tmp_path / "a.h5", tmp_path / "flat") == Conversion(len(KEYS), 4)
+    assert convert_skeletons(tmp_path / "a.h5", tmp_path / "flat") == Conversion(len(KEYS), 5)
     flat = FlatStore(str(tmp_path / "flat"))
     assert flat.keys() == sorted(KEYS)
     assert flat.meta == {}
@@ -224,6 +225,174 @@ def test_a_dataset_of_another_shape_ends_it(tmp_path, joints):
     assert not (tmp_path / "flat").exists()
 
 
+# --- files of somebody else's ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A sound file that nobody has named."""
+    with h5py.File(tmp_path / "outside.h5", "w") as file:
+        file["secret"] = np.ones((17, 3))
+        file["0002/ir/D1/2"] = np.ones((17, 3))
+    return tmp_path / "outside.h5"
+
+
+@pytest.mark.parametrize("kind", ["external", "soft"])
+@pytest.mark.parametrize("place", ["0001/ir/D1/2", "0002"])
+def test_links_are_not_followed(tmp_path, outside, kind, place):
+    target = "/0001/ir/D1/1" if place.count("/") else "/0001"
+    link = h5py.SoftLink(target)
+    if kind == "external":
+        link = h5py.ExternalLink(str(outside), "/secret" if place.count("/") else "/0002")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["0001/ir/D1/1"] = np.zeros((17, 3))
+        file[place] = link
+    store = Hdf5Store(tmp_path / "a.h5")
+    asked = [key for key in ("0001/ir/D1/2", "0002/ir/D1/2") if key.startswith(place)]
+    for read in (store.read, store.raw, lambda keys: keys[0] in store):
+        with pytest.raises(UserError, match=rf"a\.h5: {place} is a link, perhaps to another file: none is followed"):
+            read(asked)
+    assert store.read(["0001/ir/D1/1"])[1].tolist() == [True]
+    assert store.keys() == ["0001/ir/D1/1"]
+    convert_skeletons(tmp_path / "a.h5", tmp_path / "flat")
+    assert SkeletonStore.open(tmp_path / "flat").keys() == ["0001/ir/D1/1"]
+
+
+def test_a_file_of_nothing_but_links(tmp_path, outside):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["0002"] = h5py.ExternalLink(str(outside), "/0002")
+    with pytest.raises(UserError, match=r"a\.h5 holds no dataset"):
+        Hdf5Store(tmp_path / "a.h5")
+
+
+def test_groups_in_a_circle(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a/b"] = file.create_group("a")
+    with pytest.raises(UserError, match="holds no dataset"):
+        Hdf5Store(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["a/1"] = np.zeros((17, 3))
+    store = Hdf5Store(tmp_path / "a.h5")
+    assert store.keys() == ["a/1"]
+    assert store.read(["a/1", "a/b/b/1"])[1].tolist() == [True, True]  # another name for it
+
+
+def test_values_in_another_file_are_not_read(tmp_path):
+    (tmp_path / "numbers").write_bytes(np.ones((17, 3)).tobytes())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a/1"] = np.zeros((17, 3))
+        file.create_dataset("a/2", (17, 3), "f8", external=[(str(tmp_path / "numbers"), 0, 408)])
+        layout = h5py.VirtualLayout((17, 3), "f8")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", (17, 3))
+        file.create_virtual_dataset("a/3", layout)
+    store = Hdf5Store(tmp_path / "a.h5")
+    for key in ("a/2", "a/3"):
+        with pytest.raises(UserError, match=rf"the values of {key} lie in another file, which is not read"):
+            store.read([key])
+
+
+def test_groups_in_place_of_frames(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["0001/ir/D1/1/x"] = np.zeros((17, 3))
+    store = Hdf5Store(tmp_path / "a.h5")
+    keys = [
+        "0001/ir/D1/1",
+        "0001",
+        "",
+        "/",
+        ".",
+        "0001/ir/D1/1/x/y",
+        "0001/../0001/ir/D1/1/x",
+        "0001/ir/D1/1/x\0",
+        "\ud800",
+    ]
+    assert not store.read(keys)[1].any()
+    assert not any(key in store for key in keys)
+    assert "0001/ir/D1/1/x" in store
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exact"),
+    [("f8", True), ("f2", True), (">f4", True), (">f8", True), ("i4", True), ("u1", True), ("g", True)],
+)
+def test_numbers_of_any_type(tmp_path, dtype, exact):
+    values = np.arange(51).reshape(17, 3)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a"] = values.astype(dtype)
+    read, present = Hdf5Store(tmp_path / "a.h5").read(["a"])
+    assert read.dtype == np.float32
+    assert present.all()
+    np.testing.assert_array_equal(read[0], values)
+
+
+def test_what_is_no_number_and_blocks_of_gigabytes(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["0"] = np.zeros((17, 3))
+        file["complex"] = np.zeros((17, 3), np.complex64)
+        file["pair"] = np.zeros((17, 3), [("x", "f4"), ("y", "f4")])
+        file.create_dataset("text", (17, 3), h5py.string_dtype())
+        file.create_dataset(
+            "block", (17, 3), "f4", chunks=(1 << 14, 1 << 12), maxshape=(None, None), compression="gzip"
+        )
+    store = Hdf5Store(tmp_path / "a.h5")
+    for key in ("complex", "pair", "text"):
+        with pytest.raises(UserError, match=rf"a\.h5: {key} holds .*, expected numbers"):
+            store.read([key])
+    with pytest.raises(UserError, match=r"block is stored in blocks of \(16384, 4096\) values"):
+        store.read(["block"])
+
+
+def test_cut_off_at_any_place(tmp_path, joints):
+    write_hdf5_store(tmp_path / "a.h5", KEYS, joints)
+    whole = (tmp_path / "a.h5").read_bytes()
+    for length in [0, 7, *range(8, len(whole), 499), len(whole) - 1]:
+        (tmp_path / "a.h5").write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"a\.h5 is not a readable HDF5 file: ") as error:
+            Hdf5Store(tmp_path / "a.h5")
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_damage_that_is_met_later_names_the_frame(tmp_path, joints, monkeypatch):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for key in ("a", "b"):
+            file.create_dataset(key, data=np.ones((17, 3)), chunks=(17, 3), fletcher32=True)
+        place = file["b"].id.get_chunk_info(0).byte_offset
+    with open(tmp_path / "a.h5", "r+b") as file:
+        file.seek(place + 5)
+        file.write(b"\xff\xff")
+    store = Hdf5Store(tmp_path / "a.h5")
+    assert store.read(["a"])[1].all()
+    for read in (store.read, store.raw):
+        with pytest.raises(
+            UserError, match=r"a\.h5: b cannot be read \(.*\): the file is damaged, or its disk"
+        ) as error:
+            read(["a", "b"])
+        assert len(str(error.value).splitlines()) == 1
+    with pytest.raises(UserError, match="b cannot be read"):
+        convert_skeletons(tmp_path / "a.h5", tmp_path / "flat")
+    assert not (tmp_path / "flat").exists()
+
+
+def test_an_order_that_is_no_number(tmp_path, joints):
+    write_hdf5_store(tmp_path / "a.h5", KEYS, joints)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file[KEYS[0]].attrs["flat_row"] = "first"
+    with pytest.raises(UserError, match=r"a\.h5: the order of its frames cannot be read"):
+        Hdf5Store(tmp_path / "a.h5").keys()
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file[KEYS[0]].attrs["flat_row"] = np.arange(10_000 // 2)
+    with pytest.raises(UserError, match=r"a\.h5: the order of its frames cannot be read"):
+        Hdf5Store(tmp_path / "a.h5").keys()
+
+
+def test_names_that_are_no_text(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset(b"a\xff", data=np.ones((17, 3)))
+    store = Hdf5Store(tmp_path / "a.h5")
+    assert store.keys() == ["a\udcff"]
+    assert store.read(["a\udcff", "a\ufffd"])[1].tolist() == [True, False]
+
+
 def run_tool(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["convert_skeletons.py", *map(str, arguments)])
     runpy.run_path(str(TOOL), run_name="__main__")
@@ -233,7 +402,7 @@ def test_the_tool(tmp_path, joints, monkeypatch, capsys):
     write_skeleton_store(tmp_path / "flat", KEYS, joints, META)
     run_tool(monkeypatch, tmp_path / "flat", tmp_path / "a.h5")
     assert capsys.readouterr().out == (
-        "16 frames converted, 3 of them without a skeleton (values that are not finite); "
+        "16 frames converted, 4 of them without a skeleton (values that are not finite); "
         f"written to {os.path.abspath(tmp_path / 'a.h5')}\n"
     )
     run_tool(monkeypatch, tmp_path / "a.h5", tmp_path / "again")

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fastreid_star.data import tracklet_input
@@ -157,6 +158,12 @@ def test_modalities():
         ({"frames": [Image.new("I;16", (8, 16))]}, "a PIL image of mode I;16: give the file's path"),
         ({"skeletons": JOINTS[:9]}, "it has 10 frames and 9 skeletons"),
         ({"skeletons": JOINTS[:, :16]}, r"skeletons of the shape \(10, 16, 3\): expected \(frames, 17, 3\)"),
+        ({"skeletons": JOINTS[0]}, r"skeletons of the shape \(17, 3\)"),
+        ({"skeletons": JOINTS.astype(str)}, "skeletons must be numbers in an array"),
+        ({"skeletons": JOINTS.astype(object)}, "skeletons must be numbers in an array"),
+        ({"skeletons": JOINTS.astype(complex)}, "skeletons must be numbers in an array"),
+        ({"skeletons": [JOINTS[0]] * 9 + [None]}, "skeletons must be numbers in an array"),
+        ({"skeletons": "joints.npy"}, "skeletons must be numbers in an array"),
         ({"keys": ["a"] * N}, "keys need a skeleton store"),
         ({"video_frames": 3}, "give a positive number, and a video"),
         ({"frames": "a.mp4", "video_frames": 0}, "video_frames is 0"),
@@ -166,6 +173,27 @@ def test_what_is_refused_before_a_frame_is_read(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         check_input(TrackletInput(**{"frames": ARRAYS, "modality": "visible", **arguments}))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f2", ">f4", "i4", "u1"])
+def test_skeletons_of_any_real_type_and_order(files, dtype):
+    joints = JOINTS.astype(dtype)
+    for given in (joints, np.asfortranarray(joints), joints.tolist(), torch.from_numpy(joints.astype("f4"))):
+        tracklet = TrackletInput(files, "visible", given)
+        check_input(tracklet)
+        clip, _ = read_test_clip(tracklet, 4)
+        assert clip.joints.dtype == np.float32
+        assert clip.joints[:, 0, 0].tolist() == [0, 3, 6, 9]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, -1.1e6])
+def test_a_joint_that_is_not_finite_or_beyond_all_images_makes_its_frame_a_missing_one(files, value):
+    joints = JOINTS.astype(np.float64)
+    joints[3, 16, 2] = value
+    clip, _ = read_test_clip(TrackletInput(files, "visible", joints), 4)
+    assert clip.present.tolist() == [True, False, True, True]
+    assert not clip.joints[1].any()
+    assert joints[3, 16, 2] == value or np.isnan(value), "what is given stays as it is"
 
 
 def test_a_store_needs_a_key_for_each_frame(tmp_path, files):

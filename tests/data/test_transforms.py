@@ -203,6 +203,12 @@ def test_erasing_draws_a_rectangle_in_each_frame():
     assert 70 < len(places) < 130
 
 
+def test_erasing_as_large_as_the_frame_covers_it():
+    clip = random_clip(height=8, width=8)
+    erased = RandomErasing(1, area=(1, 1), aspect=(1, 1), value=(1, 2, 3))(clip, rng())
+    assert (erased.frames == (1, 2, 3)).all()
+
+
 def test_erasing_that_fits_nowhere_leaves_the_frame():
     clip = random_clip(height=2, width=60)
     erase = RandomErasing(1, area=(0.9, 0.9), aspect=(3, 3))
@@ -237,6 +243,13 @@ def test_build(cfg):
 def test_augmentations_that_clips_do_not_have(cfg, name):
     cfg.INPUT[name].ENABLED = True
     with pytest.raises(UserError, match=rf"INPUT\.{name}\.ENABLED"):
+        build_transforms(cfg, True)
+
+
+@pytest.mark.parametrize("area", [[0, 0.4], [0.4, 0.2], [0.2, 1.1], [0.2], [-0.1, 0.4]])
+def test_shares_of_the_frame_that_are_none(cfg, area):
+    cfg.INPUT.REA.ENABLED, cfg.INPUT.REA.AREA = True, area
+    with pytest.raises(UserError, match=r"INPUT\.REA\.AREA is .*: give \[low, high\]"):
         build_transforms(cfg, True)
 
 

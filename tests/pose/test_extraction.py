@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fastreid_star.data import skeletons
-from fastreid_star.data.images import read_frame
+from fastreid_star.data import contents, skeletons
+from fastreid_star.data import images as data_images
+from fastreid_star.data.images import PAUSES, read_frame
 from fastreid_star.data.progress import progress_bar
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.errors import UserError
@@ -207,7 +208,8 @@ def test_what_is_locked_can_be_written(images, tmp_path, monkeypatch):
     modes = []
     monkeypatch.setattr(parts_module.fcntl, "flock", lambda file, _: modes.append(file.writable()))
     extract(images, tmp_path / "store")
-    assert modes == [True]
+    assert modes
+    assert all(modes)
 
 
 def in_a_child(function):
@@ -576,6 +578,65 @@ def test_a_machine_at_its_limit_is_not_a_broken_crop(images, tmp_path, monkeypat
     monkeypatch.setattr(module, "read_frame", no_more_files)
     with pytest.raises(OSError, match="Too many open files"):
         extract(images, tmp_path / "store")
+
+
+class Disk:
+    """Does not give some crops, so many times or always; what it does in a worker stays there."""
+
+    def __init__(self, monkeypatch, number, faults):
+        self.number, self.faults, self.pauses = number, dict(faults), []
+        monkeypatch.setattr(data_images, "read_bytes", self.read)
+        monkeypatch.setattr(module.time, "sleep", self.pauses.append)
+
+    def read(self, path, most):
+        name = os.path.basename(path)
+        if self.faults.get(name, 0) > 0:
+            self.faults[name] -= 1
+            raise OSError(self.number, os.strerror(self.number), path)
+        return contents.read_bytes(path, most)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_disk_that_fails_for_a_moment_loses_no_crop(images, tmp_path, whole, monkeypatch, workers):
+    disk = Disk(monkeypatch, errno.ESTALE, {"5.png": 2 if workers else 3, "6.png": 1, "40.png": 2})
+    assert extract(images, tmp_path / "store", workers=workers)
+    assert content(tmp_path / "store") == whole
+    if workers == 0:  # the first failure of each costs nothing
+        assert [pause for pause in disk.pauses if pause] == [*PAUSES[:3], PAUSES[0], *PAUSES[:2]]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_disk_that_stays_away_ends_it_and_it_goes_on_later(images, tmp_path, whole, monkeypatch, number, workers):
+    """One crop that the disk does not give must not be recorded as one without a skeleton."""
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, number, {"21.png": 99})
+        message = (
+            rf"21\.png cannot be read \({os.strerror(number)}\), and was tried for 26 s: mend the disk or the file's"
+        )
+        with pytest.raises(UserError, match=message) as error:
+            extract(images, tmp_path / "store", workers=workers)
+        assert [pause for pause in disk.pauses if pause] == list(PAUSES)
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "store").exists()
+    assert sorted(file.name for file in (tmp_path / "store.parts").glob("*.npz")) == ["000000.npz", "000001.npz"]
+    stub = Stub()
+    assert extract(images, tmp_path / "store", stub)
+    assert stub.estimated == CROPS - len(BROKEN) - 15, "two parts were kept, with 16 crops of which one is broken"
+    assert content(tmp_path / "store") == whole
+
+
+def test_a_pipe_among_the_crops_is_no_crop_and_nobody_waits(tmp_path):
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "0.png")
+    os.mkfifo(folder / "1.png")
+    (folder / "2.png").symlink_to("2.png")
+    assert extract(folder, tmp_path / "store")
+    assert SkeletonStore.open(tmp_path / "store").meta["missing"] == {
+        "1": "1.png: it is a pipe or a device, not a file",
+        "2": "2.png: Too many levels of symbolic links",
+    }
 
 
 def test_the_bar_counts_everybodys_crops(images, tmp_path, capfd):

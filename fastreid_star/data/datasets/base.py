@@ -93,8 +93,13 @@ class VideoDataset(Dataset):
         self._show("test", [*self.query, *self.gallery])
 
     def _show(self, split: str, tracklets: list[Tracklet]) -> None:
-        rows = [_counts(f"{split} {m.name.lower()}", [t for t in tracklets if t.modality == m]) for m in Modality]
-        rows = [(*row, self.dropped.get((split, m), 0)) for row, m in zip(rows, Modality, strict=True)]
+        rows = [
+            (
+                *_counts(f"{split} {m.name.lower()}", [t for t in tracklets if t.modality == m]),
+                self.dropped.get((split, m), 0),
+            )
+            for m in Modality
+        ]
         rows.append((*_counts(split, tracklets), sum(row[-1] for row in rows)))
         headers = ["subset", "# tracklets", "# frames", "# ids", "# cameras", f"# dropped (< {self.min_frames} frames)"]
         table = tabulate(rows, tablefmt="pipe", headers=headers, numalign="left")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastreid.config import CfgNode
 from fastreid.data.datasets import DATASET_REGISTRY
 
+from fastreid_star.data.contents import read_json, read_lines, shown, whole_number
 from fastreid_star.data.datasets.base import ListedTracklet, VideoDataset
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality, Tracklet
@@ -195,11 +195,7 @@ def _check_files(folder: str, lists: Iterable[str]) -> None:
 
 
 def _read_paths(path: str) -> dict:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            paths = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    paths = read_json(path)
     if not isinstance(paths, dict):
         raise UserError(f"{path} is not a table of identities: copy the dataset's own file")
     return paths
@@ -222,34 +218,35 @@ def _read_tracklets(folder: str, name: str, paths: dict) -> list[Tracklet]:
 
 
 def _read_list(path: str, modalities: Iterable[str]) -> list[_Line]:
-    """The lines of a list without BOM, carriage returns and blanks at the ends; empty ones are passed over."""
+    """The lines of a list; empty ones are passed over."""
     lines = []
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            texts = file.read().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    for number, text in enumerate(texts, start=1):
+    for number, text in enumerate(read_lines(path), start=1):
         fields, where = text.split(), f"{path} line {number}"
         if not fields:
             continue
-        if len(fields) != 4 or not (fields[0].isascii() and fields[0].isdecimal()):
-            raise UserError(
-                f"{where}: expected an identity's number, modality, camera and track, found {text.strip()!r}"
-            )
+        if len(fields) != 4 or not text.isascii() or whole_number(fields[0]) is None:
+            raise UserError(f"{where}: expected an identity's number, modality, camera and track, found {shown(text)}")
         line = _Line(where, *fields)
         if line.modality not in modalities:
             raise UserError(f"{where}: modality {line.modality}, expected {' or '.join(modalities)}")
         if line.camera not in CAMERAS:
             raise UserError(f"{where}: there is no camera {line.camera}, only {', '.join(CAMERAS)}")
         lines.append(line)
+    if len(lines) > len({line[1:] for line in lines}):
+        _warn_of_repetitions(path, lines)
     return lines
+
+
+def _warn_of_repetitions(path: str, lines: Sequence[_Line]) -> None:
+    seen: dict[tuple[str, ...], str] = {}
+    again = [line for line in lines if seen.setdefault(line[1:], line.where) != line.where]
+    logger.warning("%s has %d lines twice, the first of them %s: they count twice", path, len(again), again[0].where)
 
 
 def _frames(paths: dict, line: _Line, modality: str, source: str) -> tuple[str, ...]:
     """The frames of one tracklet, relative to ``DATA``; `source` is the file that `paths` are from."""
     keys = (line.pid, modality, line.camera, line.track)
-    found = paths
+    found: Any = paths
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
     if not (isinstance(found, list) and found):
@@ -261,18 +258,18 @@ def _frames(paths: dict, line: _Line, modality: str, source: str) -> tuple[str, 
     prefixes = (folder, f"{FRAMES}/{folder}", "")
     frames = []
     for entry in found:
-        name = str(entry)
+        name = entry if isinstance(entry, str) else ""
         name = name.removeprefix(next(prefix for prefix in prefixes if name.startswith(prefix)))
-        if not (isinstance(entry, str) and _NAME.fullmatch(name)):
+        if not _NAME.fullmatch(name):
             raise UserError(
-                f"{source}: {entry!r} is not a frame of tracklet {'/'.join(keys)} ({line.where}): expected "
+                f"{source}: {shown(entry)} is not a frame of tracklet {'/'.join(keys)} ({line.where}): expected "
                 f"{folder}NAME.jpg, relative to {FRAMES} or with {FRAMES}/ in front, or NAME.jpg alone"
             )
         frames.append(folder + name)
     return tuple(frames)
 
 
-def _check_folders(folder: str, tracklets: dict[str, Sequence[Tracklet]]) -> None:
+def _check_folders(folder: str, tracklets: Mapping[str, Sequence[Tracklet]]) -> None:
     for name, listed in tracklets.items():
         for i in range(8):
             place = os.path.dirname(listed[i * (len(listed) - 1) // 7].path(0))
@@ -283,7 +280,7 @@ def _check_folders(folder: str, tracklets: dict[str, Sequence[Tracklet]]) -> Non
                 )
 
 
-def _compare_with_published(tracklets: dict[str, Sequence[Tracklet]]) -> None:
+def _compare_with_published(tracklets: Mapping[str, Sequence[Tracklet]]) -> None:
     """Only where the number of tracklets says that this is the real set, or most of it."""
     differences = []
     for name, listed in tracklets.items():

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from fastreid.data.datasets import DATASET_REGISTRY
 
+from fastreid_star.data.contents import read_lines, shown, whole_number
 from fastreid_star.data.datasets.base import VideoDataset
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality, Tracklet
@@ -19,7 +20,7 @@ from fastreid_star.structures import Modality, Tracklet
 INFO_FILES = ("train_name.txt", "track_train_info.txt", "test_name.txt", "track_test_info.txt", "query_IDX.txt")
 
 # pid, modality, camera, tracklet, frame. Anything else, a "../" among it, is refused.
-_NAME = re.compile(r"(\d+)M([12])D(\d+)T\d+F(\d+\.\w+)", re.ASCII)
+_NAME = re.compile(r"(\d{1,9})M([12])D(\d{1,9})T\d+F(\d+\.\w+)", re.ASCII)
 
 # Tracklets, frames in them, identities, tracklets of at least 12 frames.
 PUBLISHED = {
@@ -158,25 +159,17 @@ def _image_folder(folder: str, split: str, frames: Sequence[tuple[str, ...]], *,
     return candidate
 
 
-def _read_lines(path: str) -> list[str]:
-    """A text file's lines without BOM, carriage returns, blanks at the ends and empty lines at the end."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = file.read().rstrip().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    return lines if lines != [""] else []
-
-
 def _read_track_info(path: str) -> list[_Line]:
     lines = []
-    for number, text in enumerate(_read_lines(path), start=1):
-        try:
-            modality, first, last, pid, camera = map(int, text.split())
-        except ValueError:
+    for number, text in enumerate(read_lines(path), start=1):
+        fields = text.split()
+        numbers = [number for number in map(whole_number, fields) if number is not None]
+        if not len(fields) == len(numbers) == 5:
             raise UserError(
-                f"{path} line {number}: expected five integers (modality first last pid camera), found {text.strip()!r}"
-            ) from None
+                f"{path} line {number}: expected five integers of at most nine digits (modality first last pid "
+                f"camera), found {shown(text)}"
+            )
+        modality, first, last, pid, camera = numbers
         if modality not in (1, 2):
             raise UserError(f"{path} line {number}: modality {modality}, expected 1 (infrared) or 2 (visible)")
         if last < first:
@@ -189,67 +182,77 @@ def _read_track_info(path: str) -> list[_Line]:
 
 def _read_frames(path: str, lines: Sequence[_Line]) -> list[tuple[str, ...]]:
     """The frames of each tracklet as relative paths; every name is held against its tracklet's line."""
-    names = _read_lines(path)
-    match, frames = _NAME.fullmatch, []
+    names = read_lines(path)
     for number, line in enumerate(lines, start=1):
         if line.first < 1 or line.last > len(names):
             raise UserError(
                 f"{path} has {len(names)} names, but tracklet {number} spans {line.first} to {line.last}: indices "
                 "are 1-based and inclusive, and both files must come from the same copy of the dataset"
             )
+    if sum(line.last - line.first + 1 for line in lines) > len(names):  # perhaps a million times as many
+        _refuse_overlaps(path, lines)
+    match, frames = _NAME.fullmatch, []
+    for number, line in enumerate(lines, start=1):
         paths, expected = [], (line.pid, line.modality, line.camera)
         folder_text, folder = None, ""
         for row in range(line.first - 1, line.last):
-            found = match(names[row].strip())
+            found = match(names[row])
             if found is None:
-                raise UserError(
-                    f"{path} line {row + 1}: {names[row].strip()!r} is not a frame name like 0001M2D3T1F1.jpg"
-                )
+                raise UserError(f"{path} line {row + 1}: {shown(names[row])} is not a frame name like 0001M2D3T1F1.jpg")
             pid, modality, camera, frame = found.groups()
             if (pid, modality, camera) != folder_text:
                 folder_text = (pid, modality, camera)
                 if (int(pid), int(modality), int(camera)) != expected:
                     raise UserError(
-                        f"{path} line {row + 1}: {names[row].strip()} is not of identity {line.pid}, modality "
+                        f"{path} line {row + 1}: {names[row]} is not of identity {line.pid}, modality "
                         f"{line.modality:d}, camera {line.camera}, as tracklet {number} says: the indices are "
                         "1-based, and both files must come from the same copy of the dataset"
                     )
                 folder = f"{pid}/{line.modality.folder}/D{camera}/"
             paths.append(folder + frame)
         frames.append(tuple(paths))
+    _refuse_overlaps(path, lines)
+    count, distinct = sum(map(len, frames)), len(set().union(*frames))
+    if distinct != count:
+        logger.warning("%s names %d of its %d frames twice: they are shown twice", path, count - distinct, count)
+    return frames
+
+
+def _refuse_overlaps(path: str, lines: Sequence[_Line]) -> None:
     spans = sorted((line.first, line.last, number) for number, line in enumerate(lines, start=1))
     for (_, last, one), (first, _, other) in itertools.pairwise(spans):
         if first <= last:
             raise UserError(f"tracklets {one} and {other} share lines of {path}: each frame belongs to one tracklet")
-    return frames
 
 
 def _read_query(path: str, lines: Sequence[_Line]) -> list[int]:
     """The 0-based positions of the query tracklets, all of them infrared."""
-    texts = " ".join(_read_lines(path)).split()
-    for text in texts:
-        if not text.isdecimal():
-            raise UserError(f"{path} line 1: expected line numbers, counted from 1, found {text!r}")
-    numbers = [int(text) for text in texts]
-    if not numbers:
+    listed: dict[int, int] = {}
+    for row, text in enumerate(read_lines(path, longest=1_000_000), start=1):  # all of them stand in one line
+        for field in text.split():
+            number, where = whole_number(field), f"{path} line {row}"
+            if number is None:
+                raise UserError(f"{where}: expected line numbers, counted from 1, found {shown(field)}")
+            if number == 0:
+                raise UserError(f"{where}: index 0 looks 0-based: count lines from 1, shift all by one")
+            if number > len(lines):
+                raise UserError(f"{where}: index {number}, but track_test_info.txt has {len(lines)} lines")
+            if number in listed:
+                raise UserError(f"{where}: index {number} is listed twice")
+            listed[number] = row
+    if not listed:
         raise UserError(f"{path} is empty: it lists the infrared lines of track_test_info.txt, counted from 1")
-    if min(numbers) == 0:
-        raise UserError(f"{path} line 1: index 0 looks 0-based: count lines from 1, shift all by one")
-    for number in numbers:
-        if not 1 <= number <= len(lines):
-            raise UserError(f"{path} line 1: index {number}, but track_test_info.txt has {len(lines)} lines")
-    visible = [number for number in numbers if lines[number - 1].modality == Modality.VISIBLE]
+    visible = [number for number in listed if lines[number - 1].modality == Modality.VISIBLE]
     if visible:
         raise UserError(
-            f"{path} line 1: {len(visible)} of {len(numbers)} indices, the first of them {visible[0]}, point at "
-            "visible tracklets, but the query is infrared: it looks 0-based: count lines from 1, shift all by one"
+            f"{path} line {listed[visible[0]]}: {len(visible)} of {len(listed)} indices, the first of them "
+            f"{visible[0]}, point at visible tracklets, but the query is infrared: it looks 0-based: count lines from "
+            "1, shift all by one"
         )
-    if len(set(numbers)) != len(numbers):
-        raise UserError(f"{path} line 1: an index is listed twice")
-    unlisted = sum(line.modality == Modality.INFRARED for line in lines) - len(numbers)
+    unlisted = sum(line.modality == Modality.INFRARED for line in lines) - len(listed)
     if unlisted:
         logger.warning("%s leaves out %d infrared tracklets of the test set: they are not used", path, unlisted)
-    return [number - 1 for number in numbers]
+    return [number - 1 for number in listed]
 
 
 def _long_enough(tracklets: list[Tracklet], min_frames: int, info: str) -> list[Tracklet]:

@@ -43,7 +43,9 @@ def frame_names(tracks: Sequence[Track]) -> list[list[str]]:
     Tracklets count from 1 for each identity and modality. The tracklet is not part of a frame's path, so frames count
     on through all tracklets of one identity, modality and camera.
     """
-    tracklets, frames, names = Counter(), Counter(), []
+    tracklets: Counter[tuple[int, int]] = Counter()
+    frames: Counter[tuple[int, int, int]] = Counter()
+    names = []
     for pid, modality, camera, length in tracks:
         tracklets[pid, modality] += 1
         first = frames[pid, modality, camera] + 1

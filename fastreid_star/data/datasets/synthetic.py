@@ -155,7 +155,7 @@ class _Task(NamedTuple):
     """One identity to make: its number in its split, and the folder that takes its own folder."""
 
     split: int
-    index: int
+    index: int  # type: ignore[assignment] # a field hides tuple.index
     pid: int
     folder: str
 
@@ -174,7 +174,7 @@ def _write_all(root: Path, options: SyntheticOptions, processes: int, layout: st
     else:
         made = [write(task) for task in tasks]
 
-    tracks = {split: [] for split in CAMERAS}
+    tracks: dict[int, list[Track]] = {split: [] for split in CAMERAS}
     keys, joints = [], []
     for task, (own_tracks, own_joints) in zip(tasks, made, strict=True):
         tracks[task.split] += own_tracks

@@ -162,12 +162,12 @@ def _limbs(colours, points, view, light) -> list[Part]:
     angle = np.arctan2(axis[..., 1], axis[..., 0])[..., None] + np.linspace(-np.pi / 2, np.pi / 2, 7)
     arc = np.stack([np.cos(angle), np.sin(angle)], axis=-1)  # [T, L, 7, 2]
     towards_light = 0.35 * np.minimum(start, end) * np.array([light[0], -light[1]])
-    outlines = []
+    shares = []
     for share in CAPSULES:
         middle = ((1 - share) * towards_light)[:, None]
         far, near = b[:, :, None] + share * end[..., None] * arc, a[:, :, None] - share * start[..., None] * arc
-        outlines.append(np.concatenate([far, near], axis=2) + middle)
-    outlines = np.stack(outlines, axis=2)  # [T, L, 3, 14, 2]
+        shares.append(np.concatenate([far, near], axis=2) + middle)
+    outlines = np.stack(shares, axis=2)  # [T, L, 3, 14, 2]
     nearness = (depth[:, first] + depth[:, second]) / 2
     visible = np.ones((len(points), len(CAPSULES)), bool)
     parts = []
@@ -260,8 +260,8 @@ def _head(person, colours, points, view, light):
     latitude = np.linspace(-np.pi / 2, np.pi / 2, levels + 1)
     centres = points[:, people.HEAD][:, None] + radius * np.sin(latitude)[:, None] * up[:, None]
     breadth = np.maximum(np.cos(latitude), 0.05) * radius
-    axes = (np.broadcast_to(axis[:, None], centres.shape) for axis in (lateral, forward))
-    surface, normals = _rings(centres, *axes, 0.72 * breadth, 0.86 * breadth, count)
+    sideways, ahead = (np.broadcast_to(axis[:, None], centres.shape) for axis in (lateral, forward))
+    surface, normals = _rings(centres, sideways, ahead, 0.72 * breadth, 0.86 * breadth, count)
     normals = normals * np.cos(latitude)[:, None, None] + (np.sin(latitude)[:, None] * up[:, None])[..., None, :]
     row, column = np.arange(levels)[:, None], np.arange(count)[None]
     around = np.minimum(column, count - 1 - column)  # quarter turns from the front, for a quad's middle

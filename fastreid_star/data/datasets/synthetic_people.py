@@ -129,7 +129,7 @@ def _draw_outfit(rng: np.random.Generator) -> Outfit:
         int(rng.integers(len(choices)))
         for choices in (UPPER_COLOURS, LOWER_COLOURS, PATTERNS, SKIN_COLOURS, HAIR_COLOURS, SHOE_COLOURS)
     )
-    materials = {
+    materials: dict[str, tuple[float, ...]] = {
         name: (*colour, infrared_reflectance(colour, rng))
         for name, colour in (
             ("upper", UPPER_COLOURS[upper]),

@@ -126,7 +126,7 @@ def looks_away(points: np.ndarray, view: View) -> np.ndarray:
 
 def outside(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Joints [T, 17, 2] that are not in the frame, bool [T, 17]."""
-    return ((joints < 0) | (joints >= size[::-1])).any(axis=-1)
+    return np.any((joints < 0) | (joints >= size[::-1]), axis=-1)
 
 
 def covered(joints: np.ndarray, alpha: np.ndarray) -> np.ndarray:

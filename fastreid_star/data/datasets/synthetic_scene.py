@@ -119,8 +119,8 @@ def panorama(seed: int, number: int, modality: Modality, size: tuple[int, int]) 
                 cv2.circle(canvas, centre, radius, paint(leaves, rng.uniform(0.7, 1.15)), -1, cv2.LINE_AA)
     blotches = rng.normal(0, 1, (height // 8, width // 8)).astype(np.float32)
     canvas *= 1 + 0.06 * cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
-    canvas = cv2.GaussianBlur(canvas, (0, 0), height / 110)  # the wall is behind the plane in focus
-    return cv2.resize(canvas, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    blurred = cv2.GaussianBlur(canvas, (0, 0), height / 110)  # the wall is behind the plane in focus
+    return cv2.resize(blurred, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
 
 
 def backgrounds(

@@ -192,6 +192,15 @@ def test_combineall_keeps_test_identities_apart(root):
         ("train.txt", "x RGB/IR LS3 1", "line 2: expected an identity's number"),
         ("train.txt", "-1 RGB/IR LS3 1", "line 2: expected an identity's number"),
         ("train.txt", "² RGB/IR LS3 1", "line 2: expected an identity's number"),
+        ("train.txt", "١ RGB/IR LS3 1", "line 2: expected an identity's number"),
+        ("train.txt", "1\u2003RGB/IR LS3 1", "line 2: expected an identity's number"),
+        ("train.txt", "1 RGB/IR LS3 １", "line 2: expected an identity's number"),
+        ("train.txt", "9223372036854775808 RGB/IR LS3 1", "line 2: expected an identity's number"),
+        ("train.txt", "9" * 999, "line 2: expected an identity's number.*9'$"),
+        ("train.txt", "9" * 2000, "line 2 has 2,000 characters"),
+        ("train.txt", "1 RGB/IR LS3 1\0", "line 2 holds the byte 0x00"),
+        ("train.txt", "DATA/1/RGB/LS3/1.jpg", "line 2: expected an identity's number"),
+        ("train.txt", "1 RGB/IR LS3 ../1", r"line 2: .*lists no frames of tracklet 1/RGB/LS3/\.\./1"),
         ("train.txt", "1 RGB LS3 1", "line 2: modality RGB, expected RGB/IR"),
         ("train.txt", "1 RGB/IR LS4 1", "line 2: there is no camera LS4, only LS3, G25, CQ1, W4, TSG1, TSG2"),
         ("train.txt", "4 RGB/IR LS3 1", r"line 2: .*data_paths\.json lists no frames of tracklet 4/RGB/LS3/1: both"),
@@ -245,8 +254,13 @@ def assert_refused(root, message, **options):
         1.5,
         None,
         ["1/RGB/LS3/1_RGB_LS3_1_8535.jpg"],
+        "1/RGB/LS3/a\0.jpg",
+        "1/RGB/LS3/\ud800.jpg",
+        "1/RGB/LS3/٣.jpg",
+        {"a": [["b"] * 1000] * 1000},
+        "x" * 10**6,
     ],
-    ids=repr,
+    ids=lambda entry: repr(entry)[:40],
 )
 def test_paths_that_lead_elsewhere(root, entry):
     path = root / "BUPTCampus" / "data_paths.json"
@@ -272,6 +286,34 @@ def test_a_tracklet_without_a_list_of_frames(root, value):
 def test_paths_that_are_no_json(root, content):
     (root / "BUPTCampus" / "data_paths.json").write_bytes(content)
     assert_refused(root, r"data_paths\.json cannot be read")
+
+
+def test_the_same_name_twice_in_the_paths(root):
+    """JSON would keep the second one and say nothing."""
+    path = root / "BUPTCampus" / "data_paths.json"
+    path.write_text(path.read_text().replace('"2":', '"1":', 1))
+    assert_refused(root, r"data_paths\.json cannot be read: '1' is there twice")
+
+
+def test_a_line_twice_counts_twice_and_is_said(root, caplog):
+    path = root / "BUPTCampus" / "gallery.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[2], lines[0]]))
+    data = BUPTCampus(root)
+    assert len(data.gallery) == 12
+    assert data.gallery[-2:] == [data.gallery[2], data.gallery[0]]
+    assert "gallery.txt has 2 lines twice, the first of them" in caplog.text
+    assert "gallery.txt line 11: they count twice" in caplog.text
+
+
+@pytest.mark.parametrize("bom", [b"\xff\xfe", b"\xfe\xff"])
+def test_lists_in_utf_16(root, bom):
+    for name in ("train.txt", "data_paths.json"):
+        path = root / "BUPTCampus" / name
+        whole = path.read_bytes()
+        path.write_bytes(bom + whole.decode().encode("utf-16-le" if bom == b"\xff\xfe" else "utf-16-be"))
+        assert_refused(root, rf"{name} cannot be read: it is UTF-16 or UTF-32 text, save it as UTF-8")
+        path.write_bytes(whole)
 
 
 def test_paths_that_are_no_table(root):

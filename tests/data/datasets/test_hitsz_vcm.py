@@ -1,5 +1,6 @@
 import logging
 import shutil
+import time
 
 import pytest
 
@@ -91,6 +92,37 @@ def replace_line(path, number, text):
         ("track_train_info.txt", 1, "2 12 1 0001 1", "line 1: the last frame, 1, comes before the first, 12"),
         ("track_train_info.txt", 1, "2 0 12 0001 1", "1-based"),
         ("track_test_info.txt", 8, "1 88 1000 0005 2", "has 101 names, but tracklet 8 spans 88 to 1000"),
+        ("track_train_info.txt", 2, "2 13 25 0001 2 7", "line 2: expected five integers"),
+        ("track_train_info.txt", 2, "2 -13 25 0001 2", "line 2: expected five integers .*, found '2 -13 25 0001 2'"),
+        ("track_train_info.txt", 2, "+2 13 25 0001 2", "line 2: expected five integers"),
+        ("track_train_info.txt", 2, "2 1_3 25 0001 2", "line 2: expected five integers"),
+        ("track_train_info.txt", 2, "2 13.0 25 0001 2", "line 2: expected five integers"),
+        ("track_train_info.txt", 2, "2 13 25 ٠٠٠١ 2", "line 2: expected five integers"),
+        ("track_train_info.txt", 2, "２ 13 25 0001 2", "line 2: expected five integers"),
+        (
+            "track_train_info.txt",
+            2,
+            "2 13 9223372036854775808 0001 2",
+            "line 2: expected five integers of at most nine",
+        ),
+        ("track_train_info.txt", 2, "2 13 25 " + "1" * 900 + " 2", "line 2: expected five integers .*1 2'$"),
+        ("track_train_info.txt", 2, "x" * 2000, "line 2 has 2,000 characters, more than 1,000"),
+        ("track_train_info.txt", 2, "2 13 25 0001\x002", "line 2 holds the byte 0x00"),
+        ("track_train_info.txt", 2, "2 13 25 0001\x1c2", "line 2 holds the byte 0x1c"),
+        ("track_train_info.txt", 2, "0001M2D1T1F5.jpg", "line 2: expected five integers"),
+        ("track_train_info.txt", 2, "2 1 12 0001 1", "tracklets 1 and 2 share lines of .*train_name.txt"),
+        ("track_train_info.txt", 3, "2 13 25 0001 2", "tracklets 2 and 3 share lines of .*train_name.txt"),
+        ("track_train_info.txt", 3, "2 20 25 0001 2", "tracklets 2 and 3 share lines of .*train_name.txt"),
+        ("train_name.txt", 5, "", "line 5: '' is not a frame name"),
+        ("train_name.txt", 5, "7", "line 5: '7' is not a frame name"),
+        ("train_name.txt", 5, "/0001M2D1T1F5.jpg", "line 5: .*not a frame name"),
+        ("train_name.txt", 5, "C:0001M2D1T1F5.jpg", "line 5: .*not a frame name"),
+        ("train_name.txt", 5, "..\\0001M2D1T1F5.jpg", "line 5: .*not a frame name"),
+        ("train_name.txt", 5, "0001M2D1T1F5.jpg/../6.jpg", "line 5: .*not a frame name"),
+        ("train_name.txt", 5, "٠٠٠١M2D1T1F5.jpg", "line 5: .*not a frame name"),
+        ("train_name.txt", 5, "0001M2D1T1F٥.jpg", "line 5: .*not a frame name"),
+        ("train_name.txt", 5, "9" * 30 + "M2D1T1F5.jpg", "line 5: .*not a frame name"),
+        ("train_name.txt", 5, "0001M2D1T1F5.jpg\x00", "line 5 holds the byte 0x00"),
         ("train_name.txt", 5, "0002M2D1T1F5.jpg", "line 5: 0002M2D1T1F5.jpg is not of identity 1"),
         ("train_name.txt", 5, "0001M1D1T1F5.jpg", "line 5: .* modality 2"),
         ("train_name.txt", 5, "0001M2D3T1F5.jpg", "line 5: .* camera 1"),
@@ -101,6 +133,13 @@ def replace_line(path, number, text):
         ("query_IDX.txt", 1, "0 3 6 7", "index 0 looks 0-based"),
         ("query_IDX.txt", 1, "3 4 4 7", "listed twice"),
         ("query_IDX.txt", 1, "3 4.5", "found '4.5'"),
+        ("query_IDX.txt", 1, "3 -4", "found '-4'"),
+        ("query_IDX.txt", 1, "3 ٤", "found '٤'"),
+        ("query_IDX.txt", 1, "3 ²", "found '²'"),
+        ("query_IDX.txt", 1, "3 " + "9" * 5000, "found '9+[.]+9+'"),
+        ("query_IDX.txt", 1, "3 4\n7\n2", "line 3: 1 of 4 indices, the first of them 2, point at visible"),
+        ("query_IDX.txt", 1, "3 4\n7\n7", "line 3: index 7 is listed twice"),
+        ("query_IDX.txt", 1, "3 4 7 track", "found 'track'"),
         ("query_IDX.txt", 1, "", "query_IDX.txt is empty"),
     ],
 )
@@ -111,6 +150,84 @@ def test_bad_info_files(make_vcm, file, number, text, message):
         HITSZVCM(root, check_frames=False)
     assert "\n" not in str(error.value)
     assert str(root) in str(error.value)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_line_ends_tabs_and_a_bom(make_vcm, end, bom):
+    root = make_vcm(images=False)
+    expected = HITSZVCM(root, check_frames=False)
+    for file in (root / "HITSZ-VCM" / "info").iterdir():
+        lines = [f"\t{line} \t".replace(" ", "\t") for line in file.read_text().splitlines()]
+        file.write_bytes((bom + end.join(lines) + end * 3).encode())
+    data = HITSZVCM(root, check_frames=False)
+    assert (data.train, data.query, data.gallery) == (expected.train, expected.query, expected.gallery)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "latin-1"])
+def test_other_encodings_are_named(make_vcm, encoding):
+    root = make_vcm(images=False)
+    file = root / "HITSZ-VCM" / "info" / "track_test_info.txt"
+    text = file.read_text().replace(" 2\n", " 2\u00a0\n") if encoding == "latin-1" else "\ufeff" + file.read_text()
+    file.write_bytes(text.encode(encoding))
+    expected = "line 2 holds the byte 0xa0" if encoding == "latin-1" else "is UTF-16 or UTF-32 text, save it as UTF-8"
+    with pytest.raises(UserError, match=rf"track_test_info\.txt cannot be read: .*{expected}"):
+        HITSZVCM(root, check_frames=False)
+
+
+def test_tracklets_in_any_order_keep_their_own_frames(make_vcm):
+    """A line names its frames by number, so where it stands says nothing; the query counts lines and goes with them."""
+    root = make_vcm(images=False)
+    expected = HITSZVCM(root, check_frames=False)
+    info = root / "HITSZ-VCM" / "info"
+    for split in ("train", "test"):
+        path = info / f"track_{split}_info.txt"
+        path.write_text("\n".join(reversed(path.read_text().splitlines())))
+    (info / "query_IDX.txt").write_text("1 2 5 6")
+    data = HITSZVCM(root, check_frames=False)
+    for ours, theirs in ((data.train, expected.train), (data.query, expected.query), (data.gallery, expected.gallery)):
+        assert ours == theirs[::-1]
+
+
+def test_a_frame_named_twice_is_shown_twice_and_said(make_vcm, caplog):
+    root = make_vcm(images=False)
+    replace_line(root / "HITSZ-VCM" / "info" / "train_name.txt", 5, "0001M2D1T1F4.jpg")
+    data = HITSZVCM(root, check_frames=False)
+    assert data.train[0].frames[3:5] == ("0001/rgb/D1/4.jpg",) * 2
+    assert "train_name.txt names 1 of its 150 frames twice" in caplog.text
+
+
+def test_tracklets_of_one_frame(make_vcm):
+    data = HITSZVCM(make_vcm(lengths=(1,)), min_frames=1)
+    assert [len(tracklet) for tracklet in data.train] == [1] * 6
+    assert data.train[0].frames == ("0001/rgb/D1/1.jpg",)
+
+
+def test_a_million_tracklets_of_all_frames_take_no_time(make_vcm):
+    """Each of them alone is fine; together they would be 10^11 frames."""
+    root = make_vcm(images=False)
+    info = root / "HITSZ-VCM" / "info"
+    (info / "train_name.txt").write_text("0001M2D1T1F1.jpg\n" * 100_000)
+    (info / "track_train_info.txt").write_text("2 1 100000 0001 1\n" * 100_000)
+    begun = time.process_time()
+    with pytest.raises(UserError, match="share lines"):
+        HITSZVCM(root, check_frames=False)
+    assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize("size", [100 << 20, 10 << 20])
+def test_megabytes_of_junk_on_one_line(make_vcm, size):
+    root = make_vcm(images=False)
+    for name in ("train_name.txt", "query_IDX.txt"):
+        file = root / "HITSZ-VCM" / "info" / name
+        whole = file.read_bytes()
+        file.write_bytes(b"7 " * (size // 2))
+        begun = time.process_time()
+        with pytest.raises(UserError, match=rf"{name}.* (bytes|characters), more than") as error:
+            HITSZVCM(root, check_frames=False)
+        assert time.process_time() - begun < 2
+        assert len(str(error.value)) < 500
+        file.write_bytes(whole)
 
 
 def test_shifted_track_indices_are_noticed(make_vcm):
