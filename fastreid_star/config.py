@@ -148,9 +148,17 @@ def add_star_config(cfg: CN) -> CN:
     cfg.SOLVER.STEPS_FROM_START = False
     # float16 (needs a gradient scaler, which is then used) or bfloat16.
     cfg.SOLVER.AMP.DTYPE = "float16"
+    # With float16, a step whose losses or gradients overflow is skipped; so many in a row end the run. Gradients that
+    # overflow halve the scale: after 50 times the largest of use is far below 1, where nothing sound overflows.
+    cfg.SOLVER.AMP.MAX_SKIPPED = 50
 
     # Let convolutions and matrix products round float32 inputs, HF32 on NPUs and TF32 on GPUs: faster, less exact.
     cfg.SOLVER.FAST_FLOAT32 = False
+
+    # How many of the model_last.pth are kept, which a run writes every SOLVER.CHECKPOINT_PERIOD epochs, before each
+    # evaluation, and when a signal ends it: the newest, model_last-1.pth before it, and so on. With 2 there is a whole
+    # one to fall back on where a disk has damaged the newest. model_best.pth and model_final.pth stay in any case.
+    cfg.SOLVER.CHECKPOINT_KEEP = 2
 
     # Iterations between two lines of the log.
     cfg.SOLVER.LOG_PERIOD = 50
