@@ -1,7 +1,9 @@
 """The main job as a user starts it: real configs on every layout, image configs, and what bad input says."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -9,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from fastreid.config import get_cfg
+from fastreid.engine.train_loop import HookBase
 from fastreid.modeling.backbones import build_backbone
 from fastreid.utils import comm
 from PIL import Image
 
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
+from fastreid_star.engine.checkpoint import read_checkpoint
+from fastreid_star.engine.interruption import Interrupted
 from fastreid_star.engine.launch import launch
 from fastreid_star.engine.setup import argument_parser, load_config
 from fastreid_star.engine.train import train_or_evaluate
@@ -277,6 +282,33 @@ def test_a_plain_fastreid_config_trains_and_evaluates(tmp_path, market):
         argument_parser("test").parse_args([*arguments[:2], "--eval-only", *arguments[2:], "MODEL.WEIGHTS", weights])
     )
     assert again == pytest.approx(results)
+
+
+class SignalAfterSix(HookBase):
+    def after_step(self):
+        if self.trainer.iter + 1 == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_plain_fastreid_config_goes_on_in_the_middle_of_an_epoch(tmp_path, market):
+    """At the step where it stood; what its samplers draw from there on is another matter."""
+    (tmp_path / "bagtricks.yml").write_text(BAG_OF_TRICKS)
+    cfg = load_config(
+        str(tmp_path / "bagtricks.yml"),
+        ["DATASETS.ROOT", str(market), "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.DEVICE", "cpu"],
+    )
+    trainer = Trainer(cfg)
+    trainer.register_hooks([SignalAfterSix()])
+    with pytest.raises(Interrupted):
+        trainer.train()
+    resumed = Trainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert (resumed.start_epoch, resumed.start_iter, resumed.max_iter) == (1, 6, 12)
+    assert resumed.train()["mAP"] > 30
+    saved = read_checkpoint(str(tmp_path / "out" / "model_final.pth"))
+    assert (saved["epoch"], saved["iteration"]) == (2, 12)
+    steps = {int(state["step"]) for state in saved["optimizer"]["state"].values()}
+    assert steps == {12}, "six and six"
 
 
 def image_run(config, root, output):

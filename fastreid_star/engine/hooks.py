@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 from fastreid.engine import hooks
 from fastreid.engine.train_loop import HookBase
@@ -13,7 +15,7 @@ from fastreid.utils import comm
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from fastreid_star.engine.checkpoint import Checkpointer
+from fastreid_star.engine.checkpoint import ROLLING, Checkpointer
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,12 @@ class LRScheduler(hooks.LRScheduler):
         if self.trainer.iter + 1 <= self.trainer.warmup_iters:
             self._scheduler["warmup_sched"].step()
 
+    def after_epoch(self):
+        with warnings.catch_warnings():
+            # a run that goes on at the very end of an epoch comes here first: the optimizer's steps were before
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            super().after_epoch()
+
 
 class EvalHook(HookBase):
     """Evaluate every `period` epochs and after the last; `period` 0: never.
@@ -53,10 +61,15 @@ class EvalHook(HookBase):
         self._evaluate = evaluate
         self.results: dict | None = None
 
-    def after_epoch(self):
+    @property
+    def due(self) -> bool:
+        """Whether this epoch ends with an evaluation."""
         epoch = self.trainer.epoch + 1
+        return self._period > 0 and (epoch % self._period == 0 or epoch == self.trainer.max_epoch)
+
+    def after_epoch(self):
         self.results = None
-        if self._period > 0 and (epoch % self._period == 0 or epoch == self.trainer.max_epoch):
+        if self.due:
             self.results = self._evaluate()
             if self.results:
                 self.trainer.storage.put_scalars(**flatten_results_dict(self.results), smoothing_hint=False)
@@ -67,7 +80,8 @@ class CheckpointHook(HookBase):
     """Keep the best checkpoint, by the evaluation's ``metric``, and the last one.
 
     ``model_best.pth`` is written when an evaluation beats all before it, ``model_last.pth`` every `period` epochs,
-    ``model_final.pth`` at the end. A run resumes from the last or the final one.
+    ``model_final.pth`` at the end. A run resumes from the last or the final one. Each holds `epoch`, the number of the
+    last epoch that is over, `iteration`, how many steps were done, and `iters_per_epoch`.
 
     Args:
         checkpointer: writes on the main rank.
@@ -88,11 +102,42 @@ class CheckpointHook(HookBase):
         metric = flatten_results_dict(self._evaluation.results or {}).get(self._metric_name)
         if metric is not None and metric > trainer.progress.best_metric:
             trainer.progress.best_metric = float(metric)
-            self._checkpointer.save("model_best", tag=False, epoch=trainer.epoch, metric=float(metric))
+            self._checkpointer.save("model_best", tag=False, metric=float(metric), **place(trainer, trainer.epoch))
         if epoch == trainer.max_epoch:
-            self._checkpointer.save("model_final", epoch=trainer.epoch)
+            self._checkpointer.save("model_final", **place(trainer, trainer.epoch))
         elif self._period > 0 and epoch % self._period == 0:
-            self._checkpointer.save("model_last", epoch=trainer.epoch)
+            self._checkpointer.save(ROLLING, **place(trainer, trainer.epoch))
+
+
+class SaveBeforeEvaluation(HookBase):
+    """Write ``model_last.pth`` before an evaluation, which may take long, and fail.
+
+    The epoch counts as not over: resumed from here, what is done after an epoch is done, the evaluation with it. So
+    this is to be the first hook that does anything after an epoch.
+
+    Args:
+        checkpointer: writes on the main rank.
+        evaluation: the hook that evaluates.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, evaluation: EvalHook):
+        self._checkpointer = checkpointer
+        self._evaluation = evaluation
+
+    def after_epoch(self):
+        # a run that goes on from this very checkpoint has it already
+        if self._evaluation.due and self.trainer.iter > self.trainer.start_iter:
+            self._checkpointer.save(ROLLING, **place(self.trainer, self.trainer.epoch - 1))
+
+
+def place(trainer, epoch: int) -> dict[str, Any]:
+    """Where a run is, as its checkpoints say it.
+
+    Args:
+        trainer: between two steps.
+        epoch: the number of the last epoch that is over; -1: none is.
+    """
+    return {"epoch": epoch, "iteration": trainer.iter, "iters_per_epoch": trainer.iters_per_epoch}
 
 
 class CrossEntropyFirst(HookBase):
@@ -152,7 +197,7 @@ class PeriodicWriter(hooks.PeriodicWriter):
 class ProgressBar(HookBase):
     """A bar with the time left, where standard error is a terminal; log lines are printed above it."""
 
-    _bar = None
+    _bar: Any = None
 
     def before_train(self):
         trainer = self.trainer

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
+import time
 import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch.distributed as dist
@@ -15,8 +23,11 @@ import torch.multiprocessing as mp
 from fastreid.utils import comm
 
 from fastreid_star.engine.device import choose_device, collective_backend, device_count
+from fastreid_star.engine.interruption import Interrupted, SignalCatcher
 from fastreid_star.errors import UserError
 
+SECONDS_TO_END = 10.0  # for processes whose peer has failed
+SECONDS_ALONE = 30.0  # for processes whose parent was killed: for a step and a checkpoint
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # some clusters set the first two by themselves
 
 
@@ -52,9 +63,7 @@ def launch(
             _refuse_one_device(device, local_size)
         if world_size > 1:
             _join("env://", rank, world_size, local_rank, local_size, device)
-        result = main(*args)
-        _leave()
-        return result
+        return _call_and_leave(main, args)
 
     if num_devices > 1:
         _refuse_one_device(device, num_devices)
@@ -71,44 +80,166 @@ def launch(
     run_processes(_rank, num_devices, (main, world_size, num_devices, machine_rank, dist_url, device, args))
 
 
-def run_processes(function, count: int, args: tuple = ()) -> None:
+def run_processes(function: Callable[..., object], count: int, args: tuple = ()) -> None:
     """Run ``function(number, *args)`` in `count` spawned processes; a failing one ends all, with its own traceback.
+
+    Signals that ask this process to end are handed on to them, and it waits until they have ended. They end with this
+    process, even where it is killed: asked to by SIGTERM, and by force if they take too long.
 
     Args:
         function: can be pickled; `number` counts from 0.
 
     Raises:
-        UserError: what one of them raised.
+        UserError: what one of them raised, or one was killed.
+        Interrupted: a signal has ended them.
+        KeyboardInterrupt: Ctrl-C has, and they had nothing to save.
         torch.multiprocessing.ProcessRaisedException: one raised something else.
-        torch.multiprocessing.ProcessExitedException: one was killed.
+        torch.multiprocessing.ProcessExitedException: one ended otherwise.
     """
+    context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            mp.spawn(_process, nprocs=count, args=(function, args, folder))
-        except (mp.ProcessRaisedException, mp.ProcessExitedException):
-            # the first process to end is often one that only lost its peer: what a user can mend comes first
-            refusals = sorted(Path(folder).iterdir(), key=lambda path: int(path.name))
-            if refusals:
-                raise UserError(refusals[0].read_text(encoding="utf-8")) from None
-            raise
+        how = mp.get_start_method()
+        processes = [context.Process(target=_process, args=(n, function, args, folder, how)) for n in range(count)]
+        with _Relay(processes) as relay:
+            try:
+                for process in processes:
+                    process.start()
+                if relay.number:  # a signal that came before the last one was there
+                    relay.on_first(relay.number)
+                _wait(processes)
+                statuses = [process.exitcode for process in processes]
+            finally:
+                _end(processes)
+        _raise(statuses, Path(folder), relay.number)
 
 
-def _process(number, function, args, folder):
+class _Relay(SignalCatcher):
+    """Hands signals on to other processes."""
+
+    def __init__(self, processes: Sequence[BaseProcess]):
+        super().__init__()
+        self._processes = processes
+
+    def on_first(self, number: int) -> None:
+        for process in self._processes:
+            if process.pid is not None and process.exitcode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+    on_second = on_first
+
+
+def _wait(processes: Sequence[BaseProcess]) -> None:
+    """Until all have ended, or one has failed."""
+    running: dict[object, BaseProcess] = {process.sentinel: process for process in processes}
+    while running and not any(process.exitcode for process in processes):
+        for sentinel in multiprocessing.connection.wait([process.sentinel for process in running.values()]):
+            running.pop(sentinel).join()
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """End those that still run; one that waits for a peer that is gone may not hear the request."""
+    started = [process for process in processes if process.pid is not None]
+    for process in started:
+        if process.exitcode is None:
+            process.terminate()
+    deadline = time.monotonic() + SECONDS_TO_END
+    for process in started:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+
+
+def _raise(statuses: list[int | None], folder: Path, signalled: int) -> None:
+    """Tell what has ended the processes.
+
+    The first process to end is often one that only lost its peer: what a user can mend comes before, and one that was
+    killed from outside before those that failed of themselves.
+
+    Args:
+        statuses: exit statuses as they were when the first failure was seen; None: it still ran.
+        folder: what the processes have left to be said.
+        signalled: the signal this process has handed on, 0: none.
+    """
+    left = {kind: sorted(folder.glob(f"*.{kind}"), key=_when_and_whose) for kind in ("refusal", "signal", "traceback")}
+    if left["refusal"]:
+        raise UserError(left["refusal"][0].read_text(encoding="utf-8"))
+    if left["signal"]:
+        raise Interrupted(int(left["signal"][0].read_text()))
+    if signalled and not left["traceback"]:
+        raise KeyboardInterrupt if signalled == signal.SIGINT else Interrupted(signalled)
+    for number, status in enumerate(statuses):
+        if status is not None and status < 0:
+            name = signal.Signals(-status).name
+            hint = (
+                ": most often the machine was out of memory; lower DATALOADER.NUM_WORKERS, or give the job more memory"
+                if -status == signal.SIGKILL
+                else ""
+            )
+            raise UserError(
+                f"process {number} of {len(statuses)} was killed ({name}){hint}; what was saved is whole, and the same "
+                "call goes on from there, a training with --resume"
+            )
+    for path in left["traceback"]:
+        print(f"process {path.stem} failed:\n{path.read_text(encoding='utf-8')}", file=sys.stderr, flush=True)
+    if left["traceback"]:
+        first = int(left["traceback"][0].stem)
+        raise mp.ProcessRaisedException(f"process {first} failed; its traceback is above", first, -1)
+    for number, status in enumerate(statuses):
+        if status:
+            raise mp.ProcessExitedException(f"process {number} ended with status {status}", number, -1, status)
+
+
+def _when_and_whose(path: Path) -> tuple[int, int]:
+    return path.stat().st_mtime_ns, int(path.stem)
+
+
+def _process(number, function, args, folder, start_method):
+    # a spawned process would spawn its loading workers too, each with seconds of imports, at every evaluation
+    mp.set_start_method(start_method, force=True)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         function(number, *args)
     except UserError as error:
-        (Path(folder) / str(number)).write_text(str(error), encoding="utf-8")
-        raise
+        (Path(folder) / f"{number}.refusal").write_text(str(error), encoding="utf-8")
+        sys.exit(1)
+    except Interrupted as error:
+        (Path(folder) / f"{number}.signal").write_text(str(error.number))
+    except KeyboardInterrupt:  # the process that has started this one heard it too
+        sys.exit(1)
     except Exception:
-        print(f"process {number} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        raise
+        (Path(folder) / f"{number}.traceback").write_text(traceback.format_exc(), encoding="utf-8")
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that has started this one, then end it too: a run stops with a checkpoint."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_ALONE)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _rank(local_rank, main, world_size, local_size, machine_rank, dist_url, device, args):
     rank = machine_rank * local_size + local_rank
     _join(dist_url, rank, world_size, local_rank, local_size, device)
-    main(*args)
+    _call_and_leave(main, args)
+
+
+def _call_and_leave(main, args):
+    """``main(*args)``, then out of the group, also where a signal has ended all ranks alike."""
+    result = number = None
+    try:
+        result = main(*args)
+    except Interrupted as error:
+        number = error.number  # and no more of it: its traceback holds the trainer, and that the group
     _leave()
+    if number is not None:
+        raise Interrupted(number)
+    return result
 
 
 def _leave() -> None:

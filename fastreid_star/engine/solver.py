@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import fastreid.solver.optim
 import torch
 from fastreid.config import CfgNode
 from fastreid.solver.build import (
     build_lr_scheduler,
     get_default_optimizer_params,
-    maybe_add_freeze_layer,
     maybe_add_gradient_clipping,
 )
 
 from fastreid_star.errors import UserError
 
-__all__ = ["SCHEDULES", "build_lr_scheduler", "build_optimizer", "resolve_schedule"]
+__all__ = ["SCHEDULES", "build_lr_scheduler", "build_optimizer", "optimizer_class", "resolve_schedule"]
 
 SCHEDULES = ("MultiStepLR", "CosineAnnealingLR")  # those fast-reid has arguments for
 FUSED_ON_CPU = ("SGD", "Adam", "AdamW")  # torch's optimizers with a fused kernel for CPUs since torch 2.4
@@ -23,10 +24,11 @@ FUSED_ON_CPU = ("SGD", "Adam", "AdamW")  # torch's optimizers with a fused kerne
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     """The optimizer of ``SOLVER``, over fast-reid's parameter groups.
 
-    Differs from fast-reid's own in three ways. It does not flatten the parameters into one buffer: since torch 2,
+    Differs from fast-reid's own in four ways. It does not flatten the parameters into one buffer: since torch 2,
     ``zero_grad()`` drops the buffer's gradient and ``step()`` then changes nothing at all. Parameters of
     ``model.backbone`` (both stems included) learn at ``SOLVER.BACKBONE_LR_FACTOR`` times the rate. Optimizers of
-    fast-reid's own (Lamb, RAdam, ...) are found as well as torch's.
+    fast-reid's own (Lamb, RAdam, ...) are found as well as torch's. And layers stay frozen for so many steps of the
+    run, resumed or not.
 
     Raises:
         UserError: no optimizer of that name, or nothing to train.
@@ -43,16 +45,13 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     )
     if not groups:
         raise UserError("the model has no parameter to train")
-    backbone = {id(p) for p in model.backbone.parameters()} if hasattr(model, "backbone") else set()
+    backbone = {id(p) for p in model.get_submodule("backbone").parameters()} if hasattr(model, "backbone") else set()
     for group in groups:
         if id(group["params"][0]) in backbone:
             group["lr"] *= cfg.SOLVER.BACKBONE_LR_FACTOR
 
     name = cfg.SOLVER.OPT
-    optimizer = getattr(torch.optim, name, None) or getattr(fastreid.solver.optim, name, None)
-    if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
-        raise UserError(f"SOLVER.OPT {name!r}: neither torch.optim nor fastreid.solver.optim has it")
-    optimizer = maybe_add_freeze_layer(cfg, maybe_add_gradient_clipping(cfg, optimizer))
+    optimizer = maybe_add_gradient_clipping(cfg, optimizer_class(name))
     options = {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV} if name == "SGD" else {}
     if name in FUSED_ON_CPU:
         options["fused"] = _can_fuse(cfg, model)
@@ -60,9 +59,25 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     if name in FUSED_ON_CPU:
         built.register_load_state_dict_pre_hook(_keep_own_kernel)
         built.register_load_state_dict_post_hook(_keep_own_layout)
+    if cfg.MODEL.FREEZE_LAYERS and cfg.SOLVER.FREEZE_ITERS > 0:
+        for group in built.param_groups:
+            group["steps_to_freeze"] = cfg.SOLVER.FREEZE_ITERS if group["freeze_status"] == "freeze" else 0
+        built.register_step_pre_hook(_freeze)
     if name == "SGD":
         built.register_step_pre_hook(_start_momentum)
     return built
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The optimizer of that name, torch's or else fast-reid's.
+
+    Raises:
+        UserError: neither has one.
+    """
+    found = getattr(torch.optim, name, None) or getattr(fastreid.solver.optim, name, None)
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise UserError(f"SOLVER.OPT {name!r}: neither torch.optim nor fastreid.solver.optim has it")
+    return found
 
 
 def _can_fuse(cfg: CfgNode, model: torch.nn.Module) -> bool | None:
@@ -74,6 +89,19 @@ def _can_fuse(cfg: CfgNode, model: torch.nn.Module) -> bool | None:
     scaled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
     on_cpu = all(p.device.type == "cpu" and p.is_floating_point() for p in model.parameters())
     return True if on_cpu and not scaled else None
+
+
+def _freeze(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+    """Take the gradients of ``MODEL.FREEZE_LAYERS`` away, for the first ``SOLVER.FREEZE_ITERS`` steps of the run.
+
+    fast-reid's own counts the steps of the process, and so freezes them anew where a run is resumed. This count is the
+    optimizer's, and so the checkpoint's.
+    """
+    for group in optimizer.param_groups:
+        if group.get("steps_to_freeze", 0) > 0:  # a checkpoint of before has no count
+            group["steps_to_freeze"] -= 1
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
@@ -136,13 +164,8 @@ def resolve_schedule(cfg: CfgNode, iters_per_epoch: int) -> CfgNode:
         cfg.SOLVER.WARMUP_ITERS = cfg.SOLVER.WARMUP_EPOCHS * iters_per_epoch
         cfg.SOLVER.WARMUP_EPOCHS = 0
     if cfg.SOLVER.STEPS_FROM_START:
-        steps_before = [
-            sum(
-                (epoch + 1) * iters_per_epoch + 1 > cfg.SOLVER.WARMUP_ITERS and epoch + 1 > cfg.SOLVER.DELAY_EPOCHS
-                for epoch in range(milestone)
-            )
-            for milestone in cfg.SOLVER.STEPS
-        ]
+        without = max(math.ceil(cfg.SOLVER.WARMUP_ITERS / iters_per_epoch) - 1, cfg.SOLVER.DELAY_EPOCHS, 0)
+        steps_before = [max(0, milestone - without) for milestone in cfg.SOLVER.STEPS]
         if 0 in steps_before or len(set(steps_before)) < len(steps_before):
             raise UserError(
                 f"SOLVER.STEPS {list(cfg.SOLVER.STEPS)}: a milestone inside the warm-up or the delay would be lost; "

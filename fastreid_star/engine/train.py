@@ -8,6 +8,8 @@ import torch
 from fastreid.config import CfgNode
 
 from fastreid_star.engine.checkpoint import misfits, read_checkpoint
+from fastreid_star.engine.checks import check
+from fastreid_star.engine.faults import in_one_line
 from fastreid_star.engine.setup import setup
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
@@ -21,15 +23,18 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
 
     Returns:
         the last evaluation's results (empty on other ranks than the main one).
+
+    Raises:
+        UserError: all that is wrong with config, data and machine, or a fault of the machine.
     """
     cfg = setup(args)
-    if not args.eval_only:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("--eval-only needs weights: add MODEL.WEIGHTS path/to/model.pth")
-    return Trainer.test(cfg, load_trained(cfg, cfg.MODEL.WEIGHTS))
+    with in_one_line(cfg.MODEL.DEVICE):
+        if not args.eval_only:
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
+            return trainer.train()
+        check(cfg, training=False)
+        return Trainer.test(cfg, load_trained(cfg, cfg.MODEL.WEIGHTS))
 
 
 def load_trained(cfg: CfgNode, path: str) -> torch.nn.Module:

@@ -5,30 +5,30 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
 
 import torch
 from fastreid.config import CfgNode
 from fastreid.data.build import _test_loader_from_config, build_reid_test_loader
-from fastreid.engine import DefaultTrainer, hooks
+from fastreid.engine import hooks
 from fastreid.engine.train_loop import TrainerBase
 from fastreid.evaluation import inference_on_dataset
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
-from fastreid.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from torch.nn.parallel import DistributedDataParallel
 
 from fastreid_star import compat
 from fastreid_star.data.build import (
     DeviceLoader,
+    all_video,
     build_clip_test_loader,
     build_clip_train_loader,
     is_video_dataset,
 )
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.checkpoint import Checkpointer, ScalerState, misfits, read_checkpoint
-from fastreid_star.engine.checks import all_video, check
+from fastreid_star.engine.checkpoint import Checkpointer, ScalerState, versions
+from fastreid_star.engine.checks import check
+from fastreid_star.engine.checks_machine import little_room
 from fastreid_star.engine.hooks import (
     CheckpointHook,
     CrossEntropyFirst,
@@ -37,31 +37,20 @@ from fastreid_star.engine.hooks import (
     PeriodicWriter,
     ProgressBar,
     ReplacedFrames,
+    SaveBeforeEvaluation,
 )
+from fastreid_star.engine.resume import Progress, ResumableTrainer
 from fastreid_star.engine.solver import build_lr_scheduler, build_optimizer, resolve_schedule
 from fastreid_star.engine.step import StepRunner
+from fastreid_star.engine.writers import open_writers
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import CrossModalEvaluator
+from fastreid_star.files import drop_cut_line
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class Progress:
-    """What a checkpoint remembers beside the weights, the optimizer and the schedule."""
-
-    seed: int
-    best_metric: float = -1.0
-
-    def state_dict(self) -> dict:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
-
-
-class Trainer(DefaultTrainer):
+class Trainer(ResumableTrainer):
     """fast-reid's trainer for clips and for images, on any device.
 
     Its class methods (build_model, build_train_loader, build_evaluator, test, ...) are fast-reid's extension points
@@ -81,6 +70,7 @@ class Trainer(DefaultTrainer):
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         seed_all_rng(cfg.SEED + comm.get_rank())  # image augmentations differ between ranks; DDP shares the weights
         check(cfg)
+        notes = {"config": cfg.dump(), "versions": versions()}  # as the user has written it
         loader = self.build_train_loader(cfg)
         if not isinstance(loader, DeviceLoader):  # an override's own
             loader = DeviceLoader(loader, self.device)
@@ -105,6 +95,8 @@ class Trainer(DefaultTrainer):
             device=self.device,
             amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
             seed=cfg.SEED,
+            max_skipped=cfg.SOLVER.AMP.MAX_SKIPPED,
+            cfg=cfg,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer, self.iters_per_epoch)
         self.progress = Progress(seed=cfg.SEED)
@@ -113,12 +105,14 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             save_to_disk=comm.is_main_process(),
+            keep=cfg.SOLVER.CHECKPOINT_KEEP,
+            notes=notes,
             optimizer=optimizer,
             progress=self.progress,
             **self.scheduler,
             **scaler,
         )
-        self.start_epoch = 0
+        self.start_epoch = self.start_iter = 0
         self.max_epoch = cfg.SOLVER.MAX_EPOCH
         self.max_iter = self.max_epoch * self.iters_per_epoch
         self.warmup_iters = cfg.SOLVER.WARMUP_ITERS
@@ -126,49 +120,6 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self._last_eval_results: dict = {}
         self.register_hooks(self.build_hooks())
-
-    def resume_or_load(self, resume: bool = True) -> None:
-        """Resume from ``OUTPUT_DIR``'s last checkpoint, or load ``MODEL.WEIGHTS`` and start at the first step.
-
-        A resumed run goes on exactly: weights, optimizer, schedule, scaler, best metric, seed, and the sampler's
-        place in its stream. (fast-reid's image samplers and transforms draw from global generators; there the data
-        that follow differ from the uninterrupted run's.)
-        """
-        if resume and self.checkpointer.has_checkpoint():
-            path = self.checkpointer.get_checkpoint_file()
-            wrong = misfits(self.checkpointer.model, read_checkpoint(path)["model"])
-            if wrong:
-                raise UserError(
-                    f"--resume: {path} is of another model, {len(wrong)} weights do not fit, first "
-                    f"{', '.join(wrong[:3])}: resume with the config of that run, or choose another OUTPUT_DIR"
-                )
-        super().resume_or_load(resume=resume)
-        if len(set(comm.all_gather((self.start_epoch, self.progress.seed)))) > 1:
-            raise UserError(
-                "--resume: the processes do not find the same checkpoint: OUTPUT_DIR "
-                f"{self.cfg.OUTPUT_DIR} must be one folder that all machines see"
-            )
-        if self.progress.seed != self.cfg.SEED:
-            logger.warning(f"The run goes on with its own seed, {self.progress.seed}, not with {self.cfg.SEED}")
-        self._trainer.seed = self.progress.seed
-        sampler = self.data_loader.batch_sampler
-        if hasattr(sampler, "set_start"):
-            sampler.set_start(self.start_epoch * self.iters_per_epoch, seed=self.progress.seed)
-
-    def train(self) -> dict:
-        """Run training to its end.
-
-        Returns:
-            the last evaluation's results; empty on other ranks than the main one, and without evaluation.
-        """
-        if self.start_epoch >= self.max_epoch:
-            logger.info(f"Nothing to train: {self.cfg.OUTPUT_DIR} is at epoch {self.start_epoch} of {self.max_epoch}")
-            return self.test(self.cfg, self.model)
-        TrainerBase.train(self, self.start_epoch, self.max_epoch, self.iters_per_epoch)
-        memory = devices.peak_memory(self.device)
-        if memory is not None:
-            logger.info(f"Peak memory on {self.device}: {memory / 2**20:,.0f} MiB")
-        return self._last_eval_results
 
     def build_hooks(self) -> list:
         """fast-reid's hooks, with evaluation, checkpoints and the bar from :mod:`fastreid_star.engine.hooks`."""
@@ -180,7 +131,10 @@ class Trainer(DefaultTrainer):
 
         evaluation = EvalHook(cfg.TEST.EVAL_PERIOD, test_and_keep_results)
         metric = "metric" if len(cfg.DATASETS.TESTS) == 1 else f"{cfg.DATASETS.TESTS[0]}/metric"
-        ret = [hooks.IterationTimer(), LRScheduler(self.optimizer, self.scheduler)]
+        ret = [hooks.IterationTimer()]
+        if comm.is_main_process() and cfg.SOLVER.CHECKPOINT_PERIOD > 0:
+            ret.append(SaveBeforeEvaluation(self.checkpointer, evaluation))
+        ret.append(LRScheduler(self.optimizer, self.scheduler))
         if cfg.TEST.PRECISE_BN.ENABLED and hooks.get_bn_modules(self.model):
             own = cfg.clone()
             own.defrost()
@@ -204,12 +158,12 @@ class Trainer(DefaultTrainer):
         return ret
 
     def build_writers(self) -> list:
-        """Log lines, metrics.json and TensorBoard."""
-        return [
-            CommonMetricPrinter(self.max_iter),
-            JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")),
-            TensorboardXWriter(self.cfg.OUTPUT_DIR),
-        ]
+        """Log lines, metrics.json and TensorBoard; a warning where the disk has no room for the checkpoints too."""
+        warning = little_room(self.cfg, self.model, self.optimizer)
+        if warning:
+            logger.warning(warning)
+        drop_cut_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+        return open_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     @classmethod
     def build_model(cls, cfg):
@@ -241,7 +195,7 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg):
         if all_video(cfg.DATASETS.NAMES):
             loader = build_clip_train_loader(cfg, seed=cfg.SEED, **_loader_options(cfg))
-            identities = loader.batch_sampler.num_identities
+            identities = loader.batch_sampler.num_identities  # type: ignore[union-attr] # our sampler
             if not cfg.MODEL.LOSSES.TRI.ALL_RANKS:
                 identities //= comm.get_world_size()
             if "TripletLoss" in cfg.MODEL.LOSSES.NAME and identities < 2:
@@ -270,7 +224,7 @@ class Trainer(DefaultTrainer):
         loader = build_clip_test_loader(cfg, dataset_name, **_loader_options(cfg))
         csv_path = os.path.join(cfg.OUTPUT_DIR, f"per_query_{dataset_name}.csv") if cfg.TEST.PER_QUERY_CSV else None
         evaluator = CrossModalEvaluator(
-            tracklets=loader.dataset.tracklets,
+            tracklets=loader.dataset.tracklets,  # type: ignore[attr-defined] # our dataset
             ranks=tuple(cfg.TEST.RANKS),
             camera_filter=cfg.TEST.CAMERA_FILTER,
             min_frames=cfg.DATASETS.MIN_FRAMES,

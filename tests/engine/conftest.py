@@ -1,5 +1,8 @@
 """A tiny SyntheticVCM and a config that trains on it in a second or two."""
 
+import contextlib
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -50,3 +53,29 @@ def tiny_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("datasets")
     write_synthetic_vcm(root / "SyntheticVCM", SyntheticOptions.from_config(tiny_config(root, root)))
     return root
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Mounts a disk of some size, ``disk("300k")``; where that is not allowed, the test is skipped."""
+    mounted = []
+
+    def mount(size):
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a small disk is not allowed here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder):
+    """Write until nothing fits any more."""
+    with contextlib.suppress(OSError), open(folder / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))

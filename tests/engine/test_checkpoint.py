@@ -1,14 +1,30 @@
 """Checkpoints are whole or not there, and loading one runs no code."""
 
+import errno
+import hashlib
+import itertools
+import logging
+import multiprocessing
 import os
 import pickle
+import signal
+import zipfile
 
 import pytest
 import torch
 from fastreid.solver.lr_scheduler import MultiStepLR, WarmupLR
 
-from fastreid_star.engine.checkpoint import Checkpointer, ScalerState, read_checkpoint
+import fastreid_star
+from fastreid_star.engine import checkpoint
+from fastreid_star.engine.checkpoint import (
+    Checkpointer,
+    ScalerState,
+    read_checkpoint,
+    set_earlier_run_aside,
+    versions,
+)
 from fastreid_star.errors import UserError
+from fastreid_star.files import remove_abandoned
 
 
 def test_everything_comes_back(tmp_path):
@@ -111,3 +127,263 @@ def test_a_scalers_state_travels_between_kinds_of_devices():
     other = torch.amp.GradScaler("cpu")
     ScalerState(other).load_state_dict(npu.state_dict())
     assert other.get_scale() == 8.0
+
+
+# --- hashes ---------------------------------------------------------------------------------------------------------
+
+
+def saved(folder, name="model_last", **values):
+    Checkpointer(torch.nn.Linear(3, 2), str(folder), keep=2).save(name, **values)
+    return folder / f"{name}.pth"
+
+
+def test_a_checkpoint_ends_with_the_hash_of_all_before_it(tmp_path):
+    path = saved(tmp_path)
+    content = path.read_bytes()
+    assert content[-71:] == b"sha256=" + hashlib.sha256(content[:-71]).hexdigest().encode()
+    with zipfile.ZipFile(path) as archive:  # as torch and every archiver see it
+        assert archive.testzip() is None
+        assert archive.comment == content[-71:]
+    assert torch.load(path, weights_only=True)["model"].keys() == {"weight", "bias"}
+    assert torch.load(path, weights_only=True, mmap=True)["model"]["weight"].shape == (2, 3)
+
+
+def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path):
+    """torch itself loads two of three flipped bytes without a word: numbers that are other numbers."""
+    path = saved(tmp_path)
+    content = path.read_bytes()
+    whole = read_checkpoint(str(path))["model"]
+    unnoticed = []
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            data = read_checkpoint(str(path))["model"]
+        except UserError:
+            pass
+        else:  # in the word sha256= itself: then there is no hash, and nothing else is wrong
+            assert len(content) - 71 <= place < len(content) - 64
+            assert all(torch.equal(whole[name], data[name]) for name in whole)
+            unnoticed.append(place)
+    assert len(unnoticed) <= 1
+    for size in [*range(0, len(content), 13), *range(len(content) - 100, len(content))]:
+        path.write_bytes(content[:size])
+        with pytest.raises(UserError, match="damaged"):
+            read_checkpoint(str(path))
+
+
+def test_a_file_without_a_hash_is_read_and_only_the_debug_log_says_so(tmp_path, caplog):
+    torch.save({"model": {}}, tmp_path / "fastreid.pth")
+    torch.save({"model": {}}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    caplog.set_level(logging.DEBUG, "fastreid_star")
+    for name in ("fastreid.pth", "old.pth"):
+        assert read_checkpoint(str(tmp_path / name)) == {"model": {}}
+        assert f"{name} has no hash" in caplog.text
+    caplog.clear()
+    read_checkpoint(str(saved(tmp_path)))
+    assert "no hash" not in caplog.text
+
+
+def test_what_a_checkpoint_was_trained_with_is_in_it(tmp_path):
+    notes = {"config": "A: 1\n", "versions": versions()}
+    Checkpointer(torch.nn.Linear(1, 1), str(tmp_path), notes=notes).save("model_last", epoch=1)
+    data = read_checkpoint(str(tmp_path / "model_last.pth"))
+    assert data["config"] == "A: 1\n"
+    assert data["versions"] == {
+        "fastreid-star": fastreid_star.__version__, "fastreid": "1.4.0", "torch": torch.__version__
+    }  # fmt: skip
+
+
+# --- what is kept, and what a run goes on from ----------------------------------------------------------------------
+
+
+def epochs(folder):
+    return {path.name: read_checkpoint(str(path))["epoch"] for path in folder.glob("*.pth")}
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        (1, {"model_last.pth": 4}),
+        (2, {"model_last.pth": 4, "model_last-1.pth": 3}),
+        (3, {"model_last.pth": 4, "model_last-1.pth": 3, "model_last-2.pth": 2}),
+    ],
+)
+def test_so_many_of_the_last_are_kept(tmp_path, keep, expected):
+    checkpointer = Checkpointer(torch.nn.Linear(1, 1), str(tmp_path), keep=keep)
+    for epoch in range(5):
+        checkpointer.save("model_last", epoch=epoch)
+        checkpointer.save("model_best", epoch=epoch, tag=False)
+    assert epochs(tmp_path) == {**expected, "model_best.pth": 4}
+    Checkpointer(torch.nn.Linear(1, 1), str(tmp_path), keep=1).save("model_last", epoch=9)
+    assert epochs(tmp_path) == {"model_last.pth": 9, "model_best.pth": 4}, "a smaller number prunes"
+
+
+def three(folder):
+    """model_last.pth after epoch 3, model_last-1.pth after 2, model_best.pth after 1."""
+    checkpointer = Checkpointer(torch.nn.Linear(3, 2), str(folder), keep=2)
+    checkpointer.save("model_best", tag=False, epoch=1, iteration=20)
+    checkpointer.save("model_last", epoch=2, iteration=30)
+    checkpointer.save("model_last", epoch=3, iteration=40)
+    return checkpointer
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def lose(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [flip, cut, empty, lose])
+def test_where_the_newest_is_damaged_the_last_good_one_is_found(tmp_path, caplog, damage):
+    checkpointer = three(tmp_path)
+    assert checkpointer.newest() == "model_last.pth"
+    assert caplog.records == []
+    damage(tmp_path / "model_last.pth")
+    assert checkpointer.newest() == "model_last-1.pth"
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "model_last.pth" in line
+    assert f"goes on from {tmp_path}/model_last-1.pth instead" in line
+    assert "\n" not in line
+    # the damaged one is out of the way: the next to be written does not push out the good one for it
+    checkpointer.save("model_last", epoch=3)
+    left = {"model_last.pth": 3, "model_best.pth": 1, "model_last-1.pth": 2}
+    assert epochs(tmp_path) == left
+    assert (tmp_path / "model_last.pth.damaged").exists() == (damage is not lose)
+
+
+def test_where_two_are_damaged_the_best_is_still_good(tmp_path):
+    checkpointer = three(tmp_path)
+    flip(tmp_path / "model_last.pth")
+    cut(tmp_path / "model_last-1.pth")
+    assert checkpointer.newest() == "model_best.pth"
+
+
+@pytest.mark.parametrize("said", [b"", b"\x00\xff\n\x07", b"model_0007.pth", b"../" * 2000, b"model_last.pth\n"])
+def test_whatever_last_checkpoint_says(tmp_path, caplog, said):
+    checkpointer = three(tmp_path)
+    (tmp_path / "last_checkpoint").write_bytes(said)
+    assert checkpointer.newest() == "model_last.pth"
+    told = [record.getMessage() for record in caplog.records]
+    if said.strip() == b"model_last.pth":
+        assert told == []
+    else:
+        assert "last_checkpoint names" in told[0]
+        assert told[0].isprintable()
+
+
+def test_a_checkpoint_that_is_named_is_taken_before_one_of_more_steps(tmp_path):
+    checkpointer = three(tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_best.pth")
+    assert checkpointer.newest() == "model_best.pth"
+    (tmp_path / "last_checkpoint").unlink()
+    assert checkpointer.newest() == "model_last.pth"
+
+
+def test_where_none_is_good_there_is_one_line(tmp_path):
+    assert Checkpointer(torch.nn.Linear(1, 1), str(tmp_path)).newest() is None
+    assert Checkpointer(torch.nn.Linear(1, 1), str(tmp_path / "none")).newest() is None
+    path = saved(tmp_path, epoch=1)
+    flip(path)
+    torch.save({"model": {}}, tmp_path / "model_weights.pth")  # weights alone are nothing to resume from
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^--resume: .*model_last\.pth is damaged.*train anew, without --res") as e:
+            Checkpointer(torch.nn.Linear(3, 2), str(tmp_path)).newest()
+        assert "\n" not in str(e.value)
+
+
+def test_weights_without_the_optimizer_are_not_gone_on_from(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    saved(tmp_path, "model_best", epoch=9, iteration=90)
+    checkpointer = Checkpointer(model, str(tmp_path), optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    checkpointer.save("model_final", epoch=1, iteration=10)
+    lose(tmp_path / "last_checkpoint")
+    assert checkpointer.newest() == "model_final.pth"
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_the_last_one_stays(tmp_path, monkeypatch):
+    path = saved(tmp_path, epoch=1)
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"model_last\.pth cannot be written \(No space left on dev.*make"):
+            saved(tmp_path, epoch=2)
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_last.pth"]
+
+
+def test_an_earlier_run_is_put_aside_whole(tmp_path):
+    three(tmp_path)
+    (tmp_path / "log.txt").write_text("log")
+    names = {"last_checkpoint", "model_last.pth", "model_last-1.pth", "model_best.pth"}
+    assert set_earlier_run_aside(str(tmp_path)) == str(tmp_path / "earlier-1")
+    assert {*os.listdir(tmp_path / "earlier-1")} == names
+    assert {*os.listdir(tmp_path)} == {"log.txt", "earlier-1"}
+    assert set_earlier_run_aside(str(tmp_path)) is None
+    three(tmp_path)
+    assert set_earlier_run_aside(str(tmp_path)) == str(tmp_path / "earlier-2")
+    assert {*os.listdir(tmp_path / "earlier-1")} == {*os.listdir(tmp_path / "earlier-2")} == names
+
+
+# --- killed while writing -------------------------------------------------------------------------------------------
+
+
+def save_until_killed(folder, call):
+    """Save three times, and be killed just before the `call`-th time the disk is asked for anything."""
+    calls = itertools.count()
+
+    def counted(function):
+        def before(*args, **kwargs):
+            if next(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return before
+
+    for name in ("fsync", "replace"):
+        setattr(os, name, counted(getattr(os, name)))
+    torch.save = counted(torch.save)
+    checkpoint._digest = counted(checkpoint._digest)
+    checkpointer = Checkpointer(torch.nn.Linear(3, 2), str(folder), keep=2)
+    for epoch in range(3):
+        checkpointer.save("model_last", epoch=epoch, iteration=epoch)
+
+
+def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint(tmp_path):
+    context = multiprocessing.get_context("fork")
+    found = []
+    for call in itertools.count():
+        folder = tmp_path / str(call)
+        folder.mkdir()
+        process = context.Process(target=save_until_killed, args=(folder, call))
+        process.start()
+        process.join()
+        checkpointer = Checkpointer(torch.nn.Linear(3, 2), str(folder), keep=2)
+        name = checkpointer.newest()
+        found.append(None if name is None else read_checkpoint(str(folder / name))["epoch"])
+        remove_abandoned(folder)
+        assert not list(folder.glob("*.tmp"))
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        checkpointer.save("model_last", epoch=7, iteration=7)
+        assert checkpointer.newest() == "model_last.pth"
+    assert found[0] is None
+    assert found == sorted(found, key=lambda epoch: -1 if epoch is None else epoch), "no kill takes back what was there"
+    assert {0, 1, 2} < {*found}
+    assert len(found) > 20

@@ -5,8 +5,8 @@ import torch
 from fastreid.engine.train_loop import TrainerBase
 
 from fastreid_star.engine.checkpoint import Checkpointer, read_checkpoint
-from fastreid_star.engine.hooks import CheckpointHook, EvalHook
-from fastreid_star.engine.trainer import Progress
+from fastreid_star.engine.hooks import CheckpointHook, EvalHook, SaveBeforeEvaluation
+from fastreid_star.engine.resume import Progress
 
 
 class Loop(TrainerBase):
@@ -15,7 +15,7 @@ class Loop(TrainerBase):
     def __init__(self, folder, metrics, epochs, *, eval_period, checkpoint_period=1, best=-1.0):
         super().__init__()
         self.model = torch.nn.Linear(1, 1, bias=False)
-        self.max_epoch = epochs
+        self.max_epoch, self.iters_per_epoch = epochs, 1
         self.progress = Progress(seed=0, best_metric=best)
         self.evaluated = []
         values = iter(metrics)
@@ -53,6 +53,21 @@ def test_best_last_and_final(tmp_path):
     assert epoch_of(tmp_path / "model_final.pth") == 3
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
     assert read_checkpoint(str(tmp_path / "model_final.pth"))["progress"]["best_metric"] == 30.0
+
+
+def test_an_evaluation_finds_the_steps_before_it_saved(tmp_path):
+    class Dying(Loop):
+        def __init__(self, folder):
+            super().__init__(folder, [10.0], 3, eval_period=2)
+
+        def register_hooks(self, hooks):
+            evaluation, saving = hooks
+            super().register_hooks([SaveBeforeEvaluation(saving._checkpointer, evaluation), *hooks])
+
+    with pytest.raises(StopIteration):  # of the metrics, in the second evaluation
+        Dying(tmp_path)
+    last = read_checkpoint(str(tmp_path / "model_last.pth"))
+    assert (last["epoch"], last["iteration"], last["model"]["weight"].item()) == (1, 3, 2)
 
 
 def test_a_resumed_run_keeps_the_best_it_had(tmp_path):

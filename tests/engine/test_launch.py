@@ -2,9 +2,11 @@
 
 import atexit
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 import torch.distributed as dist
 from fastreid.utils import comm
 
-from fastreid_star.engine.launch import launch
+from fastreid_star.engine.launch import launch, run_processes
 from fastreid_star.errors import UserError
 
 
@@ -59,6 +61,16 @@ def test_no_thread_of_the_group_outlives_it(tmp_path):
         assert "gloo" not in (tmp_path / f"rank{rank}").read_text()
 
 
+def start_method(folder):
+    (Path(folder) / str(comm.get_rank())).write_text(torch.multiprocessing.get_start_method())
+
+
+def test_processes_start_theirs_as_this_one_does(tmp_path):
+    """Spawned loading workers would take seconds at each evaluation, and the memory of all that they import."""
+    launch(start_method, 2, device="cpu", args=(str(tmp_path),))
+    assert {path.read_text() for path in tmp_path.iterdir()} == {torch.multiprocessing.get_start_method()}
+
+
 def test_one_process_is_this_one():
     seen = []
     launch(seen.append, 1, device="cpu", args=(os.getpid(),))
@@ -76,6 +88,31 @@ def test_a_failing_process_ends_all_with_its_own_traceback(tmp_path, capfd):
     error = capfd.readouterr().err
     assert "process 1 failed:" in error
     assert "ValueError: rank 1 has had enough" in error
+
+
+def be_killed(number):
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        time.sleep(60)
+    except BaseException:
+        raise ConnectionError("lost a peer") from None
+
+
+def test_a_process_that_the_system_kills_is_one_line(capfd):
+    with pytest.raises(UserError, match=r"^process 1 of 2 was killed \(SIGKILL\): most .* out of memory; .*") as caught:
+        run_processes(be_killed, 2)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def end_oddly(number):
+    os._exit(3)
+
+
+def test_a_process_that_just_ends(capfd):
+    with pytest.raises(torch.multiprocessing.ProcessExitedException, match="process 0 ended with status 3"):
+        run_processes(end_oddly, 1)
 
 
 def refuse_on_one(folder):

@@ -46,6 +46,29 @@ def test_every_weight_changes(name):
         assert not torch.equal(value, before[key]), key
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam", "Lamb"])
+def test_frozen_layers_thaw_after_so_many_steps_of_the_run(name):
+    """Of the run, not of the process: it goes on from a checkpoint after the first step, and after the fourth."""
+    cfg = config(OPT=name, FREEZE_ITERS=3)
+    cfg.MODEL.FREEZE_LAYERS = ["backbone"]
+    net = Net()
+    optimizer = build_optimizer(cfg, net)
+    moved = []
+    for step in range(6):
+        if step in (1, 4):
+            state = optimizer.state_dict()
+            optimizer = build_optimizer(cfg, net)
+            optimizer.load_state_dict(state)
+        before = copy.deepcopy(net.state_dict())
+        optimizer.zero_grad()
+        net(torch.randn(8, 4)).square().sum().backward()
+        optimizer.step()
+        moved.append([not torch.equal(p, before[key]) for key, p in net.named_parameters()])
+    backbone, heads = [True] * 4, [True] * 2  # weights and biases
+    frozen = [False] * 4
+    assert moved == [frozen + heads] * 3 + [backbone + heads] * 3
+
+
 def test_groups_are_merged_and_the_backbone_learns_at_its_factor():
     cfg = config(HEADS_LR_FACTOR=2.0, WEIGHT_DECAY=0.5, WEIGHT_DECAY_NORM=0.0, WEIGHT_DECAY_BIAS=0.5)
     net = Net()

@@ -1,11 +1,8 @@
 """Whole runs on the tiny synthetic data: training, evaluation, resume, several processes."""
 
+import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -21,11 +18,13 @@ from fastreid_star.engine.train import load_trained
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
-from .conftest import DEMO, REPOSITORY, tiny_config, tiny_options
+from .conftest import DEMO, tiny_config, tiny_options
 
 
 def assert_same_checkpoint(one, other):
     one, other = (read_checkpoint(str(path)) for path in (one, other))
+    for data in (one, other):
+        assert "OUTPUT_DIR" in data.pop("config")  # in which they differ
     assert one.keys() == other.keys()
     assert torch.utils._pytree.tree_structure(one) == torch.utils._pytree.tree_structure(other)
     for a, b in zip(torch.utils._pytree.tree_leaves(one), torch.utils._pytree.tree_leaves(other), strict=True):
@@ -92,29 +91,56 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_root, whole_run, tmp_
     assert_same_checkpoint(tmp_path / "model_final.pth", whole_run[0] / "model_final.pth")
 
 
-def run_tool(*arguments, **kwargs):
-    command = [sys.executable, str(REPOSITORY / "tools" / "train_net.py"), *map(str, arguments)]
-    return subprocess.Popen(command, cwd=REPOSITORY, **kwargs)
-
-
-def test_killed_and_resumed_from_the_command_line(tiny_root, whole_run, tmp_path):
-    arguments = ["--config-file", DEMO, "--resume", *tiny_options(tiny_root, tmp_path)]
-    process = run_tool(*arguments, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "last_checkpoint").exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    saved = (tmp_path / "last_checkpoint").read_text()
-    epoch = read_checkpoint(str(tmp_path / saved))["epoch"]
-    resumed = run_tool(*arguments, stdout=subprocess.PIPE, text=True)
-    said, _ = resumed.communicate()
-    assert resumed.returncode == 0
-    assert f"Starting training from epoch {epoch + 1}" in said
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_run_goes_on_from_the_last_good_checkpoint(tiny_root, whole_run, tmp_path, caplog, size):
+    cfg = tiny_config(tiny_root, tmp_path)
+    trainer = Trainer(cfg)
+    trainer.register_hooks([StopAt(7)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    os.truncate(tmp_path / "model_last.pth", size)
+    (tmp_path / "model_last.pth.1.0123abcd.tmp").write_text("half of the next one")
+    with open(tmp_path / "metrics.json", "a") as file:
+        file.write('{"epoch": 2.3, "iter')
+    resumed = Trainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert f"goes on from {tmp_path}/model_last-1.pth instead" in caplog.text
+    assert (resumed.start_epoch, resumed.start_iter) == (1, 3)
+    assert resumed.train() == whole_run[1]
     assert_same_checkpoint(tmp_path / "model_final.pth", whole_run[0] / "model_final.pth")
-    assert load_config(str(tmp_path / "config.yaml")).SOLVER.MAX_EPOCH == 3
-    assert "SyntheticVCM" in (tmp_path / "log.txt").read_text()
+    assert not list(tmp_path.glob("*.tmp"))
+    for line in (tmp_path / "metrics.json").read_text().splitlines():
+        json.loads(line)
+
+
+def test_where_no_checkpoint_is_good_nothing_is_trained(tiny_root, tmp_path):
+    (tmp_path / "last_checkpoint").write_text("model_last.pth")
+    with pytest.raises(UserError, match=r"^--resume: .*last_checkpoint names 'model_last\.pth', which is not t"):
+        Trainer(tiny_config(tiny_root, tmp_path)).resume_or_load(resume=True)
+
+
+def test_a_new_run_does_not_pass_an_earlier_ones_checkpoints_for_its_own(tiny_root, whole_run, tmp_path, caplog):
+    shutil.copytree(whole_run[0], tmp_path, dirs_exist_ok=True)
+    weights = str(tmp_path / "model_best.pth")  # which is moved, but only once it is loaded
+    options = ("TEST.EVAL_PERIOD", "0", "SOLVER.MAX_EPOCH", "1", "SOLVER.STEPS", "()", "MODEL.WEIGHTS", weights)
+    trainer = Trainer(tiny_config(tiny_root, tmp_path, *options))
+    trainer.resume_or_load(resume=False)
+    assert f"checkpoints of an earlier one are now in {tmp_path}/earlier-1" in caplog.text
+    before = read_checkpoint(str(tmp_path / "earlier-1" / "model_best.pth"))["model"]
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+    trainer.train()
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["model_final.pth"]
+    names, aside = ({path.name for path in folder.glob("*.pth")} for folder in (whole_run[0], tmp_path / "earlier-1"))
+    assert aside == names
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_a_checkpoint_tells_what_it_was_trained_with(tiny_root, whole_run, tmp_path):
+    saved = read_checkpoint(str(whole_run[0] / "model_final.pth"))
+    (tmp_path / "config.yaml").write_text(saved["config"])
+    assert load_config(str(tmp_path / "config.yaml")) == tiny_config(tiny_root, whole_run[0])
+    assert saved["versions"]["torch"] == torch.__version__
+    assert (saved["iteration"], saved["iters_per_epoch"]) == (9, 3)
 
 
 def test_a_finished_run_is_only_evaluated(tiny_root, whole_run):
