@@ -1,62 +1,52 @@
-"""What is refused before a model is built: names nobody knows, networks and datasets that do not go together."""
+"""All that is wrong with a run, found before its first step and told at once: config, data and machine.
+
+What these checks cannot see, such as weights that do not fit, is still refused where it is met.
+"""
 
 from __future__ import annotations
 
 import logging
 
 from fastreid.config import CfgNode
-from fastreid.modeling.backbones import BACKBONE_REGISTRY
-from fastreid.modeling.heads import REID_HEADS_REGISTRY
-from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from fastreid.utils import comm
 
-from fastreid_star.data.build import build_dataset, is_video_dataset, open_store
-from fastreid_star.engine.solver import SCHEDULES
+from fastreid_star.engine import checks_config, checks_data, checks_machine
+from fastreid_star.engine.job import Job, Problem
 from fastreid_star.errors import UserError
-from fastreid_star.evaluation.retrieval import check_ranks
 
 logger = logging.getLogger(__name__)
 
-
-def check(cfg: CfgNode) -> None:
-    """Refuse now what would end in a traceback, or what the first evaluation, hours later, would stumble over."""
-    for key, name, registry in (
-        ("META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
-        ("HEADS.NAME", cfg.MODEL.HEADS.NAME, REID_HEADS_REGISTRY),
-        ("BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
-    ):
-        if name not in registry._obj_map:
-            known = ", ".join(sorted(registry._obj_map))
-            raise UserError(f"MODEL.{key} is {name!r}, which nobody has registered: there are {known}")
-    if cfg.SOLVER.SCHED not in SCHEDULES:
-        raise UserError(f"SOLVER.SCHED is {cfg.SOLVER.SCHED!r}: choose one of {', '.join(SCHEDULES)}")
-    video = all_video(cfg.DATASETS.TESTS, "TESTS")
-    if video != all_video(cfg.DATASETS.NAMES):
-        raise UserError(
-            f"DATASETS.NAMES {tuple(cfg.DATASETS.NAMES)} and TESTS {tuple(cfg.DATASETS.TESTS)} must be of one "
-            "kind, video or image"
-        )
-    network = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    if video != getattr(network, "takes_clips", False):
-        kind, other = ("clips", "images") if video else ("images", "clips")
-        raise UserError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} takes {other}, but the datasets are of {kind}"
-        )
-    if getattr(network, "wants_skeletons", False) and not cfg.DATASETS.SKELETONS:
-        logger.warning("DATASETS.SKELETONS is empty: without skeletons every clip takes the baseline's path")
-    if video and cfg.TEST.FLIP.ENABLED:
-        raise UserError("TEST.FLIP.ENABLED is for image datasets: set it to False")
-    for name in cfg.DATASETS.TESTS if video else ():
-        check_ranks(cfg.TEST.RANKS)
-        open_store(cfg, build_dataset(cfg, name))
+CHECKS = (*checks_config.CHECKS, *checks_data.CHECKS, *checks_machine.CHECKS)
 
 
-def all_video(names, key: str = "NAMES") -> bool:
-    """Whether these datasets hold tracklets; False: images.
+def problems(job: Job) -> list[Problem]:
+    """Everything the checks have to say of a run, each once, the same on every rank."""
+    found: list[Problem] = []
+    for one in CHECKS:
+        try:
+            found.extend(one(job))
+        except UserError as error:
+            found.append(Problem(str(error)))
+    # what only one machine lacks, all must know of: the others would wait for it
+    return list(dict.fromkeys(problem for of_rank in comm.all_gather(found) for problem in of_rank))
+
+
+def check(cfg: CfgNode, *, training: bool = True) -> None:
+    """Refuse now what would end in a traceback, or what the first evaluation, hours later, would stumble over.
+
+    What is merely doubtful is logged.
+
+    Args:
+        cfg: a complete config.
+        training: False: only an evaluation of MODEL.WEIGHTS.
 
     Raises:
-        UserError: there are none, or of both kinds.
+        UserError: all that is wrong, on every rank.
     """
-    kinds = {is_video_dataset(name) for name in names}
-    if len(kinds) != 1:
-        raise UserError(f"DATASETS.{key} must name datasets of one kind, video or image, but is {tuple(names)}")
-    return kinds == {True}
+    job = Job(cfg, training, comm.get_world_size(), comm.get_local_size())
+    found = problems(job)
+    for problem in found:
+        if not problem.fatal:
+            logger.warning(problem.text)
+    if any(problem.fatal for problem in found):
+        raise UserError.of(problem.text for problem in found if problem.fatal)

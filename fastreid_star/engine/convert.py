@@ -20,6 +20,7 @@ import torch
 from fastreid.config import CfgNode
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
+from fastreid_star.engine.checkpoint import load_plain
 from fastreid_star.errors import UserError
 
 
@@ -101,7 +102,7 @@ _DROPPED_SDTG = (
     (r"time_guide\.bn_enhanced_(origin|time_guide)\.", _NEVER_RUN),
 )
 
-_BASELINE_SETTINGS = {
+_BASELINE_SETTINGS: dict[str, object] = {
     "MODEL.BACKBONE.PADDED_POOL": True,
     "MODEL.BACKBONE.LAST_STRIDE": 1,
     "MODEL.HEADS.GEM_P": 3.0,
@@ -223,7 +224,7 @@ def read_published(path: str) -> dict[str, torch.Tensor]:
         raise UserError(f"checkpoint {path} does not exist")
     try:
         with _numpy_numbers():
-            data = torch.load(path, map_location="cpu", weights_only=True)
+            data = load_plain(path)
     except Exception as error:  # a damaged file can raise anything from EOFError to UnpicklingError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

@@ -1,4 +1,4 @@
-"""Is this machine ready to train? Versions, devices, a tiny training step and an all-reduce, each told in one line."""
+"""Is this machine ready to train, and a run ready for it? Versions, devices, a tiny step, a config and its data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from fastreid.utils import comm
 
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.engine import device as devices
+from fastreid_star.engine.checks import problems
+from fastreid_star.engine.job import Job
 from fastreid_star.engine.launch import launch
+from fastreid_star.engine.setup import load_config
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
@@ -72,6 +75,29 @@ def examine(device: str, num_devices: int) -> Iterator[Finding]:
         ("all-reduce", lambda: add_up(device, num_devices)),
     ):
         yield _tried(name, check)
+
+
+def examine_run(path: str, opts: list[str], num_devices: int) -> Iterator[Finding]:
+    """All that training with a config would be refused for, or warned of, one finding each.
+
+    The datasets are opened; one that draws itself is drawn.
+
+    Args:
+        path: of the config file.
+        opts: ``[KEY, VALUE, ...]`` that change it.
+        num_devices: how many processes are to train.
+    """
+    try:
+        cfg = load_config(path, opts)
+        found = problems(Job(cfg, world_size=num_devices, local_size=num_devices))
+    except UserError as error:
+        yield Finding("config", False, str(error))
+        return
+    for problem in found:
+        yield Finding("run", False if problem.fatal else None, problem.text)
+    if not any(problem.fatal for problem in found):
+        text = f"{cfg.MODEL.META_ARCHITECTURE} on {', '.join(cfg.DATASETS.NAMES)}: nothing is in its way"
+        yield Finding("run", True, text)
 
 
 def _count(kind: str) -> str:

@@ -86,7 +86,7 @@ def read_index(folder: str | os.PathLike) -> dict[str, Any]:
         raise UserError(
             f"{os.fspath(folder)} is no gallery, it has no {INDEX_FILE}: make one with tools/extract_features.py"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): make the gallery anew") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise UserError(f"{path} is no gallery of version {VERSION}: make it anew")
@@ -107,12 +107,14 @@ def read_features(folder: str | os.PathLike, content: Mapping[str, Any]) -> np.n
     path = os.path.join(folder, content["features"])
     try:
         features = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}): make the gallery anew") from error
-    if features.dtype != np.float32 or features.ndim != 2 or _digest(features) != content["features_sha256"]:
+    except Exception as error:  # of a damaged header numpy's reader can raise anything, from TypeError to TokenError
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} cannot be read ({reason}): make the gallery anew") from error
+    sound = isinstance(features, np.ndarray) and features.dtype == np.float32 and features.ndim == 2
+    if not sound or _digest(features) != content["features_sha256"]:
         raise UserError(f"{path} holds other features than {INDEX_FILE} beside it says: make the gallery anew")
     return np.array(features)
 
 
 def _digest(features: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(features)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(features).data).hexdigest()

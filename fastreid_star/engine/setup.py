@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import logging
 import os
 import platform
@@ -20,6 +21,10 @@ from fastreid.utils import comm
 from fastreid.utils.logger import setup_logger
 
 from fastreid_star.engine import device as devices
+from fastreid_star.engine.checks import check
+from fastreid_star.engine.checks_machine import why_unwritable
+from fastreid_star.engine.faults import explain, in_one_line
+from fastreid_star.engine.yaml_files import check_yaml
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 
@@ -89,6 +94,8 @@ def merge_file(cfg: CfgNode, cfg_filename: str, allow_unsafe: bool = False) -> N
         raise UserError("there is no config file: add --config-file FILE")
     if not os.path.isfile(cfg_filename):
         raise UserError(f"config file {cfg_filename} does not exist")
+    if not allow_unsafe:
+        check_yaml(cfg_filename)
     _merge(cfg, lambda: _merge_from_file(cfg, cfg_filename, allow_unsafe), cfg_filename)
 
 
@@ -99,11 +106,13 @@ def merge_options(cfg: CfgNode, cfg_list: list[str]) -> None:
         UserError: as :func:`load_config`.
     """
     if len(cfg_list) % 2:
-        raise UserError(f"config options come in pairs, KEY VALUE; {cfg_list[-1]!r} has no value")
+        raise UserError(f"config options come in pairs, KEY VALUE; {_shortened(repr(cfg_list[-1]))} has no value")
     _merge(cfg, lambda: _merge_from_list(cfg, cfg_list), "the command line")
 
 
 def _seed(cfg: CfgNode) -> int:
+    if cfg.SEED >= 2**31:
+        raise UserError(f"SEED is {cfg.SEED}: give one below {2**31}, or -1 for a fresh one")
     return cfg.SEED if cfg.SEED >= 0 else secrets.randbelow(2**31)
 
 
@@ -114,7 +123,9 @@ def _merge(cfg: CfgNode, merge: Callable[[], None], source: str) -> None:
         merge()
     except (KeyError, AssertionError) as error:
         text = str(error.args[0]) if error.args else str(error)
-        key = text.rsplit(": ", 1)[-1].strip("'\"")
+        if "Non-existent" not in text:
+            raise UserError(f"{source}: {_shortened(text)}") from error
+        key = _shortened(text.rsplit(": ", 1)[-1].strip("'\""))
         near = difflib.get_close_matches(key, _all_keys(cfg), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"{source}: there is no config key {key}{hint}") from error
@@ -122,11 +133,30 @@ def _merge(cfg: CfgNode, merge: Callable[[], None], source: str) -> None:
         text = " ".join(str(error).split())
         if len(text) > 300:  # yacs prints both values, which may be whole sections
             text = re.sub(r" with values \(.*\) for ", " for ", text)
-        raise UserError(f"{source}: {text}") from error
+        raise UserError(f"{source}: {_shortened(text)}") from error
     except (TypeError, AttributeError) as error:
-        raise UserError(f"{source}: sections of keys and values are expected ({error})") from error
+        raise UserError(f"{source}: sections of keys and values are expected ({_shortened(str(error))})") from error
+    except (RecursionError, MemoryError) as error:  # of Python's own reader of values
+        raise UserError(f"{source}: a value is nested too deeply to be read") from error
     finally:
         logging.disable(previous)
+    defaults = get_cfg()
+    empty = [key for key in _all_keys(cfg) if _value(cfg, key) is None and _value(defaults, key) is not None]
+    if empty:
+        raise UserError(f"{source}: {empty[0]} has no value; give one, or leave the key out")
+
+
+def _value(node: CfgNode | None, key: str) -> object:
+    """The value of a key with dots, None where there is none."""
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, CfgNode) else None
+    return node
+
+
+def _shortened(text: str) -> str:
+    """One line of at most 400 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= 400 else f"{line[:400]} ..."
 
 
 def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
@@ -166,21 +196,26 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     cfg.SEED = comm.all_gather(_seed(cfg))[0]  # a negative one is drawn anew in each process
     if frozen:
         cfg.freeze()
+    training = not getattr(args, "eval_only", False)
     problem = None
     if comm.is_main_process():
-        try:
-            os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-            if not getattr(args, "eval_only", False):  # what a run was trained with stays beside its weights
+        problem = why_unwritable(cfg.OUTPUT_DIR)
+        if problem is None and training:  # what a run was trained with stays beside its weights
+            try:
                 write_whole(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), lambda file: file.write(cfg.dump().encode()))
-        except OSError as error:
-            problem = f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror}"
+            except OSError as error:
+                problem = f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror or error}"
     problem = comm.all_gather(problem)[0]
     if problem:
+        check(cfg, training=training)  # says what else is wrong, where something is
         raise UserError(problem)
     for name in LOGGERS:
         for handler in setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name).handlers:
             if getattr(handler, "stream", None) is sys.stdout:
                 handler.setLevel(logging.INFO)
+            else:
+                handler.handleError = _say_once(handler)
+    logging.getLogger("fastreid.engine.train_loop").addFilter(_in_one_line)
     chosen = devices.choose_device(cfg.MODEL.DEVICE, comm.get_local_rank())
     logger.info(f"Command line: {' '.join(sys.argv)}")
     logger.info(
@@ -191,6 +226,35 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger.debug(f"Config:\n{cfg}")
 
 
+def _say_once(handler: logging.Handler) -> Callable[[logging.LogRecord], None]:
+    """For a log file on a disk that fails: a line on standard error, where Python's own is a traceback a record.
+
+    The file is tried again with every record: what could not be written is written once there is room.
+    """
+    told = False
+
+    def handle(record: logging.LogRecord) -> None:
+        nonlocal told
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            logging.Handler.handleError(handler, record)
+        elif not told:
+            told = True
+            print(f"log.txt cannot be written ({error.strerror or error}): the run goes on", file=sys.stderr)
+
+    return handle
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """A filter: of an error that is told in one line, the traceback goes to log.txt only."""
+    error = record.exc_info[1] if record.exc_info else None
+    line = str(error) if isinstance(error, UserError) else explain(error) if error is not None else None
+    if line is not None:
+        logger.debug("The error's traceback:", exc_info=record.exc_info)
+        record.msg, record.args, record.exc_info = f"Training ended: {line}", (), None
+    return True
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -199,9 +263,15 @@ def _version(package: str) -> str:
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a command line tool: a :class:`UserError` ends it with its one line and status 2, without a traceback."""
+    """Run a command line tool: a :class:`UserError` ends it with its one line and status 2, without a traceback.
+
+    So does a fault of the machine, such as a full disk; see :mod:`fastreid_star.engine.faults`.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
-        main()
+        with in_one_line():
+            main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

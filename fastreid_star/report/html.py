@@ -12,7 +12,7 @@ from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 
 
-def render(template: str, **values) -> str:
+def render(template: str, **values: object) -> str:
     """Fill a template of this package; whatever is not marked as safe is escaped.
 
     Args:
@@ -62,6 +62,11 @@ def write_page(path: str | os.PathLike, page: str) -> int:
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return len(content)
+
+
+def file_name(path: str | os.PathLike) -> str:
+    """The name of a file or folder as text: what of it is no UTF-8 becomes a question mark, which every font has."""
+    return os.path.basename(os.path.abspath(path)).encode(errors="replace").decode()
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -1,4 +1,4 @@
-"""The check-up of a machine: it passes where training works, and says what is wrong where something is."""
+"""The check-up of a machine and of a run: it passes where training works, and says what is wrong where something is."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from fastreid_star.engine import doctor
 from fastreid_star.errors import UserError
 from fastreid_star.modeling import STAR
 
-from .conftest import REPOSITORY
+from .conftest import DEMO, REPOSITORY, tiny_options
 
 
 def run(*arguments, env=None):
@@ -127,3 +127,44 @@ def test_inventory_of_an_ascend_machine(monkeypatch, tmp_path):
     (tmp_path / "aarch64-linux").mkdir()
     (tmp_path / "aarch64-linux" / "ascend_toolkit_install.info").write_text("package_name=x\nversion=8.9.9\n")
     assert devices.inventory()["CANN"] == f"8.9.9 in {tmp_path}"
+
+
+# --- of a run -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_can_start(tiny_root, tmp_path):
+    (finding,) = doctor.examine_run(DEMO, tiny_options(tiny_root, tmp_path), 1)
+    assert (finding.name, finding.good) == ("run", True)
+    assert finding.text == "SAD on SyntheticVCM: nothing is in its way"
+
+
+def test_each_problem_of_a_run_is_a_finding(tiny_root, tmp_path):
+    star = DEMO.replace("SAD_demo", "STAR_demo")
+    options = ["SOLVER.BASE_LR", "0.0", "SOLVER.IMS_PER_BATCH", "8", "DATASETS.SKELETONS", ""]
+    found = list(doctor.examine_run(star, tiny_options(tiny_root, tmp_path, *options), 4))
+    assert {finding.name for finding in found} == {"run"}
+    assert [finding.good for finding in found] == [False, False, None, False]
+    said = " ".join(finding.text for finding in found)
+    for words in ("SOLVER.BASE_LR is 0.0", "TripletLoss needs two", "SKELETONS is empty", "among 4 processes"):
+        assert words in said
+
+
+def test_a_config_that_cannot_be_read_is_a_finding():
+    (finding,) = doctor.examine_run("nowhere.yml", [], 1)
+    assert (finding.name, finding.good, finding.text) == ("config", False, "config file nowhere.yml does not exist")
+
+
+def test_both_in_one_command(tiny_root, tmp_path):
+    options = tiny_options(tiny_root, tmp_path, "SOLVER.BASE_LR", "0.0")
+    done = run("--device", "cpu", "--config-file", DEMO, *options)
+    assert done.returncode == 1
+    assert " ok   training step" in done.stdout
+    assert "FAIL  run            SOLVER.BASE_LR is 0.0: give a number above 0\n" in done.stdout
+    assert done.stdout.endswith("not ready: see FAIL above\n")
+    assert not done.stderr
+
+
+def test_keys_without_a_config_are_refused():
+    done = run("SOLVER.BASE_LR", "0.0")
+    assert done.returncode == 2
+    assert "add --config-file FILE" in done.stderr

@@ -1,5 +1,8 @@
 """From a command line to a config: what is wrong is said in one line."""
 
+import io
+import sys
+
 import pytest
 from fastreid.config import get_cfg
 
@@ -46,13 +49,17 @@ def test_a_bad_file_is_one_clear_line(tmp_path, text, message):
         (["SOLVER.BASE_LT", "1"], r"the command line: there is no config key SOLVER\.BASE_LT"),
         (["MODEL.NOPE.X", "1"], r"there is no config key"),
         (["SOLVER.MAX_EPOCH"], "has no value"),
+        (["-" * 5000], r"-{300}.* \.\.\. has no value"),
         (["SOLVER.MAX_EPOCH", "x"], "MAX_EPOCH"),
+        (["SOLVER.MAX_EPOCH", "None"], r"SOLVER\.MAX_EPOCH has no value; give one, or leave the key out"),
+        (["SEED", "4294967296"], r"SEED is 4294967296: give one below 2147483648, or -1"),
     ],
 )
 def test_bad_options_are_one_clear_line(opts, message):
     with pytest.raises(UserError, match=message) as caught:
         load_config("", opts)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
 def test_a_missing_file():
@@ -73,6 +80,18 @@ def test_a_tool_prints_the_line_and_ends_with_2(capsys):
         run_tool(main)
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: the dataset is not there: set DATASETS.ROOT\n"
+
+
+def test_a_name_that_is_no_text_is_printed_all_the_same(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8", write_through=True))
+    run_tool(lambda: print("run \udcff é"))
+    assert written.getvalue() == "run \\udcff é\n".encode()
+
+
+def test_several_problems_are_numbered_and_each_is_told_once():
+    assert str(UserError.of(["one"])) == "one"
+    assert str(UserError.of(["one", "two", "one"])) == "2 problems:\n1. one\n2. two"
 
 
 def test_every_key_of_the_plugin_is_in_fastreids_defaults():
