@@ -21,7 +21,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["fastreid_star", "fastreid_star.*"]),
-    package_data={"fastreid_star.report": ["templates/*"]},
+    package_data={"fastreid_star": ["py.typed"], "fastreid_star.report": ["templates/*"]},
     install_requires=[
         # fastreid==1.4.0 goes in with --no-deps; what it needs at run time is listed here, without its old pins
         "torch>=2.4",
@@ -51,7 +51,7 @@ setup(
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],
         "dev": [
             *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.90", "ruff>=0.9", "torch-geometric>=2.5", "ninja"),
-            *("onnx>=1.17", "onnxruntime>=1.20", "playwright>=1.40"),
+            *("onnx>=1.17", "onnxruntime>=1.20", "playwright>=1.40", "pytest-cov>=7", "mypy==2.4.1"),
         ],
     },
     classifiers=[

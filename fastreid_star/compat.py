@@ -18,6 +18,7 @@ import sys
 import types
 import warnings
 from pathlib import Path
+from typing import Any
 
 try:
     import torch
@@ -121,16 +122,16 @@ def _old_names():
     added_mapping = not hasattr(collections, "Mapping")
     added_six = importlib.util.find_spec("torch._six") is None
     if added_mapping:
-        collections.Mapping = collections.abc.Mapping
+        collections.Mapping = collections.abc.Mapping  # type: ignore[attr-defined]
     if added_six:
-        six = types.ModuleType("torch._six")
+        six: Any = types.ModuleType("torch._six")
         six.string_classes = (str, bytes)
         sys.modules["torch._six"] = six
     try:
         yield
     finally:
         if added_mapping:
-            del collections.Mapping
+            del collections.Mapping  # type: ignore[attr-defined]
         if added_six:
             del sys.modules["torch._six"]
 

@@ -3,7 +3,7 @@
 
     python tools/dev.py setup    make .venv and install everything into it
     python tools/dev.py demo     set up, then train and evaluate on data the project makes
-    python tools/dev.py test     set up, then lint and test; more arguments go to pytest
+    python tools/dev.py test     set up, then lint, check types and test; more arguments go to pytest
     python tools/dev.py pose     make .venv-pose, the environment of the pose estimators
 
 A torch that the calling Python already has (an Ascend or CUDA image, conda, a virtual environment) is kept: .venv then
@@ -120,6 +120,8 @@ def test(args: list[str]) -> int:
     for step in (
         ["-m", "ruff", "check", "."],
         ["-m", "ruff", "format", "--check", "."],
+        # what torch says of its types changes from release to release
+        *([["-m", "mypy"]] if is_tested_torch(VENV.python) else []),
         ["-m", "pytest", "-n", workers, "--durations=10", *args],
     ):
         print(f"\n$ python {' '.join(step)}", flush=True)
@@ -207,6 +209,11 @@ def version_of_torch(python: str | Path) -> str | None:
     code = "import importlib.metadata as m; print(m.version('torch'))"
     found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     return found.stdout.strip() if found.returncode == 0 else None
+
+
+def is_tested_torch(python: str | Path) -> bool:
+    """Whether an interpreter has the release of torch that the project is developed with, in any build."""
+    return (version_of_torch(python) or "").partition("+")[0] == TORCH
 
 
 def see_packages_of_this_python(venv: Environment) -> None:

@@ -232,6 +232,7 @@ def execute_all(tasks: Sequence[tuple[Run, Sequence[str]]], jobs: int, report: C
         except BaseException:
             failed.set()
             raise
+        assert run.result is not None
         report(f"  {run.name}, {run.folder}: mean mAP {run.result['mean/mAP']:.2f}")
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:

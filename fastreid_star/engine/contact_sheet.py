@@ -62,7 +62,7 @@ def write_contact_sheets(
             sheet = contact_sheet([read(picture), *(path and read(path) for path in known)], captions)
             name = re.sub(r"[^A-Za-z0-9.-]+", "_", answer.query)[-100:]
             files.append(os.path.join(folder, f"{number:03d}-{name}.jpg"))
-            write_whole(files[-1], lambda file, sheet=sheet: sheet.save(file, "JPEG", quality=90))
+            write_whole(files[-1], functools.partial(sheet.save, format="JPEG", quality=90))
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
     return files

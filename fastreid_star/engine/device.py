@@ -82,7 +82,7 @@ def _why_no_npu() -> str | None:
             return f"MODEL.DEVICE npu: torch_npu does not load ({first}); beside it install a torch built without CUDA"
         return f"MODEL.DEVICE npu: torch_npu does not load ({first}); source CANN's set_env.sh in this shell first"
     # 2.13.0+cpu, 2.13.0.post1 and 2.13.0rc1 are all of the release 2.13.0
-    ours, theirs = (re.match(r"[\d.]*\d", version)[0] for version in (torch.__version__, torch_npu.__version__))
+    ours, theirs = (re.findall(r"^[\d.]*\d", version)[0] for version in (torch.__version__, torch_npu.__version__))
     if ours != theirs:
         return f"MODEL.DEVICE npu: torch {ours} and torch_npu {theirs} must be the same release"
     if not torch.npu.is_available():

@@ -14,6 +14,7 @@ import io
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,16 +60,17 @@ class ExportedModel(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         given = dict(zip(self.input_names, inputs, strict=True))
         model, (clips, length) = self.model, given["images"].shape[:2]
-        pixels = model.preprocess(given["images"], None)  # in evaluation every modality is normalised alike
+        # in evaluation every modality is normalised alike
+        pixels = model.preprocess(given["images"], None)  # type: ignore[arg-type]
         low = model.backbone.low(self._stem(pixels, given.get("is_visible"), length))
         frames = model.frame_features(low).view(clips, length, -1)
         if self.until == "backbone":
             return frames
-        batch = {"modality": None}
+        batch: dict[str, Any] = {"modality": None}
         if self.reads_skeletons:
             batch.update(skeletons=given["skeletons"], has_skeleton=given["has_skeleton"] > 0.5)
         if self.until == "frame level":
-            return model.corrector(frames, batch["skeletons"], batch["has_skeleton"]).frames
+            return model.get_submodule("corrector")(frames, batch["skeletons"], batch["has_skeleton"]).frames
         clip, _ = model.clip_feature(frames, batch)
         return F.normalize(at_least_float32(model.heads(clip)))
 
@@ -77,6 +79,7 @@ class ExportedModel(nn.Module):
         if self.modality is not None:
             stem = backbone.visible_stem if self.modality == Modality.VISIBLE else backbone.infrared_stem
             return stem(pixels)
+        assert is_visible is not None
         # A graph has no branches that depend on data: each frame passes both stems, and keeps one result.
         visible, infrared = backbone.visible_stem(pixels), backbone.infrared_stem(pixels)
         of_frames = (is_visible > 0.5)[:, None].expand(-1, length).reshape(-1, *[1] * (visible.dim() - 1))
@@ -97,7 +100,7 @@ def trace(module: ExportedModel, inputs: Sequence[torch.Tensor], opset: int) -> 
         torch.onnx.export(
             module,
             tuple(inputs),
-            file,
+            file,  # type: ignore[arg-type] # with dynamo=False a file object is as good as a path
             dynamo=False,
             opset_version=opset,
             input_names=names[:-1],

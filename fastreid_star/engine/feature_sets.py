@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ def write_features(path: str, features: torch.Tensor, of: FeatureSet, fingerprin
         UserError: `path` has another ending, or cannot be written.
     """
     check_features_path(path)
-    arrays = {
+    arrays: dict[str, Any] = {
         "features": features.numpy(),
         "names": np.array(of.names, np.str_),
         "modality": np.array(of.modalities, np.int64),
@@ -157,7 +157,7 @@ def _split(data: VideoDataset, split: str) -> list[Tracklet]:
 
 
 def _picture(tracklet: TrackletInput) -> str:
-    return os.path.abspath(tracklet.frames if tracklet.is_video else tracklet.frames[0])
+    return os.path.abspath(cast(str, tracklet.frames) if tracklet.is_video else tracklet.images[0])
 
 
 def _input(tracklet: Tracklet, store: SkeletonStore | None) -> TrackletInput:

@@ -127,19 +127,19 @@ class Gallery:
         """
         features, names = _unit(features, self.width), list(names)
         given = [modality] * len(names) if isinstance(modality, str | int) else list(modality)
-        metadata = [{} for _ in names] if metadata is None else [dict(entry) for entry in metadata]
-        if not len(features) == len(names) == len(given) == len(metadata):
+        own = [{} for _ in names] if metadata is None else [dict(entry) for entry in metadata]
+        if not len(features) == len(names) == len(given) == len(own):
             raise ValueError(
-                f"{len(features)} features, {len(names)} names, {len(given)} modalities and {len(metadata)} metadata"
+                f"{len(features)} features, {len(names)} names, {len(given)} modalities and {len(own)} metadata"
             )
         kinds = np.array([as_modality(value) for value in given], np.int8)
         self.check_names(names)
-        json.dumps(metadata)  # what cannot be saved is not taken in
+        json.dumps(own)  # what cannot be saved is not taken in
         for kind in np.unique(kinds):
             self._index(Modality(kind), features.shape[1]).add(features[kinds == kind])
         self._position.update({name: place for place, name in enumerate(names, len(self.names))})
         self.names += names
-        self.metadata += metadata
+        self.metadata += own
         self._modality = np.concatenate([self._modality, kinds])
 
     def check_names(self, names: Sequence[str]) -> None:
@@ -150,8 +150,11 @@ class Gallery:
         """
         if not all(isinstance(name, str) and name for name in names):
             raise UserError("every entry of a gallery needs a name that is not empty")
-        known = set(self._position)
-        twice = [name for name in names if name in known or known.add(name)]
+        known, twice = set(self._position), []
+        for name in names:
+            if name in known:
+                twice.append(name)
+            known.add(name)
         if twice:
             raise UserError(
                 f"{len(twice)} names are in the gallery already or given twice, first {twice[0]!r}: give other ones, "
@@ -278,13 +281,13 @@ class Gallery:
         k = min(k, index.ntotal)
         if len(query) <= _FEW_QUERIES:
             similarities, rows = np.empty((len(query), k), np.float32), np.empty((len(query), k), np.int64)
-            by_product = range(len(query))
+            by_product = np.arange(len(query))
         else:
             # One more than asked for tells where equal similarities reach across the cut. Which of them FAISS returns
             # is its own affair: there the product decides.
             found, places = index.search(query, min(k + 1, index.ntotal))
             similarities, rows = found[:, :k], places[:, :k]
-            by_product = np.flatnonzero(found[:, k] == found[:, k - 1]) if found.shape[1] > k else ()
+            by_product = np.flatnonzero(found[:, k] == found[:, k - 1]) if found.shape[1] > k else np.arange(0)
         for number in by_product:
             every = _rows(index) @ query[number]
             rows[number] = _first(every, k)

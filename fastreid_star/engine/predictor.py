@@ -154,15 +154,15 @@ class StarPredictor:
             ),
             self.device,
         )
-        features = []
+        parts = []
         with torch.no_grad():
             for batch in loader:
-                features.append(self.model(batch).to("cpu", torch.float32))
+                parts.append(self.model(batch).to("cpu", torch.float32))
                 if progress is not None:
-                    progress(len(features[-1]))
+                    progress(len(parts[-1]))
         if loader.replaced:
             logger.warning("%d broken frames were replaced by their nearest good neighbour", loader.replaced)
-        features = torch.cat(features)
+        features = torch.cat(parts)
         check_features(features, "the tracklets'")
         return F.normalize(features, dim=1)
 

@@ -61,14 +61,14 @@ def ask(
     """
     if among not in AMONG:
         raise UserError(f"among is {among!r}: choose one of {', '.join(AMONG)}")
-    answers: list[Answer | None] = [None] * len(names)
+    answers: dict[int, Answer] = {}  # by row, one modality after the other
     for modality in sorted(set(modalities)):
         rows = [row for row, other in enumerate(modalities) if other == modality]
         kind = _other(modality).name.lower() if among == "other" else among
         found = gallery.search(features[rows], k, modality=None if kind == "all" else kind)
         for row, ranked in zip(rows, found, strict=True):
             answers[row] = Answer(names[row], modality, kind, ranked)
-    return answers
+    return [answers[row] for row in range(len(names))]
 
 
 def to_table(answers: Sequence[Answer]) -> str:

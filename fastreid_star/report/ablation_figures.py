@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from markupsafe import Markup
@@ -21,7 +22,7 @@ from fastreid_star.data.folders import natural_key
 from fastreid_star.engine import ablation
 from fastreid_star.errors import UserError
 from fastreid_star.report import plots
-from fastreid_star.report.html import render
+from fastreid_star.report.html import file_name, render
 
 LENGTH, EXPONENTS, METHOD = "INPUT.CLIP.LENGTH", "MODEL.STAR.EXPONENTS", "MODEL.META_ARCHITECTURE"
 BASELINE = "SAD"
@@ -38,12 +39,12 @@ class Finished:
 
     Args:
         run: as the table counts it.
-        config: key -> value, of all keys.
+        config: key -> value, of all keys; the values are hashable.
         result: measure -> per cent.
     """
 
     run: ablation.Run
-    config: Mapping[str, Hashable]
+    config: Mapping[str, Any]
     result: Mapping[str, float]
 
 
@@ -107,10 +108,7 @@ def length_curves(runs: Sequence[Finished]) -> list[LengthCurve]:
     for method in families:
         for baseline in baselines:
             if method[0].config[METHOD] != BASELINE and _without_method(method[0]) == _without_method(baseline[0]):
-                values = {
-                    way: tuple(_collect(family, lambda run: run.config[LENGTH], key) for family in (method, baseline))
-                    for way, key in MEASURES.items()
-                }
+                values = {way: (_by_length(method, key), _by_length(baseline, key)) for way, key in MEASURES.items()}
                 curves.append(LengthCurve(_name(method), _name(baseline), values))
     return curves
 
@@ -142,7 +140,7 @@ def build_ablation_report(folder: str | Path) -> str:
     of_the_paper = all(tuple(finished.config["DATASETS.TESTS"]) == ("HITSZVCM",) for finished in runs)
     return render(
         "ablation",
-        name=Path(folder).resolve().name,
+        name=file_name(Path(folder).resolve()),
         made=datetime.datetime.now(),
         datasets=sorted({name for finished in runs for name in finished.config["DATASETS.TESTS"]}),
         columns=ablation.COLUMNS,
@@ -204,7 +202,7 @@ def _families(runs: Sequence[Finished], vary: tuple[str, ...]) -> list[list[Fini
     return list(families.values())
 
 
-def _key(run: Finished, without: Iterable[str]) -> Hashable:
+def _key(run: Finished, without: Iterable[str]) -> tuple[tuple[str, Any], ...]:
     left_out = {*OF_A_RUN, *without}
     return tuple((key, value) for key, value in run.config.items() if key not in left_out)
 
@@ -216,7 +214,7 @@ def _without_method(run: Finished) -> Hashable:
 
 def _name(family: Sequence[Finished]) -> str:
     """What the names of a family's configs begin with, in whole words: STAR_R50 of STAR_R50_T2 and STAR_R50_T4."""
-    words = [re.split(r"(?=[_-])", run.run.name) for run in family]
+    words = [re.split(r"(?=[_-])", file_name(run.run.name)) for run in family]
     shared = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*words, strict=False))
     return "".join(each[0] for each in shared) or family[0].config[METHOD]
 
@@ -226,6 +224,10 @@ def _collect(family: Sequence[Finished], place: Callable[[Finished], Hashable], 
     for run in family:
         values.setdefault(place(run), []).append(run.result[key])
     return dict(sorted(values.items()))
+
+
+def _by_length(family: Sequence[Finished], key: str) -> dict[int, list[float]]:
+    return _collect(family, lambda run: run.config[LENGTH], key)
 
 
 def _cell(run: Finished) -> tuple[int, int]:
@@ -241,8 +243,8 @@ def _with_mean(row: Sequence[float]) -> list[float]:
     return [*row, (row[1] + row[3]) / 2]
 
 
-def _flat(node: Mapping, prefix: str = "") -> dict[str, Hashable]:
-    flat: dict[str, Hashable] = {}
+def _flat(node: Mapping, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in sorted(node.items()):
         if isinstance(value, Mapping):
             flat.update(_flat(value, f"{prefix}{key}."))
@@ -251,5 +253,5 @@ def _flat(node: Mapping, prefix: str = "") -> dict[str, Hashable]:
     return flat
 
 
-def _frozen(value: object) -> Hashable:
+def _frozen(value: Any) -> Hashable:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -13,7 +13,7 @@ from fastreid_star.modeling import SAD
 from fastreid_star.report import overview, sections
 from fastreid_star.report.comparison import require_comparable
 from fastreid_star.report.gather import Run, differences
-from fastreid_star.report.html import render
+from fastreid_star.report.html import file_name, render
 from fastreid_star.report.pictures import Album
 from fastreid_star.report.ranking import choose_queries, rank_run
 from fastreid_star.report.sections import Evaluated
@@ -56,7 +56,7 @@ def build_report(
         require_gradcam(", or add --no-gradcam")
     names = run_names(run, other)
     runs = []
-    for each, name in zip((run, other), names, strict=False):
+    for each, name in zip([run] if other is None else [run, other], names, strict=True):
         say(f"{name}: extracting the features of {each.dataset} ...")
         runs.append(evaluate(each, name))
     main = runs[0]
@@ -95,7 +95,7 @@ def build_report(
         distributions=sections.distribution_charts(runs),
         cameras=[(e.name, sections.camera_tables(e)) for e in runs],
         confused=sections.confusions(main, queries),
-        compared=None if other is None else sections.compare(*runs, queries),
+        compared=None if other is None else sections.compare(main, runs[1], queries),
     )
 
 
@@ -117,7 +117,7 @@ def run_names(run: Run, other: Run | None) -> tuple[str, ...]:
         return (run.name,)
     if run.name != other.name:
         return run.name, other.name
-    return tuple(f"{each.folder.resolve().parent.name}/{each.name}" for each in (run, other))
+    return tuple(f"{file_name(each.folder.resolve().parent)}/{each.name}" for each in (run, other))
 
 
 def require_gradcam(way_out: str = "") -> None:

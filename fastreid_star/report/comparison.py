@@ -58,8 +58,11 @@ def changes(direction: Direction, other: Direction, count: int) -> tuple[list[Ch
     valid = np.flatnonzero(direction.per_query.valid)
     moved = {int(row): int(other_rank[row] - rank[row]) for row in valid}
     order = sorted(moved, key=lambda row: (-abs(moved[row]), min(rank[row], other_rank[row]), row))
-    won, lost = ([row for row in order if sign * moved[row] > 0][:count] for sign in (1, -1))
-    return tuple([Change(row, int(rank[row]), int(other_rank[row])) for row in rows] for rows in (won, lost))
+    won, lost = (
+        [Change(row, int(rank[row]), int(other_rank[row])) for row in order if sign * moved[row] > 0][:count]
+        for sign in (1, -1)
+    )
+    return won, lost
 
 
 def moves(direction: Direction, other: Direction) -> dict[str, int]:

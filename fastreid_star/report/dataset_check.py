@@ -128,13 +128,13 @@ def to_markdown(check: DatasetCheck, *, files: Sequence[str] = ()) -> str:
             rows.append((f"{len(check.sizes) - len(frequent):,} others", f"{others:,}"))
         parts.append(_table(rows, ("height x width", "frames"), "pipe"))
     if check.store:
-        rows = list(_skeleton_rows(check))
+        measured = list(_skeleton_rows(check))
         parts += [
             f"## Skeletons\n\n`{check.store}`: {check.stored:,} skeletons.",
-            _table([row for row, _ in rows], SKELETON_HEADERS, "pipe"),
+            _table([row for row, _ in measured], SKELETON_HEADERS, "pipe"),
             "*Height* is a skeleton's mean height as a share of its frame's.",
             "### Scores\n\nJoints by score, in percent.",
-            _score_table(rows),
+            _score_table(measured),
         ]
     for name in files:
         parts.append(f"![{name}]({name})" if name.endswith(".png") else f"[{name}]({name})")
@@ -247,7 +247,7 @@ def _frames_line(check: DatasetCheck) -> str:
         return f"{line}; all {height} x {width} (height x width)"
     texts = []
     for side, name in enumerate(("height", "width")):
-        values = Counter()
+        values: Counter[int] = Counter()
         for size, count in check.sizes.items():
             values[size[side]] += count
         texts.append(f"{name} {min(values)} to {max(values)}, median {_median(values)}")

@@ -6,7 +6,7 @@ import functools
 import io
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -79,7 +79,7 @@ def draw_skeleton(
     drawn = np.isfinite(joints).all(axis=1)
     joints = np.where(drawn[:, None], joints, 0)
     points = (joints[:, :2] + 0.5) * (size / image.shape[1::-1]) - 0.5
-    inside = ((points >= -0.5) & (points <= size - 0.5)).all(axis=1)
+    inside = np.all((points >= -0.5) & (points <= size - 0.5), axis=1)
     points = np.clip(points, -10 * size, 10 * size)  # far enough to keep a line's direction, near enough for OpenCV
     sure = joints[:, 2] >= min_score
     opacity = 0.3 + 0.7 * np.clip(joints[:, 2], 0, 1)
@@ -93,7 +93,7 @@ def draw_skeleton(
     for i, j in bones:
         strength = min(opacity[i], opacity[j]) if sure[i] and sure[j] else 0.25
         _blend(canvas, bone_colour((i, j)), strength, _line(points[i], points[j], thickness))
-    for joint in np.flatnonzero(drawn):
+    for joint in np.flatnonzero(drawn).tolist():
         colour, point = joint_colour(joint), points[joint]
         if not inside[joint]:
             _blend(canvas, OUTLINE, 0.8, _arrow(point, size, 3 * radius + 3))
@@ -200,7 +200,7 @@ def _blend(canvas: np.ndarray, colour: Sequence[int], opacity: float, draw: Draw
     canvas[part] = np.rint(canvas[part] * (1 - alpha) + np.array(colour) * alpha)
 
 
-def _fixed(values) -> tuple[int, ...]:
+def _fixed(values: Iterable[float]) -> tuple[int, ...]:
     return tuple(int(value) for value in np.rint(np.asarray(values) * (1 << _SHIFT)))
 
 
@@ -235,7 +235,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
-def _text(canvas: np.ndarray, position: tuple[float, float], text: str, size: int, colour, anchor: str) -> None:
+def _text(
+    canvas: np.ndarray, position: tuple[float, float], text: str, size: int, colour: Sequence[int], anchor: str
+) -> None:
     """Write onto the canvas itself; `anchor` says which point of the text `position` is, as Pillow has it."""
     image = Image.fromarray(canvas)
     ImageDraw.Draw(image).text(position, text, fill=tuple(colour), font=_font(size), anchor=anchor)
@@ -276,7 +278,8 @@ def _legend(width: int, size: int, min_score: float) -> np.ndarray:
     ]
     if min_score > 0:
         entries.insert(4, (_sample(size, LEFT, 1.0, hollow=True), f"score below {min_score:g}"))
-    lines, x = [[]], _MARGIN
+    lines: list[list[tuple[int, np.ndarray, str]]] = [[]]
+    x = _MARGIN
     for sample, text in entries:
         needed = sample.shape[1] + math.ceil(_font(size).getlength(text)) + 3 * size
         if x + needed > width and lines[-1]:
@@ -294,7 +297,9 @@ def _legend(width: int, size: int, min_score: float) -> np.ndarray:
     return strip
 
 
-def _sample(size: int, colour, opacity: float, *, hollow: bool = False, outside: bool = False) -> np.ndarray:
+def _sample(
+    size: int, colour: Sequence[int], opacity: float, *, hollow: bool = False, outside: bool = False
+) -> np.ndarray:
     """A bit of skeleton on grey, as it looks in a frame."""
     canvas = np.full((round(1.6 * size), round(2.6 * size), 3), (128, 128, 128), np.uint8)
     height, width = canvas.shape[:2]
@@ -305,8 +310,9 @@ def _sample(size: int, colour, opacity: float, *, hollow: bool = False, outside:
         _blend(canvas, OUTLINE, 0.7, _arrow(edge, np.array([width, height]), 4 * radius + 2))
         _blend(canvas, colour, opacity, _arrow(edge, np.array([width, height]), 4 * radius))
     elif hollow:
-        _blend(canvas, OUTLINE, 0.5, _ring(canvas.shape[1::-1] * np.array(0.5), radius + 1, 3))
-        _blend(canvas, colour, 0.9, _ring(canvas.shape[1::-1] * np.array(0.5), radius + 1, 1))
+        middle = np.array([0.5 * width, 0.5 * height])
+        _blend(canvas, OUTLINE, 0.5, _ring(middle, radius + 1, 3))
+        _blend(canvas, colour, 0.9, _ring(middle, radius + 1, 1))
     else:
         _blend(canvas, OUTLINE, 0.7 * opacity, _line(start, end, 4))
         _blend(canvas, colour, opacity, _line(start, end, 2))

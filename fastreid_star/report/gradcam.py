@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import matplotlib
@@ -17,6 +18,7 @@ from pytorch_grad_cam import GradCAM
 from torch import nn
 
 from fastreid_star.data.clips import collate_clips
+from fastreid_star.modeling import SAD
 from fastreid_star.report.pictures import DENSITY, Clip, Picture, encode, side_by_side
 
 STRENGTH = 0.6  # of the colours over the frame, where the map is largest
@@ -68,19 +70,21 @@ class SimilarityTo:
 class ClipGradCAM(GradCAM):
     """Grad-CAM whose maps share one scale over the frames of the clip: the library scales each image by itself."""
 
-    def compute_cam_per_layer(self, input_tensor, targets, eigen_smooth):
+    def compute_cam_per_layer(
+        self, input_tensor: torch.Tensor, targets: list[Any], eigen_smooth: bool
+    ) -> list[np.ndarray]:
         activations = self.activations_and_grads.activations[0].numpy()
         gradients = self.activations_and_grads.gradients[0].numpy()
         maps = self.get_cam_image(input_tensor, self.target_layers[0], targets, activations, gradients, eigen_smooth)
         width, height = self.get_target_width_height(input_tensor)
         return [np.stack([cv2.resize(np.maximum(one, 0), (width, height)) for one in maps])[:, None]]
 
-    def aggregate_multi_layers(self, cam_per_target_layer):
+    def aggregate_multi_layers(self, cam_per_target_layer: list[np.ndarray]) -> np.ndarray:
         (maps,) = cam_per_target_layer
         return maps[:, 0] / max(float(maps.max()), 1e-12)
 
 
-def similarity_maps(model: nn.Module, clip: Clip, feature: torch.Tensor) -> tuple[np.ndarray, float]:
+def similarity_maps(model: SAD, clip: Clip, feature: torch.Tensor) -> tuple[np.ndarray, float]:
     """Where in a clip its similarity to another's feature comes from.
 
     The gradient reaches the frames only: skeletons, and what the network makes of them, count as fixed.
@@ -113,7 +117,7 @@ def similarity_maps(model: nn.Module, clip: Clip, feature: torch.Tensor) -> tupl
     return maps, similarity
 
 
-def explain(name: str, model: nn.Module, clip: Clip, feature: torch.Tensor, *, height: int) -> Explained:
+def explain(name: str, model: SAD, clip: Clip, feature: torch.Tensor, *, height: int) -> Explained:
     """:func:`similarity_maps` as a picture with frames of this height in CSS pixels; see there."""
     maps, similarity = similarity_maps(model, clip, feature)
     frames = [overlay(*pair, round(DENSITY * height)) for pair in zip(clip.frames, maps, strict=True)]
@@ -121,7 +125,7 @@ def explain(name: str, model: nn.Module, clip: Clip, feature: torch.Tensor, *, h
     return Explained(name, similarity, encode(side_by_side(frames), height=height, alt=alt))
 
 
-def target_layer(backbone) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor] | None]:
+def target_layer(backbone: Any) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor] | None]:
     """The last stage that gives maps, and how its output becomes ``[N, C, h, w]``.
 
     A transformer's last stage ends in the class token alone; its third hands over tokens of all patches.

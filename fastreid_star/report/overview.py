@@ -40,8 +40,7 @@ def columns(metrics: Mapping[str, float]) -> list[str]:
 def result_rows(name: str, metrics: Mapping[str, float]) -> list[ResultRow]:
     """Both directions and their mean."""
     rows = [ResultRow(name, way, [metrics[f"{way}/{c}"] for c in columns(metrics)]) for way in DIRECTIONS]
-    means = [sum(values) / 2 for values in zip(rows[0].values, rows[1].values, strict=True)]
-    return [*rows, ResultRow(name, "mean", means)]
+    return [*rows, ResultRow(name, "mean", _means(*rows))]
 
 
 def paper_rows(cfg: CfgNode, names: Sequence[str]) -> list[ResultRow]:
@@ -56,9 +55,11 @@ def paper_rows(cfg: CfgNode, names: Sequence[str]) -> list[ResultRow]:
         return []
     printed = dict(zip(("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP"), PAPER[key], strict=True))
     rows = [ResultRow("paper", way, [printed.get(f"{way}/{name}") for name in names], ours=False) for way in DIRECTIONS]
-    pairs = zip(rows[0].values, rows[1].values, strict=True)
-    means = [None if None in pair else sum(pair) / 2 for pair in pairs]
-    return [*rows, ResultRow("paper", "mean", means, ours=False)]
+    return [*rows, ResultRow("paper", "mean", _means(*rows), ours=False)]
+
+
+def _means(one: ResultRow, other: ResultRow) -> list[float | None]:
+    return [None if a is None or b is None else (a + b) / 2 for a, b in zip(one.values, other.values, strict=True)]
 
 
 def paper_key(cfg: CfgNode) -> str | None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
@@ -34,7 +36,7 @@ _VARIABLES = {
 }
 INK, MUTED, RULE, *SERIES = _VARIABLES
 
-_STYLE = {
+_STYLE: Any = {  # matplotlib has its settings' names as a type, and no name for it
     "svg.fonttype": "none",
     "text.parse_math": False,  # names of runs are text
     "font.size": 12,
@@ -71,7 +73,7 @@ def drawing(label: str, width: int = WIDTH, height: int = HEIGHT) -> Iterator[tu
         width, height: in CSS pixels.
     """
     result: list[Markup] = []
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": label}):
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": label}):
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         FigureCanvasSVG(figure)
         yield figure, result
@@ -90,7 +92,7 @@ def _inline(svg: str, label: str, width: int) -> Markup:
     for stand_in, variable in _VARIABLES.items():
         body = body.replace(stand_in, variable)
     start, rest = body.split(">", 1)
-    box = re.search(r'viewBox="([^"]*)"', start).group(1)
+    (box,) = re.findall(r'viewBox="([^"]*)"', start)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}"'
     style = f"max-width:{round(LARGEST * width)}px"
     return Markup(f'{head} role="img" aria-label="{escape(label)}" style="{style}">{rest.strip()}')
@@ -118,10 +120,10 @@ def curves(
     with drawing(label or title, height=HEIGHT + 17 * rows) as (figure, result):
         axes = figure.add_subplot()
         for number, (x, y) in enumerate(series.values()):
-            y = np.where(np.asarray(y) > 0, y, np.nan) if log else y
+            shown = np.where(np.asarray(y) > 0, y, np.nan) if log else y
             style = "-" if number < len(SERIES) else "--"
             mark = "o" if dots or len(x) == 1 else ""
-            axes.plot(x, y, style, marker=mark, markersize=4, color=SERIES[number % len(SERIES)])
+            axes.plot(x, shown, style, marker=mark, markersize=4, color=SERIES[number % len(SERIES)])
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
@@ -148,16 +150,21 @@ def gain(values: Mapping[str, Mapping[int, Sequence[float]]], *, title: str, x_l
             spread = [float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in points.values()]
             handles.append(
                 axes.errorbar(
-                    *(list(mean), list(mean.values()), spread),
-                    **{"fmt": style, "color": colour, "markersize": 5, "capsize": 3, "elinewidth": 1},
+                    list(mean),
+                    list(mean.values()),
+                    spread,
+                    fmt=style,
+                    color=colour,
+                    markersize=5,
+                    capsize=3,
+                    elinewidth=1,
                 )
             )
             means.append(mean)
         both = sorted(set(means[0]) & set(means[1]))
         ours, theirs = (np.array([mean[count] for count in both]) for mean in means)
         for ahead, colour in ((ours >= theirs, SERIES[0]), (ours <= theirs, SERIES[1])):
-            shade = {"color": colour, "alpha": 0.16, "linewidth": 0, "interpolate": True}
-            axes.fill_between(both, ours, theirs, where=ahead, **shade)
+            axes.fill_between(both, ours, theirs, where=ahead, interpolate=True, color=colour, alpha=0.16, linewidth=0)
         for count in both:
             middle = (means[0][count] + means[1][count]) / 2
             axes.annotate(
@@ -205,7 +212,7 @@ def distributions(found: Distribution, *, title: str) -> Markup:
     return result[0]
 
 
-def finish(axes, title: str, x_label: str, y_label: str) -> None:
+def finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     """Title and labels."""
     axes.set_title(title, loc="left")
     axes.set_xlabel(x_label)
@@ -213,7 +220,7 @@ def finish(axes, title: str, x_label: str, y_label: str) -> None:
     axes.tick_params(length=0)
 
 
-def legend(figure: Figure, handles, names) -> None:
+def legend(figure: Figure, handles: Iterable[Any], names: Iterable[str]) -> None:
     """Below the axes, in two columns; nothing where there is one name."""
     names = [plain(name) for name in names]
     if len(names) > 1:

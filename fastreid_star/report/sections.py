@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from fastreid.config import get_cfg
 from markupsafe import Markup
 
+from fastreid_star.modeling import SAD, STAR
 from fastreid_star.report import attention, comparison, filmstrips, overview, plots, similarity
 from fastreid_star.report.filmstrips import Filmstrip
 from fastreid_star.report.gather import Run, base_of, differences
@@ -81,7 +82,7 @@ class DistributionChart(NamedTuple):
 class Compared(NamedTuple):
     """Two runs: (direction, [(ours, theirs), ...]) for each column; how many queries moved; filmstrips by direction."""
 
-    rows: list[tuple[str, list[tuple[float, float]]]]
+    rows: list[tuple[str, list[tuple[float | None, float | None]]]]
     moves: dict[str, dict[str, int]]
     won: dict[str, list[Filmstrip]]
     lost: dict[str, list[Filmstrip]]
@@ -148,7 +149,10 @@ def look_into(e: Evaluated, pairs: Sequence[Pair]) -> list[attention.Example] | 
     if not getattr(e.model, "reads_skeletons", False):
         return None
     exponents = e.run.cfg.MODEL.STAR.EXPONENTS
-    return [attention.example(e.model, e.album, p.query, p.match, title=p.title, exponents=exponents) for p in pairs]
+    return [
+        attention.example(cast(STAR, e.model), e.album, p.query, p.match, title=p.title, exponents=exponents)
+        for p in pairs
+    ]
 
 
 def explain_pairs(runs: Sequence[Evaluated], pairs: Sequence[Pair]) -> list[ExplainedPair]:
@@ -161,7 +165,7 @@ def explain_pairs(runs: Sequence[Evaluated], pairs: Sequence[Pair]) -> list[Expl
         for role, position, to in (("query", pair.query, pair.match), ("match", pair.match, pair.query)):
             album = runs[0].album
             maps = [
-                explain(e.name, e.model, e.album.clip(position), e.ranking.features[to], height=album.height)
+                explain(e.name, cast(SAD, e.model), e.album.clip(position), e.ranking.features[to], height=album.height)
                 for e in reversed(runs)
             ]
             sides.append(ExplainedSide(role, album.clip(position), album.strip(position, skeletons=False), maps))
@@ -203,7 +207,9 @@ def compare(main: Evaluated, other: Evaluated, count: int) -> Compared:
         (mine.direction, list(zip(mine.values, its.values, strict=True)))
         for mine, its in zip(ours, theirs, strict=True)
     ]
-    moves, won, lost = {}, {}, {}
+    moves: dict[str, dict[str, int]] = {}
+    won: dict[str, list[Filmstrip]] = {}
+    lost: dict[str, list[Filmstrip]] = {}
     for way, direction in main.ranking.directions.items():
         others = other.ranking.directions[way]
         moves[way] = comparison.moves(direction, others)

@@ -115,8 +115,9 @@ def confusions(direction: Direction, tracklets: Sequence[Tracklet], count: int) 
     """The worst confusions, by how far the wrong entry is ahead of the right one; each pair of people once."""
     per_query = direction.per_query
     wrong = np.flatnonzero(per_query.valid & (per_query.first_match > 1))
-    lead = {int(row): -margin(direction, row) for row in wrong}
-    found, seen = [], set()
+    lead = {row: -margin(direction, row) for row in wrong.tolist()}
+    found: list[Confusion] = []
+    seen = set()
     for row in sorted(lead, key=lambda row: (-lead[row], row)):
         (first,) = direction.top(row, 1)
         pair = tracklets[direction.queries[row]].pid, tracklets[direction.gallery[first]].pid

@@ -66,8 +66,12 @@ def write_logs(folder: str | os.PathLike, runs: Sequence[Run]) -> None:
     """Copy each run's ``metrics.json``, every number of its training, to ``folder/NAME.json``."""
     os.makedirs(folder, exist_ok=True)
     for run in runs:
-        content = (run.folder / "metrics.json").read_bytes()
-        write_whole(Path(folder) / f"{run.name}.json", lambda file, content=content: file.write(content))
+        _copy(run.folder / "metrics.json", Path(folder) / f"{run.name}.json")
+
+
+def _copy(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    write_whole(target, lambda file: file.write(content))
 
 
 def write_table(page: str | os.PathLike, table: str) -> None:

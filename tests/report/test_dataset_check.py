@@ -1,6 +1,7 @@
 import csv
 import io
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,12 @@ def test_the_terminal_text(check):
     assert text.index("infrared camera 5") < text.index("visible  ") < text.index("visible camera 1")
     assert text.endswith("not all is well: see FAULT above")
     assert max(map(len, text.split("\n\n")[1].splitlines())) < 100
+
+
+def test_sizes_are_told_where_frames_were_read_and_differ(check):
+    text = to_text(replace(check, sizes=Counter({(288, 144): 94})))
+    assert "frames: 94 good, 0 missing, 1 broken; all 288 x 144 (height x width)\n" in text
+    assert "frames: 94 there, 0 missing, 1 broken\n" in to_text(replace(check, sizes=Counter(), decoded=False))
 
 
 def test_findings(check):

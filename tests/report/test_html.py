@@ -1,12 +1,14 @@
 """Numbers as text, escaping, and files that are whole."""
 
+import errno
 import math
+import os
 
 import pytest
 
 from fastreid_star.errors import UserError
 from fastreid_star.report.filmstrips import Filmstrip, Shown
-from fastreid_star.report.html import config_value, environment, number, percent, signed, write_page
+from fastreid_star.report.html import config_value, environment, file_name, number, percent, signed, write_page
 from fastreid_star.report.pictures import Clip, Picture
 from fastreid_star.structures import Modality
 
@@ -57,6 +59,23 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_a_full_disk_is_one_line_and_the_page_before_stays(tmp_path, monkeypatch):
+    write_page(tmp_path / "page.html", "before")
+
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"page\.html cannot be written: No space left on device$"):
+        write_page(tmp_path / "page.html", "after")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"page.html": "before"}
+
+
 def test_names_of_other_bytes_than_utf_8_do_not_stop_a_page(tmp_path):
     write_page(tmp_path / "page.html", "a \udcff z")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == "a ? z"
+
+
+@pytest.mark.parametrize(("path", "name"), [("a/b.yml", "b.yml"), ("a/b/", "b"), ("a/\udcffé", "?é"), ("<b>", "<b>")])
+def test_names_of_files(path, name):
+    assert file_name(path) == name
