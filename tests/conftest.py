@@ -11,6 +11,11 @@ import torch
 
 import fastreid_star  # noqa: F401
 
+# A loaded machine is no failure, and the suite tries the same examples each time. With --long it tries others.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("long", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 # for mutmut: that an example fails is enough to know, and mutants are not to learn from each other
 hypothesis.settings.register_profile(
     "mutants", phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate], database=None, deadline=None
@@ -19,6 +24,11 @@ hypothesis.settings.register_profile(
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="kills, fuzzing and drift in full: hours, not minutes")
+
+
+def pytest_configure(config):
+    if config.getoption("--hypothesis-profile", None) is None:
+        hypothesis.settings.load_profile("long" if config.getoption("--long") else "suite")
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.contents import reason
 from fastreid_star.data.progress import progress_bar
 from fastreid_star.data.skeletons import (
+    BLOCK,
     SkeletonStore,
     are_there,
     as_joints,
@@ -31,7 +32,6 @@ from fastreid_star.data.skeletons import (
 from fastreid_star.errors import UserError
 
 SUFFIXES = (".h5", ".hdf5")
-BLOCK = 4096  # skeletons read and written at a time, 0.8 MB
 MOST_CHUNK = 1 << 20  # values; a skeleton has 51, and HDF5 decompresses a block of them whole
 _NO_PARTS = (b"", b".", b"..")
 
