@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("target", metavar="TARGET", help="the store to write")
     args = parser.parse_args()
     conversion = convert_skeletons(args.source, args.target, progress=True)
-    without = f"{conversion.not_finite:,} of them without a skeleton (values that are not finite)"
+    without = f"{conversion.not_finite:,} of them without a skeleton (values that are not finite, or beyond a million)"
     print(f"{conversion.frames:,} frames converted, {without}; written to {os.path.abspath(args.target)}")
 
 

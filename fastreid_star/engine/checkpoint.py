@@ -74,7 +74,7 @@ class Checkpointer(FastReidCheckpointer):
         data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
         data.update(self._notes)
         data.update(kwargs)
-        data = _on_host(data)  # a machine without this device reads it too
+        data = on_host(data)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
         try:
@@ -213,17 +213,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _on_host(data: Any) -> Any:
-    """The same tree of dicts, lists and tuples, its tensors on the CPU."""
+def on_host(data: Any) -> Any:
+    """The same tree of dicts, lists and tuples, its tensors on the CPU: a machine without the device reads it too."""
     if isinstance(data, torch.Tensor):
-        return data.cpu()
+        return data.detach().cpu()
     if isinstance(data, dict):
         same = copy.copy(data)  # a Counter stays one, which a schedule counts on
         for key, value in data.items():
-            same[key] = _on_host(value)
+            same[key] = on_host(value)
         return same
     if isinstance(data, (list, tuple)):
-        return type(data)(_on_host(value) for value in data)
+        return type(data)(on_host(value) for value in data)
     return data
 
 

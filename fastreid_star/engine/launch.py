@@ -216,8 +216,8 @@ def _process(number, function, args, folder, start_method):
 def _end_with_parent() -> None:
     """Wait for the end of the process that has started this one, then end it too: a run stops with a checkpoint."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
+    assert parent is not None, "this is a process that run_processes has started"
+    parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(SECONDS_ALONE)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -18,7 +18,7 @@ from fastreid_star.engine import device as devices
 from fastreid_star.engine.checkpoint import misfits
 from fastreid_star.engine.numerics import StepNumbers, measure, not_finite, some
 from fastreid_star.engine.step import step_seed
-from fastreid_star.engine.trace import Birth, Passage, Range, Trace
+from fastreid_star.engine.trace import Birth, Passage, Range, Trace, is_float
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
@@ -77,14 +77,14 @@ def replay(step: dict[str, Any], device: str = "cpu", *, float64: bool = False) 
     amp_dtype, scale = step["amp_dtype"], 1.0
     if float64:
         model, amp_dtype = model.double(), None
-        batch = {key: value.double() if _is_float(value) else value for key, value in batch.items()}
+        batch = {key: value.double() if is_float(value) else value for key, value in batch.items()}
     elif step["grad_scaler"]:
         scale = step["grad_scaler"]["scale"]
     inputs = _inputs(batch, model)
-    buffers = {name: buffer for name, buffer in model.named_buffers() if _is_float(buffer)}
+    buffers = {name: buffer for name, buffer in model.named_buffers() if is_float(buffer)}
     given = not_finite(buffers)  # a mask of infinities is no finding
     devices.seed_everywhere(step_seed(step["seed"], step["rank"], step["iteration"]))
-    trace = Trace(model, {key: value for key, value in batch.items() if _is_float(value)})
+    trace = Trace(model, {key: value for key, value in batch.items() if is_float(value)})
     with EventStorage(step["iteration"]), trace:
         with devices.autocast(chosen, amp_dtype):
             losses = model(batch)
@@ -251,8 +251,8 @@ def _remark(spread: Range) -> str:
 
 def _inputs(batch: dict[str, Any], model: torch.nn.Module) -> dict[str, Range]:
     """Ranges of images and other floating point tensors of the batch, and of the largest weights."""
-    tensors = {key: v for key, v in batch.items() if isinstance(v, torch.Tensor) and (key == "images" or _is_float(v))}
-    found = {key: Range.of(value.float() if not _is_float(value) else value) for key, value in tensors.items()}
+    tensors = {key: v for key, v in batch.items() if isinstance(v, torch.Tensor) and (key == "images" or is_float(v))}
+    found = {key: Range.of(value.float() if not is_float(value) else value) for key, value in tensors.items()}
     weights = {name: Range.of(parameter) for name, parameter in model.named_parameters()}
     order = sorted(weights, key=lambda name: (weights[name].bad, weights[name].magnitude), reverse=True)
     return {**found, **{name: weights[name] for name in order[:3]}}
@@ -260,10 +260,6 @@ def _inputs(batch: dict[str, Any], model: torch.nn.Module) -> dict[str, Range]:
 
 def _goes_along(key: str, value: Any) -> bool:
     return isinstance(value, torch.Tensor) and key not in DeviceLoader.host_keys
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _same(one: float, other: float) -> bool:

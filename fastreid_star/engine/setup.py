@@ -12,7 +12,6 @@ import re
 import secrets
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 import yaml
@@ -21,6 +20,7 @@ from fastreid.utils import comm
 from fastreid.utils.logger import setup_logger
 
 from fastreid_star.engine import device as devices
+from fastreid_star.engine.checkpoint import versions
 from fastreid_star.engine.checks import check
 from fastreid_star.engine.checks_machine import why_unwritable
 from fastreid_star.engine.faults import explain, in_one_line
@@ -218,9 +218,10 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     logging.getLogger("fastreid.engine.train_loop").addFilter(_in_one_line)
     chosen = devices.choose_device(cfg.MODEL.DEVICE, comm.get_local_rank())
     logger.info(f"Command line: {' '.join(sys.argv)}")
+    found = versions()
     logger.info(
-        f"Python {platform.python_version()}, torch {torch.__version__}, fastreid {_version('fastreid')}, "
-        f"fastreid-star {_version('fastreid-star')}; {comm.get_world_size()} process(es) on {devices.describe(chosen)}"
+        f"Python {platform.python_version()}, torch {torch.__version__}, fastreid {found['fastreid']}, "
+        f"fastreid-star {found['fastreid-star']}; {comm.get_world_size()} process(es) on {devices.describe(chosen)}"
     )
     logger.info(f"Output folder: {os.path.abspath(cfg.OUTPUT_DIR)}; seed {cfg.SEED}")
     logger.debug(f"Config:\n{cfg}")
@@ -253,13 +254,6 @@ def _in_one_line(record: logging.LogRecord) -> bool:
         logger.debug("The error's traceback:", exc_info=record.exc_info)
         record.msg, record.args, record.exc_info = f"Training ended: {line}", (), None
     return True
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def run_tool(main: Callable[[], None]) -> None:

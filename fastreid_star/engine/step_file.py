@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fastreid_star.engine.checkpoint import load_plain, on_host
 from fastreid_star.engine.numerics import StepNumbers
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
@@ -81,20 +82,9 @@ def read_step(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise UserError(f"{path} does not exist: give a nonfinite-*.pth of a run's OUTPUT_DIR")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path)
     except Exception as error:  # a damaged file can raise anything from EOFError to UnpicklingError
         raise UserError(f"{path} cannot be read: it is damaged or no training step ({type(error).__name__})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is no training step of this version: give a nonfinite-*.pth of a run's OUTPUT_DIR")
     return content
-
-
-def on_host(data: Any) -> Any:
-    """The same tree of dicts, lists and tuples, its tensors on the CPU: a machine without the device reads it too."""
-    if isinstance(data, torch.Tensor):
-        return data.detach().cpu()
-    if isinstance(data, dict):
-        return {key: on_host(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [on_host(value) for value in data]
-    return data

@@ -168,7 +168,7 @@ class Trace(TorchDispatchMode):
         self._quiet = True
         try:
             leaves = tree_leaves((args, kwargs))
-            taken = [leaf for leaf in leaves if _is_float(leaf)]
+            taken = [leaf for leaf in leaves if is_float(leaf)]
             had_nan, had_inf = any(t.isnan().any() for t in taken), any(t.isinf().any() for t in taken)
             sources = frozenset().union(*(self._sources_of(t) for t in taken if not t.isfinite().all()))
             ranges = tuple(Range.of(t) for t in taken) if not (had_nan or had_inf) else None
@@ -178,7 +178,7 @@ class Trace(TorchDispatchMode):
             if name.partition("::")[2].startswith(_UNFILLED):
                 return result
             for given in tree_leaves(result):
-                if not _is_float(given) or given.isfinite().all():
+                if not is_float(given) or given.isfinite().all():
                     continue
                 own = sources
                 new_nan = not had_nan and bool(given.isnan().any())
@@ -203,7 +203,7 @@ class Trace(TorchDispatchMode):
         return self._sources.get(_key(tensor), frozenset())
 
     def _came_in(self, name: str, tensor: torch.Tensor) -> None:
-        if _is_float(tensor) and not tensor.isfinite().all():
+        if is_float(tensor) and not tensor.isfinite().all():
             self._sources[_key(tensor)] = frozenset({len(self.births)})
             self.births.append(Birth(len(self.births), "", name, "", False, (), Range.of(tensor)))
 
@@ -220,7 +220,7 @@ class Trace(TorchDispatchMode):
             self._stack.append(name)
             if leaf:
                 with _hushed(self):
-                    first = next((leaf for leaf in tree_leaves(args) if _is_float(leaf)), None)
+                    first = next((leaf for leaf in tree_leaves(args) if is_float(leaf)), None)
                     self._taken.append(None if first is None else Range.of(first))
 
         return hook
@@ -231,7 +231,7 @@ class Trace(TorchDispatchMode):
             if not leaf:
                 return
             taken = self._taken.pop()
-            first = next((leaf for leaf in tree_leaves(output) if _is_float(leaf)), None)
+            first = next((leaf for leaf in tree_leaves(output) if is_float(leaf)), None)
             if first is None:
                 return
             self._passes[name] += 1
@@ -266,7 +266,8 @@ class _hushed:
         self._trace._quiet = self._before
 
 
-def _is_float(value) -> bool:
+def is_float(value: Any) -> bool:
+    """Whether it is a tensor of floating point numbers."""
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 

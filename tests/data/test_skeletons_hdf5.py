@@ -402,7 +402,7 @@ def test_the_tool(tmp_path, joints, monkeypatch, capsys):
     write_skeleton_store(tmp_path / "flat", KEYS, joints, META)
     run_tool(monkeypatch, tmp_path / "flat", tmp_path / "a.h5")
     assert capsys.readouterr().out == (
-        "16 frames converted, 4 of them without a skeleton (values that are not finite); "
+        "16 frames converted, 4 of them without a skeleton (values that are not finite, or beyond a million); "
         f"written to {os.path.abspath(tmp_path / 'a.h5')}\n"
     )
     run_tool(monkeypatch, tmp_path / "a.h5", tmp_path / "again")
