@@ -38,6 +38,12 @@ def amount(request):
 
 
 @pytest.fixture(autouse=True)
+def _memory_is_handed_back(monkeypatch):
+    """The switch holds for a process and has no way back: tests that measure memory would find what others kept."""
+    monkeypatch.setattr("fastreid_star.engine.device.keep_freed_memory", lambda: False)
+
+
+@pytest.fixture(autouse=True)
 def _logs_are_seen():
     """What tools in an earlier test set up is undone, such as a log of their own: caplog listens above all."""
     logging.disable(logging.NOTSET)

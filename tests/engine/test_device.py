@@ -1,6 +1,8 @@
 """Devices by name: what is not usable says why, and nothing is replaced silently."""
 
 import importlib.util
+import platform
+import subprocess
 import sys
 import types
 
@@ -8,7 +10,21 @@ import pytest
 import torch
 
 from fastreid_star.engine import device as devices
+from fastreid_star.engine.device import keep_freed_memory  # before conftest puts it out of force
 from fastreid_star.errors import UserError
+
+# what a training step asks for: large blocks, freed and asked for again; tells the pages that were new, in MB
+BLOCKS = """
+import resource, sys, torch
+from fastreid_star.engine import device
+device.configure(torch.device("cpu"), keep_memory=sys.argv[1] == "True")
+for round in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for count in (10, 20):
+        torch.ones(count << 20)
+pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(pages * resource.getpagesize() / (1 << 20))
+"""
 
 
 def test_auto_and_cpu():
@@ -130,6 +146,23 @@ def test_switches_of_a_gpu(monkeypatch):
     assert torch.backends.cudnn.allow_tf32
     devices.configure(torch.device("cpu"))
     assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the switch")
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_cpu_keeps_freed_memory_for_the_next_step(keep):
+    done = subprocess.run([sys.executable, "-c", BLOCKS, str(keep)], capture_output=True, text=True, check=True)
+    fresh = float(done.stdout)
+    assert fresh < 1 if keep else 110 < fresh < 130  # of 40 + 80 MB a round
+
+
+@pytest.mark.parametrize("error", [OSError, TypeError, AttributeError])
+def test_a_c_library_without_the_switch(monkeypatch, error):
+    def no_library(name):
+        raise error("no")
+
+    monkeypatch.setattr("ctypes.CDLL", no_library)
+    assert not keep_freed_memory()
 
 
 def test_memory_and_waiting(monkeypatch):

@@ -263,6 +263,14 @@ def test_the_config_of_the_demo_is_the_defaults_but_for_what_it_names():
     assert set(load_config(DEMO)) == set(get_cfg())
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_config_says_whether_memory_is_kept(tiny_root, tmp_path, monkeypatch, keep):
+    asked = []
+    monkeypatch.setattr("fastreid_star.engine.device.keep_freed_memory", lambda: asked.append(True))
+    Trainer.build_model(tiny_config(tiny_root, tmp_path, "MODEL.CPU.KEEP_MEMORY", keep))
+    assert bool(asked) == keep
+
+
 def test_channels_last_gives_the_same_step_in_another_layout(tiny_root, tmp_path):
     """Same losses and gradients up to the rounding of sums in another order, by maps that do lie otherwise."""
     star = ("MODEL.META_ARCHITECTURE", "STAR", "MODEL.HEADS.NAME", "GATGeMHead", "DATASETS.SKELETONS", "skeletons")
