@@ -1,4 +1,4 @@
-"""Torch's multi-head attention between two sequences, with a cheaper gradient of its weights on a CPU.
+"""Torch's multi-head attention between two sequences, with cheaper products and gradients on a CPU.
 
 Shapes: B clips, T frames, D feature width, h heads.
 """
@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from fastreid_star.modeling.linear import linear, product, trains_on_cpu
+
 
 class CrossAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention`, batch first, without dropout, whose keys are its values: parameters and numbers are its.
 
     It keeps the weights of queries, keys and values in one matrix. Left to autograd, the gradients of its parts are
-    computed apart and then copied into one, which for D = 2048 on a CPU is an eighth of the attention's time.
-    Elsewhere, in half precision, or where nothing is learned or the weights are wanted, torch's own code runs.
+    computed apart and then copied into one, which for D = 2048 on a CPU is an eighth of the attention's time; the
+    products there are :mod:`~fastreid_star.modeling.linear`'s. Elsewhere, in half precision, or where nothing is
+    learned or the weights are wanted, torch's own code runs.
 
     Args:
         width: D.
@@ -46,8 +49,7 @@ class CrossAttention(nn.MultiheadAttention):
         Returns:
             ``[B, T, D]``, and the weights, mean over the heads, ``[B, T, S]``, or None.
         """
-        half = torch.is_autocast_enabled(query.device.type)
-        if need_weights or half or not (query.is_cpu and torch.is_grad_enabled()):
+        if need_weights or not trains_on_cpu(query):
             return super().forward(query, key, key, key_padding_mask=key_bias, need_weights=need_weights)
         projected: tuple[torch.Tensor, torch.Tensor] = _Projection.apply(
             query, key, self.in_proj_weight, self.in_proj_bias
@@ -59,7 +61,7 @@ class CrossAttention(nn.MultiheadAttention):
         )
         mask = None if key_bias is None else key_bias[:, None, None]
         heard = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(heard.transpose(1, 2).flatten(2)), None
+        return linear(heard.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias), None
 
 
 class _Projection(torch.autograd.Function):
@@ -71,7 +73,7 @@ class _Projection(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(query, key, weight)
         width = weight.shape[1]
-        return F.linear(query, weight[:width], bias[:width]), F.linear(key, weight[width:], bias[width:])
+        return product(query, weight[:width], bias[:width]), product(key, weight[width:], bias[width:])
 
     @staticmethod
     @once_differentiable
@@ -83,4 +85,4 @@ class _Projection(torch.autograd.Function):
         torch.mm(rows_q.T, query.flatten(0, -2), out=by_weight[:width])
         torch.mm(rows_kv.T, key.flatten(0, -2), out=by_weight[width:])
         by_bias = torch.cat([rows_q.sum(0), rows_kv.sum(0)])
-        return by_q @ weight[:width], by_kv @ weight[width:], by_weight, by_bias
+        return product(by_q, weight[:width].T), product(by_kv, weight[width:].T), by_weight, by_bias

@@ -26,6 +26,7 @@ from torch import nn
 from fastreid_star.coco import BONES, NUM_BONES
 from fastreid_star.errors import UserError
 from fastreid_star.modeling.cross_attention import CrossAttention
+from fastreid_star.modeling.linear import Linear
 from fastreid_star.modeling.pooling import at_least_float32
 from fastreid_star.modeling.skeleton_graph import BONE_READINGS, bone_features, choose, joint_validity
 
@@ -170,7 +171,7 @@ class FrameCorrector(nn.Module):
         self.encoder = encoder
         self.attend_time = CrossAttention(feat_dim, heads)
         self.attend_visual = CrossAttention(feat_dim, heads)
-        self.ffn = nn.Sequential(nn.Linear(2 * feat_dim, feat_dim), nn.ReLU(), nn.Linear(feat_dim, feat_dim))
+        self.ffn = nn.Sequential(Linear(2 * feat_dim, feat_dim), nn.ReLU(), Linear(feat_dim, feat_dim))
         self.norm = self.se = None
         if reading == "paper":
             narrow = max(feat_dim // reduction, 1)
