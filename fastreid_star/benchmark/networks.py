@@ -44,14 +44,21 @@ class Setting:
         channels_last: the memory format of weights and maps; False: torch's default.
         amp: None for float32, else the type of mixed precision.
         compiled: stems and stages by torch.compile.
+        keeps_memory: on a CPU; once a step of a process does, all that follow do. False: torch's default.
     """
 
     channels_last: bool = False
     amp: str | None = None
     compiled: bool = False
+    keeps_memory: bool = True
 
     def __str__(self) -> str:
-        parts = (self.amp or "float32", "channels_last" * self.channels_last, "compiled" * self.compiled)
+        parts = (
+            self.amp or "float32",
+            "channels_last" * self.channels_last,
+            "compiled" * self.compiled,
+            "memory_handed_back" * (not self.keeps_memory),
+        )
         return "_".join(filter(None, parts))
 
 
@@ -72,6 +79,7 @@ def config(network: str, work: Work, options: Options, setting: Setting | None =
         "MODEL.BACKBONE.PRETRAIN": False,
         "MODEL.HEADS.NUM_CLASSES": IDENTITIES,
         "MODEL.CHANNELS_LAST": setting.channels_last,
+        "MODEL.CPU.KEEP_MEMORY": setting.keeps_memory,
         "INPUT.SIZE_TRAIN": list(work.size),
         "INPUT.CLIP.LENGTH": work.frames,
         "SOLVER.IMS_PER_BATCH": work.clips,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -10,13 +12,14 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import profile, supported_activities
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from tqdm import tqdm
 
 from fastreid_star.benchmark.figures import Figure
 from fastreid_star.benchmark.networks import BARE, CONFIGS, Setting, TrainingStep
 from fastreid_star.benchmark.options import Options
 from fastreid_star.benchmark.parts.loader import supply
+from fastreid_star.benchmark.process import Apart
 from fastreid_star.benchmark.timing import in_turns
 from fastreid_star.engine import device as devices
 
@@ -28,9 +31,17 @@ ON_CPU, ON_DEVICE = 2048, 8192  # rows and columns of the matrices whose product
 KINDS = {
     "convolutions": ("convolution",),
     "batch normalisation": ("batch_norm",),
-    "matrix products, LSTM": ("mm", "matmul", "attention", "rnn", "lstm"),
+    "matrix products, LSTM": ("mm", "matmul", "_linear", "attention", "rnn", "lstm"),
     "optimizer": ("fused_", "foreach"),
 }
+
+# the bare backbone as torch runs it where nothing is set
+AS_TORCH_RUNS_IT = Setting(keeps_memory=False)
+
+
+@register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+def _linear_flops(rows, weight, *args, out_shape=None, **kwargs) -> int:
+    return 2 * math.prod(rows) * weight[0]
 
 
 def settings(options: Options) -> dict[Setting, tuple[str, ...]]:
@@ -59,15 +70,23 @@ def figures(options: Options) -> Iterator[Figure]:
     work, chosen = options.work, settings(options)
     device = devices.choose_device(options.device)
     steps = build_steps(options, chosen)
-    first, plain = next(iter(chosen)), Setting()
+    first = next(iter(chosen))
     product, operations = matrix_product(device, first.amp, ON_CPU if options.on_cpu else ON_DEVICE)
-    times = in_turns(
-        {**steps, "matrix product": product},
-        repeats=options.rounds,
-        warm_up=1 if options.on_cpu else 3,
-        synchronise=lambda: devices.synchronise(device),
-        title=options.title("step"),
-    )
+    sides: dict[str, Callable[[], object]] = {**steps, "matrix product": product}
+    with contextlib.ExitStack() as processes:
+        if options.on_cpu:  # memory is kept or handed back by a process as a whole
+            plain = key(BARE, AS_TORCH_RUNS_IT)
+            sides[plain] = apart = Apart(TrainingStep, BARE, work, options, AS_TORCH_RUNS_IT)
+            processes.callback(apart.close)
+        else:
+            plain = key(BARE, Setting())
+        times = in_turns(
+            sides,
+            repeats=options.rounds,
+            warm_up=1 if options.on_cpu else 3,
+            synchronise=lambda: devices.synchronise(device),
+            title=options.title("step"),
+        )
     frames = work.clips * work.frames
     for setting, networks in chosen.items():
         bare = times[key(BARE, setting)]
@@ -95,8 +114,8 @@ def figures(options: Options) -> Iterator[Figure]:
             f"star_step_{name}_frames_per_s",
             frames / times[key("star", setting)].best,
             "frames/s",
-            frames / times[key(BARE, plain)].best,
-            f"the bare backbone in float32 and torch's default memory format; STAR in {setting}",
+            frames / times[plain].best,
+            f"the bare backbone as torch runs it where nothing is set, {times[plain]}; STAR in {setting}",
         )
     star = steps[key("star", first)]
     yield Figure.against(
