@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from fastreid_star.benchmark.networks import BARE, CONFIGS, Setting, TrainingSte
 from fastreid_star.benchmark.options import Options
 from fastreid_star.benchmark.parts.loader import supply
 from fastreid_star.benchmark.process import Apart
-from fastreid_star.benchmark.timing import in_turns
+from fastreid_star.benchmark.timing import Timing, in_turns
 from fastreid_star.engine import device as devices
 
 logger = logging.getLogger(__name__)
@@ -69,24 +69,18 @@ def figures(options: Options) -> Iterator[Figure]:
     """A training step of the baseline, of STAR and of its levels, against the bare backbone's same passes."""
     work, chosen = options.work, settings(options)
     device = devices.choose_device(options.device)
+    # first: what comes after fills this process' memory, and fresh memory is slower to get for all processes then
+    apart = _apart(options, [setting for setting in chosen if setting.channels_last]) if options.on_cpu else None
     steps = build_steps(options, chosen)
     first = next(iter(chosen))
     product, operations = matrix_product(device, first.amp, ON_CPU if options.on_cpu else ON_DEVICE)
-    sides: dict[str, Callable[[], object]] = {**steps, "matrix product": product}
-    with contextlib.ExitStack() as processes:
-        if options.on_cpu:  # memory is kept or handed back by a process as a whole
-            plain = key(BARE, AS_TORCH_RUNS_IT)
-            sides[plain] = apart = Apart(TrainingStep, BARE, work, options, AS_TORCH_RUNS_IT)
-            processes.callback(apart.close)
-        else:
-            plain = key(BARE, Setting())
-        times = in_turns(
-            sides,
-            repeats=options.rounds,
-            warm_up=1 if options.on_cpu else 3,
-            synchronise=lambda: devices.synchronise(device),
-            title=options.title("step"),
-        )
+    times = in_turns(
+        {**steps, "matrix product": product},
+        repeats=options.rounds,
+        warm_up=1 if options.on_cpu else 3,
+        synchronise=lambda: devices.synchronise(device),
+        title=options.title("step"),
+    )
     frames = work.clips * work.frames
     for setting, networks in chosen.items():
         bare = times[key(BARE, setting)]
@@ -108,15 +102,7 @@ def figures(options: Options) -> Iterator[Figure]:
             )
         share = 1 - bare.best / times[key("star", setting)].best
         yield Figure(f"star_step_outside_share{suffix}", share, "share", note=f"time outside the backbone, {setting}")
-    fastest = min(chosen, key=lambda setting: times[key("star", setting)].best)
-    for name, setting in (("channels_last", Setting(channels_last=True)), ("fastest", fastest)):
-        yield Figure.against(
-            f"star_step_{name}_frames_per_s",
-            frames / times[key("star", setting)].best,
-            "frames/s",
-            frames / times[plain].best,
-            f"the bare backbone as torch runs it where nothing is set, {times[plain]}; STAR in {setting}",
-        )
+    yield from _formats(times if apart is None else apart, chosen, AS_TORCH_RUNS_IT if apart else Setting(), frames)
     star = steps[key("star", first)]
     yield Figure.against(
         "star_step_tflops",
@@ -182,6 +168,30 @@ def profile_step(step: TrainingStep) -> dict[str, float] | None:
     if step.device.type != "cpu" and not on_device:
         return None
     return {kind: seconds[kind] / seconds.total() for kind in (*KINDS, "the rest")}
+
+
+def _apart(options: Options, formats: Iterable[Setting]) -> dict[str, Timing]:
+    """Times of STAR's formats and of the bare backbone as torch runs it, each in a process of its own."""
+    with contextlib.ExitStack() as processes:
+        sides = {}
+        for network, setting in ((BARE, AS_TORCH_RUNS_IT), *(("star", setting) for setting in formats)):
+            sides[key(network, setting)] = step = Apart(TrainingStep, network, options.work, options, setting)
+            processes.callback(step.close)
+        return in_turns(sides, repeats=options.rounds, title=options.title("formats"))
+
+
+def _formats(times: Mapping[str, Timing], chosen: Iterable[Setting], plain: Setting, frames: int) -> Iterator[Figure]:
+    bare = times[key(BARE, plain)]
+    fastest = min((s for s in chosen if key("star", s) in times), key=lambda setting: times[key("star", setting)].best)
+    for name, setting in (("channels_last", Setting(channels_last=True)), ("fastest", fastest)):
+        star = times[key("star", setting)]
+        yield Figure.against(
+            f"star_step_{name}_frames_per_s",
+            frames / star.best,
+            "frames/s",
+            frames / bare.best,
+            f"the bare backbone as torch runs it where nothing is set, {bare}; STAR in {setting}, {star}",
+        )
 
 
 def _where_it_goes(step: TrainingStep, setting: Setting) -> Iterator[Figure]:

@@ -24,7 +24,7 @@ def test_figures(figures):
     assert share == pytest.approx(1 - figures["star_step_frames_per_s"].ratio)
     turned = figures["star_step_channels_last_frames_per_s"]
     assert turned.limit not in (bare, figures["backbone_step_frames_per_s_float32_channels_last"].value)
-    assert turned.value == figures["star_step_frames_per_s_float32_channels_last"].value
+    assert turned.value != figures["star_step_frames_per_s_float32_channels_last"].value, "in a process of its own"
     assert figures["star_step_fastest_frames_per_s"].value >= turned.value
     assert figures["star_step_fastest_frames_per_s"].limit == turned.limit
     assert figures["star_step_tflops"].value > 0
