@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+# None where torch was built without oneDNN
+ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
 
 class Linear(nn.Linear):
     """`nn.Linear`, its parameters and numbers; see :func:`linear`."""
@@ -47,10 +50,9 @@ def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
         rows: ``[..., in]``.
         weight, bias: ``[out, in]``, in any layout, and ``[out]`` or None.
     """
-    suited = rows.dtype == weight.dtype == torch.float32 and rows.numel() and torch.backends.mkldnn.is_available()
-    if suited and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return F.linear(rows, weight, bias)
+    if ONEDNN_LINEAR is None or not rows.dtype == weight.dtype == torch.float32 or not rows.numel():
+        return F.linear(rows, weight, bias)
+    return ONEDNN_LINEAR(rows, weight, bias, "none", [], "")  # no function applied to the result
 
 
 class _Linear(torch.autograd.Function):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import profile, supported_activities
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from fastreid_star.benchmark.figures import Figure
@@ -22,6 +22,7 @@ from fastreid_star.benchmark.parts.loader import supply
 from fastreid_star.benchmark.process import Apart
 from fastreid_star.benchmark.timing import Timing, in_turns
 from fastreid_star.engine import device as devices
+from fastreid_star.modeling.linear import ONEDNN_LINEAR
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,6 @@ KINDS = {
 
 # the bare backbone as torch runs it where nothing is set
 AS_TORCH_RUNS_IT = Setting(keeps_memory=False)
-
-
-@register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-def _linear_flops(rows, weight, *args, out_shape=None, **kwargs) -> int:
-    return 2 * math.prod(rows) * weight[0]
 
 
 def settings(options: Options) -> dict[Setting, tuple[str, ...]]:
@@ -139,9 +135,13 @@ def flops(step: Callable[[], None]) -> Counter[str]:
 
     What torch has no formula for, LSTMs and everything element by element, is not among them.
     """
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping={ONEDNN_LINEAR: _linear_flops}) as counter:
         step()
     return Counter({str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()})
+
+
+def _linear_flops(rows, weight, *args, out_shape=None, **kwargs) -> int:
+    return 2 * math.prod(rows) * weight[0]
 
 
 def matrix_product(device: torch.device, amp: str | None, size: int) -> tuple[Callable[[], object], int]:
