@@ -37,10 +37,15 @@ def amount(request):
     return lambda few, many: many if request.config.getoption("--long") else few
 
 
-@pytest.fixture(autouse=True)
-def _memory_is_handed_back(monkeypatch):
-    """The switch holds for a process and has no way back: tests that measure memory would find what others kept."""
-    monkeypatch.setattr("fastreid_star.engine.device.keep_freed_memory", lambda: False)
+@pytest.fixture(autouse=True, scope="session")
+def _memory_is_handed_back():
+    """The switch holds for a process and has no way back: tests that measure memory would find what others kept.
+
+    For the session, as fixtures that train for several tests come before those of a single test.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastreid_star.engine.device.keep_freed_memory", lambda: False)
+        yield
 
 
 @pytest.fixture(autouse=True)
