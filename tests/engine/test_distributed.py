@@ -41,11 +41,11 @@ def largest_difference(one, other):
     return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
-def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path, amount):
+def test_gradients_are_those_of_one_process_with_the_whole_batch(tmp_path):
     alone = gradients(tmp_path, 1, True)
     assert len(alone) > 60
     assert max(gradient.abs().max().item() for gradient in alone.values()) > 0.1
-    for world in amount((4,), (2, 4)):
+    for world in (2, 4):
         assert largest_difference(alone, gradients(tmp_path, world, True)) < 1e-5
     # mined in each process's share alone, the hardest clips are others
     assert largest_difference(alone, gradients(tmp_path, 2, False)) > 1e-3
@@ -56,17 +56,17 @@ def per_query(folder):
         return list(csv.reader(file))
 
 
-def test_evaluation_is_the_same_in_one_to_four_processes(tiny_root, tmp_path, amount):
+def test_evaluation_is_the_same_in_one_to_four_processes(tiny_root, tmp_path):
     trained = tmp_path / "trained"
     run(TRAIN_NET, "--config-file", STAR_DEMO, *tiny_options(tiny_root, trained))
     results = []
-    for world in amount((1, 3), (1, 2, 3, 4)):  # 3 share neither queries nor batches evenly
+    for world in (1, 2, 3, 4):
         output = tmp_path / str(world)
         options = tiny_options(tiny_root, output, "MODEL.WEIGHTS", trained / "model_final.pth", "TEST.IMS_PER_BATCH", 3)
         run(TRAIN_NET, "--config-file", STAR_DEMO, "--eval-only", "--num-devices", world, *options)
         results.append(per_query(output))
     assert len(results[0]) == 1 + 2 * 8  # 4 identities x 2 tracklets, asked in both directions
-    assert all(result == results[0] for result in results)
+    assert results[1:] == results[:1] * 3
 
 
 def free_port():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fastreid_star.benchmark.networks import BARE, CONFIGS, Setting
+from fastreid_star.benchmark.networks import BARE, CONFIGS, Setting, TrainingStep, config
 from fastreid_star.benchmark.parts import step
 from fastreid_star.modeling.linear import Linear
 
@@ -31,6 +31,30 @@ def test_figures(figures):
     assert figures["star_step_tflops"].value > 0
     assert 0 < figures["star_step_convolution_share"].value < 1
     assert figures["star_step_loader_processes"].value > 0
+
+
+def test_formats_run_apart_beside_torch_as_it_is(options, monkeypatch):
+    class Recorded:
+        built, closed = [], 0
+
+        def __init__(self, build, network, work, given, setting):
+            kept = config(network, work, given, setting).MODEL.CPU.KEEP_MEMORY
+            self.built.append((build, network, str(setting), kept))
+
+        def __call__(self):
+            pass
+
+        def close(self):
+            Recorded.closed += 1
+
+    monkeypatch.setattr(step, "Apart", Recorded)
+    times = step._apart(options, [Setting(channels_last=True)])
+    assert Recorded.built == [
+        (TrainingStep, BARE, "float32_memory_handed_back", False),
+        (TrainingStep, "star", "float32_channels_last", True),
+    ]
+    assert list(times) == [f"{BARE} float32_memory_handed_back", "star float32_channels_last"]
+    assert Recorded.closed == 2
 
 
 def test_a_step_for_each_network_and_setting(options):
