@@ -63,7 +63,7 @@ def apply() -> None:
     if _applied:
         return
     _import_torchvision()
-    with _old_names():
+    with _old_names(), _metrics_when_needed():
         importlib.import_module("fastreid.data.build")
         importlib.import_module("fastreid.evaluation.testing")
     _patch_loader()
@@ -134,6 +134,23 @@ def _old_names():
             del collections.Mapping  # type: ignore[attr-defined]
         if added_six:
             del sys.modules["torch._six"]
+
+
+@contextlib.contextmanager
+def _metrics_when_needed():
+    """`from sklearn import metrics` is for ROC curves alone, and a quarter of a process' start: loaded at first use."""
+    if "sklearn" in sys.modules:
+        yield
+        return
+    metrics = types.ModuleType("sklearn.metrics")
+    metrics.__getattr__ = lambda name: getattr(importlib.import_module("sklearn.metrics"), name)  # type: ignore[method-assign]
+    stand_in: Any = types.ModuleType("sklearn")
+    stand_in.metrics = metrics
+    sys.modules["sklearn"] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules["sklearn"]
 
 
 def _patch_loader() -> None:

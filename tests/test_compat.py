@@ -72,6 +72,25 @@ def test_names_of_old_python_are_there_only_inside():
     assert "torch._six" not in sys.modules
 
 
+METRICS = """
+import sys
+{first}
+import fastreid_star
+print("sklearn" in sys.modules)
+from fastreid.evaluation import reid_evaluation
+print([values.tolist() for values in reid_evaluation.metrics.roc_curve([0, 1, 1], [0.2, 0.6, 0.3])[:2]])
+import sklearn.metrics
+print(reid_evaluation.metrics.roc_curve is sklearn.metrics.roc_curve)
+"""
+
+
+@pytest.mark.parametrize("first", ["", "import sklearn"])
+def test_metrics_for_roc_curves_are_loaded_at_first_use(first):
+    run = subprocess.run([sys.executable, "-c", METRICS.format(first=first)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [str(bool(first)), "[[0.0, 0.0, 0.0, 1.0], [0.0, 0.5, 1.0, 1.0]]", "True"]
+
+
 def test_random_affine_takes_the_arguments_fastreid_gives_it():
     from fastreid.data.transforms import build_transforms
 
