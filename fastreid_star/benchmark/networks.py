@@ -163,16 +163,13 @@ class TrainingStep:
         network: a key of :data:`CONFIGS`, or :data:`BARE`.
         work, options: the size and the device.
         setting: how it is computed.
-        model: weights to share with another setting of the same memory format; None: new ones.
     """
 
-    def __init__(
-        self, network: str, work: Work, options: Options, setting: Setting | None = None, model: nn.Module | None = None
-    ):
+    def __init__(self, network: str, work: Work, options: Options, setting: Setting | None = None):
         setting = setting or Setting()
         cfg = config(network, work, options, setting)
         self.device = devices.choose_device(options.device)
-        self.model: Any = _build(network, cfg) if model is None else model
+        self.model: Any = _build(network, cfg)
         if network == BARE:
             loader: Any = OnDevice(bare_batch(work, setting), self.device)
         else:

@@ -40,49 +40,18 @@ def in_own_process(function: Callable, *args) -> Outcome:
         UserError: this system does not tell a process' memory; whatever `function` raises.
     """
     resident_memory()  # so that a system without it is known at once
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_measured, function, args, multiprocessing.get_start_method()).result()
+    return apart(_measured, function, args, multiprocessing.get_start_method())
 
 
-class Apart:
-    """Work that is done over and over in a process of its own, under switches that hold for a process.
+def apart(function: Callable, *args) -> Any:
+    """What ``function(*args)`` returns in a fresh process, or raises.
 
     Args:
-        build: importable by its name; called there with `args`, returns the work. `args` can be pickled.
-
-    Raises:
-        whatever `build` raises.
+        function: importable by its name; `args` and the result can be pickled.
     """
-
-    def __init__(self, build: Callable[..., Callable[[], object]], *args: Any):
-        context = multiprocessing.get_context("spawn")
-        self._pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=context)
-        try:
-            self._pool.submit(_prepare, build, args).result()
-        except BaseException:
-            self.close()
-            raise
-
-    def __call__(self) -> None:
-        """Do the work once, there, and wait for its end."""
-        self._pool.submit(_work).result()
-
-    def close(self) -> None:
-        """End the process."""
-        self._pool.shutdown()
-
-
-_prepared: Callable[[], object]
-
-
-def _prepare(build: Callable[..., Callable[[], object]], args: tuple) -> None:
-    global _prepared
-    _prepared = build(*args)
-
-
-def _work() -> None:
-    _prepared()
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()
 
 
 def _measured(function: Callable, args: tuple, start_method: str) -> Outcome:

@@ -30,39 +30,16 @@ def test_no_such_process():
         process.own_memory(0)
 
 
-class Counter:
-    """Counts in the process that has built it, and ends with an error at 3."""
-
-    def __init__(self, path):
-        self.path, self.times = path, 0
-
-    def __call__(self):
-        self.times += 1
-        if self.times == 3:
-            raise ArithmeticError("enough")
-        self.path.write_text(f"{os.getpid()} {self.times}")
+def identify(refused):
+    if refused:
+        raise UserError("this cannot be done")
+    return os.getpid()
 
 
-def refuse():
-    raise UserError("this cannot be built")
-
-
-def test_work_over_and_over_in_a_process_of_its_own(tmp_path):
-    path = tmp_path / "count"
-    work = process.Apart(Counter, path)
-    found = []
-    for _ in range(2):
-        work()
-        found.append(path.read_text().split())
-    with pytest.raises(ArithmeticError, match="enough"):
-        work()
-    work.close()
-    assert [times for _, times in found] == ["1", "2"]
-    assert found[0][0] == found[1][0] != str(os.getpid())
+def test_work_apart():
+    first, second = process.apart(identify, False), process.apart(identify, False)
+    assert len({first, second, os.getpid()}) == 3
     with pytest.raises(ProcessLookupError):
-        os.kill(int(found[0][0]), 0)
-
-
-def test_work_that_cannot_be_built():
-    with pytest.raises(UserError, match="cannot be built"):
-        process.Apart(refuse)
+        os.kill(first, 0)
+    with pytest.raises(UserError, match="cannot be done"):
+        process.apart(identify, True)

@@ -11,6 +11,12 @@ def test_best_median_and_spread():
     assert str(timing) == "best of 3, median +50%"
 
 
+def test_of_several_processes_the_mean_of_each_ones_best():
+    joined = Timing.joined([Timing((4.0, 2.0, 3.0)), Timing((9.0, 5.0, 6.0))])
+    assert (joined.best, joined.median) == (3.5, 4.5)
+    assert str(joined) == "best of 3 in each of 2 processes, median +29%"
+
+
 def test_sides_run_in_turns_and_every_other_round_backwards():
     order = []
     sides = {name: lambda name=name: order.append(name) for name in "abc"}

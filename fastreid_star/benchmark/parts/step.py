@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import profile, supported_activities
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from fastreid_star.benchmark.figures import Figure
 from fastreid_star.benchmark.networks import BARE, CONFIGS, Setting, TrainingStep
 from fastreid_star.benchmark.options import Options
 from fastreid_star.benchmark.parts.loader import supply
-from fastreid_star.benchmark.process import Apart
+from fastreid_star.benchmark.process import apart
 from fastreid_star.benchmark.timing import Timing, in_turns
 from fastreid_star.engine import device as devices
 from fastreid_star.modeling.linear import ONEDNN_LINEAR
 
 logger = logging.getLogger(__name__)
 
-ROUNDS = 2  # as many as elsewhere, times this: some per cent are looked for
+PROCESSES = 3  # of each setting on a CPU: where its memory lies in a process alone makes a step 5 % faster or slower
 ON_CPU, ON_DEVICE = 2048, 8192  # rows and columns of the matrices whose product tells what a device can do
 
 # operators by what they do, the first that fits; the rest are the many small ones between
@@ -37,6 +34,7 @@ KINDS = {
     "optimizer": ("fused_", "foreach"),
 }
 
+PRODUCT = "matrix product"
 # the bare backbone as torch runs it where nothing is set
 AS_TORCH_RUNS_IT = Setting(keeps_memory=False)
 
@@ -45,7 +43,7 @@ def settings(options: Options) -> dict[Setting, tuple[str, ...]]:
     """Which networks run in which setting; the first setting is the one that plain names stand for."""
     everything, two = (BARE, *CONFIGS), (BARE, "star")
     if options.on_cpu:
-        chosen = {Setting(): everything, Setting(channels_last=True): two}
+        chosen = {Setting(): everything, Setting(channels_last=True): two, AS_TORCH_RUNS_IT: (BARE,)}
         if not options.quick:
             chosen[Setting(channels_last=True, amp="bfloat16")] = two
     else:
@@ -64,74 +62,78 @@ def settings(options: Options) -> dict[Setting, tuple[str, ...]]:
 
 def figures(options: Options) -> Iterator[Figure]:
     """A training step of the baseline, of STAR and of its levels, against the bare backbone's same passes."""
-    work, chosen = options.work, settings(options)
-    device = devices.choose_device(options.device)
-    # first: what comes after fills this process' memory, and fresh memory is slower to get for all processes then
-    apart = _apart(options, [setting for setting in chosen if setting.channels_last]) if options.on_cpu else None
-    steps = build_steps(options, chosen)
-    first = next(iter(chosen))
-    product, operations = matrix_product(device, first.amp, ON_CPU if options.on_cpu else ON_DEVICE)
-    times: dict[str, Timing] = {}
-    for setting, networks in chosen.items():  # one after the other: what is compared runs close together
-        sides: dict[str, Callable[[], object]] = {key(name, setting): steps[key(name, setting)] for name in networks}
-        times |= in_turns(
-            {**sides, "matrix product": product} if setting == first else sides,
-            repeats=ROUNDS * options.rounds,
-            warm_up=1 if options.on_cpu else 3,
-            synchronise=lambda: devices.synchronise(device),
-            title=options.title(str(setting)),
-        )
+    work = options.work
+    times = measure(options, settings(options))
+    first = next(iter(times))
     frames = work.clips * work.frames
-    for setting, networks in chosen.items():
-        bare = times[key(BARE, setting)]
-        suffix = "" if setting == first else f"_{setting}"
+    for setting, sides in times.items():
+        bare, suffix = sides[BARE], "" if setting == first else f"_{setting}"
         yield Figure(
             f"backbone_step_frames_per_s{suffix}",
             frames / bare.best,
             "frames/s",
             note=f"stems and low stages once, high stages twice, and optimizer; {setting}; {work}; {bare}",
         )
-        for network in networks[1:]:
-            timing = times[key(network, setting)]
+        for network in (name for name in CONFIGS if name in sides):
             yield Figure.against(
                 f"{network}_step_frames_per_s{suffix}",
-                frames / timing.best,
+                frames / sides[network].best,
                 "frames/s",
                 frames / bare.best,
-                f"the bare backbone, {setting}; {timing}",
+                f"the bare backbone, {setting}; {sides[network]}",
             )
-        share = 1 - bare.best / times[key("star", setting)].best
-        yield Figure(f"star_step_outside_share{suffix}", share, "share", note=f"time outside the backbone, {setting}")
-    yield from _formats(times if apart is None else apart, chosen, AS_TORCH_RUNS_IT if apart else Setting(), frames)
-    star = steps[key("star", first)]
+        if "star" in sides:
+            share, note = 1 - bare.best / sides["star"].best, f"time outside the backbone, {setting}"
+            yield Figure(f"star_step_outside_share{suffix}", share, "share", note=note)
+    yield from _formats(times, AS_TORCH_RUNS_IT if options.on_cpu else Setting(), frames)
+    step, star = TrainingStep("star", work, options, first), times[first]["star"]
     yield Figure.against(
         "star_step_tflops",
-        sum(flops(star).values()) / times[key("star", first)].best / 1e12,
+        sum(flops(step).values()) / star.best / 1e12,
         "TFLOP/s",
-        operations / times["matrix product"].best / 1e12,
+        matrix_product(options, first.amp)[1] / times[first][PRODUCT].best / 1e12,
         f"one product of two large square matrices, {first.amp or 'float32'}; operations on the "
         "zeros around maps are counted, though not all are computed",
     )
-    yield from _where_it_goes(star, first)
-    yield _loader_processes(frames / times[key("star", first)].best, options)
+    yield from _where_it_goes(step, first)
+    yield _loader_processes(frames / star.best, options)
 
 
-def key(network: str, setting: Setting) -> str:
-    """The name of a side."""
-    return f"{network} {setting}"
+def measure(options: Options, chosen: Mapping[Setting, tuple[str, ...]]) -> dict[Setting, dict[str, Timing]]:
+    """Times of each setting's networks, and of the matrix product beside the first's.
+
+    A setting has processes of its own: some switches hold for a whole process, and memory lies elsewhere in each.
+    """
+    count = PROCESSES if options.on_cpu and not options.quick else 1
+    first = next(iter(chosen))
+    runs: dict[Setting, list[dict[str, Timing]]] = {setting: [] for setting in chosen}
+    for number in range(1, count + 1):
+        for setting, networks in chosen.items():
+            title = options.title(f"{setting} {number}/{count}")
+            runs[setting].append(apart(time_in_turns, networks, setting, options, setting == first, title))
+    return {
+        setting: {side: Timing.joined([run[side] for run in found]) for side in found[0]}
+        for setting, found in runs.items()
+    }
 
 
-def build_steps(options: Options, chosen: dict[Setting, tuple[str, ...]]) -> dict[str, TrainingStep]:
-    """A step for each network and setting; settings of one memory format share the weights."""
-    models: dict[tuple[str, bool, bool], nn.Module] = {}
-    steps = {}
-    todo = [(setting, network) for setting, networks in chosen.items() for network in networks]
-    for setting, network in tqdm(todo, desc=options.title("building"), disable=not options.progress, leave=False):
-        shared = (network, setting.channels_last, setting.compiled)
-        step = TrainingStep(network, options.work, options, setting, model=models.get(shared))
-        models[shared] = step.model
-        steps[key(network, setting)] = step
-    return steps
+def time_in_turns(
+    networks: tuple[str, ...], setting: Setting, options: Options, with_product: bool, title: str
+) -> dict[str, Timing]:
+    """Times of a setting's networks in this process."""
+    device = devices.choose_device(options.device)
+    sides: dict[str, Callable[[], object]] = {
+        network: TrainingStep(network, options.work, options, setting) for network in networks
+    }
+    if with_product:
+        sides[PRODUCT], _ = matrix_product(options, setting.amp)
+    return in_turns(
+        sides,
+        repeats=options.rounds,
+        warm_up=1 if options.on_cpu else 3,
+        synchronise=lambda: devices.synchronise(device),
+        title=title,
+    )
 
 
 def flops(step: Callable[[], None]) -> Counter[str]:
@@ -148,9 +150,11 @@ def _linear_flops(rows, weight, *args, out_shape=None, **kwargs) -> int:
     return 2 * math.prod(rows) * weight[0]
 
 
-def matrix_product(device: torch.device, amp: str | None, size: int) -> tuple[Callable[[], object], int]:
-    """A product of two matrices of ``size x size`` in a step's type, the most a device can do, and its operations."""
+def matrix_product(options: Options, amp: str | None) -> tuple[Callable[[], object], int]:
+    """A product of two square matrices in a step's type, the most a device can do, and its operations."""
     kind = torch.float32 if amp is None else getattr(torch, amp)
+    size = ON_CPU if options.on_cpu else ON_DEVICE
+    device = devices.choose_device(options.device)
     a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
     return (lambda: torch.mm(a, b)), 2 * size**3
 
@@ -174,27 +178,17 @@ def profile_step(step: TrainingStep) -> dict[str, float] | None:
     return {kind: seconds[kind] / seconds.total() for kind in (*KINDS, "the rest")}
 
 
-def _apart(options: Options, formats: Iterable[Setting]) -> dict[str, Timing]:
-    """Times of STAR's formats and of the bare backbone as torch runs it, each in a process of its own."""
-    with contextlib.ExitStack() as processes:
-        sides = {}
-        for network, setting in ((BARE, AS_TORCH_RUNS_IT), *(("star", setting) for setting in formats)):
-            sides[key(network, setting)] = step = Apart(TrainingStep, network, options.work, options, setting)
-            processes.callback(step.close)
-        return in_turns(sides, repeats=options.rounds, title=options.title("formats"))
-
-
-def _formats(times: Mapping[str, Timing], chosen: Iterable[Setting], plain: Setting, frames: int) -> Iterator[Figure]:
-    bare = times[key(BARE, plain)]
-    fastest = min((s for s in chosen if key("star", s) in times), key=lambda setting: times[key("star", setting)].best)
+def _formats(times: Mapping[Setting, Mapping[str, Timing]], plain: Setting, frames: int) -> Iterator[Figure]:
+    bare = times[plain][BARE]
+    stars = {setting: sides["star"] for setting, sides in times.items() if "star" in sides}
+    fastest = min(stars, key=lambda setting: stars[setting].best)
     for name, setting in (("channels_last", Setting(channels_last=True)), ("fastest", fastest)):
-        star = times[key("star", setting)]
         yield Figure.against(
             f"star_step_{name}_frames_per_s",
-            frames / star.best,
+            frames / stars[setting].best,
             "frames/s",
             frames / bare.best,
-            f"the bare backbone as torch runs it where nothing is set, {bare}; STAR in {setting}, {star}",
+            f"the bare backbone as torch runs it where nothing is set, {bare}; STAR in {setting}",
         )
 
 

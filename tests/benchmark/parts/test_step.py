@@ -1,14 +1,18 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from fastreid_star.benchmark.networks import BARE, CONFIGS, Setting, TrainingStep, config
+from fastreid_star.benchmark.networks import BARE, CONFIGS, Setting, config
 from fastreid_star.benchmark.parts import step
+from fastreid_star.benchmark.timing import Timing
 from fastreid_star.modeling.linear import Linear
 
 
 @pytest.fixture
 def figures(options, small_loader, monkeypatch):
     monkeypatch.setattr(step, "ON_CPU", 64)
+    monkeypatch.setattr(step, "apart", lambda function, *args: function(*args))  # a process takes seconds to start
     return {figure.name: figure for figure in step.figures(options)}
 
 
@@ -24,8 +28,8 @@ def test_figures(figures):
     share = figures["star_step_outside_share"].value
     assert share == pytest.approx(1 - figures["star_step_frames_per_s"].ratio)
     turned = figures["star_step_channels_last_frames_per_s"]
-    assert turned.limit not in (bare, figures["backbone_step_frames_per_s_float32_channels_last"].value)
-    assert turned.value != figures["star_step_frames_per_s_float32_channels_last"].value, "in a process of its own"
+    assert turned.limit == figures["backbone_step_frames_per_s_float32_memory_handed_back"].value
+    assert turned.value == figures["star_step_frames_per_s_float32_channels_last"].value
     assert figures["star_step_fastest_frames_per_s"].value >= turned.value
     assert figures["star_step_fastest_frames_per_s"].limit == turned.limit
     assert figures["star_step_tflops"].value > 0
@@ -33,53 +37,53 @@ def test_figures(figures):
     assert figures["star_step_loader_processes"].value > 0
 
 
-def test_formats_run_apart_beside_torch_as_it_is(options, monkeypatch):
-    class Recorded:
-        built, closed = [], 0
+def test_each_setting_has_processes_of_its_own_in_turns(options, monkeypatch):
+    calls = []
 
-        def __init__(self, build, network, work, given, setting):
-            kept = config(network, work, given, setting).MODEL.CPU.KEEP_MEMORY
-            self.built.append((build, network, str(setting), kept))
+    def apart(function, networks, setting, given, with_product, title):
+        assert function is step.time_in_turns
+        assert given in (full, options)
+        calls.append((networks, str(setting), with_product))
+        return {side: Timing((float(len(calls)),)) for side in (*networks, *[step.PRODUCT] * with_product)}
 
-        def __call__(self):
-            pass
-
-        def close(self):
-            Recorded.closed += 1
-
-    monkeypatch.setattr(step, "Apart", Recorded)
-    times = step._apart(options, [Setting(channels_last=True)])
-    assert Recorded.built == [
-        (TrainingStep, BARE, "float32_memory_handed_back", False),
-        (TrainingStep, "star", "float32_channels_last", True),
+    monkeypatch.setattr(step, "apart", apart)
+    full = replace(options, quick=False)
+    times = step.measure(full, step.settings(full))
+    one_round = [
+        ((BARE, *CONFIGS), "float32", True),
+        ((BARE, "star"), "float32_channels_last", False),
+        ((BARE,), "float32_memory_handed_back", False),
+        ((BARE, "star"), "bfloat16_channels_last", False),
     ]
-    assert list(times) == [f"{BARE} float32_memory_handed_back", "star float32_channels_last"]
-    assert Recorded.closed == 2
+    assert calls == one_round * 3
+    assert times[Setting()][step.PRODUCT] == times[Setting()]["star"] == Timing((1.0, 5.0, 9.0), 3)
+    assert times[step.AS_TORCH_RUNS_IT] == {BARE: Timing((3.0, 7.0, 11.0), 3)}
+
+    calls.clear()
+    step.measure(options, step.settings(options))
+    assert calls == one_round[:3]
 
 
-def test_a_step_for_each_network_and_setting(options):
-    chosen = {Setting(): (BARE, "star"), Setting(amp="bfloat16"): (BARE,), Setting(channels_last=True): (BARE,)}
-    steps = step.build_steps(options, chosen)
-    assert list(steps) == [
-        f"{BARE} float32",
-        "star float32",
-        f"{BARE} bfloat16",
-        f"{BARE} float32_channels_last",
-    ]
-    first, same, other = (steps[f"{BARE} {name}"].model for name in ("float32", "bfloat16", "float32_channels_last"))
-    assert first is same, "one memory format, one set of weights"
-    assert first is not other
+def test_a_process_times_the_networks_of_its_setting(options, monkeypatch):
+    kept = []
+    monkeypatch.setattr(step, "TrainingStep", lambda *args: kept.append(config(*args).MODEL.CPU.KEEP_MEMORY) or list)
+    monkeypatch.setattr(step, "ON_CPU", 8)
+    times = step.time_in_turns((BARE,), step.AS_TORCH_RUNS_IT, replace(options, repeats=3), True, "")
+    assert {side: len(timing.seconds) for side, timing in times.items()} == {BARE: 3, step.PRODUCT: 3}
+    step.time_in_turns((BARE, "star"), Setting(channels_last=True), options, False, "")
+    assert kept == [False, True, True]
 
 
-def test_operations_are_counted():
+def test_operations_are_counted(options, monkeypatch):
     a, b = torch.randn(4, 5, requires_grad=True), torch.randn(5, 6)
     assert step.flops(lambda: (a @ b).sum().backward()) == {"aten.mm": 2 * 2 * 4 * 5 * 6}  # forward, and for a
     layer = Linear(3, 5)
     found = step.flops(lambda: layer(torch.randn(2, 4, 3)).sum().backward())  # and the gradients of input and weight
     assert found.total() == 3 * 2 * (2 * 4) * 3 * 5
-    product, operations = step.matrix_product(torch.device("cpu"), None, 16)
+    monkeypatch.setattr(step, "ON_CPU", 16)
+    product, operations = step.matrix_product(options, None)
     assert step.flops(product) == {"aten.mm": operations}
-    assert step.matrix_product(torch.device("cpu"), "bfloat16", 16)[0]().dtype == torch.bfloat16
+    assert step.matrix_product(options, "bfloat16")[0]().dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
