@@ -1,4 +1,8 @@
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +47,36 @@ def test_work_apart():
         os.kill(first, 0)
     with pytest.raises(UserError, match="cannot be done"):
         process.apart(identify, True)
+
+
+MEASURES = """
+import os, sys, time
+from fastreid_star.benchmark import process
+
+def measure():
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    process.apart(measure)
+"""
+
+
+def test_work_apart_ends_with_the_process_that_is_killed(tmp_path):
+    program = tmp_path / "measures.py"
+    program.write_text(MEASURES)
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while alive(child):
+        assert time.monotonic() < deadline, "it is still there"
+        time.sleep(0.05)
+
+
+def alive(pid):
+    """A process that nobody has waited for is there, and has ended."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
