@@ -51,6 +51,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--read", metavar="FILE", help="measure nothing: show figures that --json has written")
     parser.add_argument("--device", default="auto", metavar="NAME", help=f"{', '.join(DEVICE_NAMES)}, as MODEL.DEVICE")
     parser.add_argument("--repeats", type=int, metavar="N", help="how often each side runs (5, with --quick 3)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="that a training step's settings are measured in (3 on a CPU, else 1)",
+    )
     step = parser.add_argument_group("the training step of the parts step, scaling and memory (else by the device)")
     step.add_argument("--backbone", choices=list(BACKBONES), help="a ResNet by its depth, or a small one")
     step.add_argument("--clips", type=int, metavar="B", help="clips of a batch, a multiple of 4")
@@ -89,6 +95,7 @@ def measure(args: argparse.Namespace) -> list[Figure]:
             quick=args.quick,
             device=args.device,
             repeats=args.repeats,
+            processes=args.processes,
             backbone=args.backbone,
             clips=args.clips,
             frames=args.frames,

@@ -23,7 +23,6 @@ from fastreid_star.modeling.linear import ONEDNN_LINEAR
 
 logger = logging.getLogger(__name__)
 
-PROCESSES = 3  # of each setting on a CPU: where its memory lies in a process alone makes a step 5 % faster or slower
 ON_CPU, ON_DEVICE = 2048, 8192  # rows and columns of the matrices whose product tells what a device can do
 
 # operators by what they do, the first that fits; the rest are the many small ones between
@@ -104,7 +103,7 @@ def measure(options: Options, chosen: Mapping[Setting, tuple[str, ...]]) -> dict
 
     A setting has processes of its own: some switches hold for a whole process, and memory lies elsewhere in each.
     """
-    count = PROCESSES if options.on_cpu and not options.quick else 1
+    count = options.process_count
     first = next(iter(chosen))
     runs: dict[Setting, list[dict[str, Timing]]] = {setting: [] for setting in chosen}
     for number in range(1, count + 1):
