@@ -145,7 +145,7 @@ def _metrics_when_needed():
     metrics = types.ModuleType("sklearn.metrics")
     metrics.__getattr__ = lambda name: getattr(importlib.import_module("sklearn.metrics"), name)  # type: ignore[method-assign]
     stand_in: Any = types.ModuleType("sklearn")
-    stand_in.metrics = metrics
+    stand_in.__spec__, stand_in.metrics = importlib.util.find_spec("sklearn"), metrics
     sys.modules["sklearn"] = stand_in
     try:
         yield

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the suite is about the CPU, wherever it runs
 
@@ -46,6 +47,14 @@ def _memory_is_handed_back():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastreid_star.engine.device.keep_freed_memory", lambda: False)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals_are_heard():
+    """Under nohup, and in the background of a script, a process ignores signals, as those that it starts do."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
