@@ -122,7 +122,7 @@ def test(args: list[str]) -> int:
         ["-m", "ruff", "format", "--check", "."],
         # what torch says of its types changes from release to release
         *([["-m", "mypy"]] if is_tested_torch(VENV.python) else []),
-        ["-m", "pytest", "-n", workers, "--dist=worksteal", "--durations=10", *args],
+        ["-m", "pytest", "-n", workers, "--durations=10", *args],
     ):
         print(f"\n$ python {' '.join(step)}", flush=True)
         status = subprocess.call([VENV.python, *step], cwd=ROOT, env=env)
