@@ -138,7 +138,7 @@ def _old_names():
 
 @contextlib.contextmanager
 def _metrics_when_needed():
-    """`from sklearn import metrics` is for ROC curves alone, and a second of a process' start: loaded at first use."""
+    """`from sklearn import metrics` is for ROC curves alone, and takes most of a second: loaded at first use."""
     if "sklearn" in sys.modules:
         yield
         return

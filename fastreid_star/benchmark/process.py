@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastreid_star.engine.launch import end_with_parent
 from fastreid_star.errors import UserError
 
 MB = 1e6
@@ -52,19 +51,8 @@ def apart(function: Callable, *args) -> Any:
         function: importable by its name; `args` and the result can be pickled.
     """
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
         return pool.submit(function, *args).result()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "this is a process that another has started"
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)  # nobody is there to read what it would say
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _measured(function: Callable, args: tuple, start_method: str) -> Outcome:

@@ -33,7 +33,7 @@ class Timing:
     def best(self) -> float:
         """The fastest repeat: whatever else the machine does makes a run slower, never faster.
 
-        Of several processes each one's, on average: where its memory lies makes a process slower or faster.
+        Of several processes each one's, on average: the same work is faster in some than in others.
         """
         return float(np.reshape(self.seconds, (self.processes, -1)).min(axis=1).mean())
 

@@ -198,7 +198,7 @@ def _when_and_whose(path: Path) -> tuple[int, int]:
 def _process(number, function, args, folder, start_method):
     # a spawned process would spawn its loading workers too, each with seconds of imports, at every evaluation
     mp.set_start_method(start_method, force=True)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         function(number, *args)
     except UserError as error:
@@ -213,10 +213,17 @@ def _process(number, function, args, folder, start_method):
         sys.exit(1)
 
 
-def _end_with_parent() -> None:
-    """Wait for the end of the process that has started this one, then end it too: a run stops with a checkpoint."""
+def end_with_parent() -> None:
+    """Have this process end once the one that has started it has: asked to by SIGTERM, so that a run can save itself.
+
+    By force if it takes too long. For a process that multiprocessing has started.
+    """
     parent = multiprocessing.parent_process()
-    assert parent is not None, "this is a process that run_processes has started"
+    assert parent is not None, "no other process has started this one"
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: BaseProcess) -> None:
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(SECONDS_ALONE)

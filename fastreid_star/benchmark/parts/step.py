@@ -101,7 +101,7 @@ def figures(options: Options) -> Iterator[Figure]:
 def measure(options: Options, chosen: Mapping[Setting, tuple[str, ...]]) -> dict[Setting, dict[str, Timing]]:
     """Times of each setting's networks, and of the matrix product beside the first's.
 
-    A setting has processes of its own: some switches hold for a whole process, and memory lies elsewhere in each.
+    A setting has processes of its own: some switches hold for a whole process, and processes differ.
     """
     count = options.process_count
     first = next(iter(chosen))
