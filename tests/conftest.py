@@ -64,7 +64,7 @@ def _logs_are_seen():
     for name in ("fastreid", "fastreid_star"):
         logging.getLogger(name).propagate = True
     for name in list(logging.root.manager.loggerDict):
-        if name.startswith("fastreid_star."):
+        if name.split(".")[0] in ("fastreid", "fastreid_star"):
             logging.getLogger(name).setLevel(logging.NOTSET)
 
 

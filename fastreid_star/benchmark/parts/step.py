@@ -23,6 +23,7 @@ from fastreid_star.modeling.linear import ONEDNN_LINEAR
 
 logger = logging.getLogger(__name__)
 
+WARM_UP = 3  # rounds; until then memory that is kept still grows on a CPU, and a device compiles and chooses kernels
 ON_CPU, ON_DEVICE = 2048, 8192  # rows and columns of the matrices whose product tells what a device can do
 
 # operators by what they do, the first that fits; the rest are the many small ones between
@@ -129,7 +130,7 @@ def time_in_turns(
     return in_turns(
         sides,
         repeats=options.rounds,
-        warm_up=1 if options.on_cpu else 3,
+        warm_up=WARM_UP,
         synchronise=lambda: devices.synchronise(device),
         title=title,
     )
