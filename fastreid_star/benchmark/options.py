@@ -8,7 +8,7 @@ from pathlib import Path
 from fastreid_star.engine import device as devices
 from fastreid_star.errors import UserError
 
-PROCESSES = 3  # on a CPU: the same ratio differs by some 5 % from process to process
+PROCESSES = 3  # on a CPU: the same ratio differs by some 3 % from process to process
 
 # name -> what a config of a ResNet says in its place
 BACKBONES = {

@@ -259,7 +259,7 @@ def test_torchrun_ends_them_with_a_checkpoint(tiny_root, tmp_path, amount):
 
 def stubborn(number, pipe):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=launch._end_with_parent, daemon=True).start()
+    launch.end_with_parent()
     pipe.send(os.getpid())
     time.sleep(60)
 
@@ -274,6 +274,7 @@ def test_one_that_does_not_end_with_its_parent_is_made_to():
     ours, theirs = FORK.Pipe()
     parent = FORK.Process(target=parent_of_stubborn, args=(theirs,))
     parent.start()
+    assert ours.poll(20)
     child = ours.recv()
     parent.kill()
     parent.join()
