@@ -244,4 +244,5 @@ def names_of(batch: dict, data_loader) -> list[str]:
 
 def step_seed(seed: int, rank: int, iteration: int) -> int:
     """A 63-bit seed for one step of one rank, well mixed."""
-    return int(np.random.SeedSequence((seed, rank, iteration)).generate_state(1, np.uint64)[0] >> 1)
+    word = np.random.SeedSequence((seed, rank, iteration)).generate_state(1, np.uint64)[0]
+    return int(word) >> 1  # as Python's integer: NumPy 1.x cannot shift a uint64
