@@ -50,8 +50,21 @@ setup(
         "viz": ["grad-cam>=1.5"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],
         "dev": [
-            *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.90", "ruff>=0.9", "torch-geometric>=2.5", "ninja"),
-            *("onnx>=1.17", "onnxruntime>=1.20", "playwright>=1.40", "pytest-cov>=7", "mypy==2.4.1"),
+            *(
+                "pytest>=8",
+                "pytest-xdist>=3.5",
+                "hypothesis>=6.90",
+                "ruff>=0.9",
+                "torch-geometric>=2.5",
+                "ninja",
+            ),
+            *(
+                "onnx>=1.17",
+                "onnxruntime>=1.20",
+                "playwright>=1.40",
+                "pytest-cov>=7",
+                "mypy==2.4.1",
+            ),
         ],
     },
     classifiers=[

@@ -20,7 +20,9 @@ def main() -> None:
         print(__doc__.strip())
         return
     if not arguments or arguments[0].startswith("-"):
-        raise UserError("name a script first: python -m fastreid_star path/to/train_net.py [ARGUMENTS]")
+        raise UserError(
+            "name a script first: python -m fastreid_star path/to/train_net.py [ARGUMENTS]"
+        )
     run_script(arguments[0], arguments[1:])
 
 

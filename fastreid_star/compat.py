@@ -22,7 +22,9 @@ from typing import Any
 
 try:
     import torch
-except RuntimeError as error:  # torch loads the device packages that are installed; one that fails takes torch along
+except (
+    RuntimeError
+) as error:  # torch loads the device packages that are installed; one that fails takes torch along
     if "backend extension" not in str(error):
         raise
     raise ImportError(
@@ -50,7 +52,9 @@ _NAMES_IN_SCRIPTS = {
     "merge_from_list": ("fastreid.config.CfgNode",),
 }
 _applied = False
-_torchvision_schemas: list[torch.library.Library] = []  # a schema lives as long as its Library object
+_torchvision_schemas: list[
+    torch.library.Library
+] = []  # a schema lives as long as its Library object
 
 
 def apply() -> None:
@@ -187,7 +191,9 @@ def _patch_transforms() -> None:
     class RandomAffine(build.T.RandomAffine):
         def __init__(self, *args, resample=False, fillcolor=0, **kwargs):
             # resample=False was PIL's 0, nearest
-            super().__init__(*args, interpolation=InterpolationMode.NEAREST, fill=fillcolor, **kwargs)
+            super().__init__(
+                *args, interpolation=InterpolationMode.NEAREST, fill=fillcolor, **kwargs
+            )
 
     build.T = types.SimpleNamespace(**{**vars(build.T), "RandomAffine": RandomAffine})
 
@@ -226,7 +232,9 @@ def _patch_evaluation() -> None:
         removed = (q_pids[:, None] == g_pids) & (q_camids[:, None] == g_camids)
         shortest = int((~removed).sum(1).min())
         max_rank = max(1, min(max_rank, shortest))
-        cmc, *rest = original(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, *args, **kwargs)
+        cmc, *rest = original(
+            distmat, q_pids, g_pids, q_camids, g_camids, max_rank, *args, **kwargs
+        )
         if len(cmc) < 10:
             cmc = np.concatenate([cmc, np.full(10 - len(cmc), cmc[-1], dtype=cmc.dtype)])
         return cmc, *rest
@@ -236,14 +244,16 @@ def _patch_evaluation() -> None:
 
 
 def _patch_preprocessing() -> None:
-    """Baseline and MGN normalise the caller's batch in place: a flip test then normalises it twice."""
+    """Baseline and MGN normalize the caller's batch in place: a flip test then normalizes it twice."""
     from fastreid.modeling.meta_arch.baseline import Baseline
     from fastreid.modeling.meta_arch.mgn import MGN
 
     def preprocess_image(self, batched_inputs):
         images = batched_inputs["images"] if isinstance(batched_inputs, dict) else batched_inputs
         if not isinstance(images, torch.Tensor):
-            raise TypeError(f"batched_inputs must be dict or torch.Tensor, but get {type(batched_inputs)}")
+            raise TypeError(
+                f"batched_inputs must be dict or torch.Tensor, but get {type(batched_inputs)}"
+            )
         return (images - self.pixel_mean) / self.pixel_std
 
     Baseline.preprocess_image = preprocess_image

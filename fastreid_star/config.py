@@ -93,7 +93,7 @@ def add_star_config(cfg: CN) -> CN:
 
     # --- style augmentation, attack and defense (SAD) --------------------------------------------------------
     cfg.MODEL.SAD = CN()
-    # Style augmentation, after normalisation, per frame: infrared times one factor, visible times one factor a
+    # Style augmentation, after normalization, per frame: infrared times one factor, visible times one factor a
     # channel, channels permuted.
     cfg.MODEL.SAD.AUGMENT = True
     cfg.MODEL.SAD.AUGMENT_RANGE = [0.5, 1.5]
@@ -115,12 +115,14 @@ def add_star_config(cfg: CN) -> CN:
     cfg.MODEL.STAR = CN()
     # The frame level: bones correct the frames' features, eq. (1)-(7).
     cfg.MODEL.STAR.FRAME_LEVEL = True
-    # Joints with a lower score do not count. BONES release and GRAPH release take every joint.
-    cfg.MODEL.STAR.SCORE_THRESHOLD = 0.3
+    # Joints with a lower score do not count; 0: every joint that is there counts. BONES release and GRAPH release take
+    # every joint in any case.
+    cfg.MODEL.STAR.SCORE_THRESHOLD = 0.0
     # Share of training clips that lose all skeletons, at both levels; release: 0.
     cfg.MODEL.STAR.SKELETON_DROPOUT = 0.0
-    # Bone features, eq. (1)-(2): normalised (d / scale, sin, cos) | release (d, angle, in raw pixels).
-    cfg.MODEL.STAR.BONES = "normalised"
+    # Bone features, eq. (1)-(2): standardized (d / the clip's scale, sin, cos, each batch-normalized and weighed by the
+    # joints' scores) | normalized (d / the skeleton's scale, sin, cos) | release (d, angle, in raw pixels).
+    cfg.MODEL.STAR.BONES = "standardized"
     # Eq. (5) and (7): paper (squeeze-and-excitation gate, and our LayerNorm) | release (neither).
     cfg.MODEL.STAR.CORRECTOR = "paper"
     # Run the two-way LSTM of eq. (3) as two one-way LSTMs: the same weights and numbers.
@@ -129,7 +131,7 @@ def add_star_config(cfg: CN) -> CN:
     cfg.MODEL.STAR.EXPONENTS = [0.7, 1.0, 3.0, 5.0, 7.0]
     # Eq. (13): sigmoid (a gate for each part and exponent) | softmax (over K, parts averaged) | release.
     cfg.MODEL.STAR.GUIDE = "sigmoid"
-    # Eq. (8)-(9): paper (bones in every frame, normalised joints) | release (bones in frame 0 only, raw joints).
+    # Eq. (8)-(9): paper (bones in every frame, normalized joints) | release (bones in frame 0 only, raw joints).
     cfg.MODEL.STAR.GRAPH = "paper"
     # Dropout on the graph attention, and between its two layers, eq. (10).
     cfg.MODEL.STAR.ATTENTION_DROPOUT = 0.6

@@ -19,7 +19,14 @@ class UserError(ValueError):
         lines = list(dict.fromkeys(problems))
         if len(lines) == 1:
             return cls(lines[0])
-        return cls("\n".join([f"{len(lines)} problems:", *(f"{n}. {line}" for n, line in enumerate(lines, start=1))]))
+        return cls(
+            "\n".join(
+                [
+                    f"{len(lines)} problems:",
+                    *(f"{n}. {line}" for n, line in enumerate(lines, start=1)),
+                ]
+            )
+        )
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

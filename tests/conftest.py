@@ -14,17 +14,27 @@ import fastreid_star  # noqa: F401
 
 # A loaded machine is no failure, and the suite tries the same examples each time. With --long it tries others.
 hypothesis.settings.register_profile(
-    "suite", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "suite",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
-hypothesis.settings.register_profile("long", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "long", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 # for mutmut: that an example fails is enough to know, and mutants are not to learn from each other
 hypothesis.settings.register_profile(
-    "mutants", phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate], database=None, deadline=None
+    "mutants",
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    database=None,
+    deadline=None,
 )
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="kills, fuzzing and drift in full: hours, not minutes")
+    parser.addoption(
+        "--long", action="store_true", help="kills, fuzzing and drift in full: hours, not minutes"
+    )
 
 
 def pytest_configure(config):
@@ -54,7 +64,9 @@ def _signals_are_heard():
     """Under nohup, and in the background of a script, a process ignores signals, as those that it starts do."""
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(
+                number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            )
 
 
 @pytest.fixture(autouse=True)

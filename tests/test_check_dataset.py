@@ -49,24 +49,35 @@ def call(monkeypatch, capsys):
 
 def problems(folder):
     with open(folder / "problems.csv", encoding="utf-8", newline="") as file:
-        return {(row["problem"], row["frame or skeleton"]): row["reason"] for row in csv.DictReader(file)}
+        return {
+            (row["problem"], row["frame or skeleton"]): row["reason"]
+            for row in csv.DictReader(file)
+        }
 
 
 def test_a_sound_dataset(sound, tmp_path, call):
     before = sorted(path.stat().st_mtime_ns for path in sound.rglob("*"))
-    status, out, err = call("SyntheticVCM", "--root", sound, "--skeletons", "skeletons", "--output", tmp_path / "out")
+    status, out, err = call(
+        "SyntheticVCM", "--root", sound, "--skeletons", "skeletons", "--output", tmp_path / "out"
+    )
     assert status == 0
     assert "96 of 96 frames read" in out
     assert "all is well" in out
     assert "FAULT" not in out
     assert "100%" in err, "a progress bar"
     assert problems(tmp_path / "out") == {}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.md", "problems.csv", "frame_grid.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "report.md",
+        "problems.csv",
+        "frame_grid.png",
+    }
     with Image.open(tmp_path / "out" / "frame_grid.png") as picture:
         width, height = picture.size
     assert width > 8 * 160, "eight frames beside each other"
     assert height > 6 * 320, "six tracklets below each other"
-    assert sorted(path.stat().st_mtime_ns for path in sound.rglob("*")) == before, "nothing in it is touched"
+    assert sorted(path.stat().st_mtime_ns for path in sound.rglob("*")) == before, (
+        "nothing in it is touched"
+    )
 
 
 def test_every_planted_fault_is_found_and_named(root, tmp_path, call):
@@ -85,10 +96,14 @@ def test_every_planted_fault_is_found_and_named(root, tmp_path, call):
     joints[70:73] = joints[70:73][..., [1, 0, 2]]
     kept = np.delete(np.arange(len(keys)), 50)
     write_skeleton_store(
-        folder / "skeletons", [*(keys[row] for row in kept), "0009/ir/D1/1"], np.concatenate([joints[kept], joints[:1]])
+        folder / "skeletons",
+        [*(keys[row] for row in kept), "0009/ir/D1/1"],
+        np.concatenate([joints[kept], joints[:1]]),
     )
 
-    status, out, _ = call("SyntheticVCM", "--root", root, "--skeletons", "skeletons", "--output", tmp_path / "out")
+    status, out, _ = call(
+        "SyntheticVCM", "--root", root, "--skeletons", "skeletons", "--output", tmp_path / "out"
+    )
     assert status == 1
     found = problems(tmp_path / "out")
     assert set(found) == {
@@ -127,7 +142,9 @@ def test_hdf5_existence_only_and_a_sample(root, tmp_path, call, monkeypatch):
     assert re.search(r"^infrared +48  100.00 % +- +- ", out, re.MULTILINE), "sizes are not known"
     status, out, _ = call(*arguments, "--sample", 10)
     assert (status, "0 good, 0 missing, 10 broken" in out) == (1, True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["datasets", "skeletons.h5"], "no --output, no files"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["datasets", "skeletons.h5"], (
+        "no --output, no files"
+    )
 
 
 def test_skeletons_are_those_that_training_takes(root, tmp_path, call, monkeypatch):
@@ -140,7 +157,10 @@ def test_a_report_that_cannot_be_written(root, tmp_path, call):
     (tmp_path / "out" / "problems.csv").mkdir(parents=True)
     status, _, err = call("SyntheticVCM", "--root", root, "--output", tmp_path / "out")
     assert status == 2
-    assert err.splitlines()[-1] == f"error: {tmp_path}/out/problems.csv cannot be written: Is a directory"
+    assert (
+        err.splitlines()[-1]
+        == f"error: {tmp_path}/out/problems.csv cannot be written: Is a directory"
+    )
 
 
 def test_a_folder_whose_name_is_no_text(root, tmp_path, call):
@@ -157,7 +177,10 @@ def test_the_counts_of_hitsz_vcm(root, call):
     status, out, _ = call("HITSZVCM", "--root", root)
     assert status == 1
     assert re.search(r"^train infrared .* differs$", out, re.MULTILINE)
-    assert "FAULT  not as published: test: tracklets 4 instead of 10,802, frames 48 instead of 230,739" in out
+    assert (
+        "FAULT  not as published: test: tracklets 4 instead of 10,802, frames 48 instead of 230,739"
+        in out
+    )
     assert "96 good, 0 missing, 0 broken" in out
     assert "skeletons" not in out
 
@@ -165,7 +188,17 @@ def test_the_counts_of_hitsz_vcm(root, call):
 def test_the_picture_is_repeated_by_its_seed(sound, tmp_path, call):
     pictures = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 2)):
-        call("SyntheticVCM", "--root", sound, "--output", tmp_path / name, "--seed", seed, "--tracklets", 1)
+        call(
+            "SyntheticVCM",
+            "--root",
+            sound,
+            "--output",
+            tmp_path / name,
+            "--seed",
+            seed,
+            "--tracklets",
+            1,
+        )
         pictures[name] = (tmp_path / name / "frame_grid.png").read_bytes()
     assert pictures["a"] == pictures["b"]
     assert len(set(pictures.values())) > 1

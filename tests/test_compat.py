@@ -42,13 +42,17 @@ def test_all_of_fastreid_imports_and_the_standard_library_is_put_back():
 def test_a_device_package_that_takes_torch_along_is_told_in_one_line(tmp_path):
     """With torch_npu installed and CANN not sourced, `import torch` itself fails."""
     (tmp_path / "torch").mkdir()
-    failing = (
-        "raise RuntimeError('Failed to load the backend extension: torch_npu. You can disable extension auto-loading')"
-    )
+    failing = "raise RuntimeError('Failed to load the backend extension: torch_npu. You can disable extension auto-loading')"
     (tmp_path / "torch" / "__init__.py").write_text(failing)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])]),
+    }
     run = subprocess.run(
-        [sys.executable, "-c", "import fastreid_star"], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", "import fastreid_star"],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     last = run.stderr.strip().splitlines()[-1]
     assert "torch_npu does not load: source CANN's set_env.sh" in last
@@ -56,7 +60,9 @@ def test_a_device_package_that_takes_torch_along_is_told_in_one_line(tmp_path):
 
 
 def test_torchvision_operators_are_declared_only_where_torchvision_needs_it():
-    plain = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
+    plain = subprocess.run(
+        [sys.executable, "-c", "import torchvision"], capture_output=True, text=True
+    )
     assert bool(compat._torchvision_schemas) == ("operator torchvision::" in plain.stderr)
     import torchvision.transforms
 
@@ -86,9 +92,15 @@ print(reid_evaluation.metrics.roc_curve is sklearn.metrics.roc_curve)
 
 @pytest.mark.parametrize("first", ["", "import sklearn"])
 def test_metrics_for_roc_curves_are_loaded_at_first_use(first):
-    run = subprocess.run([sys.executable, "-c", METRICS.format(first=first)], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", METRICS.format(first=first)], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines() == [str(bool(first)), "[[0.0, 0.0, 0.0, 1.0], [0.0, 0.5, 1.0, 1.0]]", "True"]
+    assert run.stdout.splitlines() == [
+        str(bool(first)),
+        "[[0.0, 0.0, 0.0, 1.0], [0.0, 0.5, 1.0, 1.0]]",
+        "True",
+    ]
 
 
 def test_random_affine_takes_the_arguments_fastreid_gives_it():
@@ -101,7 +113,7 @@ def test_random_affine_takes_the_arguments_fastreid_gives_it():
     image = Image.fromarray(np.full((32, 16, 3), 200, np.uint8))
     out = build_transforms(cfg, is_train=True)(image)
     assert out.shape == (3, 32, 16)
-    assert set(out.unique().tolist()) == {0.0, 200.0}, "nearest neighbour with black outside"
+    assert set(out.unique().tolist()) == {0.0, 200.0}, "nearest neighbor with black outside"
 
 
 def test_reranking_runs_without_a_gpu():
@@ -119,7 +131,9 @@ def test_cmc_is_as_long_as_its_reader_expects_in_a_small_gallery():
     from fastreid.evaluation.rank import evaluate_rank
 
     distances = np.array([[0.2, 0.1, 0.3]])
-    cmc, ap, inp = evaluate_rank(distances, np.array([7]), np.array([7, 8, 9]), np.array([0]), np.array([1, 1, 1]))
+    cmc, ap, inp = evaluate_rank(
+        distances, np.array([7]), np.array([7, 8, 9]), np.array([0]), np.array([1, 1, 1])
+    )
     assert cmc.tolist() == [0.0, 1.0, 1.0] + [1.0] * 7
     assert ap == [0.5]
     assert inp == [0.5]
@@ -131,7 +145,11 @@ def test_queries_that_keep_different_numbers_of_gallery_images():
     # the first query loses one gallery image to the camera rule, the second two
     distances = np.array([[0.1, 0.2, 0.3, 0.4], [0.4, 0.1, 0.2, 0.3]])
     cmc, ap, _ = evaluate_rank(
-        distances, np.array([1, 2]), np.array([1, 1, 2, 2]), np.array([0, 5]), np.array([0, 1, 5, 6])
+        distances,
+        np.array([1, 2]),
+        np.array([1, 1, 2, 2]),
+        np.array([0, 5]),
+        np.array([0, 1, 5, 6]),
     )
     assert ap == [1.0, 0.5]
     assert cmc.tolist() == [0.5, 1.0] + [1.0] * 8

@@ -33,7 +33,10 @@ def test_no_two_runs_share_a_folder():
 
 def test_figure_6_has_every_cell_once():
     cells = {}
-    for path in [*(CONFIGS / "HITSZ-VCM" / "figure6").glob("*.yml"), CONFIGS / "HITSZ-VCM" / "STAR_R50.yml"]:
+    for path in [
+        *(CONFIGS / "HITSZ-VCM" / "figure6").glob("*.yml"),
+        CONFIGS / "HITSZ-VCM" / "STAR_R50.yml",
+    ]:
         exponents = load_config(str(path)).MODEL.STAR.EXPONENTS
         cell = (sum(p < 1 for p in exponents), sum(p > 1 for p in exponents))
         assert 1.0 in exponents
@@ -51,7 +54,11 @@ def test_bupt_campus_has_its_own_protocol_and_the_same_networks(method):
     assert cfg.DATASETS.MIN_FRAMES == 1, "every tracklet counts"
     assert not cfg.TEST.CAMERA_FILTER
     other = load_config(str(CONFIGS / "HITSZ-VCM" / f"{method}_R50.yml"))
-    assert (cfg.MODEL, cfg.SOLVER, cfg.DATASETS.SKELETONS) == (other.MODEL, other.SOLVER, other.DATASETS.SKELETONS)
+    assert (cfg.MODEL, cfg.SOLVER, cfg.DATASETS.SKELETONS) == (
+        other.MODEL,
+        other.SOLVER,
+        other.DATASETS.SKELETONS,
+    )
 
 
 @pytest.mark.parametrize("path", BACKBONES, ids=name)

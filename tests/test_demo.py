@@ -44,13 +44,19 @@ def test_the_demo_trains_both_and_prints_the_table(tmp_path):
     page = tmp_path / "demo" / "report.html"
     assert done.stdout.splitlines()[-1].startswith(f"see all of it: {page} (")
     text = page.read_text(encoding="utf-8")
-    means = [line.split("|")[-3].strip() for line in table.splitlines() if "STAR mean" in line or "SAD mean" in line]
+    means = [
+        line.split("|")[-3].strip()
+        for line in table.splitlines()
+        if "STAR mean" in line or "SAD mean" in line
+    ]
     assert len(means) == 2
     assert all(f"<td>{mean}</td>" in text for mean in means), "the page has the table's mAP"
     assert "Won and lost: STAR against SAD" in text
 
     (tmp_path / "mine" / "runs").mkdir(parents=True)
-    refused = subprocess.run([*command[:3], str(tmp_path / "mine")], cwd=REPOSITORY, capture_output=True, text=True)
+    refused = subprocess.run(
+        [*command[:3], str(tmp_path / "mine")], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert refused.returncode == 2
     assert "is not an earlier demo's" in refused.stderr
 
@@ -61,6 +67,8 @@ def test_without_grad_cam_it_says_so_before_it_deletes_an_earlier_demo(tmp_path,
     main = runpy.run_path(str(REPOSITORY / "tools" / "demo.py"))["main"]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(tmp_path)])
-    with pytest.raises(UserError, match=r"Grad-CAM needs .*: pip install --no-deps grad-cam ttach$"):
+    with pytest.raises(
+        UserError, match=r"Grad-CAM needs .*: pip install --no-deps grad-cam ttach$"
+    ):
         main()
     assert (tmp_path / "runs" / "config.yaml").is_file()

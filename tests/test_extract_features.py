@@ -71,7 +71,9 @@ def extract(root, monkeypatch, request):
     return call
 
 
-@pytest.mark.parametrize(("split", "count"), [("train", 8), ("query", 4), ("gallery", 4), ("test", 8)])
+@pytest.mark.parametrize(
+    ("split", "count"), [("train", 8), ("query", 4), ("gallery", 4), ("test", 8)]
+)
 def test_a_dataset(root, extract, predictor, tmp_path, split, count):
     extract("--dataset", "SyntheticVCM", "--split", split, "--output", tmp_path / "f.npz")
     with np.load(tmp_path / "f.npz", allow_pickle=False) as arrays:
@@ -100,12 +102,26 @@ def test_a_dataset(root, extract, predictor, tmp_path, split, count):
 
 def test_a_datasets_skeletons_are_those_of_a_test(root, extract, predictor, tmp_path):
     extract("--dataset", "SyntheticVCM", "--output", tmp_path / "own.npz")
-    extract("--dataset", "SyntheticVCM", "--output", tmp_path / "none.npz", "--set", "DATASETS.SKELETONS_TEST", "none")
+    extract(
+        "--dataset",
+        "SyntheticVCM",
+        "--output",
+        tmp_path / "none.npz",
+        "--set",
+        "DATASETS.SKELETONS_TEST",
+        "none",
+    )
     own, none = (np.load(tmp_path / name)["features"] for name in ("own.npz", "none.npz"))
     assert not np.allclose(own, none, atol=1e-4)
     with pytest.raises(UserError, match="SKELETONS_TEST is 'other'"):
         extract(
-            "--dataset", "SyntheticVCM", "--output", tmp_path / "x.npz", "--set", "DATASETS.SKELETONS_TEST", "other"
+            "--dataset",
+            "SyntheticVCM",
+            "--output",
+            tmp_path / "x.npz",
+            "--set",
+            "DATASETS.SKELETONS_TEST",
+            "other",
         )
 
 
@@ -115,14 +131,26 @@ def test_folders_in_natural_order_and_videos(root, extract, predictor, tmp_path)
     assert set(found) == {"features", "names", "modality"}
     assert found["names"].tolist() == ["ir/p1", "rgb/p1", "rgb/p2", "rgb/p10"]
     assert found["modality"].tolist() == [1, 2, 2, 2]
-    np.testing.assert_array_equal(found["features"], predictor.features(tracklets_in(root / "crops")).numpy())
+    np.testing.assert_array_equal(
+        found["features"], predictor.features(tracklets_in(root / "crops")).numpy()
+    )
 
-    extract(root / "v.avi", root / "crops" / "rgb", "--modality", "infrared", "--output", tmp_path / "f.npz")
+    extract(
+        root / "v.avi",
+        root / "crops" / "rgb",
+        "--modality",
+        "infrared",
+        "--output",
+        tmp_path / "f.npz",
+    )
     found = np.load(tmp_path / "f.npz")
     assert found["names"].tolist() == ["v.avi", "p1", "p2", "p10"]
     assert found["modality"].tolist() == [1, 1, 1, 1]
     metadata = json.loads((tmp_path / "f.json").read_text())["metadata"]
-    assert [entry["picture"] for entry in metadata[:2]] == [str(root / "v.avi"), str(root / "crops/rgb/p1/1.png")]
+    assert [entry["picture"] for entry in metadata[:2]] == [
+        str(root / "v.avi"),
+        str(root / "crops/rgb/p1/1.png"),
+    ]
 
 
 def test_skeletons_of_a_folder(root, extract, predictor, tmp_path):
@@ -148,7 +176,9 @@ def test_a_gallery_is_made_and_added_to(root, extract, predictor, tmp_path, caps
     assert [int(modality) for modality in gallery.modalities] == [1, 2, 2, 2, 2]
     expected = predictor.features(tracklets_in(root / "crops")).numpy()
     np.testing.assert_allclose(gallery.features()[:4], expected, atol=1e-6)
-    with pytest.raises(UserError, match=r"1 names are in the gallery already or given twice, first 'v\.avi'"):
+    with pytest.raises(
+        UserError, match=r"1 names are in the gallery already or given twice, first 'v\.avi'"
+    ):
         extract(root / "v.avi", "--modality", "visible", "--gallery", tmp_path / "g")
     with pytest.raises(UserError, match=r"INPUT\.CLIP\.LENGTH 2 there, 3 here"):
         extract(root / "crops", "--gallery", tmp_path / "g", "--set", "INPUT.CLIP.LENGTH", 3)
@@ -156,29 +186,61 @@ def test_a_gallery_is_made_and_added_to(root, extract, predictor, tmp_path, caps
 
 
 def test_a_config_and_weights_instead_of_a_run(root, extract, tmp_path):
-    by_hand = ["--config-file", root / "run" / "config.yaml", "--weights", root / "run" / "model_best.pth"]
+    by_hand = [
+        "--config-file",
+        root / "run" / "config.yaml",
+        "--weights",
+        root / "run" / "model_best.pth",
+    ]
     extract(root / "crops", "--output", tmp_path / "a.npz")
     extract(root / "crops", "--output", tmp_path / "b.npz", *by_hand, run=False)
-    np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["features"], np.load(tmp_path / "b.npz")["features"])
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "a.npz")["features"], np.load(tmp_path / "b.npz")["features"]
+    )
 
 
 def test_bad_input_is_one_line_before_any_work(root, extract, tmp_path, monkeypatch):
-    monkeypatch.setattr(StarPredictor, "features", lambda *args, **kwargs: pytest.fail("work was begun"))
-    output, config = ["--output", tmp_path / "f.npz"], ["--config-file", root / "run" / "config.yaml"]
+    monkeypatch.setattr(
+        StarPredictor, "features", lambda *args, **kwargs: pytest.fail("work was begun")
+    )
+    output, config = (
+        ["--output", tmp_path / "f.npz"],
+        ["--config-file", root / "run" / "config.yaml"],
+    )
     for message, arguments, run in (
         ("features of what", output, True),
         ("features of what", [root / "crops", "--dataset", "SyntheticVCM", *output], True),
-        ("knows its modalities", ["--dataset", "SyntheticVCM", "--modality", "visible", *output], True),
+        (
+            "knows its modalities",
+            ["--dataset", "SyntheticVCM", "--modality", "visible", *output],
+            True,
+        ),
         ("no dataset is named 'SynVCM'", ["--dataset", "SynVCM", *output], True),
-        (r"f\.txt: a file of features ends in \.npz", [root / "crops", "--output", tmp_path / "f.txt"], True),
-        ("the folder .*none does not exist", [root / "crops", "--output", tmp_path / "none" / "f.npz"], True),
+        (
+            r"f\.txt: a file of features ends in \.npz",
+            [root / "crops", "--output", tmp_path / "f.txt"],
+            True,
+        ),
+        (
+            "the folder .*none does not exist",
+            [root / "crops", "--output", tmp_path / "none" / "f.npz"],
+            True,
+        ),
         ("nowhere does not exist", ["nowhere", *output], True),
         ("nothing tells whether", [root / "v.avi", *output], True),
         ("a model is needed", [root / "crops", *output], False),
         ("a model is needed", [root / "crops", *output, *config], False),
         ("--run has a config of its own", [root / "crops", *output, *config], True),
-        ("skeleton store none does not exist", [root / "crops", *output, "--skeletons", "none"], True),
-        ("holds something else than a gallery", [root / "crops", "--gallery", root / "crops"], True),
+        (
+            "skeleton store none does not exist",
+            [root / "crops", *output, "--skeletons", "none"],
+            True,
+        ),
+        (
+            "holds something else than a gallery",
+            [root / "crops", "--gallery", root / "crops"],
+            True,
+        ),
         ("no config key INPUT.CLIPS", [root / "crops", *output, "--set", "INPUT.CLIPS", "1"], True),
     ):
         with pytest.raises(UserError, match=message) as caught:
@@ -188,7 +250,15 @@ def test_bad_input_is_one_line_before_any_work(root, extract, tmp_path, monkeypa
 
 
 def test_the_command_line_ends_with_the_line_alone(root, request):
-    command = [sys.executable, "tools/extract_features.py", "x", "--output", "f.npz", "--run", "nowhere"]
+    command = [
+        sys.executable,
+        "tools/extract_features.py",
+        "x",
+        "--output",
+        "f.npz",
+        "--run",
+        "nowhere",
+    ]
     ended = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "error: run folder nowhere does not exist\n"

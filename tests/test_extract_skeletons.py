@@ -43,7 +43,9 @@ def crops(tmp_path_factory):
 def call(tool, monkeypatch, capsys):
     def call(*args, backend="stub"):
         monkeypatch.setattr(
-            sys, "argv", ["extract_skeletons.py", "--backend", backend, "--device", "cpu", *map(str, args)]
+            sys,
+            "argv",
+            ["extract_skeletons.py", "--backend", backend, "--device", "cpu", *map(str, args)],
         )
         tool.main()
         return capsys.readouterr().out
@@ -55,10 +57,14 @@ def test_a_folder_of_crops(call, crops, tmp_path):
     out = call("--images", crops, "--output", tmp_path / "store", "--batch-size", 4)
     assert out.splitlines()[0] == f"{tmp_path}/store: 239 of 240 crops have a skeleton"
     assert out.splitlines()[1].startswith("  none: 17: 17.png: ")
-    joints, present = SkeletonStore.open(tmp_path / "store").read([str(number) for number in range(240)])
+    joints, present = SkeletonStore.open(tmp_path / "store").read(
+        [str(number) for number in range(240)]
+    )
     assert np.flatnonzero(~present).tolist() == [17]
     assert joints[5, 3].tolist() == [5, 235, 3]
-    assert "239 of 240" in call("--images", crops, "--output", tmp_path / "store", "--batch-size", 4), "nothing to do"
+    assert "239 of 240" in call(
+        "--images", crops, "--output", tmp_path / "store", "--batch-size", 4
+    ), "nothing to do"
 
 
 def test_many_that_cannot_be_read(call, tmp_path):
@@ -75,7 +81,16 @@ def test_many_that_cannot_be_read(call, tmp_path):
 def test_a_dataset_and_training_reads_the_result(call, tmp_path):
     root = tmp_path / "datasets" / "SyntheticVCM"
     write_synthetic_vcm(root, SyntheticOptions(train_ids=2, test_ids=2, tracklets=1, frames=12))
-    call("--dataset", "SyntheticVCM", "--root", root.parent, "--output", root / "estimated", "--workers", 0)
+    call(
+        "--dataset",
+        "SyntheticVCM",
+        "--root",
+        root.parent,
+        "--output",
+        root / "estimated",
+        "--workers",
+        0,
+    )
     store = SkeletonStore.open(root / "estimated")
     assert len(store) == len(SkeletonStore.open(root / "skeletons"))
     with open(root / "skeletons" / "index.json") as file:
@@ -93,14 +108,18 @@ def test_the_datasets_folder_as_in_training(call, tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir()), "it is not drawn unasked"
     options = SyntheticOptions(train_ids=2, test_ids=2, tracklets=1, frames=12)
     write_synthetic_vcm(tmp_path / "datasets" / "SyntheticVCM", options)
-    assert "96 of 96" in call("--dataset", "SyntheticVCM", "--output", tmp_path / "store", "--workers", 0)
+    assert "96 of 96" in call(
+        "--dataset", "SyntheticVCM", "--output", tmp_path / "store", "--workers", 0
+    )
 
 
 def test_a_name_that_is_no_text(call, tmp_path, monkeypatch):
     (tmp_path / "crops").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "crops" / "good.png")
     open(os.fsencode(tmp_path / "crops") + b"/bad\xff.png", "wb").close()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict"))
+    monkeypatch.setattr(
+        sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    )
     call("--images", tmp_path / "crops", "--output", tmp_path / "store", "--workers", 0)
     sys.stdout.flush()
     assert b"1 of 2 crops" in sys.stdout.buffer.getvalue()
@@ -114,13 +133,25 @@ def test_asked_again_while_other_shards_replace_it(call, crops, tmp_path):
     assert "239 of 240" in call(*options), "the old one is there until the new one is whole"
 
 
-def test_a_process_that_comes_when_the_others_have_replaced_the_store(call, crops, tmp_path, monkeypatch):
+def test_a_process_that_comes_when_the_others_have_replaced_the_store(
+    call, crops, tmp_path, monkeypatch
+):
     def one_after_the_other(function, count, args):
         for number in range(count):
             function(number, *args)
 
     monkeypatch.setattr("fastreid_star.pose.job.run_processes", one_after_the_other)
-    options = ["--images", crops, "--output", tmp_path / "store", "--workers", 0, "--batch-size", 1, "--overwrite"]
+    options = [
+        "--images",
+        crops,
+        "--output",
+        tmp_path / "store",
+        "--workers",
+        0,
+        "--batch-size",
+        1,
+        "--overwrite",
+    ]
     call(*options)
     call(*options, "--shard", "2/2")  # all of the second's share is done, as before an interruption
     assert "239 of 240" in call(*options, "--num-devices", 2)
@@ -130,7 +161,10 @@ def test_a_process_that_comes_when_the_others_have_replaced_the_store(call, crop
 def test_shards(call, crops, tmp_path):
     options = ["--images", crops, "--output", tmp_path / "store", "--batch-size", 1]
     said = call(*options, "--shard", "2/2")
-    assert said == f"this shard is done, parts in all: 1; the last shard to end makes {tmp_path}/store\n"
+    assert (
+        said
+        == f"this shard is done, parts in all: 1; the last shard to end makes {tmp_path}/store\n"
+    )
     assert "239 of 240" in call(*options, "--shard", "1/2")
     assert os.listdir(tmp_path) == ["store"]
 
@@ -138,7 +172,18 @@ def test_shards(call, crops, tmp_path):
 def test_two_processes_give_the_bytes_of_one(call, crops, tmp_path, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     call("--images", crops, "--output", tmp_path / "one", "--batch-size", 1)
-    command = [sys.executable, PROGRAM, "--backend", "stub", "--device", "cpu", "--images", crops, "--batch-size", "1"]
+    command = [
+        sys.executable,
+        PROGRAM,
+        "--backend",
+        "stub",
+        "--device",
+        "cpu",
+        "--images",
+        crops,
+        "--batch-size",
+        "1",
+    ]
     command += ["--output", tmp_path / "two", "--num-devices", "2", "--workers", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -157,7 +202,10 @@ def test_two_processes_give_the_bytes_of_one(call, crops, tmp_path, monkeypatch)
         (["--workers", "-1"], "--workers -1"),
         (["--num-devices", "0"], "--num-devices 0"),
         (["--device", "cuda"], "MODEL.DEVICE cuda"),
-        (["--device", "cpu:0", "--num-devices", "2"], "--device cpu:0 names one device for 2 processes"),
+        (
+            ["--device", "cpu:0", "--num-devices", "2"],
+            "--device cpu:0 names one device for 2 processes",
+        ),
     ],
 )
 def test_refusals(call, crops, tmp_path, args, message):
@@ -167,15 +215,42 @@ def test_refusals(call, crops, tmp_path, args, message):
 
 
 def test_options_are_part_of_what_is_made(call, crops, tmp_path):
-    call("--images", crops, "--output", tmp_path / "store", "--model", "m", "--checkpoint", "c", "--flip-test")
+    call(
+        "--images",
+        crops,
+        "--output",
+        tmp_path / "store",
+        "--model",
+        "m",
+        "--checkpoint",
+        "c",
+        "--flip-test",
+    )
     plan = SkeletonStore.open(tmp_path / "store").meta["plan"]
-    assert (plan["model"], plan["checkpoint"], plan["flip_test"], plan["dtype"]) == ("m", "c", True, None)
+    assert (plan["model"], plan["checkpoint"], plan["flip_test"], plan["dtype"]) == (
+        "m",
+        "c",
+        True,
+        None,
+    )
     with pytest.raises(UserError, match="--overwrite"):
-        call("--images", crops, "--output", tmp_path / "store", "--model", "m", "--checkpoint", "d", "--flip-test")
+        call(
+            "--images",
+            crops,
+            "--output",
+            tmp_path / "store",
+            "--model",
+            "m",
+            "--checkpoint",
+            "d",
+            "--flip-test",
+        )
 
 
 def test_without_the_pose_environment_it_says_how_to_make_one(call, crops, tmp_path):
-    missing = [name for name in ("mmpose", "transformers") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("mmpose", "transformers") if importlib.util.find_spec(name) is None
+    ]
     if not missing:
         pytest.skip("this environment has both")
     backend = "mmpose" if missing[0] == "mmpose" else "vitpose"

@@ -59,7 +59,9 @@ def test_earlier_contents_are_kept_and_those_beyond_removed(tmp_path):
         write_whole(path, lambda file, number=number: file.write(b"%d" % number), earlier=2)
     assert [Path(earlier_path(path, age)).read_bytes() for age in range(3)] == [b"4", b"3", b"2"]
     write_whole(path, lambda file: file.write(b"5"))
-    assert [Path(earlier_path(path, age)).read_bytes() for age in range(3)] == [b"5", b"3", b"2"], "as they were"
+    assert [Path(earlier_path(path, age)).read_bytes() for age in range(3)] == [b"5", b"3", b"2"], (
+        "as they were"
+    )
     write_whole(path, lambda file: file.write(b"6"), earlier=0)
     assert sorted(os.listdir(tmp_path)) == ["a.b-1.txt", "a.b-x.pth", "a.b.pth", "other-9.pth"]
 
@@ -70,14 +72,19 @@ def write_and_stop(path, fails):
     def write(file):
         file.write(b"half")
         file.flush()
-        os.kill(os.getpid(), 9) if fails else (open(f"{path}.ready", "w").close(), multiprocessing.Event().wait())
+        os.kill(os.getpid(), 9) if fails else (
+            open(f"{path}.ready", "w").close(),
+            multiprocessing.Event().wait(),
+        )
 
     write_whole(path, write)
 
 
 def test_what_a_killed_process_left_is_removed_and_a_living_ones_stays(tmp_path):
     context = multiprocessing.get_context("fork")
-    killed, living = (context.Process(target=write_and_stop, args=(tmp_path / "x.pth", fails)) for fails in (1, 0))
+    killed, living = (
+        context.Process(target=write_and_stop, args=(tmp_path / "x.pth", fails)) for fails in (1, 0)
+    )
     for process in (killed, living):
         process.start()
     killed.join()

@@ -11,10 +11,40 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # a part may import what stands below it, and itself
 BELOW = {
     "__main__": {"engine", "errors"},
-    "benchmark": {"engine", "pose", "evaluation", "modeling", "data", "structures", "errors", "coco", "files"},
-    "report": {"engine", "evaluation", "modeling", "data", "config", "structures", "errors", "coco", "files"},
+    "benchmark": {
+        "engine",
+        "pose",
+        "evaluation",
+        "modeling",
+        "data",
+        "structures",
+        "errors",
+        "coco",
+        "files",
+    },
+    "report": {
+        "engine",
+        "evaluation",
+        "modeling",
+        "data",
+        "config",
+        "structures",
+        "errors",
+        "coco",
+        "files",
+    },
     "pose": {"engine", "data", "structures", "errors", "coco", "files"},
-    "engine": {"evaluation", "modeling", "data", "config", "structures", "errors", "compat", "coco", "files"},
+    "engine": {
+        "evaluation",
+        "modeling",
+        "data",
+        "config",
+        "structures",
+        "errors",
+        "compat",
+        "coco",
+        "files",
+    },
     "evaluation": {"structures", "errors", "files"},
     "modeling": {"structures", "errors", "coco"},
     "data": {"structures", "errors", "config", "coco"},
@@ -33,11 +63,16 @@ def part_of(path):
 
 def own_imports(tree):
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fastreid_star":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").split(".")[0] == "fastreid_star"
+        ):
             rest = node.module.split(".")[1:]
             yield from [rest[0]] if rest else [alias.name for alias in node.names]
         elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("fastreid_star."))
+            yield from (
+                a.name.split(".")[1] for a in node.names if a.name.startswith("fastreid_star.")
+            )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -53,7 +88,9 @@ def test_imports_run_downward(path):
 def test_no_star_imports_no_path_tricks_no_device_names(path):
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
-    assert not any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(tree))
+    assert not any(
+        isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(tree)
+    )
     # a script is run as python runs one, with its folder in front
     assert "sys.path" not in source or path.relative_to(PACKAGE).as_posix() == "engine/script.py"
     assert ".cuda(" not in source

@@ -62,7 +62,11 @@ class Rule(NamedTuple):
 
 
 RULES = [
-    Rule("demo", "python tools/dev.py demo", f"--output $PWD/demo {CPU} {DRAWN} MODEL.BACKBONE.DEPTH tiny"),
+    Rule(
+        "demo",
+        "python tools/dev.py demo",
+        f"--output $PWD/demo {CPU} {DRAWN} MODEL.BACKBONE.DEPTH tiny",
+    ),
     Rule("demo", "python tools/report.py demo/", "--device cpu"),
     Rule("demo", "python tools/extract_features.py demo/", "--device cpu"),
     Rule("demo", "python tools/search.py demo/", "--device cpu", {"Test/0081": "Test/0007"}),
@@ -77,22 +81,54 @@ RULES = [
         "train",
         "python tools/ablate.py",
         f"--root datasets/drawn --set {CPU} {DRAWN}",
-        {"STAR_small*.yml": "STAR_small.yml", "--seeds 0 1 2 --data-seeds 0 1": "--seeds 0 --data-seeds 0"},
+        {
+            "STAR_small*.yml": "STAR_small.yml",
+            "--seeds 0 1 2 --data-seeds 0 1": "--seeds 0 --data-seeds 0",
+        },
     ),
     Rule("train", "python tools/convert_weights.py THEIRS.pth"),
     Rule("train", "python tools/check_dataset.py HITSZVCM", "--workers 1 || test $? = 1"),
-    Rule("train", "python tools/convert_skeletons.py skeletons.h5", "", {"/path/to/datasets/HITSZ-VCM": "new"}),
-    Rule("scripts", "python tools/train_net.py --config-file path/to/market1501", "MODEL.DEVICE cpu OUTPUT_DIR logs"),
-    Rule("scripts", "python -m fastreid_star path/to/", f"{CPU} {TWO}", {"--num-gpus 4": "--num-gpus 1"}),
-    Rule("scripts", "torchrun --nproc-per-node 4 -m", f"{CPU} {TWO}", {"-node 4": "-node 1 --master-port 29519"}),
+    Rule(
+        "train",
+        "python tools/convert_skeletons.py skeletons.h5",
+        "",
+        {"/path/to/datasets/HITSZ-VCM": "new"},
+    ),
+    Rule(
+        "scripts",
+        "python tools/train_net.py --config-file path/to/market1501",
+        "MODEL.DEVICE cpu OUTPUT_DIR logs",
+    ),
+    Rule(
+        "scripts",
+        "python -m fastreid_star path/to/",
+        f"{CPU} {TWO}",
+        {"--num-gpus 4": "--num-gpus 1"},
+    ),
+    Rule(
+        "scripts",
+        "torchrun --nproc-per-node 4 -m",
+        f"{CPU} {TWO}",
+        {"-node 4": "-node 1 --master-port 29519"},
+    ),
     Rule("npu", "source /usr/local/Ascend/", "", {"/usr/local/Ascend/ascend-toolkit/": ""}),
     Rule("npu", "python tools/doctor.py --device npu", "", {"--num-devices 8": "--num-devices 2"}),
-    Rule("npu", "python tools/train_net.py --num-devices 8", f"{TINY} {TWO}", {"--num-devices 8": "--num-devices 2"}),
+    Rule(
+        "npu",
+        "python tools/train_net.py --num-devices 8",
+        f"{TINY} {TWO}",
+        {"--num-devices 8": "--num-devices 2"},
+    ),
     Rule(
         "npu",
         "torchrun --nnodes 2",
         f"{TINY} {TWO}",
-        {"--nnodes 2": "--nnodes 1", "-node 8": "-node 2", "ADDRESS_OF_THE_FIRST": "127.0.0.1", "29500": "29517"},
+        {
+            "--nnodes 2": "--nnodes 1",
+            "-node 8": "-node 2",
+            "ADDRESS_OF_THE_FIRST": "127.0.0.1",
+            "29500": "29517",
+        },
     ),
     Rule("pose", "python tools/dev.py pose"),
     Rule(
@@ -125,7 +161,9 @@ def blocks(name: str) -> list[Block]:
 
 def rule_of(command: str) -> Rule:
     rules = [rule for rule in RULES if command.startswith(rule.start)]
-    assert len(rules) == 1, f"{len(rules)} rules for {command!r}: each command of the README needs one"
+    assert len(rules) == 1, (
+        f"{len(rules)} rules for {command!r}: each command of the README needs one"
+    )
     return rules[0]
 
 
@@ -135,8 +173,12 @@ def scripts(scene: str) -> list[str]:
     for block in blocks(ENGLISH):
         if block.language == "bash":
             rules = [rule_of(command) for command in block.commands()]
-            (last,) = {rule.scene for rule in rules}  # a block is run whole, so its commands share a scene
-            text = "\n".join(rule.apply(command) for rule, command in zip(rules, block.commands(), strict=True))
+            (last,) = {
+                rule.scene for rule in rules
+            }  # a block is run whole, so its commands share a scene
+            text = "\n".join(
+                rule.apply(command) for rule, command in zip(rules, block.commands(), strict=True)
+            )
         else:
             assert block.language == "python"
             text = f"python - <<'END'\n{block.text.replace('0081', '0007')}END"
@@ -149,7 +191,9 @@ def scripts(scene: str) -> list[str]:
 def run(script: str, place: Path, **variables: str) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {**os.environ, **variables, "PATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["bash", "-c", script], cwd=place, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=place, env=env, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -157,14 +201,24 @@ def run(script: str, place: Path, **variables: str) -> str:
 @pytest.fixture
 def place(tmp_path):
     """A folder that looks like the repository, and keeps what is written out of it."""
-    for name in ("tools", "configs", "setup.py", "README.md", "fastreid_star", ".venv", ".venv-pose"):
+    for name in (
+        "tools",
+        "configs",
+        "setup.py",
+        "README.md",
+        "fastreid_star",
+        ".venv",
+        ".venv-pose",
+    ):
         if (REPOSITORY / name).exists():
             (tmp_path / name).symlink_to(REPOSITORY / name)
     return tmp_path
 
 
 def write_hitsz_vcm(place: Path) -> None:
-    options = SyntheticOptions(**{key.lower(): value for key, value in DATA.items() if key != "SIZE"}, size=(32, 16))
+    options = SyntheticOptions(
+        **{key.lower(): value for key, value in DATA.items() if key != "SIZE"}, size=(32, 16)
+    )
     write_synthetic_vcm(place / "datasets" / "HITSZ-VCM", options)
 
 
@@ -184,7 +238,12 @@ def test_both_languages_have_the_same_blocks():
 
 @pytest.mark.parametrize("name", [ENGLISH, CHINESE])
 def test_keys_and_values_in_the_text_are_the_configs(name):
-    text = re.sub(r"^```.*?^```$", "", (REPOSITORY / name).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(
+        r"^```.*?^```$",
+        "",
+        (REPOSITORY / name).read_text(encoding="utf-8"),
+        flags=re.MULTILINE | re.DOTALL,
+    )
     spans = re.findall(r"`((?:MODEL|SOLVER|DATASETS|INPUT|TEST|DATALOADER)\.[A-Z][^`]*)`", text)
     assert len(spans) > 25
     for span in spans:
@@ -215,8 +274,12 @@ def test_the_demo_and_what_can_be_done_with_it(place):
     assert "report.html" in said[0]
     for made in ("report.html", "gallery", "lists", "star.onnx"):
         assert (place / "demo" / made).exists()
-    line = re.compile(r"^0007/ir/\S+( 00\d\d/rgb/\S+){3}$", re.MULTILINE)  # a query's name and its three matches'
-    assert any(len(line.findall(lines)) >= 2 for lines in said), "the Python block prints a line a query"
+    line = re.compile(
+        r"^0007/ir/\S+( 00\d\d/rgb/\S+){3}$", re.MULTILINE
+    )  # a query's name and its three matches'
+    assert any(len(line.findall(lines)) >= 2 for lines in said), (
+        "the Python block prints a line a query"
+    )
 
 
 def test_set_up(place):
@@ -229,10 +292,19 @@ def test_set_up(place):
 def test_training(place):
     write_hitsz_vcm(place)
     torch.save(as_saved(make(Saadg), "saadg"), place / "THEIRS.pth")
-    run("python tools/convert_skeletons.py datasets/HITSZ-VCM/skeletons skeletons.h5; mkdir new", place)
+    run(
+        "python tools/convert_skeletons.py datasets/HITSZ-VCM/skeletons skeletons.h5; mkdir new",
+        place,
+    )
     for script in scripts("train"):
         run(script, place)
-    for made in ("logs/HITSZ-VCM/SAD_R50", "logs/HITSZ-VCM/STAR_R50", "logs/ablation", "OURS.pth", "new/skeletons"):
+    for made in (
+        "logs/HITSZ-VCM/SAD_R50",
+        "logs/HITSZ-VCM/STAR_R50",
+        "logs/ablation",
+        "OURS.pth",
+        "new/skeletons",
+    ):
         assert (place / made).exists()
     assert (place / "check" / "frame_grid.png").exists()
 
@@ -242,7 +314,11 @@ def test_scripts_for_fastreid(place):
     (place / "path" / "to").mkdir(parents=True)
     (place / "path" / "to" / "train_net.py").write_text(TRAIN_NET)
     (place / "path" / "to" / "market1501_bagtricks.yml").write_text(IMAGES)
-    people = {"bounding_box_train": range(1, 9), "query": range(9, 13), "bounding_box_test": range(9, 13)}
+    people = {
+        "bounding_box_train": range(1, 9),
+        "query": range(9, 13),
+        "bounding_box_test": range(9, 13),
+    }
     for folder, pids in people.items():
         (place / "datasets" / "Market-1501-v15.09.15" / folder).mkdir(parents=True)
         for pid in pids:
@@ -254,7 +330,9 @@ def test_scripts_for_fastreid(place):
         run(script, place)
 
 
-@pytest.mark.skipif(simulated_npu.missing_compiler() is not None, reason=str(simulated_npu.missing_compiler()))
+@pytest.mark.skipif(
+    simulated_npu.missing_compiler() is not None, reason=str(simulated_npu.missing_compiler())
+)
 def test_ascend_on_the_simulated_npu(place):
     write_hitsz_vcm(place)
     (place / "set_env.sh").write_text("export ASCEND_TOOLKIT_HOME=$PWD\n")
@@ -273,7 +351,16 @@ def test_the_pose_environment(place):
         path = b.config_path("rtmpose-t_8xb256-420e_coco-256x192")
         torch.save(b.init_model(b.read_config(path), None, device="cpu").state_dict(), "pose.pth")
     """
-    run("\n".join([".venv-pose/bin/python - <<'END'", *map(str.strip, untrained.strip().splitlines()), "END"]), place)
+    run(
+        "\n".join(
+            [
+                ".venv-pose/bin/python - <<'END'",
+                *map(str.strip, untrained.strip().splitlines()),
+                "END",
+            ]
+        ),
+        place,
+    )
     for script in scripts("pose"):
         run(script, place)
     assert (place / "datasets" / "HITSZ-VCM" / "skeletons" / "index.json").exists()
@@ -284,6 +371,14 @@ def test_the_arguments_named_in_the_text_exist(name):
     text = (REPOSITORY / name).read_text(encoding="utf-8")
     known = " ".join(file.read_text() for file in (REPOSITORY / "tools").glob("*.py"))
     known += argument_parser("").format_help()
-    flags = {flag for span in re.findall(r"`([^`\n]+)`", text) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", span)}
+    flags = {
+        flag
+        for span in re.findall(r"`([^`\n]+)`", text)
+        for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", span)
+    }
     assert len(flags) > 8
-    assert not [flag for flag in flags if f'"{flag}"' not in known and flag not in known and flag != "--no-deps"]
+    assert not [
+        flag
+        for flag in flags
+        if f'"{flag}"' not in known and flag not in known and flag != "--no-deps"
+    ]

@@ -14,8 +14,16 @@ NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 def rows():
     """(fault, tests) of each row of the table of faults."""
-    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in PAGE.read_text().splitlines() if line.startswith("|")]
-    return [(row[0].strip(), NAMED.findall(row[3])) for row in cells if len(row) == 4 and NAMED.search(row[3])]
+    cells = [
+        re.split(r"(?<!\\)\|", line)[1:-1]
+        for line in PAGE.read_text().splitlines()
+        if line.startswith("|")
+    ]
+    return [
+        (row[0].strip(), NAMED.findall(row[3]))
+        for row in cells
+        if len(row) == 4 and NAMED.search(row[3])
+    ]
 
 
 @functools.cache
@@ -32,7 +40,9 @@ def test_there_are_many_and_each_once():
 
 def test_every_row_of_the_page_is_a_fault_with_a_test():
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("|")]
-    headings = [line for line in lines if re.fullmatch(r"[|\s:-]+", line) or line.startswith("| fault |")]
+    headings = [
+        line for line in lines if re.fullmatch(r"[|\s:-]+", line) or line.startswith("| fault |")
+    ]
     assert len(lines) - len(headings) == len(rows())
 
 

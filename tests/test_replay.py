@@ -21,10 +21,15 @@ def diverged(request, tmp_path_factory):
     """A run that has diverged: its folder, and how it ended."""
     root, output = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("run")
     sizes = ["TRAIN_IDS", 6, "TEST_IDS", 4, "TRACKLETS", 2, "FRAMES", 12, "SIZE", "[32,16]"]
-    sizes = [f"DATASETS.SYNTHETIC.{part}" if number % 2 == 0 else part for number, part in enumerate(sizes)]
+    sizes = [
+        f"DATASETS.SYNTHETIC.{part}" if number % 2 == 0 else part
+        for number, part in enumerate(sizes)
+    ]
     options = ["DATASETS.ROOT", root, "OUTPUT_DIR", output, *OPTIONS.split(), *sizes]
     command = [sys.executable, "tools/train_net.py", "--config-file", STAR, *map(str, options)]
-    return output, subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True, timeout=180)
+    return output, subprocess.run(
+        command, cwd=request.config.rootpath, capture_output=True, text=True, timeout=180
+    )
 
 
 @pytest.fixture

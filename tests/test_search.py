@@ -23,13 +23,13 @@ from fastreid_star.structures import Modality
 PEOPLE = 5
 
 
-def colour(person, modality):
+def color(person, modality):
     return (40 * person, 200 if modality == "rgb" else 30, 250 - 40 * person)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A run, crops of solid colours, and a gallery of all of them."""
+    """A run, crops of solid colors, and a gallery of all of them."""
     root = tmp_path_factory.mktemp("root")
     cfg = tiny_config("cpu")
     cfg.INPUT.SIZE_TEST, cfg.INPUT.CLIP.LENGTH = [32, 16], 2
@@ -41,12 +41,17 @@ def root(tmp_path_factory):
             folder = root / "crops" / modality / f"p{person}"
             folder.mkdir(parents=True)
             for frame in range(2):
-                Image.new("RGB", (16, 32), colour(person, modality)).save(folder / f"{frame}.png")
+                Image.new("RGB", (16, 32), color(person, modality)).save(folder / f"{frame}.png")
     predictor = StarPredictor.from_run(root / "run", "cpu")
     tracklets = tracklets_in(root / "crops")
     gallery = Gallery(predictor)
     pictures = [{"picture": tracklet.frames[0]} for tracklet in tracklets]
-    gallery.add(predictor.features(tracklets), [t.name for t in tracklets], [t.modality for t in tracklets], pictures)
+    gallery.add(
+        predictor.features(tracklets),
+        [t.name for t in tracklets],
+        [t.modality for t in tracklets],
+        pictures,
+    )
     gallery.save(root / "gallery")
     return root
 
@@ -55,7 +60,9 @@ def root(tmp_path_factory):
 def similarity(root):
     """Infrared against visible, [5, 5]."""
     predictor = StarPredictor.from_run(root / "run", "cpu")
-    visible, infrared = (predictor.features(tracklets_in(root / "crops" / name)) for name in ("rgb", "ir"))
+    visible, infrared = (
+        predictor.features(tracklets_in(root / "crops" / name)) for name in ("rgb", "ir")
+    )
     return (infrared @ visible.T).numpy()
 
 
@@ -64,7 +71,17 @@ def search(root, monkeypatch, request):
     main = runpy.run_path(str(request.config.rootpath / "tools" / "search.py"))["main"]
 
     def call(*arguments):
-        command = ["search.py", root / "gallery", "--run", root / "run", "--device", "cpu", "--workers", 0, *arguments]
+        command = [
+            "search.py",
+            root / "gallery",
+            "--run",
+            root / "run",
+            "--device",
+            "cpu",
+            "--workers",
+            0,
+            *arguments,
+        ]
         monkeypatch.setattr(sys, "argv", [str(argument) for argument in command])
         main()
 
@@ -82,7 +99,8 @@ def test_the_table(root, search, similarity, capsys):
         assert len({line.index(line.split()[-1]) for line in lines[3:]}) == 1  # aligned
         order = np.argsort(-similarity[person], kind="stable")[:3]
         assert [line.split() for line in lines[3:]] == [
-            [str(rank), f"{similarity[person, k]:.4f}", f"rgb/p{k}"] for rank, k in enumerate(order, start=1)
+            [str(rank), f"{similarity[person, k]:.4f}", f"rgb/p{k}"]
+            for rank, k in enumerate(order, start=1)
         ]
 
 
@@ -106,11 +124,17 @@ def test_json_and_csv_say_the_same(root, search, similarity, tmp_path, capsys):
         )
         for result, k in zip(entry["results"], order, strict=True):
             assert result["modality"] == "visible"
-            assert result["metadata"] == {"picture": str(root / "crops" / "rgb" / f"p{k}" / "0.png")}
+            assert result["metadata"] == {
+                "picture": str(root / "crops" / "rgb" / f"p{k}" / "0.png")
+            }
     flat = [(entry["query"], result) for entry in lists for result in entry["results"]]
     assert [
-        (row["query"], int(row["rank"]), row["name"], float(row["similarity"]), int(row["index"])) for row in rows
-    ] == [(query, result["rank"], result["name"], result["similarity"], result["index"]) for query, result in flat]
+        (row["query"], int(row["rank"]), row["name"], float(row["similarity"]), int(row["index"]))
+        for row in rows
+    ] == [
+        (query, result["rank"], result["name"], result["similarity"], result["index"])
+        for query, result in flat
+    ]
     assert {row["query_modality"] for row in rows} == {"infrared"}
 
 
@@ -119,7 +143,15 @@ def test_json_and_csv_say_the_same(root, search, similarity, tmp_path, capsys):
     [("infrared", "ir/p3", 5), ("all", "ir/p3", 10), ("other", None, 5), ("visible", None, 5)],
 )
 def test_among(root, search, tmp_path, among, first, ranked):
-    search(root / "crops" / "ir" / "p3", "--modality", "infrared", "--among", among, "--json", tmp_path / "l.json")
+    search(
+        root / "crops" / "ir" / "p3",
+        "--modality",
+        "infrared",
+        "--among",
+        among,
+        "--json",
+        tmp_path / "l.json",
+    )
     (entry,) = json.loads((tmp_path / "l.json").read_text())
     assert len(entry["results"]) == ranked
     assert {result["modality"] for result in entry["results"]} == {
@@ -150,8 +182,8 @@ def test_queries_of_both_modalities_keep_their_order(root):
         assert (np.diff(answer.ranked.similarities) <= 0).all()
 
 
-def centre(sheet, place):
-    """The colour in the middle of a sheet's picture, of one row."""
+def center(sheet, place):
+    """The color in the middle of a sheet's picture, of one row."""
     x = MARGIN + place * (BOX[0] + MARGIN) + BOX[0] // 2
     return np.array(sheet.getpixel((x, MARGIN + BOX[1] // 2)))
 
@@ -162,17 +194,26 @@ def test_contact_sheets(root, search, similarity, tmp_path):
     assert [file.name for file in files] == [f"{k + 1:03d}-p{k}.jpg" for k in range(PEOPLE)]
     for person, file in enumerate(files):
         with Image.open(file) as sheet:
-            shown = [centre(sheet, place) for place in range(4)]
+            shown = [center(sheet, place) for place in range(4)]
         order = np.argsort(-similarity[person], kind="stable")[:3]
-        expected = [colour(person, "ir"), *(colour(k, "rgb") for k in order)]
+        expected = [color(person, "ir"), *(color(k, "rgb") for k in order)]
         np.testing.assert_allclose(shown, expected, atol=6)  # JPEG
 
 
 def test_a_sheet_without_a_picture_and_with_many(caplog):
-    red, wide = np.full((64, 32, 3), (255, 0, 0), np.uint8), np.full((10, 100, 3), (0, 0, 255), np.uint8)
-    sheet = contact_sheet([red, None, wide], [("query", "a"), ("1: 0.9", "é" * 60), ("2: 0.8", "c")])
+    red, wide = (
+        np.full((64, 32, 3), (255, 0, 0), np.uint8),
+        np.full((10, 100, 3), (0, 0, 255), np.uint8),
+    )
+    sheet = contact_sheet(
+        [red, None, wide], [("query", "a"), ("1: 0.9", "é" * 60), ("2: 0.8", "c")]
+    )
     assert sheet.size == (3 * (BOX[0] + MARGIN) + MARGIN, BOX[1] + CAPTION + 2 * MARGIN)
-    assert [centre(sheet, place).tolist() for place in range(3)] == [[255, 0, 0], [200, 200, 200], [0, 0, 255]]
+    assert [center(sheet, place).tolist() for place in range(3)] == [
+        [255, 0, 0],
+        [200, 200, 200],
+        [0, 0, 255],
+    ]
     below = np.asarray(sheet)[MARGIN + BOX[1] + 2 :, :]
     assert (below < 128).any()  # the captions
     margin = below[:, MARGIN + BOX[0] : 2 * MARGIN + BOX[0]]
@@ -205,7 +246,7 @@ def test_pictures_that_are_gone_are_grey(root, request, tmp_path, caplog):
     assert "gone.png" in caplog.text
     with Image.open(tmp_path / "sheets" / "001-p0.jpg") as sheet:
         for place in (1, 2):
-            np.testing.assert_allclose(centre(sheet, place), [200] * 3, atol=6)
+            np.testing.assert_allclose(center(sheet, place), [200] * 3, atol=6)
 
 
 def test_bad_input_is_one_line(root, search, tmp_path, monkeypatch):
@@ -219,7 +260,10 @@ def test_bad_input_is_one_line(root, search, tmp_path, monkeypatch):
         (f"{tmp_path} is a folder: name the file", [query, "--json", tmp_path]),
         (f"{tmp_path} is a folder: name the file", [query, "--csv", tmp_path]),
         ("file cannot be written", [query, "--pictures", tmp_path / "file"]),
-        (r"MODEL\.HEADS\.GEM_P 3\.0 there, 1\.0 here", [query, "--set", "MODEL.HEADS.GEM_P", "1.0"]),
+        (
+            r"MODEL\.HEADS\.GEM_P 3\.0 there, 1\.0 here",
+            [query, "--set", "MODEL.HEADS.GEM_P", "1.0"],
+        ),
         ("--workers -1", [query, "--workers", "-1"]),
     ):
         with pytest.raises(UserError, match=message) as caught:
@@ -228,5 +272,7 @@ def test_bad_input_is_one_line(root, search, tmp_path, monkeypatch):
 
 
 def test_a_list_that_cannot_be_written_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"none/l\.csv cannot be written: No such file or directory"):
+    with pytest.raises(
+        UserError, match=r"none/l\.csv cannot be written: No such file or directory"
+    ):
         write_lists(str(tmp_path / "none" / "l.csv"), "")

@@ -66,9 +66,13 @@ def test_the_hitsz_vcm_config_runs_on_every_layout(tmp_path, monkeypatch, imagen
     monkeypatch.setenv("TORCH_HOME", str(home))
     write_synthetic_vcm(tmp_path / "HITSZ-VCM", SMALL, layout=layout)
     options = small(tmp_path, tmp_path / "out")
-    trainer = Trainer(load_config(f"{CONFIGS}/HITSZ-VCM/SAD_R50.yml", [str(option) for option in options]))
+    trainer = Trainer(
+        load_config(f"{CONFIGS}/HITSZ-VCM/SAD_R50.yml", [str(option) for option in options])
+    )
     for stem in (trainer.model.backbone.visible_stem, trainer.model.backbone.infrared_stem):
-        assert torch.equal(stem[0].weight, weights["conv1.weight"]), "fast-reid's ImageNet weights fill both stems"
+        assert torch.equal(stem[0].weight, weights["conv1.weight"]), (
+            "fast-reid's ImageNet weights fill both stems"
+        )
     results = trainer.train()
     assert results["I2V/mAP"] > 0
     assert (tmp_path / "out" / "model_final.pth").exists()
@@ -76,13 +80,30 @@ def test_the_hitsz_vcm_config_runs_on_every_layout(tmp_path, monkeypatch, imagen
 
 def test_evaluation_only_repeats_the_result(tmp_path):
     write_synthetic_vcm(tmp_path / "HITSZ-VCM", SMALL)
-    options = small(tmp_path, tmp_path / "out", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.PRETRAIN", "False")
+    options = small(
+        tmp_path,
+        tmp_path / "out",
+        "MODEL.BACKBONE.DEPTH",
+        "18x",
+        "MODEL.BACKBONE.PRETRAIN",
+        "False",
+    )
     trained = run("HITSZ-VCM/SAD_R50.yml", *options)
     config = (tmp_path / "out" / "config.yaml").read_text()
-    again = run("HITSZ-VCM/SAD_R50.yml", "--eval-only", *options, "MODEL.WEIGHTS", tmp_path / "out" / "model_final.pth")
+    again = run(
+        "HITSZ-VCM/SAD_R50.yml",
+        "--eval-only",
+        *options,
+        "MODEL.WEIGHTS",
+        tmp_path / "out" / "model_final.pth",
+    )
     assert again == trained
-    assert (tmp_path / "out" / "config.yaml").read_text() == config, "what the run was trained with stays"
-    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
+    assert (tmp_path / "out" / "config.yaml").read_text() == config, (
+        "what the run was trained with stays"
+    )
+    metrics = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()
+    ]
     assert any("I2V/mAP" in line for line in metrics)
 
 
@@ -113,7 +134,10 @@ def _no_train_folder(root):
 
 
 def _index_out_of_range(root):
-    edit(root / "HITSZ-VCM" / "info" / "track_train_info.txt", lambda text: text.replace("2 1 12 ", "2 1 99999 ", 1))
+    edit(
+        root / "HITSZ-VCM" / "info" / "track_train_info.txt",
+        lambda text: text.replace("2 1 12 ", "2 1 99999 ", 1),
+    )
 
 
 def _query_from_zero(root):
@@ -126,20 +150,27 @@ def _query_from_zero(root):
 def _one_modality_only(root):
     path = root / "HITSZ-VCM" / "info" / "track_train_info.txt"
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(line for line in lines if not (line.startswith("1 ") and " 0001 " in line)))
+    path.write_text(
+        "".join(line for line in lines if not (line.startswith("1 ") and " 0001 " in line))
+    )
 
 
 BAD_DATA = [
     (_missing_root, "no HITSZ-VCM in .* set DATASETS.ROOT"),
     (_half_a_layout, r"track_test_info\.txt"),
     (_no_train_folder, "Train"),
-    (_index_out_of_range, r"train_name\.txt has \d+ names, but tracklet 1 spans 1 to 99999: indices are 1-based"),
+    (
+        _index_out_of_range,
+        r"train_name\.txt has \d+ names, but tracklet 1 spans 1 to 99999: indices are 1-based",
+    ),
     (_query_from_zero, "0-based"),
     (_one_modality_only, "one modality only"),
 ]
 
 
-@pytest.mark.parametrize(("damage", "message"), BAD_DATA, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("damage", "message"), BAD_DATA, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_bad_data_is_one_clear_line_before_training(good_root, tmp_path, damage, message):
     root = tmp_path / "data"
     shutil.copytree(good_root, root)
@@ -150,24 +181,39 @@ def test_bad_data_is_one_clear_line_before_training(good_root, tmp_path, damage,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("SOLVER.IMS_PER_BATCH", "64"), r"a batch of 16 identities, but the training set has 3: set SOLVER\.IMS_PER"),
+        (
+            ("SOLVER.IMS_PER_BATCH", "64"),
+            r"a batch of 16 identities, but the training set has 3: set SOLVER\.IMS_PER",
+        ),
         (("DATASETS.SKELETONS", "nowhere"), "nowhere"),
         (("SOLVER.BASE_LT", "1"), r"no config key SOLVER\.BASE_LT; did you mean SOLVER\.BASE_LR"),
         (("MODEL.BACKBONE.FEAT_DIM", "2048"), r"FEAT_DIM is 2048, .* set it to 512"),
         (("DATASETS.NAMES", "('HITSZVMC',)"), "did you mean HITSZVCM"),
-        (("DATASETS.TESTS", "('Market1501',)", "DATASETS.NAMES", "('HITSZVCM','Market1501')"), "one kind"),
+        (
+            ("DATASETS.TESTS", "('Market1501',)", "DATASETS.NAMES", "('HITSZVCM','Market1501')"),
+            "one kind",
+        ),
         (("TEST.FLIP.ENABLED", "True"), r"TEST\.FLIP"),
         (("INPUT.SIZE_TRAIN", "[64]"), r"INPUT\.SIZE_TRAIN is \[64\]: give height and width"),
         (("INPUT.CLIP.LENGTH", "0"), r"INPUT\.CLIP\.LENGTH is 0"),
         (("INPUT.PADDING.SIZE", "-3"), r"INPUT\.PADDING\.SIZE is -3"),
-        (("INPUT.REA.AREA", "[0.4, 0.02]"), r"INPUT\.REA\.AREA is \[0\.4, 0\.02\]: give \[low, high\]"),
+        (
+            ("INPUT.REA.AREA", "[0.4, 0.02]"),
+            r"INPUT\.REA\.AREA is \[0\.4, 0\.02\]: give \[low, high\]",
+        ),
         (("MODEL.HEADS.GEM_P", "0.0"), r"MODEL\.HEADS\.GEM_P is 0"),
         (("MODEL.LOSSES.NAME", "()"), r"MODEL\.LOSSES\.NAME has no loss"),
         (("TEST.RANKS", "[0]"), r"TEST\.RANKS"),
         (("MODEL.LOSSES.NAME", "('Triplet',)"), r"MODEL\.LOSSES\.NAME has Triplet"),
         (("MODEL.DEVICE", "tpu"), r"MODEL\.DEVICE 'tpu'"),
-        (("MODEL.META_ARCHITECTURE", "SADD"), r"MODEL\.META_ARCHITECTURE is 'SADD', .* there are .*SAD, STAR"),
-        (("MODEL.META_ARCHITECTURE", "Baseline"), r"MODEL\.META_ARCHITECTURE Baseline takes images, but .* of clips"),
+        (
+            ("MODEL.META_ARCHITECTURE", "SADD"),
+            r"MODEL\.META_ARCHITECTURE is 'SADD', .* there are .*SAD, STAR",
+        ),
+        (
+            ("MODEL.META_ARCHITECTURE", "Baseline"),
+            r"MODEL\.META_ARCHITECTURE Baseline takes images, but .* of clips",
+        ),
         (("MODEL.HEADS.NAME", "ClipHed"), r"MODEL\.HEADS\.NAME is 'ClipHed'"),
         (("SOLVER.SCHED", "Foo"), r"SOLVER\.SCHED is 'Foo'"),
         (("DATASETS.NAMES", "('Market1501',)"), r"DATASETS\.NAMES .* of one kind"),
@@ -194,7 +240,15 @@ def _assert_refused(message, root, output, *more):
     with pytest.raises(UserError, match=message) as caught:
         run(
             "HITSZ-VCM/SAD_R50.yml",
-            *small(root, output, "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.PRETRAIN", "False", *more),
+            *small(
+                root,
+                output,
+                "MODEL.BACKBONE.DEPTH",
+                "18x",
+                "MODEL.BACKBONE.PRETRAIN",
+                "False",
+                *more,
+            ),
         )
     assert "\n" not in str(caught.value)
     assert not list(output.glob("*.pth"))
@@ -208,14 +262,18 @@ def test_an_output_folder_that_cannot_be_written_is_one_clear_line(good_root, tm
 def test_broken_frames_are_replaced_counted_and_reported(good_root, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(good_root, root)
-    broken = [path for split in ("Train", "Test") for path in sorted((root / "HITSZ-VCM" / split).rglob("*.jpg"))[::3]]
+    broken = [
+        path
+        for split in ("Train", "Test")
+        for path in sorted((root / "HITSZ-VCM" / split).rglob("*.jpg"))[::3]
+    ]
     for number, path in enumerate(broken):
         path.write_bytes(b"" if number % 2 else path.read_bytes()[:200])
     options = ("MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.PRETRAIN", "False")
     results = run("HITSZ-VCM/SAD_R50.yml", *small(root, tmp_path / "out", *options))
     assert results["mean/mAP"] > 0
     log = (tmp_path / "out" / "log.txt").read_text()
-    assert "broken frames were replaced by their nearest good neighbour in this epoch" in log
+    assert "broken frames were replaced by their nearest good neighbor in this epoch" in log
     assert "broken test frames were replaced" in log
 
 
@@ -249,10 +307,10 @@ DATASETS:
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory):
-    """A folder in Market-1501's layout: 8 people of one colour each, two cameras."""
+    """A folder in Market-1501's layout: 8 people of one color each, two cameras."""
     root = tmp_path_factory.mktemp("market")
     rng = np.random.default_rng(0)
-    colours = rng.integers(40, 215, (16, 3))
+    colors = rng.integers(40, 215, (16, 3))
     splits = {
         "bounding_box_train": (range(1, 9), 4),
         "query": (range(9, 15), 1),
@@ -264,7 +322,7 @@ def market(tmp_path_factory):
             for camera in (1, 2):
                 for number in range(images):
                     noise = rng.normal(0, 20, (64, 32, 3))
-                    image = np.clip(colours[pid] + noise, 0, 255).astype(np.uint8)
+                    image = np.clip(colors[pid] + noise, 0, 255).astype(np.uint8)
                     name = f"{pid:04d}_c{camera}s1_{number:06d}_00.jpg"
                     Image.fromarray(image).save(root / "Market-1501-v15.09.15" / folder / name)
     return root
@@ -273,13 +331,22 @@ def market(tmp_path_factory):
 def test_a_plain_fastreid_config_trains_and_evaluates(tmp_path, market):
     config = tmp_path / "bagtricks.yml"
     config.write_text(BAG_OF_TRICKS)
-    arguments = ["--config-file", str(config), "DATASETS.ROOT", str(market), "OUTPUT_DIR", str(tmp_path / "out")]
+    arguments = [
+        "--config-file",
+        str(config),
+        "DATASETS.ROOT",
+        str(market),
+        "OUTPUT_DIR",
+        str(tmp_path / "out"),
+    ]
     results = train_or_evaluate(argument_parser("test").parse_args(arguments))
     assert {"Rank-1", "mAP", "mINP", "metric"} <= set(results)
-    assert results["mAP"] > 60, "people of one colour each are told apart"
+    assert results["mAP"] > 60, "people of one color each are told apart"
     weights = str(tmp_path / "out" / "model_final.pth")
     again = train_or_evaluate(
-        argument_parser("test").parse_args([*arguments[:2], "--eval-only", *arguments[2:], "MODEL.WEIGHTS", weights])
+        argument_parser("test").parse_args(
+            [*arguments[:2], "--eval-only", *arguments[2:], "MODEL.WEIGHTS", weights]
+        )
     )
     assert again == pytest.approx(results)
 
@@ -316,7 +383,9 @@ def image_run(config, root, output):
     results = train_or_evaluate(argument_parser("test").parse_args(arguments))
     if comm.is_main_process():
         with open(f"{output}/results.json", "w") as file:
-            json.dump({key: float(value) for key, value in results.items() if key != "dataset"}, file)
+            json.dump(
+                {key: float(value) for key, value in results.items() if key != "dataset"}, file
+            )
 
 
 def test_a_plain_fastreid_config_in_two_processes_and_mixed_precision(tmp_path, market):

@@ -27,19 +27,44 @@ MOST_WORKERS = 16  # unless asked for: by then the disk is what takes the time
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", metavar="NAME", help="HITSZVCM, BUPTCampus, SyntheticVCM: as in DATASETS.NAMES")
-    parser.add_argument("--root", default="", metavar="DIR", help="the datasets' folder, DATASETS.ROOT")
-    help_text = "a folder or an HDF5 file; a relative path starts at the dataset's folder, or else here"
-    parser.add_argument("--skeletons", metavar="PATH", help=help_text)
-    parser.add_argument("--output", metavar="DIR", help="where the report goes; left out: nothing is written")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that read; left out: as many as cores, up to 16"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sample", type=int, default=1, metavar="N", help="look at every Nth frame only")
-    parser.add_argument("--no-decode", action="store_true", help="only see that the files are there and not empty")
-    parser.add_argument("--tracklets", type=int, default=3, metavar="N", help="in the picture, of each modality")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another one, other tracklets in the picture")
+    parser.add_argument(
+        "name", metavar="NAME", help="HITSZVCM, BUPTCampus, SyntheticVCM: as in DATASETS.NAMES"
+    )
+    parser.add_argument(
+        "--root", default="", metavar="DIR", help="the datasets' folder, DATASETS.ROOT"
+    )
+    help_text = (
+        "a folder or an HDF5 file; a relative path starts at the dataset's folder, or else here"
+    )
+    parser.add_argument("--skeletons", metavar="PATH", help=help_text)
+    parser.add_argument(
+        "--output", metavar="DIR", help="where the report goes; left out: nothing is written"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that read; left out: as many as cores, up to 16",
+    )
+    parser.add_argument(
+        "--sample", type=int, default=1, metavar="N", help="look at every Nth frame only"
+    )
+    parser.add_argument(
+        "--no-decode", action="store_true", help="only see that the files are there and not empty"
+    )
+    parser.add_argument(
+        "--tracklets", type=int, default=3, metavar="N", help="in the picture, of each modality"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="another one, other tracklets in the picture",
+    )
     args = parser.parse_args()
     for option, least in (("sample", 1), ("workers", 1), ("tracklets", 1), ("seed", 0)):
         if getattr(args, option) is not None and getattr(args, option) < least:
@@ -52,23 +77,35 @@ def main() -> None:
         store = SkeletonStore.open(path if os.path.exists(path) else args.skeletons)
     if args.output:
         make_folder(args.output)
-    frames = sum(len(tracklet) for part in splits(dataset).values() for tracklet in part) // args.sample
+    frames = (
+        sum(len(tracklet) for part in splits(dataset).values() for tracklet in part) // args.sample
+    )
     workers = args.workers or (1 if frames < FEW else min(MOST_WORKERS, os.cpu_count() or 1))
-    check = check_dataset(dataset, store, decode=not args.no_decode, every=args.sample, workers=workers, progress=True)
+    check = check_dataset(
+        dataset, store, decode=not args.no_decode, every=args.sample, workers=workers, progress=True
+    )
     sys.stdout.reconfigure(errors="replace")  # a terminal that does not know the histogram's blocks
     print(report.to_text(check))
     if args.output:
         picture = report.picture(dataset, store, each=args.tracklets, seed=args.seed)
         files = {
             "frame_grid.png": to_png(picture),
-            "problems.csv": report.to_csv(check).encode(errors="surrogateescape"),  # names of files need not be text
+            "problems.csv": report.to_csv(check).encode(
+                errors="surrogateescape"
+            ),  # names of files need not be text
         }
-        files["report.md"] = report.to_markdown(check, files=list(files)).encode(errors="surrogateescape")
+        files["report.md"] = report.to_markdown(check, files=list(files)).encode(
+            errors="surrogateescape"
+        )
         for name, content in files.items():
             try:
-                write_whole(Path(args.output) / name, lambda file, content=content: file.write(content))
+                write_whole(
+                    Path(args.output) / name, lambda file, content=content: file.write(content)
+                )
             except OSError as error:
-                raise UserError(f"{args.output}/{name} cannot be written: {error.strerror}") from error
+                raise UserError(
+                    f"{args.output}/{name} cannot be written: {error.strerror}"
+                ) from error
         print(f"{', '.join(files)}: {os.path.abspath(args.output)}")
     sys.exit(0 if check.good else 1)
 

@@ -18,13 +18,17 @@ from fastreid_star.engine.setup import run_tool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", metavar="SOURCE", help="the store to read")
     parser.add_argument("target", metavar="TARGET", help="the store to write")
     args = parser.parse_args()
     conversion = convert_skeletons(args.source, args.target, progress=True)
     without = f"{conversion.not_finite:,} of them without a skeleton (values that are not finite, or beyond a million)"
-    print(f"{conversion.frames:,} frames converted, {without}; written to {os.path.abspath(args.target)}")
+    print(
+        f"{conversion.frames:,} frames converted, {without}; written to {os.path.abspath(args.target)}"
+    )
 
 
 if __name__ == "__main__":

@@ -23,18 +23,28 @@ from fastreid_star.files import write_whole
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("theirs", metavar="THEIRS", help="the published checkpoint")
     parser.add_argument("ours", metavar="OURS", help="the file to write")
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a YAML file of configs/")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys and values to change")
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="a YAML file of configs/"
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys and values to change"
+    )
     args = parser.parse_args()
 
     cfg = load_config(args.config_file, args.set)
     folder = os.path.dirname(os.path.abspath(args.ours))
     if not os.path.isdir(folder):
         raise UserError(f"the folder {folder} does not exist: make it, or write elsewhere")
-    if os.path.exists(args.ours) and os.path.exists(args.theirs) and os.path.samefile(args.theirs, args.ours):
+    if (
+        os.path.exists(args.ours)
+        and os.path.exists(args.theirs)
+        and os.path.samefile(args.theirs, args.ours)
+    ):
         raise UserError(f"{args.ours} is the published checkpoint itself: write elsewhere")
     conversion = convert(read_published(args.theirs))
     print(conversion.report())

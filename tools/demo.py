@@ -27,7 +27,12 @@ WARM_UP_EPOCHS, EPOCHS = 8, 12
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="demo", metavar="DIR", help="where data and results go")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values to change")
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config keys and values to change",
+    )
     args = parser.parse_args()
     require_gradcam()
     output = Path(args.output)
@@ -38,7 +43,11 @@ def main() -> None:
     start = time.monotonic()
 
     def options(name: str, **settings) -> list[str]:
-        pairs = {"DATASETS.ROOT": output / "datasets", "OUTPUT_DIR": output / "runs" / name, **settings}
+        pairs = {
+            "DATASETS.ROOT": output / "datasets",
+            "OUTPUT_DIR": output / "runs" / name,
+            **settings,
+        }
         return [str(part) for pair in pairs.items() for part in pair] + args.opts
 
     def trainer(config: str, name: str, **settings) -> Trainer:
@@ -46,7 +55,11 @@ def main() -> None:
         return Trainer(load_config(str(CONFIGS / config), options(name, **settings)))
 
     # one log for all runs
-    setup(argument_parser("demo").parse_args(["--config-file", str(CONFIGS / "SAD_demo.yml"), *options(".")]))
+    setup(
+        argument_parser("demo").parse_args(
+            ["--config-file", str(CONFIGS / "SAD_demo.yml"), *options(".")]
+        )
+    )
 
     # cross entropy alone, from nothing; both networks go on from there
     warm_up = {
@@ -76,8 +89,12 @@ def main() -> None:
     print(f"\n{format_table(results)}\n")
     for name in ("SAD", "STAR"):
         gain = results[name]["mean/mAP"] / results["untrained"]["mean/mAP"]
-        print(f"{name}: mean mAP {results[name]['mean/mAP']:.2f}, {gain:.1f} times the untrained network's")
-    print(f"done in {time.monotonic() - start:.0f} s; weights, log, curves and per-query results: {output.resolve()}")
+        print(
+            f"{name}: mean mAP {results[name]['mean/mAP']:.2f}, {gain:.1f} times the untrained network's"
+        )
+    print(
+        f"done in {time.monotonic() - start:.0f} s; weights, log, curves and per-query results: {output.resolve()}"
+    )
     print(f"see the curves: tensorboard --logdir {output / 'runs'}")
     print(f"see all of it: {(output / 'report.html').resolve()} ({size / 1e6:.1f} MB)")
 

@@ -55,7 +55,15 @@ class Environment:
     def install(self, title: str, arguments: Iterable[str]) -> None:
         print(f"  {title} ...", end="", flush=True)
         start = time.monotonic()
-        command = [self.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments]
+        command = [
+            self.python,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            *arguments,
+        ]
         subprocess.run(command, check=True, cwd=ROOT)
         print(f" {time.monotonic() - start:.0f} s", flush=True)
 
@@ -73,7 +81,17 @@ POSE = Environment(
         # what mmpose, mmengine and mmcv need at run time and the project does not; setuptools for its pkg_resources,
         # setuptools and Cython to build xtcocotools
         "what mmpose needs": (
-            *("addict", "json_tricks", "munkres", "packaging", "pyyaml", "rich", "six", "termcolor", "yapf"),
+            *(
+                "addict",
+                "json_tricks",
+                "munkres",
+                "packaging",
+                "pyyaml",
+                "rich",
+                "six",
+                "termcolor",
+                "yapf",
+            ),
             *("setuptools<80", "wheel", "cython>=3"),
         ),
         # --no-deps: they ask for an opencv-python beside the headless one, and for chumpy, which no longer builds and
@@ -81,7 +99,13 @@ POSE = Environment(
         "mmpose": ("--no-deps", "mmpose==1.3.2", "mmengine==0.10.7", "mmcv-lite==2.1.0"),
         # its wheels do not load beside numpy 2; without isolation it is built against the numpy it will be used with
         "xtcocotools, from source": (
-            *("--no-deps", "--no-binary", "xtcocotools", "--no-build-isolation", "xtcocotools==1.14.3"),
+            *(
+                "--no-deps",
+                "--no-binary",
+                "xtcocotools",
+                "--no-build-isolation",
+                "xtcocotools==1.14.3",
+            ),
         ),
     },
 )
@@ -159,7 +183,9 @@ def set_up(venv: Environment) -> None:
         install_torch(venv)
     torch = version_of_torch(venv.python)
     if torch is None or (inherited and torch != inherited):
-        sys.exit(f"{venv.folder} sees torch {torch}, not {inherited or TORCH}: delete the folder and call this again")
+        sys.exit(
+            f"{venv.folder} sees torch {torch}, not {inherited or TORCH}: delete the folder and call this again"
+        )
     # torch 2.N goes with torchvision 0.(N + 15); --no-deps, or pip may replace torch
     minor = int(torch.split(".")[1])
     venv.install("torchvision", ["--no-deps", f"torchvision==0.{minor + 15}.*", *index_of_torch()])
@@ -169,7 +195,9 @@ def set_up(venv: Environment) -> None:
     venv.install("fastreid_star and what it needs", [*kept, "-e", f"{ROOT}[{venv.extra}]"])
     for title, arguments in venv.more.items():
         venv.install(title, [*kept, *arguments])
-    venv.install("fastreid", ["--no-deps", FASTREID])  # last: beside it pip complains of whatever is installed
+    venv.install(
+        "fastreid", ["--no-deps", FASTREID]
+    )  # last: beside it pip complains of whatever is installed
     venv.stamp.write_text(wanted)
     print(f"set up in {time.monotonic() - start:.0f} s\n", flush=True)
 
@@ -180,8 +208,16 @@ def is_of_this_python(venv: Environment, inherits: bool) -> bool:
     if not (file.is_file() and venv.python.exists()):
         return False
     settings = dict(line.split(" = ", 1) for line in file.read_text().splitlines() if " = " in line)
-    wanted = {"version": platform.python_version(), "include-system-site-packages": str(inherits).lower()}
-    has_pip = subprocess.run([venv.python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+    wanted = {
+        "version": platform.python_version(),
+        "include-system-site-packages": str(inherits).lower(),
+    }
+    has_pip = (
+        subprocess.run(
+            [venv.python, "-m", "pip", "--version"], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
     return has_pip and wanted.items() <= settings.items()
 
 
@@ -189,13 +225,24 @@ def install_torch(venv: Environment) -> None:
     """torch of the tested version; without a GPU its CPU build, if pip knows one."""
     has_gpu = shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists()
     if not has_gpu and not index_of_torch():
-        command = [venv.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"torch=={TORCH}+cpu"]
+        command = [
+            venv.python,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            f"torch=={TORCH}+cpu",
+        ]
         print(f"  torch {TORCH}, CPU build ...", end="", flush=True)
         start = time.monotonic()
         if subprocess.run(command, capture_output=True, cwd=ROOT, check=False).returncode == 0:
             print(f" {time.monotonic() - start:.0f} s", flush=True)
             return
-        print(" pip knows none; set TORCH_INDEX_URL to an index that does, to save gigabytes", flush=True)
+        print(
+            " pip knows none; set TORCH_INDEX_URL to an index that does, to save gigabytes",
+            flush=True,
+        )
     venv.install(f"torch {TORCH}", [f"torch=={TORCH}", *index_of_torch()])
 
 
@@ -220,7 +267,9 @@ def see_packages_of_this_python(venv: Environment) -> None:
     """Where the calling Python is a virtual environment itself, ours inherits only from what that was made of."""
     if sys.prefix != sys.base_prefix:
         code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        inner = subprocess.run([venv.python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        inner = subprocess.run(
+            [venv.python, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
         outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
         (Path(inner) / "calling_python.pth").write_text("\n".join(sorted(outer)) + "\n")
 

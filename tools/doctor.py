@@ -17,11 +17,24 @@ import sys
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", metavar="NAME", help="auto, npu, cuda or cpu, as MODEL.DEVICE; default: auto")
-    parser.add_argument("--num-devices", type=int, default=1, metavar="N", help="processes of the all-reduce")
-    parser.add_argument("--config-file", metavar="FILE", help="a run's config: is everything there for it?")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values to change")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", metavar="NAME", help="auto, npu, cuda or cpu, as MODEL.DEVICE; default: auto"
+    )
+    parser.add_argument(
+        "--num-devices", type=int, default=1, metavar="N", help="processes of the all-reduce"
+    )
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="a run's config: is everything there for it?"
+    )
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config keys and values to change",
+    )
     args = parser.parse_args()
     if args.opts and not args.config_file:
         parser.error("KEY VALUE change a config: add --config-file FILE")
@@ -35,7 +48,9 @@ def main() -> None:
     findings = examine(args.device or "auto", args.num_devices)
     if args.config_file:
         device = [] if args.device is None else ["MODEL.DEVICE", args.device]
-        findings = itertools.chain(findings, examine_run(args.config_file, args.opts + device, args.num_devices))
+        findings = itertools.chain(
+            findings, examine_run(args.config_file, args.opts + device, args.num_devices)
+        )
     for finding in findings:
         print(finding, flush=True)
         good = good and finding.good is not False

@@ -37,20 +37,33 @@ from fastreid_star.errors import UserError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("paths", nargs="*", metavar="PATH", help="folders of tracklets, and videos")
     add_tracklet_arguments(parser)
-    parser.add_argument("--dataset", default="", metavar="NAME", help="HITSZVCM, SyntheticVCM, ...; instead of paths")
-    parser.add_argument("--split", default="test", choices=SPLITS, help="of the dataset; test: query and gallery")
+    parser.add_argument(
+        "--dataset",
+        default="",
+        metavar="NAME",
+        help="HITSZVCM, SyntheticVCM, ...; instead of paths",
+    )
+    parser.add_argument(
+        "--split", default="test", choices=SPLITS, help="of the dataset; test: query and gallery"
+    )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--output", default="", metavar="FILE", help="an .npz file to write")
-    where.add_argument("--gallery", default="", metavar="FOLDER", help="a gallery to make, or to add to")
+    where.add_argument(
+        "--gallery", default="", metavar="FOLDER", help="a gallery to make, or to add to"
+    )
     add_predictor_arguments(parser)
     args = parser.parse_args()
     if bool(args.paths) == bool(args.dataset):
         raise UserError("features of what? give paths, or --dataset NAME, and not both")
     if args.dataset and (args.modality or args.skeletons):
-        raise UserError("a dataset knows its modalities and skeletons: leave --modality and --skeletons out")
+        raise UserError(
+            "a dataset knows its modalities and skeletons: leave --modality and --skeletons out"
+        )
 
     predictor = predictor_from(args)
     if args.dataset:

@@ -26,23 +26,54 @@ from fastreid_star.pose.job import Job, extract
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     crops = parser.add_mutually_exclusive_group(required=True)
-    crops.add_argument("--dataset", default="", metavar="NAME", help="HITSZVCM, BUPTCampus, SyntheticVCM, ...")
-    crops.add_argument("--images", default="", metavar="FOLDER", help="any folder of crops, its folders included")
-    parser.add_argument("--root", default="", metavar="FOLDER", help="the datasets' folder, DATASETS.ROOT")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="the skeleton store to make")
+    crops.add_argument(
+        "--dataset", default="", metavar="NAME", help="HITSZVCM, BUPTCampus, SyntheticVCM, ..."
+    )
+    crops.add_argument(
+        "--images", default="", metavar="FOLDER", help="any folder of crops, its folders included"
+    )
+    parser.add_argument(
+        "--root", default="", metavar="FOLDER", help="the datasets' folder, DATASETS.ROOT"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FOLDER", help="the skeleton store to make"
+    )
     parser.add_argument("--backend", default="mmpose", choices=sorted(BACKENDS))
-    parser.add_argument("--model", default="", metavar="NAME", help="mmpose: a config of its own, or a file; HRNet-w32")
-    parser.add_argument("--checkpoint", default="", metavar="PATH", help="mmpose: a file; vitpose: a folder")
-    parser.add_argument("--flip-test", action="store_true", help="average with the mirrored crop: twice the time")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), help="mixed precision; without it float32")
+    parser.add_argument(
+        "--model",
+        default="",
+        metavar="NAME",
+        help="mmpose: a config of its own, or a file; HRNet-w32",
+    )
+    parser.add_argument(
+        "--checkpoint", default="", metavar="PATH", help="mmpose: a file; vitpose: a folder"
+    )
+    parser.add_argument(
+        "--flip-test", action="store_true", help="average with the mirrored crop: twice the time"
+    )
+    parser.add_argument(
+        "--dtype", choices=sorted(DTYPES), help="mixed precision; without it float32"
+    )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, npu, cuda or cpu")
-    parser.add_argument("--num-devices", type=int, default=1, metavar="N", help="processes, one a device")
-    parser.add_argument("--shard", default="1/1", metavar="K/N", help="this machine's share, where several work")
+    parser.add_argument(
+        "--num-devices", type=int, default=1, metavar="N", help="processes, one a device"
+    )
+    parser.add_argument(
+        "--shard", default="1/1", metavar="K/N", help="this machine's share, where several work"
+    )
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="crops at a time")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding processes for each device")
-    parser.add_argument("--overwrite", action="store_true", help="replace the store that is there, once this is whole")
+    parser.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="decoding processes for each device"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the store that is there, once this is whole",
+    )
     args = vars(parser.parse_args())
     args["shard"] = _shard(args["shard"])
     job = Job(**args)
@@ -64,7 +95,9 @@ def _shard(text: str) -> Share:
 def _summary(output: str, most: int = 5) -> str:
     meta = FlatStore(output).meta
     counts, missing = meta["counts"], meta["missing"]
-    lines = [f"{os.path.abspath(output)}: {counts['with_skeleton']:,} of {counts['frames']:,} crops have a skeleton"]
+    lines = [
+        f"{os.path.abspath(output)}: {counts['with_skeleton']:,} of {counts['frames']:,} crops have a skeleton"
+    ]
     lines += [f"  none: {key}: {reason}" for key, reason in list(missing.items())[:most]]
     if len(missing) > most:
         lines.append(f"  and {len(missing) - most:,} more, listed in its index.json")

@@ -20,15 +20,31 @@ PAGE = Path(__file__).resolve().parent.parent / "configs" / "README.md"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run, its OUTPUT_DIR")
-    parser.add_argument("--page", default=str(PAGE), metavar="FILE", help="default: configs/README.md")
-    parser.add_argument("--logs", default="logs", metavar="DIR", help="for the numbers, from the page's folder on")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys, such as DATASETS.TESTS")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="the folder of a run, its OUTPUT_DIR"
+    )
+    parser.add_argument(
+        "--page", default=str(PAGE), metavar="FILE", help="default: configs/README.md"
+    )
+    parser.add_argument(
+        "--logs", default="logs", metavar="DIR", help="for the numbers, from the page's folder on"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys, such as DATASETS.TESTS",
+    )
     args = parser.parse_args()
     runs = [gather(folder, args.set) for folder in args.runs]
     table = format_runs(runs, args.logs)
-    write_table(args.page, table)  # first: a page without a place for it is refused before anything is written
+    write_table(
+        args.page, table
+    )  # first: a page without a place for it is refused before anything is written
     write_logs(os.path.join(os.path.dirname(args.page), args.logs), runs)
     print(f"{len(runs)} runs: {args.page}")
 

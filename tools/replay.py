@@ -18,11 +18,17 @@ from fastreid_star.engine.step_file import read_step
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", metavar="FILE", help="nonfinite-ITERATION.pth of a run's OUTPUT_DIR")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "file", metavar="FILE", help="nonfinite-ITERATION.pth of a run's OUTPUT_DIR"
+    )
     parser.add_argument("--device", default="cpu", help="as MODEL.DEVICE (default: cpu)")
     parser.add_argument(
-        "--float64", action="store_true", help="compute in double precision: what is finite there was lost to rounding"
+        "--float64",
+        action="store_true",
+        help="compute in double precision: what is finite there was lost to rounding",
     )
     args = parser.parse_args()
     print(describe(replay(read_step(args.file), args.device, float64=args.float64)))

@@ -25,17 +25,33 @@ from fastreid_star.report.html import make_folder_of, write_page
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", nargs="?", metavar="RUN", help="the folder of a run, its OUTPUT_DIR")
-    parser.add_argument("other", nargs="?", metavar="RUN_B", help="the folder of another, such as the baseline")
-    parser.add_argument("--ablation", metavar="DIR", help="the folder of tools/ablate.py, in place of a run")
-    parser.add_argument("--output", metavar="FILE", help="the page to write; default: report.html in the folder")
-    parser.add_argument("--config-file", default="", metavar="FILE", help="for a folder without config.yaml")
-    parser.add_argument("--device", metavar="NAME", help="auto, npu, cuda or cpu; default: the run's MODEL.DEVICE")
-    parser.add_argument("--queries", type=int, default=2, metavar="N", help="shown of each kind and direction")
+    parser.add_argument(
+        "other", nargs="?", metavar="RUN_B", help="the folder of another, such as the baseline"
+    )
+    parser.add_argument(
+        "--ablation", metavar="DIR", help="the folder of tools/ablate.py, in place of a run"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="the page to write; default: report.html in the folder"
+    )
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="for a folder without config.yaml"
+    )
+    parser.add_argument(
+        "--device", metavar="NAME", help="auto, npu, cuda or cpu; default: the run's MODEL.DEVICE"
+    )
+    parser.add_argument(
+        "--queries", type=int, default=2, metavar="N", help="shown of each kind and direction"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random queries")
     parser.add_argument("--no-gradcam", action="store_true", help="leave Grad-CAM out")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys and values to change")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys and values to change"
+    )
     args = parser.parse_args()
     if (args.run is None) == (args.ablation is None):
         raise UserError("name the folder of a run, or give --ablation DIR")
@@ -54,9 +70,13 @@ def main() -> None:
 def page_of_runs(args: argparse.Namespace) -> str:
     options = [*args.set, *(["MODEL.DEVICE", args.device] if args.device else [])]
     if args.other and "MODEL.WEIGHTS" in options[::2]:
-        raise UserError("MODEL.WEIGHTS is one file, but there are two runs: report on one, or leave it out")
+        raise UserError(
+            "MODEL.WEIGHTS is one file, but there are two runs: report on one, or leave it out"
+        )
     runs = [gather(f, options, config_file=args.config_file) for f in (args.run, args.other) if f]
-    return build_report(*runs, queries=args.queries, seed=args.seed, with_gradcam=not args.no_gradcam, say=say)
+    return build_report(
+        *runs, queries=args.queries, seed=args.seed, with_gradcam=not args.no_gradcam, say=say
+    )
 
 
 def say(line: str) -> None:

@@ -28,17 +28,30 @@ from fastreid_star.engine.setup import run_tool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("gallery", metavar="GALLERY", help="a gallery's folder")
-    parser.add_argument("queries", nargs="+", metavar="QUERY", help="folders of tracklets, and videos")
+    parser.add_argument(
+        "queries", nargs="+", metavar="QUERY", help="folders of tracklets, and videos"
+    )
     add_tracklet_arguments(parser)
     parser.add_argument("--top", type=int, default=10, metavar="K", help="entries of each list; 10")
     parser.add_argument(
-        "--among", default="other", choices=AMONG, help="which entries; other: not the query's modality"
+        "--among",
+        default="other",
+        choices=AMONG,
+        help="which entries; other: not the query's modality",
     )
-    parser.add_argument("--json", default="", metavar="FILE", help="also write the lists for programs")
-    parser.add_argument("--csv", default="", metavar="FILE", help="also write them for spreadsheets")
-    parser.add_argument("--pictures", default="", metavar="FOLDER", help="also draw each list, by the first frames")
+    parser.add_argument(
+        "--json", default="", metavar="FILE", help="also write the lists for programs"
+    )
+    parser.add_argument(
+        "--csv", default="", metavar="FILE", help="also write them for spreadsheets"
+    )
+    parser.add_argument(
+        "--pictures", default="", metavar="FOLDER", help="also draw each list, by the first frames"
+    )
     add_predictor_arguments(parser)
     args = parser.parse_args()
 
@@ -55,7 +68,9 @@ def main() -> None:
     if args.csv:
         write_lists(args.csv, to_csv(answers))
     if args.pictures:
-        write_contact_sheets(args.pictures, answers, [known[PICTURE] for known in what.metadata], gallery)
+        write_contact_sheets(
+            args.pictures, answers, [known[PICTURE] for known in what.metadata], gallery
+        )
 
 
 if __name__ == "__main__":

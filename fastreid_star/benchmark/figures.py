@@ -16,7 +16,14 @@ from fastreid_star.files import write_whole
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 _NOTE_WIDTH = 70  # in a terminal
-_HEADERS = ("figure", "value", "unit", "limit", "ratio", "the limit, and what else there is to know")
+_HEADERS = (
+    "figure",
+    "value",
+    "unit",
+    "limit",
+    "ratio",
+    "the limit, and what else there is to know",
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,9 @@ class Figure:
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
-            raise ValueError(f"{self.name!r} is no name of a figure: lower-case words joined by underscores")
+            raise ValueError(
+                f"{self.name!r} is no name of a figure: lower-case words joined by underscores"
+            )
         for number in (self.value, self.limit, self.ratio):
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"figure {self.name} has a number that is not finite: {self}")
@@ -77,7 +86,9 @@ _ALIGN = ("left", "right", "left", "right", "right", "left")
 
 
 def _rows(figures: Iterable[Figure]) -> list[list[str]]:
-    return [[f.name, number(f.value), f.unit, number(f.limit), number(f.ratio), f.note] for f in figures]
+    return [
+        [f.name, number(f.value), f.unit, number(f.limit), number(f.ratio), f.note] for f in figures
+    ]
 
 
 def number(value: float | None) -> str:
@@ -93,7 +104,9 @@ def number(value: float | None) -> str:
 
 def write_json(path: str | os.PathLike, figures: Sequence[Figure]) -> None:
     """Write a list of objects with `name`, `value`, `unit`, `limit`, `ratio` and, where there is one, `note`."""
-    rows = [{key: value for key, value in asdict(f).items() if key != "note" or value} for f in figures]
+    rows = [
+        {key: value for key, value in asdict(f).items() if key != "note" or value} for f in figures
+    ]
     text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
     write_whole(path, lambda file: file.write(text.encode()))
 
@@ -111,7 +124,9 @@ def read_json(path: str | os.PathLike) -> list[Figure]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError) as error:
         known = ", ".join(field.name for field in fields(Figure))
-        raise UserError(f"{path} is no list of figures ({known}): give a file that --json has written") from error
+        raise UserError(
+            f"{path} is no list of figures ({known}): give a file that --json has written"
+        ) from error
 
 
 def write_markdown(path: str | os.PathLike, figures: Sequence[Figure]) -> None:
@@ -137,5 +152,7 @@ def around_table(path: str | os.PathLike) -> tuple[str, str]:
         text = file.read()
     begin, end = text.find(BEGIN), text.find(END)
     if begin < 0 or end < begin or text.count(BEGIN) > 1 or text.count(END) > 1:
-        raise UserError(f"{path} has no place for the table: put the lines {BEGIN} and {END} into it, once each")
+        raise UserError(
+            f"{path} has no place for the table: put the lines {BEGIN} and {END} into it, once each"
+        )
     return text[:begin], text[end + len(END) :]

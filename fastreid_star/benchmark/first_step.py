@@ -33,7 +33,9 @@ def main() -> None:
     evaluates = "--with-evaluation" in arguments
     report, *rest = (argument for argument in arguments if argument != "--with-evaluation")
     started = []
-    sys.addaudithook(lambda event, args: started.append(args) if event == "subprocess.Popen" else None)
+    sys.addaudithook(
+        lambda event, args: started.append(args) if event == "subprocess.Popen" else None
+    )
     cfg = setup(argument_parser("first step").parse_args(rest))
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)

@@ -96,11 +96,16 @@ def batch(work: Work) -> dict[str, torch.Tensor]:
     """A training batch of noise, as the loader hands it over: visible clips first, on the host."""
     identities = torch.arange(2).repeat_interleave(work.clips // 4).repeat(2)
     return {
-        "images": torch.randint(0, 256, (work.clips, work.frames, 3, *work.size), dtype=torch.uint8),
-        "skeletons": torch.rand(work.clips, work.frames, NUM_JOINTS, 3) * torch.tensor([*work.size[::-1], 1.0]),
+        "images": torch.randint(
+            0, 256, (work.clips, work.frames, 3, *work.size), dtype=torch.uint8
+        ),
+        "skeletons": torch.rand(work.clips, work.frames, NUM_JOINTS, 3)
+        * torch.tensor([*work.size[::-1], 1.0]),
         "has_skeleton": torch.ones(work.clips, work.frames, dtype=torch.bool),
         "targets": identities,
-        "modality": torch.tensor([Modality.VISIBLE, Modality.INFRARED]).repeat_interleave(work.clips // 2),
+        "modality": torch.tensor([Modality.VISIBLE, Modality.INFRARED]).repeat_interleave(
+            work.clips // 2
+        ),
     }
 
 
@@ -109,7 +114,7 @@ class BareBackbone(nn.Module):
 
     In a step the stems and the two low stages see every frame once, the two high stages twice: clean, and with the
     attacker's style. So here: the same convolutions, forward and backward, on as many frames. What it sees is ready:
-    float32, normalised, on the device and in the memory format of the weights.
+    float32, normalized, on the device and in the memory format of the weights.
     """
 
     def __init__(self, backbone: TwoStreamBackbone):
@@ -119,7 +124,9 @@ class BareBackbone(nn.Module):
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         """`images` ``[N, 3, H, W]`` and `is_visible` ``[N]`` to one loss, that reaches every weight."""
         low = self.backbone.low(self.backbone.stem(batch["images"], batch["is_visible"]))
-        features = [SAD.pool_frames(self.backbone.stage4(self.backbone.stage3(low))) for _ in range(2)]
+        features = [
+            SAD.pool_frames(self.backbone.stage4(self.backbone.stage3(low))) for _ in range(2)
+        ]
         return {"loss": torch.stack(features).square().mean()}
 
 
@@ -157,7 +164,7 @@ class OnDevice:
 
 
 class TrainingStep:
-    """One optimisation step of a network, over and over, as :class:`~fastreid_star.engine.step.StepRunner` does it.
+    """One optimization step of a network, over and over, as :class:`~fastreid_star.engine.step.StepRunner` does it.
 
     Args:
         network: a key of :data:`CONFIGS`, or :data:`BARE`.
@@ -173,7 +180,9 @@ class TrainingStep:
         if network == BARE:
             loader: Any = OnDevice(bare_batch(work, setting), self.device)
         else:
-            loader = DeviceLoader(cast(DataLoader, EndlessLoader(batch(work), self.device)), self.device)
+            loader = DeviceLoader(
+                cast(DataLoader, EndlessLoader(batch(work), self.device)), self.device
+            )
         if setting.compiled:
             for part in self.model.get_submodule("backbone").children():
                 for module in part if isinstance(part, nn.ModuleList) else [part]:

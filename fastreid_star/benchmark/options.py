@@ -82,8 +82,14 @@ class Options:
         if self.backbone is not None and self.backbone not in BACKBONES:
             raise UserError(f"--backbone {self.backbone}: choose one of {', '.join(BACKBONES)}")
         if self.clips is not None and (self.clips < 4 or self.clips % 4):
-            raise UserError(f"--clips {self.clips}: two modalities of two identities take a multiple of 4")
-        for name, value in (("repeats", self.repeats), ("processes", self.processes), ("frames", self.frames)):
+            raise UserError(
+                f"--clips {self.clips}: two modalities of two identities take a multiple of 4"
+            )
+        for name, value in (
+            ("repeats", self.repeats),
+            ("processes", self.processes),
+            ("frames", self.frames),
+        ):
             if value is not None and value < 1:
                 raise UserError(f"--{name} {value}: give 1 or more")
         if not (self.configs / "Base-STAR.yml").is_file():

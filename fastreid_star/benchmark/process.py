@@ -51,7 +51,9 @@ def apart(function: Callable, *args) -> Any:
         function: importable by its name; `args` and the result can be pickled.
     """
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        1, mp_context=context, initializer=end_with_parent
+    ) as pool:
         return pool.submit(function, *args).result()
 
 
@@ -93,5 +95,7 @@ def _status(pid: int | str, key: str) -> int:
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
-        raise UserError(f"memory is read from {path}, which Linux alone has: leave this part out here") from error
+        raise UserError(
+            f"memory is read from {path}, which Linux alone has: leave this part out here"
+        ) from error
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{key}:")))

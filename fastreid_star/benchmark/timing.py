@@ -57,7 +57,7 @@ def in_turns(
     *,
     repeats: int,
     warm_up: int = 1,
-    synchronise: Callable[[], object] = lambda: None,
+    synchronize: Callable[[], object] = lambda: None,
     title: str = "",
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
@@ -69,19 +69,21 @@ def in_turns(
         sides: name -> the work.
         repeats: rounds that count.
         warm_up: rounds before them that do not.
-        synchronise: waits until the device is done; called before each reading of the clock.
+        synchronize: waits until the device is done; called before each reading of the clock.
         title: of the progress bar; empty: none.
         clock: seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    with tqdm(total=(warm_up + repeats) * len(sides), desc=title, disable=not title, leave=False) as bar:
+    with tqdm(
+        total=(warm_up + repeats) * len(sides), desc=title, disable=not title, leave=False
+    ) as bar:
         for round_ in range(warm_up + repeats):
             for name in list(sides)[:: -1 if round_ % 2 else 1]:
                 bar.set_postfix_str(name)
-                synchronise()
+                synchronize()
                 start = clock()
                 sides[name]()
-                synchronise()
+                synchronize()
                 if round_ >= warm_up:
                     seconds[name].append(clock() - start)
                 bar.update()

@@ -46,7 +46,9 @@ def all_video(names: Iterable[str], key: str = "NAMES") -> bool:
     """
     kinds = {is_video_dataset(name) for name in names}
     if len(kinds) != 1:
-        raise UserError(f"DATASETS.{key} must name datasets of one kind, video or image, but is {tuple(names)}")
+        raise UserError(
+            f"DATASETS.{key} must name datasets of one kind, video or image, but is {tuple(names)}"
+        )
     return kinds == {True}
 
 
@@ -62,7 +64,9 @@ def build_dataset(cfg, name: str, **kwargs) -> VideoDataset:
         UserError: no such dataset, one of images, or the dataset's own complaints.
     """
     if not is_video_dataset(name):
-        raise UserError(f"{name} is a dataset of images; clips need one of tracklets, such as HITSZVCM")
+        raise UserError(
+            f"{name} is a dataset of images; clips need one of tracklets, such as HITSZVCM"
+        )
     dataset = _look_up(name)
     if hasattr(dataset, "options_from_config"):
         kwargs["options"] = dataset.options_from_config(cfg)
@@ -80,7 +84,10 @@ def open_store(cfg, dataset: VideoDataset) -> SkeletonStore | None:
         return None
     path = dataset.path(cfg.DATASETS.SKELETONS)
     store = SkeletonStore.open(path)
-    for split, tracklets in (("training", dataset.train), ("test", [*dataset.query, *dataset.gallery])):
+    for split, tracklets in (
+        ("training", dataset.train),
+        ("test", [*dataset.query, *dataset.gallery]),
+    ):
         sample = [tracklet.key(0) for tracklet in tracklets[:: max(1, len(tracklets) // 100)]]
         known = sum(key in store for key in sample)
         if sample and not known:
@@ -89,7 +96,9 @@ def open_store(cfg, dataset: VideoDataset) -> SkeletonStore | None:
                 f"{sample[0]}: it was made for other data; make one for these, or set DATASETS.SKELETONS ''"
             )
         if known < len(sample):
-            logger.warning("%s has skeletons for %d of %d %s frames looked up", path, known, len(sample), split)
+            logger.warning(
+                "%s has skeletons for %d of %d %s frames looked up", path, known, len(sample), split
+            )
     store.close()  # each process opens its own: a handle must not cross a fork
     return store
 
@@ -185,7 +194,9 @@ def build_clip_test_loader(
         tracklets,
         length=_clip_length(cfg),
         transform=transform,
-        **shown_with("SKELETONS_TEST", cfg.DATASETS.SKELETONS_TEST, open_store(cfg, data), tracklets),
+        **shown_with(
+            "SKELETONS_TEST", cfg.DATASETS.SKELETONS_TEST, open_store(cfg, data), tracklets
+        ),
     )
     size = max(1, cfg.TEST.IMS_PER_BATCH)
     batches = [range(len(dataset))[start : start + size] for start in range(0, len(dataset), size)]
@@ -203,7 +214,7 @@ class DeviceLoader:
         device: where to.
 
     Attributes:
-        replaced: how many broken frames of the batches so far were replaced by a neighbour.
+        replaced: how many broken frames of the batches so far were replaced by a neighbor.
     """
 
     host_keys = frozenset({"modality", "camids", "index", "replaced"})
@@ -231,7 +242,9 @@ class DeviceLoader:
             except StopIteration:
                 return
             except UserError as error:  # torch puts the worker's traceback in front of the message
-                raise UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]) from None
+                raise UserError(
+                    str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]
+                ) from None
             except (RuntimeError, ConnectionError, EOFError) as error:
                 line = why_lost(error) if getattr(self.loader, "num_workers", 0) else None
                 if line is None:
@@ -254,9 +267,17 @@ def _look_up(name: str):
         known = list(DATASET_REGISTRY._obj_map)
         lower = {other.lower(): other for other in known}
         near = [lower[match] for match in difflib.get_close_matches(str(name).lower(), lower, n=3)]
-        video = [n for n in known if isinstance(DATASET_REGISTRY.get(n), type) and is_video_dataset(n)]
-        hint = f"did you mean {' or '.join(near)}?" if near else f"those of tracklets are {', '.join(video)}"
-        raise UserError(f"no dataset is named {name!r} (DATASETS.NAMES, DATASETS.TESTS): {hint}") from None
+        video = [
+            n for n in known if isinstance(DATASET_REGISTRY.get(n), type) and is_video_dataset(n)
+        ]
+        hint = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else f"those of tracklets are {', '.join(video)}"
+        )
+        raise UserError(
+            f"no dataset is named {name!r} (DATASETS.NAMES, DATASETS.TESTS): {hint}"
+        ) from None
 
 
 def join_tracklets(datasets: Iterable[VideoDataset]) -> list[Tracklet]:
@@ -312,7 +333,9 @@ def shown_with(key: str, value: str, store, tracklets: list[Tracklet]) -> dict:
 
 def _clip_length(cfg) -> int:
     if cfg.INPUT.CLIP.LENGTH < 1:
-        raise UserError(f"INPUT.CLIP.LENGTH is {cfg.INPUT.CLIP.LENGTH}: a clip has at least one frame")
+        raise UserError(
+            f"INPUT.CLIP.LENGTH is {cfg.INPUT.CLIP.LENGTH}: a clip has at least one frame"
+        )
     return cfg.INPUT.CLIP.LENGTH
 
 

@@ -99,7 +99,11 @@ class DatasetCheck:
     @property
     def disordered(self) -> list[Modality]:
         """Modalities most of whose skeletons have no shoulders above hips above ankles, and do not lie."""
-        return [m for m in Modality if self.of_modality(m).disordered_share > 0.5 and m not in self.lying]
+        return [
+            m
+            for m in Modality
+            if self.of_modality(m).disordered_share > 0.5 and m not in self.lying
+        ]
 
     @property
     def good(self) -> bool:
@@ -125,19 +129,31 @@ def open_dataset(name: str, root: str = "", *, check_frames: bool = False) -> Vi
         UserError: no such dataset of tracklets, or its lists cannot be read.
     """
     if not is_video_dataset(name):
-        raise UserError(f"{name} is a dataset of images; only those of tracklets are checked, such as HITSZVCM")
+        raise UserError(
+            f"{name} is a dataset of images; only those of tracklets are checked, such as HITSZVCM"
+        )
     dataset, root = DATASET_REGISTRY.get(name), root or fastreid_build._root
-    if issubclass(dataset, SyntheticVCM) and not os.path.isdir(os.path.join(root, dataset.dataset_dir)):
+    if issubclass(dataset, SyntheticVCM) and not os.path.isdir(
+        os.path.join(root, dataset.dataset_dir)
+    ):
         # it would be drawn, which takes minutes and is not what was asked for
-        raise UserError(f"no {dataset.dataset_dir} in {root}: a training run that names {name} draws it")
+        raise UserError(
+            f"no {dataset.dataset_dir} in {root}: a training run that names {name} draws it"
+        )
     return dataset(root=root, min_frames=1, check_frames=check_frames)
 
 
 def splits(dataset: VideoDataset) -> dict[str, list[Tracklet]]:
     """The tracklets by split: ``train`` and ``test``, or ``query`` and ``gallery`` where each has both modalities."""
-    modalities = [{tracklet.modality for tracklet in part} for part in (dataset.query, dataset.gallery)]
+    modalities = [
+        {tracklet.modality for tracklet in part} for part in (dataset.query, dataset.gallery)
+    ]
     if modalities[0] & modalities[1]:
-        return {"train": list(dataset.train), "query": list(dataset.query), "gallery": list(dataset.gallery)}
+        return {
+            "train": list(dataset.train),
+            "query": list(dataset.query),
+            "gallery": list(dataset.gallery),
+        }
     return {"train": list(dataset.train), "test": [*dataset.query, *dataset.gallery]}
 
 
@@ -199,7 +215,10 @@ def _distinct(parts: dict[str, list[Tracklet]]) -> list[tuple[str, Tracklet]]:
     met: dict[tuple, tuple[str, Tracklet]] = {}
     for split, tracklets in parts.items():
         for tracklet in tracklets:
-            met.setdefault((tracklet.root, tracklet.frames), (f"{split} {tracklet.modality.name.lower()}", tracklet))
+            met.setdefault(
+                (tracklet.root, tracklet.frames),
+                (f"{split} {tracklet.modality.name.lower()}", tracklet),
+            )
     return list(met.values())
 
 
@@ -218,7 +237,9 @@ def published_counts(dataset: VideoDataset) -> dict[str, dict[str, int]]:
     }
     for split, cameras in TRUE_CAMERAS.items():
         halves = [known[f"{split} {modality.name.lower()}"] for modality in Modality]
-        known[split] = {name: sum(half[name] for half in halves) for name in ("tracklets", "frames", "long")}
+        known[split] = {
+            name: sum(half[name] for half in halves) for name in ("tracklets", "frames", "long")
+        }
         known[split] |= {"identities": halves[0]["identities"], "cameras": cameras}
     return known
 

@@ -83,7 +83,12 @@ class Found:
 
 
 def check_frames(
-    work: Sequence[tuple[str, Tracklet]], store: SkeletonStore | None, *, decode: bool, every: int, workers: int
+    work: Sequence[tuple[str, Tracklet]],
+    store: SkeletonStore | None,
+    *,
+    decode: bool,
+    every: int,
+    workers: int,
 ) -> Iterator[Found]:
     """Look at the frames of tracklets, with a few chunks for each worker under way at a time.
 
@@ -104,15 +109,21 @@ def check_frames(
         return
     # spawn: a fork of a process with threads, which torch starts, may hang
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(store, decode)) as pool:
+    with ProcessPoolExecutor(
+        workers, context, initializer=_start_worker, initargs=(store, decode)
+    ) as pool:
         try:
-            under_way = deque(pool.submit(_work, chunk) for chunk in itertools.islice(chunks, 4 * workers))
+            under_way = deque(
+                pool.submit(_work, chunk) for chunk in itertools.islice(chunks, 4 * workers)
+            )
             while under_way:
                 found = under_way.popleft().result()
                 under_way.extend(pool.submit(_work, chunk) for chunk in itertools.islice(chunks, 1))
                 yield found
         except BrokenProcessPool:
-            raise UserError("a worker ended unexpectedly, for want of memory perhaps: use fewer --workers") from None
+            raise UserError(
+                "a worker ended unexpectedly, for want of memory perhaps: use fewer --workers"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -182,12 +193,18 @@ def _check_frame(task: _Task, index: int, decode: bool, found: Found) -> tuple[i
         except BrokenImage as error:
             reason = str(error).removeprefix(f"{path}: ")
     if reason:
-        found.problems.append(Problem(kind, task.subset, task.tracklet.frames[index], task.tracklet.root, reason))
+        found.problems.append(
+            Problem(kind, task.subset, task.tracklet.frames[index], task.tracklet.root, reason)
+        )
     return size
 
 
 def _check_skeletons(
-    task: _Task, indices: Sequence[int], sizes: np.ndarray | None, store: SkeletonStore, found: Found
+    task: _Task,
+    indices: Sequence[int],
+    sizes: np.ndarray | None,
+    store: SkeletonStore,
+    found: Found,
 ) -> None:
     keys = [task.tracklet.key(index) for index in indices]
     try:
@@ -214,7 +231,9 @@ def _check_skeletons(
     found.skeletons[group] = found.skeletons.get(group, SkeletonStats()) + stats
 
 
-def read_one_by_one(store: SkeletonStore, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+def read_one_by_one(
+    store: SkeletonStore, keys: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     """Skeletons of a store some of which it refuses to read.
 
     Returns:
@@ -235,7 +254,9 @@ def unused_skeletons(keys: Sequence[str], tracklets: Sequence[Tracklet]) -> Iter
     """Skeletons of no frame in any tracklet: spare where the file exists all the same, else orphans."""
     names = {tracklet.key(index) for tracklet in tracklets for index in range(len(tracklet))}
     roots = sorted({tracklet.root for tracklet in tracklets})
-    endings = sorted({frame.rpartition(".")[2] for tracklet in tracklets for frame in tracklet.frames[:1]})
+    endings = sorted(
+        {frame.rpartition(".")[2] for tracklet in tracklets for frame in tracklet.frames[:1]}
+    )
     for key in keys:
         if key in names:
             continue

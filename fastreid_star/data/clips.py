@@ -73,7 +73,7 @@ class ClipDataset(Dataset):
     - targets: the label in training (`pid_to_label`), the identity in testing
     - camids, modality: as in the tracklet
     - index: the tracklet's position in `tracklets`
-    - replaced: frames that could not be read, for which a neighbour stands in
+    - replaced: frames that could not be read, for which a neighbor stands in
 
     Args:
         tracklets: what the positions refer to.
@@ -134,7 +134,9 @@ class ClipDataset(Dataset):
             "replaced": replaced,
         }
 
-    def _skeletons(self, tracklet: Tracklet, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _skeletons(
+        self, tracklet: Tracklet, indices: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
         store = self.store.get(tracklet.root) if isinstance(self.store, Mapping) else self.store
         if store is None:
             return np.zeros((len(indices), NUM_JOINTS, 3), np.float32), np.zeros(len(indices), bool)
@@ -155,11 +157,14 @@ class OtherTracklets:
         self._pids = np.array([tracklet.pid for tracklet in tracklets])
         modalities = np.array([int(tracklet.modality) for tracklet in tracklets])
         self._same_modality = {
-            modality: np.flatnonzero(modalities == modality) for modality in set(modalities.tolist())
+            modality: np.flatnonzero(modalities == modality)
+            for modality in set(modalities.tolist())
         }
         self._modalities = modalities
         if any(len(set(self._pids[positions])) < 2 for positions in self._same_modality.values()):
-            raise UserError("skeletons of other tracklets need at least two identities in each modality")
+            raise UserError(
+                "skeletons of other tracklets need at least two identities in each modality"
+            )
 
     def __call__(self, index: int, rng: np.random.Generator) -> int:
         candidates = self._same_modality[int(self._modalities[index])]

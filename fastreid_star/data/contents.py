@@ -48,7 +48,9 @@ def read_bytes(path: str | os.PathLike, most: int) -> bytes:
             raise OSError(errno.ENXIO, "it is a pipe or a device, not a file", os.fspath(path))
         if found.st_size > most:
             raise OSError(
-                errno.EFBIG, f"it has {found.st_size:,} bytes, more than {most:,} are not read", os.fspath(path)
+                errno.EFBIG,
+                f"it has {found.st_size:,} bytes, more than {most:,} are not read",
+                os.fspath(path),
             )
         return file.read()
 
@@ -125,7 +127,9 @@ def _all_of(path: str | os.PathLike, most: int) -> bytes:
     try:
         data = read_bytes(path, most)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if data.startswith(_UTF_16):
         raise UserError(f"{path} cannot be read: it is UTF-16 or UTF-32 text, save it as UTF-8")
     return data

@@ -56,12 +56,22 @@ def tracklets_in(
         raise UserError(f"folder {folder} does not exist")
     found = []
     for place, below, names in os.walk(root, onerror=_refuse, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".") and not _leads_back(root, Path(place, name))]
-        images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
+        below[:] = [
+            name
+            for name in below
+            if not name.startswith(".") and not _leads_back(root, Path(place, name))
+        ]
+        images = [
+            name
+            for name in names
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        ]
         if images:
             found.append((Path(place).relative_to(root), sorted(images, key=natural_key)))
     if not found:
-        raise UserError(f"folder {folder} holds no images, nor does any folder in it ({', '.join(IMAGE_SUFFIXES)})")
+        raise UserError(
+            f"folder {folder} holds no images, nor does any folder in it ({', '.join(IMAGE_SUFFIXES)})"
+        )
     found.sort(key=lambda item: natural_key(item[0].as_posix()))
     above = PurePosixPath()
     if skeletons is not None:
@@ -97,7 +107,9 @@ def tracklets_at(
     """
     tracklets = list(_each(paths, modality, skeletons))
     if skeletons is not None and tracklets and not any(tracklet.keys for tracklet in tracklets):
-        raise UserError("skeletons were given, but only videos to go with them: a store knows images of folders")
+        raise UserError(
+            "skeletons were given, but only videos to go with them: a store knows images of folders"
+        )
     check_names([tracklet.name for tracklet in tracklets])
     return tracklets
 
@@ -135,7 +147,9 @@ def _each(paths, modality, skeletons) -> Iterator[TrackletInput]:
             raise UserError(f"{path} does not exist: give folders of images, or videos")
         elif is_video(path):
             yield TrackletInput(
-                str(path), _modality(modality, path.resolve().parent, Path()), name=_readable(path.name)
+                str(path),
+                _modality(modality, path.resolve().parent, Path()),
+                name=_readable(path.name),
             )
         else:
             raise UserError(

@@ -74,12 +74,16 @@ def read_frame(path: str | os.PathLike) -> np.ndarray:
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,} are not read")
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,} are not read"
+                )
             return as_rgb(image)
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
-        raise BrokenImage(f"{path}: it is no image of a known kind ({', '.join(FORMATS)})") from error
+        raise BrokenImage(
+            f"{path}: it is no image of a known kind ({', '.join(FORMATS)})"
+        ) from error
     except Exception as error:  # Pillow's decoders raise about any kind on a damaged file
         raise BrokenImage(f"{path}: {reason(error)}") from error
 
@@ -87,7 +91,7 @@ def read_frame(path: str | os.PathLike) -> np.ndarray:
 def as_rgb(image: Image.Image) -> np.ndarray:
     """A PIL image as uint8 [H,W,3], RGB, read-only.
 
-    The EXIF rotation is applied, here and so in training, extraction and the predictor alike; grey, palette, CMYK and
+    The EXIF rotation is applied, here and so in training, extraction and the predictor alike; gray, palette, CMYK and
     16-bit images become RGB, of an animation the first frame counts, transparency is dropped.
 
     Raises:
@@ -104,8 +108,10 @@ def as_rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def read_clip(tracklet: Tracklet, indices: Sequence[int]) -> tuple[list[np.ndarray], list[int], int]:
-    """Some frames of a tracklet, each broken one replaced by its nearest good neighbour.
+def read_clip(
+    tracklet: Tracklet, indices: Sequence[int]
+) -> tuple[list[np.ndarray], list[int], int]:
+    """Some frames of a tracklet, each broken one replaced by its nearest good neighbor.
 
     Nearest in frames, the earlier one first where two are as near. A file is tried once a clip, and warned about
     once a process. Where no frame can be read and the disk says so, it is given half a minute to come back.
@@ -138,14 +144,20 @@ def read_clip(tracklet: Tracklet, indices: Sequence[int]) -> tuple[list[np.ndarr
 
 
 def _nothing_good(tracklet: Tracklet, error: BrokenImage) -> str:
-    what = "check the disk and the files' rights" if isinstance(error, LostImage) else "restore the images"
+    what = (
+        "check the disk and the files' rights"
+        if isinstance(error, LostImage)
+        else "restore the images"
+    )
     return (
         f"none of the {len(tracklet)} frames of the tracklet from {tracklet.path(0)} to "
         f"{os.path.basename(tracklet.frames[-1])} can be read ({error}): {what}, or take the tracklet out of the lists"
     )
 
 
-def _nearest_good(tracklet: Tracklet, index: int, read: dict[int, np.ndarray | BrokenImage]) -> int | None:
+def _nearest_good(
+    tracklet: Tracklet, index: int, read: dict[int, np.ndarray | BrokenImage]
+) -> int | None:
     for candidate in _outward(index, len(tracklet)):
         if candidate not in read:
             read[candidate] = _read_or_warn(tracklet.path(candidate))
@@ -170,5 +182,5 @@ def _read_or_warn(path: str) -> np.ndarray | BrokenImage:
     except BrokenImage as error:
         if path not in _warned:
             _warned.add(path)
-            logger.warning("Broken image, its nearest good neighbour stands in: %s", error)
+            logger.warning("Broken image, its nearest good neighbor stands in: %s", error)
         return error

@@ -7,7 +7,9 @@ import sys
 from tqdm import tqdm
 
 
-def progress_bar(title: str, total: int | None, *, shown: bool = True, done: int = 0, unit: str = " frames") -> tqdm:
+def progress_bar(
+    title: str, total: int | None, *, shown: bool = True, done: int = 0, unit: str = " frames"
+) -> tqdm:
     """A bar of frames with the time left, on the error stream; twice a minute where that is no terminal but a log.
 
     Args:
@@ -24,7 +26,9 @@ def progress_bar(title: str, total: int | None, *, shown: bool = True, done: int
         unit=unit,
         initial=done,
         mininterval=interval,
-        maxinterval=max(10, interval),  # a thread of tqdm's writes as often, whatever the other interval is
+        maxinterval=max(
+            10, interval
+        ),  # a thread of tqdm's writes as often, whatever the other interval is
         smoothing=0.05,
         disable=not shown,
         dynamic_ncols=True,

@@ -57,7 +57,9 @@ class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
         visible, infrared = by_modality[Modality.VISIBLE], by_modality[Modality.INFRARED]
         self._check(visible.keys(), infrared.keys(), num_identities, num_instances, world_size)
         pids = sorted(visible)
-        self._tracklets = [[by_pid[pid] for pid in pids] for by_pid in (visible, infrared)]  # visible half first
+        self._tracklets = [
+            [by_pid[pid] for pid in pids] for by_pid in (visible, infrared)
+        ]  # visible half first
         self.num_identities, self.num_instances = num_identities, num_instances
         self.seed, self.rank, self.world_size = seed, rank, world_size
         most = max(sum(map(len, half)) for half in self._tracklets)
@@ -74,7 +76,9 @@ class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
                 "both; lower DATASETS.MIN_FRAMES or take them out"
             )
         if num_identities < 1 or num_instances < 1:
-            raise UserError(f"a batch of {num_identities} identities x {num_instances} clips is empty")
+            raise UserError(
+                f"a batch of {num_identities} identities x {num_instances} clips is empty"
+            )
         if num_identities > len(visible):
             raise UserError(
                 f"a batch of {num_identities} identities, but the training set has {len(visible)}: set "
@@ -116,7 +120,9 @@ class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
                 repeat = len(candidates) < self.num_instances
                 for chosen in rng.choice(len(candidates), self.num_instances, replace=repeat):
                     if place in mine:
-                        requests.append(ClipRequest(candidates[chosen], (self.seed, number, position)))
+                        requests.append(
+                            ClipRequest(candidates[chosen], (self.seed, number, position))
+                        )
                     position += 1
         return requests
 

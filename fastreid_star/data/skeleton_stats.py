@@ -1,7 +1,7 @@
 """What can be told of skeletons without knowing the truth: are they there, in the frame, upright, and how sure.
 
 n skeletons, V = 17 joints. A size is (height, width) of the frame in pixels. A joint (x, y) is inside the frame from
--0.5 to width - 0.5 and from -0.5 to height - 0.5: whole numbers are the centres of pixels.
+-0.5 to width - 0.5 and from -0.5 to height - 0.5: whole numbers are the centers of pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ FAR = 0.2  # of the frame's side
 MANY = 4  # joints
 # In the lists of other datasets these places are of other joints, and come in another order: H36M's and OpenPose's too.
 _DOWNWARD = [
-    [JOINT_NAMES.index(f"{side}_{joint}") for side in ("left", "right")] for joint in ("shoulder", "hip", "ankle")
+    [JOINT_NAMES.index(f"{side}_{joint}") for side in ("left", "right")]
+    for joint in ("shoulder", "hip", "ankle")
 ]
 COLLAPSED = 0.02  # of the frame's height: all joints in one spot
 
@@ -53,7 +54,9 @@ class SkeletonStats:
     disordered: int = 0
 
     def __add__(self, other: SkeletonStats) -> SkeletonStats:
-        return SkeletonStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return SkeletonStats(
+            *(getattr(self, f.name) + getattr(other, f.name) for f in fields(self))
+        )
 
     @property
     def coverage(self) -> float:
@@ -90,7 +93,9 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")
 
 
-def measure(frames: int, joints: np.ndarray, sizes: np.ndarray | None) -> tuple[SkeletonStats, list[str]]:
+def measure(
+    frames: int, joints: np.ndarray, sizes: np.ndarray | None
+) -> tuple[SkeletonStats, list[str]]:
     """The sums over some skeletons, and what is wrong with each.
 
     Args:
@@ -109,9 +114,13 @@ def measure(frames: int, joints: np.ndarray, sizes: np.ndarray | None) -> tuple[
         frames=frames,
         found=len(joints),
         disordered=int(
-            (np.diff([joints[:, pair, 1].mean(axis=1) for pair in _DOWNWARD], axis=0) <= 0).any(axis=0).sum()
+            (np.diff([joints[:, pair, 1].mean(axis=1) for pair in _DOWNWARD], axis=0) <= 0)
+            .any(axis=0)
+            .sum()
         ),
-        scores=np.array([(score < SCORE_EDGES[0]).sum(), *bins, (score > SCORE_EDGES[-1]).sum()], np.int64),
+        scores=np.array(
+            [(score < SCORE_EDGES[0]).sum(), *bins, (score > SCORE_EDGES[-1]).sum()], np.int64
+        ),
         score_sum=float(score.sum()),
     )
     wrong = [""] * len(joints)
@@ -158,9 +167,7 @@ def what_is_wrong(points: np.ndarray, size: np.ndarray) -> str:
     height, width = (int(side) for side in size)
     extent = np.ptp(points, axis=0)
     if not extent.any():
-        return (
-            f"all joints at ({points[0, 0]:g}, {points[0, 1]:g}): nobody found? then leave the frame out of the store"
-        )
+        return f"all joints at ({points[0, 0]:g}, {points[0, 1]:g}): nobody found? then leave the frame out of the store"
     if extent.max() < COLLAPSED * height:
         return f"all joints within {extent.max():.1f} pixels: are the coordinates shares of the frame, not pixels?"
     if not _is_far(points, size):
@@ -170,7 +177,9 @@ def what_is_wrong(points: np.ndarray, size: np.ndarray) -> str:
     if not _is_far(points[:, ::-1], size):
         return f"{found}: are x and y swapped?"
     largest = points.max(axis=0) / (width, height)
-    fills = extent[1] > 0.5 * points[:, 1].max()  # as a person does the crop; one that is shifted does not
+    fills = (
+        extent[1] > 0.5 * points[:, 1].max()
+    )  # as a person does the crop; one that is shifted does not
     if fills and points.min() > -0.5 and 0.5 < largest[0] / largest[1] < 2:
         return f"{found}: made for a frame about {largest.max():.1f} times as large?"
     if (extent <= (width, height)).all():

@@ -1,7 +1,7 @@
 """The skeletons of a dataset's frames, read by key.
 
 N stored frames, n frames of one request, V = 17 COCO joints. A joint is (x, y, score): pixels of the crop, with
-the centre of the first pixel at (0, 0), and whatever score the pose estimator gave.
+the center of the first pixel at (0, 0), and whatever score the pose estimator gave.
 
 Two forms are read. The flat one is a folder with ``skeletons.npy`` (float32 [N,V,3], memory-mapped) and
 ``index.json``; it reads 12-frame clips some hundred times faster than the other, which is the HDF5 file of the
@@ -65,7 +65,9 @@ class SkeletonStore(ABC):
             from fastreid_star.data.skeletons_hdf5 import Hdf5Store  # which needs this module
 
             return Hdf5Store(path)
-        raise UserError(f"skeleton store {path} is neither a folder with {ARRAY_FILE} nor an .h5 or .hdf5 file")
+        raise UserError(
+            f"skeleton store {path} is neither a folder with {ARRAY_FILE} nor an .h5 or .hdf5 file"
+        )
 
     @abstractmethod
     def read(self, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -124,11 +126,19 @@ class FlatStore(SkeletonStore):
         self.meta: dict = index.get("meta", {})
         self._rows = {key: row for row, key in enumerate(keys)}
         if len(self._rows) != len(keys):
-            raise UserError(f"skeleton store {path}: {INDEX_FILE} names a frame twice, make the store again")
+            raise UserError(
+                f"skeleton store {path}: {INDEX_FILE} names a frame twice, make the store again"
+            )
         self._array = array
         # The array is looked through once, 0.1 s for HITSZ-VCM's, so that no read has to look at its values again.
-        there = np.concatenate([are_there(array[start : start + BLOCK]) for start in range(0, len(array), BLOCK)])
-        self._there = self._rows if there.all() else {key: row for key, row in self._rows.items() if there[row]}
+        there = np.concatenate(
+            [are_there(array[start : start + BLOCK]) for start in range(0, len(array), BLOCK)]
+        )
+        self._there = (
+            self._rows
+            if there.all()
+            else {key: row for key, row in self._rows.items() if there[row]}
+        )
 
     def read(self, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         rows: list[Any] = list(map(self._there.get, keys))
@@ -176,10 +186,15 @@ def write_skeleton_store(
     Raises:
         UserError: nothing to write, sizes that disagree, or a `folder` that holds other files.
     """
-    folder, keys = os.path.realpath(folder), list(keys)  # a link stays, and is not renamed instead of its folder
+    folder, keys = (
+        os.path.realpath(folder),
+        list(keys),
+    )  # a link stays, and is not renamed instead of its folder
     blocks = check_skeletons(folder, keys, joints)
     if holds_something_else(folder):
-        raise UserError(f"{folder} holds something else than a skeleton store: choose another folder")
+        raise UserError(
+            f"{folder} holds something else than a skeleton store: choose another folder"
+        )
     new, old = f"{folder}.tmp{os.getpid()}", f"{folder}.old{os.getpid()}"
     os.makedirs(new)
     try:
@@ -195,7 +210,12 @@ def write_skeleton_store(
                 file.write(np.ascontiguousarray(block).data)
             _to_disk(file)
         with open(os.path.join(new, INDEX_FILE), "w", encoding="utf-8") as file:
-            index = {"version": VERSION, "shape": list(shape), "meta": dict(meta or {}), "keys": keys}
+            index = {
+                "version": VERSION,
+                "shape": list(shape),
+                "meta": dict(meta or {}),
+                "keys": keys,
+            }
             json.dump(index, file, separators=(",", ":"))
             _to_disk(file)
         if os.path.exists(folder):
@@ -234,13 +254,17 @@ def check_keys(where: str | os.PathLike, keys: Sequence[str]) -> None:
         text = "\0".join(keys)
     except TypeError:
         wrong = next(key for key in keys if not isinstance(key, str))
-        raise UserError(f"{where} names a frame {shown(wrong)}: keys are texts such as 0001/ir/D4/1") from None
+        raise UserError(
+            f"{where} names a frame {shown(wrong)}: keys are texts such as 0001/ir/D4/1"
+        ) from None
     parts = f"\0{text}\0".replace("/", "\0")
     if text.count("\0") == len(keys) - 1 and not any(f"\0{part}\0" in parts for part in _NO_PARTS):
         return
     for key in keys:
         if "\0" in key or not _NO_PARTS.isdisjoint(key.split("/")):
-            raise UserError(f"{where} names a frame {shown(key)}: it cannot be a name, use such as 0001/ir/D4/1")
+            raise UserError(
+                f"{where} names a frame {shown(key)}: it cannot be a name, use such as 0001/ir/D4/1"
+            )
 
 
 _NO_PARTS = frozenset(("", ".", ".."))
@@ -264,7 +288,9 @@ def as_joints(values: Any) -> np.ndarray:
                 raise TypeError(f"{array.dtype} of the shape {array.shape}")
             return np.asarray(array, np.float32)
     except (TypeError, ValueError) as error:
-        raise UserError(f"skeletons must be numbers in an array [n,{NUM_JOINTS},3]: {reason(error)}") from error
+        raise UserError(
+            f"skeletons must be numbers in an array [n,{NUM_JOINTS},3]: {reason(error)}"
+        ) from error
 
 
 def _to_disk(file: IO) -> None:
@@ -295,13 +321,17 @@ def check_skeletons(
     check_keys(f"the skeletons for {path}", keys)
     whole = None if isinstance(joints, Iterator) else as_joints(joints)
     if whole is not None and whole.shape != (len(keys), NUM_JOINTS, 3):
-        raise UserError(f"{len(keys)} skeletons must have the shape ({len(keys)}, {NUM_JOINTS}, 3), not {whole.shape}")
+        raise UserError(
+            f"{len(keys)} skeletons must have the shape ({len(keys)}, {NUM_JOINTS}, 3), not {whole.shape}"
+        )
     if len(set(keys)) != len(keys):
         raise UserError(f"skeletons for {path}: a frame is named twice")
     return _checked_blocks(path, len(keys), joints) if whole is None else iter([whole])
 
 
-def _checked_blocks(path: str | os.PathLike, count: int, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _checked_blocks(
+    path: str | os.PathLike, count: int, blocks: Iterable[np.ndarray]
+) -> Iterator[np.ndarray]:
     done = 0
     for block in blocks:
         block = as_joints(block)
@@ -321,7 +351,11 @@ def _load_index(path: str) -> dict:
     if not os.path.exists(file_path):
         raise UserError(f"skeleton store {path} has no {INDEX_FILE}: make the store again")
     index = read_json(file_path)
-    if not isinstance(index, dict) or index.get("version") != VERSION or not isinstance(index.get("keys"), list):
+    if (
+        not isinstance(index, dict)
+        or index.get("version") != VERSION
+        or not isinstance(index.get("keys"), list)
+    ):
         raise UserError(f"{file_path} is not an index of version {VERSION}: make the store again")
     if not isinstance(index.get("meta", {}), dict):
         raise UserError(f"{file_path}: its meta is no table: make the store again")
@@ -340,12 +374,23 @@ def _load_array(path: str) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # numpy raises about any kind on a damaged header
-        raise UserError(f"{file_path} cannot be read ({reason(error)}): make the store again") from error
+        raise UserError(
+            f"{file_path} cannot be read ({reason(error)}): make the store again"
+        ) from error
     if not isinstance(array, np.ndarray):  # an archive of several
         array.close()
-        raise UserError(f"{file_path} holds an archive of arrays, expected float32 [N,{NUM_JOINTS},3]")
-    if array.dtype != np.float32 or array.ndim != 3 or array.shape[1:] != (NUM_JOINTS, 3) or not len(array):
+        raise UserError(
+            f"{file_path} holds an archive of arrays, expected float32 [N,{NUM_JOINTS},3]"
+        )
+    if (
+        array.dtype != np.float32
+        or array.ndim != 3
+        or array.shape[1:] != (NUM_JOINTS, 3)
+        or not len(array)
+    ):
         raise UserError(
             f"{file_path} holds {array.dtype} of the shape {array.shape}, expected float32 [N,{NUM_JOINTS},3]"
         )
-    return np.asarray(array)  # a plain view: indexing a np.memmap itself costs a subclass call every time
+    return np.asarray(
+        array
+    )  # a plain view: indexing a np.memmap itself costs a subclass call every time

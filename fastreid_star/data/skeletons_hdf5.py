@@ -56,10 +56,14 @@ class Hdf5Store(SkeletonStore):
                 name = h5py.h5o.visit(file.id, _name_of_dataset, info=True)
                 shape = None if name is None else h5py.h5d.open(file.id, name).shape
         except Exception as error:  # h5py raises about any kind on a damaged file
-            raise UserError(f"skeleton store {path} is not a readable HDF5 file: {reason(error)}") from error
+            raise UserError(
+                f"skeleton store {path} is not a readable HDF5 file: {reason(error)}"
+            ) from error
         if shape != (NUM_JOINTS, 3):
             found = "no dataset" if shape is None else f"a dataset of the shape {shape}"
-            raise UserError(f"skeleton store {path} holds {found}, expected one of ({NUM_JOINTS}, 3) for each frame")
+            raise UserError(
+                f"skeleton store {path} holds {found}, expected one of ({NUM_JOINTS}, 3) for each frame"
+            )
 
     def _open(self):
         if self._owner != os.getpid():
@@ -73,7 +77,12 @@ class Hdf5Store(SkeletonStore):
             attributes = {name: _plain(value) for name, value in self._open().attrs.items()}
         try:
             ours = json.loads(attributes[META_ATTRIBUTE])
-        except (KeyError, TypeError, ValueError, RecursionError):  # the authors', or an attribute of somebody else's
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            RecursionError,
+        ):  # the authors', or an attribute of somebody else's
             return attributes
         if not isinstance(ours, dict):
             return attributes
@@ -152,13 +161,19 @@ class Hdf5Store(SkeletonStore):
     def _check_storage(self, dataset: h5py.h5d.DatasetID, key: str) -> None:
         """Values may lie in another file, or in blocks of any size that are read whole."""
         if dataset.dtype.kind not in "fiu":
-            raise UserError(f"skeleton store {self.path}: {key} holds {dataset.dtype}, expected numbers")
+            raise UserError(
+                f"skeleton store {self.path}: {key} holds {dataset.dtype}, expected numbers"
+            )
         plan = dataset.get_create_plist()
         layout = plan.get_layout()
         if layout == h5py.h5d.VIRTUAL or plan.get_external_count():
-            raise UserError(f"skeleton store {self.path}: the values of {key} lie in another file, which is not read")
+            raise UserError(
+                f"skeleton store {self.path}: the values of {key} lie in another file, which is not read"
+            )
         if layout == h5py.h5d.CHUNKED and math.prod(plan.get_chunk()) > MOST_CHUNK:
-            raise UserError(f"skeleton store {self.path}: {key} is stored in blocks of {plan.get_chunk()} values")
+            raise UserError(
+                f"skeleton store {self.path}: {key} is stored in blocks of {plan.get_chunk()} values"
+            )
 
     @contextlib.contextmanager
     def _damage_explained(self, what: str) -> Iterator[None]:
@@ -213,10 +228,14 @@ class Hdf5Store(SkeletonStore):
         rows = np.full(len(names), np.iinfo(np.int64).max)
         value = np.empty((), np.int64)
         for position, key in enumerate(names):
-            dataset = h5py.h5o.open(file, key.encode(errors="surrogateescape"))  # twice as fast as file[key].attrs
+            dataset = h5py.h5o.open(
+                file, key.encode(errors="surrogateescape")
+            )  # twice as fast as file[key].attrs
             if h5py.h5a.exists(dataset, name):
                 attribute = h5py.h5a.open(dataset, name)
-                if attribute.shape != () or attribute.dtype.kind not in "iu":  # read() writes beyond a smaller array
+                if (
+                    attribute.shape != () or attribute.dtype.kind not in "iu"
+                ):  # read() writes beyond a smaller array
                     raise TypeError(f"{ROW_ATTRIBUTE} of {key} is no whole number")
                 attribute.read(value)
                 rows[position] = value
@@ -252,7 +271,9 @@ def write_hdf5_store(
     """
     path, keys = os.path.abspath(path), list(keys)
     if not path.lower().endswith(SUFFIXES):
-        raise UserError(f"{path}: the name of an HDF5 file of skeletons ends in {' or '.join(SUFFIXES)}")
+        raise UserError(
+            f"{path}: the name of an HDF5 file of skeletons ends in {' or '.join(SUFFIXES)}"
+        )
     blocks = check_skeletons(path, keys, joints)
     _check_names(keys)
     text = json.dumps(dict(meta or {}))
@@ -260,7 +281,9 @@ def write_hdf5_store(
         try:
             Hdf5Store(path)
         except UserError as error:
-            raise UserError(f"{path} holds something else than skeletons: choose another name") from error
+            raise UserError(
+                f"{path} holds something else than skeletons: choose another name"
+            ) from error
     os.makedirs(os.path.dirname(path), exist_ok=True)
     new, row = f"{path}.{os.getpid()}.tmp", 0
     try:
@@ -289,7 +312,9 @@ class Conversion:
     not_finite: int
 
 
-def convert_skeletons(source: str | os.PathLike, target: str | os.PathLike, *, progress: bool = False) -> Conversion:
+def convert_skeletons(
+    source: str | os.PathLike, target: str | os.PathLike, *, progress: bool = False
+) -> Conversion:
     """Turn the authors' HDF5 file into a flat store, or a flat store into such a file.
 
     Every value is carried over bit for bit as float32, those of missing frames too, with `meta` and the order of the
@@ -309,7 +334,9 @@ def convert_skeletons(source: str | os.PathLike, target: str | os.PathLike, *, p
     to_hdf5 = target.lower().endswith(SUFFIXES)
     if to_hdf5 == isinstance(store, Hdf5Store):
         form = "an HDF5 file" if to_hdf5 else "a folder"
-        raise UserError(f"{source} and {target} are both {form}: one of them must be a folder, the other an .h5 file")
+        raise UserError(
+            f"{source} and {target} are both {form}: one of them must be a folder, the other an .h5 file"
+        )
     with progress_bar("looking for frames", None, shown=progress) as bar:
         keys = store.keys(bar.update)
     not_finite = 0
@@ -328,7 +355,9 @@ def convert_skeletons(source: str | os.PathLike, target: str | os.PathLike, *, p
             write(target, keys, blocks(), store.meta)
         except OSError as error:  # h5py's have no strerror
             why = error.strerror or reason(error)
-            raise UserError(f"{target} cannot be written, or {source} no longer be read: {why}") from error
+            raise UserError(
+                f"{target} cannot be written, or {source} no longer be read: {why}"
+            ) from error
     store.close()
     return Conversion(len(keys), not_finite)
 
@@ -339,13 +368,17 @@ def _check_names(keys: Sequence[str]) -> None:
     for key in keys:
         is_text = key.isascii() or key == key.encode(errors="replace").decode()
         if not is_text:
-            raise UserError(f"skeleton key {key!r} cannot be a name in an HDF5 file: use names like 0001/ir/D4/1")
+            raise UserError(
+                f"skeleton key {key!r} cannot be a name in an HDF5 file: use names like 0001/ir/D4/1"
+            )
         folder = key
         while (folder := folder.rpartition("/")[0]) and folder not in folders:
             folders.add(folder)
     both = next((key for key in keys if key in folders), None)
     if both is not None:
-        raise UserError(f"skeleton key {both!r} is the folder of other keys too: HDF5 cannot hold both")
+        raise UserError(
+            f"skeleton key {both!r} is the folder of other keys too: HDF5 cannot hold both"
+        )
 
 
 def _plain(value):

@@ -31,17 +31,19 @@ class TrackletInput:
     """One person filmed by one camera for a while. Checked when it is used.
 
     Args:
-        frames: in temporal order: a list of images, uint8 RGB [H,W,3] or grey [H,W], or PIL's, None where one is
+        frames: in temporal order: a list of images, uint8 RGB [H,W,3] or gray [H,W], or PIL's, None where one is
             broken; or a list of image files; or the path of a video.
         modality: ``visible`` or ``infrared``, or a :class:`~fastreid_star.structures.Modality`.
-        skeletons: [n,V,3], x and y in pixels of each frame with the first pixel's centre at (0, 0), and a score;
+        skeletons: [n,V,3], x and y in pixels of each frame with the first pixel's center at (0, 0), and a score;
             NaN where a frame has none. Or a store, see `keys`. None: no skeletons.
         keys: with a store: n keys, one a frame.
         name: for messages, galleries and tables.
         video_frames: take so many frames, evenly spread over the video, for the tracklet; None: all. n counts those.
     """
 
-    frames: Sequence[np.ndarray | Image.Image | None] | Sequence[str | os.PathLike] | str | os.PathLike
+    frames: (
+        Sequence[np.ndarray | Image.Image | None] | Sequence[str | os.PathLike] | str | os.PathLike
+    )
     modality: Modality | str
     skeletons: np.ndarray | SkeletonStore | None = None
     keys: Sequence[str] | None = None
@@ -56,7 +58,9 @@ class TrackletInput:
     @property
     def is_files(self) -> bool:
         """Whether the frames are image files."""
-        return not self.is_video and all(isinstance(frame, str | os.PathLike) for frame in self.images)
+        return not self.is_video and all(
+            isinstance(frame, str | os.PathLike) for frame in self.images
+        )
 
     @property
     def images(self) -> Sequence[Any]:
@@ -84,7 +88,9 @@ def check_input(tracklet: TrackletInput) -> None:
     """
     as_modality(tracklet.modality)
     if tracklet.video_frames is not None and not (tracklet.is_video and tracklet.video_frames >= 1):
-        raise UserError(f"video_frames is {tracklet.video_frames}: give a positive number, and a video")
+        raise UserError(
+            f"video_frames is {tracklet.video_frames}: give a positive number, and a video"
+        )
     if not tracklet.is_video:
         if len(tracklet.images) == 0:
             raise UserError("it has no frames")
@@ -99,7 +105,9 @@ def check_input(tracklet: TrackletInput) -> None:
     elif tracklet.skeletons is not None:
         joints = as_joints(tracklet.skeletons)
         if joints.shape[1:] != (NUM_JOINTS, 3):
-            raise UserError(f"skeletons of the shape {joints.shape}: expected (frames, {NUM_JOINTS}, 3)")
+            raise UserError(
+                f"skeletons of the shape {joints.shape}: expected (frames, {NUM_JOINTS}, 3)"
+            )
     if not tracklet.is_video:
         _check_skeleton_count(tracklet, len(tracklet.images))
 
@@ -108,7 +116,7 @@ def read_test_clip(tracklet: TrackletInput, length: int) -> tuple[Clip, int]:
     """The T frames that a test shows of a tracklet, with their joints, before any transform.
 
     The frames are those of :func:`~fastreid_star.data.clips.segment_indices`; for a broken one its nearest good
-    neighbour stands in, with the neighbour's joints.
+    neighbor stands in, with the neighbor's joints.
 
     Args:
         tracklet: that :func:`check_input` has nothing against.
@@ -125,9 +133,13 @@ def read_test_clip(tracklet: TrackletInput, length: int) -> tuple[Clip, int]:
     elif tracklet.is_files:
         files = tuple(os.fspath(frame) for frame in tracklet.images)
         wanted = segment_indices(len(files), length)
-        frames, used, replaced = read_clip(Tracklet(0, 0, as_modality(tracklet.modality), "", files), wanted.tolist())
+        frames, used, replaced = read_clip(
+            Tracklet(0, 0, as_modality(tracklet.modality), "", files), wanted.tolist()
+        )
     else:
-        frames, used, replaced = _from_memory(tracklet.images, segment_indices(len(tracklet.images), length))
+        frames, used, replaced = _from_memory(
+            tracklet.images, segment_indices(len(tracklet.images), length)
+        )
     return Clip(frames, *_joints(tracklet, used)), replaced  # type: ignore[arg-type] # see Clip
 
 
@@ -159,11 +171,18 @@ def _from_memory(images: Sequence, wanted: np.ndarray) -> tuple[list[np.ndarray]
     used = []
     for index in wanted.tolist():
         # as read_clip: nearest in frames, the earlier one first
-        nearest = next(filter(good, sorted(range(len(images)), key=lambda other: (abs(other - index), other))), None)
+        nearest = next(
+            filter(good, sorted(range(len(images)), key=lambda other: (abs(other - index), other))),
+            None,
+        )
         if nearest is None:
             raise UserError(f"none of its {len(images)} images is good")
         used.append(nearest)
-    return [decoded[index] for index in used], used, sum(a != b for a, b in zip(wanted.tolist(), used, strict=True))
+    return (
+        [decoded[index] for index in used],
+        used,
+        sum(a != b for a, b in zip(wanted.tolist(), used, strict=True)),
+    )
 
 
 def _check_image(image: np.ndarray | Image.Image | None, index: int) -> None:
@@ -171,13 +190,22 @@ def _check_image(image: np.ndarray | Image.Image | None, index: int) -> None:
         return
     if isinstance(image, Image.Image):
         if image.mode not in _PIL_MODES:
-            raise UserError(f"frame {index} is a PIL image of mode {image.mode}: give the file's path, or 8 bits")
+            raise UserError(
+                f"frame {index} is a PIL image of mode {image.mode}: give the file's path, or 8 bits"
+            )
     elif not isinstance(image, np.ndarray):
         raise UserError(
             f"frame {index} is a {type(image).__name__}: give arrays and PIL images, or paths alone, or one video"
         )
-    elif image.dtype != np.uint8 or not image.size or image.ndim < 2 or image.shape[2:] not in ((), (3,)):
-        raise UserError(f"frame {index} is {image.dtype} of the shape {image.shape}: expected uint8 (H, W, 3), RGB")
+    elif (
+        image.dtype != np.uint8
+        or not image.size
+        or image.ndim < 2
+        or image.shape[2:] not in ((), (3,))
+    ):
+        raise UserError(
+            f"frame {index} is {image.dtype} of the shape {image.shape}: expected uint8 (H, W, 3), RGB"
+        )
 
 
 def _as_rgb(image: np.ndarray | Image.Image | None) -> np.ndarray | None:
@@ -198,7 +226,9 @@ def _check_skeleton_count(tracklet: TrackletInput, n: int) -> None:
     given = tracklet.skeletons if tracklet.keys is None else tracklet.keys
     if given is not None and len(given) != n:
         what = "skeletons" if tracklet.keys is None else "skeleton keys"
-        raise UserError(f"it has {n} frames and {len(given)} {what}: give one a frame, NaN where there is none")
+        raise UserError(
+            f"it has {n} frames and {len(given)} {what}: give one a frame, NaN where there is none"
+        )
 
 
 def _joints(tracklet: TrackletInput, used: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +236,9 @@ def _joints(tracklet: TrackletInput, used: Sequence[int]) -> tuple[np.ndarray, n
     if tracklet.skeletons is None:
         return np.zeros((len(used), NUM_JOINTS, 3), np.float32), np.zeros(len(used), bool)
     if isinstance(tracklet.skeletons, SkeletonStore):
-        return tracklet.skeletons.read([cast(Sequence[str], tracklet.keys)[index] for index in used])
+        return tracklet.skeletons.read(
+            [cast(Sequence[str], tracklet.keys)[index] for index in used]
+        )
     joints = as_joints(tracklet.skeletons)[list(used)]
     present = are_there(joints)
     joints[~present] = 0

@@ -1,6 +1,6 @@
 """Transforms of one clip: whatever moves pixels moves the joints too.
 
-T frames, V = 17 joints. A pixel's centre has whole coordinates: the first pixel's is (0, 0), the last one's of a
+T frames, V = 17 joints. A pixel's center has whole coordinates: the first pixel's is (0, 0), the last one's of a
 row is (W - 1, 0). Scores are never changed, and the joints of a frame without a skeleton stay zero.
 
 A transform is called with a clip and a random generator and returns a new clip; it keeps no state and never writes
@@ -75,7 +75,9 @@ class Resize:
                 frames[t] = frame
             else:
                 image = Image.fromarray(frame)
-                frames[t] = np.asarray(image.resize((self.width, self.height), Image.Resampling.BILINEAR))
+                frames[t] = np.asarray(
+                    image.resize((self.width, self.height), Image.Resampling.BILINEAR)
+                )
         return Clip(frames, _move(clip, (clip.joints[..., :2] + 0.5) * scales - 0.5), clip.present)
 
 
@@ -92,7 +94,9 @@ class PadCrop:
 
     def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
         length = len(clip.frames)
-        shifts = rng.integers(-self.padding, self.padding + 1, size=(1 if self.shared else length, 2))
+        shifts = rng.integers(
+            -self.padding, self.padding + 1, size=(1 if self.shared else length, 2)
+        )
         frames = np.zeros_like(clip.frames)
         if self.shared:
             dx, dy = shifts[0]
@@ -123,7 +127,9 @@ class HorizontalFlip:
         mirrored[..., 0] = clip.frames.shape[2] - 1 - mirrored[..., 0]
         joints = np.where((flip & clip.present)[:, None, None], mirrored, clip.joints)
         if flip.all():
-            return Clip(clip.frames[:, :, ::-1], joints, clip.present)  # a view: copied once, when batched
+            return Clip(
+                clip.frames[:, :, ::-1], joints, clip.present
+            )  # a view: copied once, when batched
         frames = clip.frames.copy()
         frames[flip] = np.take(clip.frames[flip], np.arange(frames.shape[2])[::-1], axis=2)
         return Clip(frames, joints, clip.present)
@@ -140,7 +146,7 @@ class RandomErasing:
         prob: how likely for a frame.
         area: smallest and largest share of the frame that is painted over.
         aspect: smallest and largest height / width of the rectangle.
-        value: its colour, RGB in 0 .. 255.
+        value: its color, RGB in 0 .. 255.
     """
 
     attempts = 10
@@ -162,18 +168,25 @@ class RandomErasing:
         frames = clip.frames.copy()
         for t in chosen:
             top, left, height, width = self._rectangle(frames.shape[1], frames.shape[2], rng)
-            row = np.tile(self.value, (width, 1))  # copied as a whole, where one pixel would go in three bytes a time
+            row = np.tile(
+                self.value, (width, 1)
+            )  # copied as a whole, where one pixel would go in three bytes a time
             frames[t, top : top + height, left : left + width] = row
         return replace(clip, frames=frames)
 
-    def _rectangle(self, frame_height: int, frame_width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    def _rectangle(
+        self, frame_height: int, frame_width: int, rng: np.random.Generator
+    ) -> tuple[int, int, int, int]:
         """Top, left, height and width; an empty one if no draw fits."""
         for _ in range(self.attempts):
             area = rng.uniform(self.area[0], self.area[1]) * frame_height * frame_width
             aspect = rng.uniform(self.aspect[0], self.aspect[1])
             height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < height <= frame_height and 0 < width <= frame_width:
-                top, left = rng.integers(frame_height - height + 1), rng.integers(frame_width - width + 1)
+                top, left = (
+                    rng.integers(frame_height - height + 1),
+                    rng.integers(frame_width - width + 1),
+                )
                 return int(top), int(left), height, width
         return 0, 0, 0, 0
 
@@ -193,11 +206,15 @@ def build_transforms(cfg, is_train: bool) -> Compose:
     """
     for name in ("CROP", "CJ", "AFFINE", "AUTOAUG", "AUGMIX", "RPT"):
         if cfg.INPUT[name].ENABLED:
-            raise UserError(f"INPUT.{name}.ENABLED: this augmentation is not available for clips, set it to False")
+            raise UserError(
+                f"INPUT.{name}.ENABLED: this augmentation is not available for clips, set it to False"
+            )
     key = "SIZE_TRAIN" if is_train else "SIZE_TEST"
     size = list(cfg.INPUT[key])
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise UserError(f"INPUT.{key} is {size}: give height and width in pixels, such as [288, 144]")
+        raise UserError(
+            f"INPUT.{key} is {size}: give height and width in pixels, such as [288, 144]"
+        )
     transforms: list[Transform] = [Resize(size)]
     if cfg.INPUT.BLANK:
         transforms.append(Blank())
@@ -206,9 +223,13 @@ def build_transforms(cfg, is_train: bool) -> Compose:
     shared = cfg.INPUT.CLIP.SHARED_GEOMETRY
     if cfg.INPUT.PADDING.ENABLED:
         if cfg.INPUT.PADDING.MODE != "constant":
-            raise UserError(f"INPUT.PADDING.MODE '{cfg.INPUT.PADDING.MODE}' is not available for clips, use 'constant'")
+            raise UserError(
+                f"INPUT.PADDING.MODE '{cfg.INPUT.PADDING.MODE}' is not available for clips, use 'constant'"
+            )
         if cfg.INPUT.PADDING.SIZE < 0:
-            raise UserError(f"INPUT.PADDING.SIZE is {cfg.INPUT.PADDING.SIZE}: give a number of pixels, 0 or more")
+            raise UserError(
+                f"INPUT.PADDING.SIZE is {cfg.INPUT.PADDING.SIZE}: give a number of pixels, 0 or more"
+            )
         transforms.append(PadCrop(cfg.INPUT.PADDING.SIZE, shared=shared))
     if cfg.INPUT.REA.ENABLED:
         rea = cfg.INPUT.REA

@@ -20,7 +20,7 @@ _MOST_BROKEN = 100
 def read_video(
     path: str | os.PathLike, choose: Callable[[int], Sequence[int]] = range
 ) -> tuple[list[np.ndarray], list[int], int]:
-    """Some frames of a video, or all, each broken one replaced by its nearest good neighbour.
+    """Some frames of a video, or all, each broken one replaced by its nearest good neighbor.
 
     Nearest in frames, the earlier one first where two are as near. Only the chosen frames are kept, so a long video
     takes no more memory than a short one. Frames that OpenCV passes over in silence do not count; where the container
@@ -44,15 +44,21 @@ def read_video(
     # The container's length is often right and the frames good: then the file is decoded once.
     frames, n, broken = _decode(path, choose(said) if said else (), said)
     if not n:
-        raise UserError(f"video {path} holds no frame that can be decoded: it is damaged or no video")
+        raise UserError(
+            f"video {path} holds no frame that can be decoded: it is damaged or no video"
+        )
     good = n - len(broken)
     if good < max(n, said):
-        logger.warning("Damaged video, %d of its %d frames can be decoded: %s", good, max(n, said), path)
+        logger.warning(
+            "Damaged video, %d of its %d frames can be decoded: %s", good, max(n, said), path
+        )
     used = [_nearest_good(int(index), n, broken) for index in choose(n)]
     if not frames.keys() >= set(used):
         frames, *_ = _decode(path, set(used), said)
         if not frames.keys() >= set(used):
-            raise UserError(f"video {path} changed while it was read: try again when it is complete")
+            raise UserError(
+                f"video {path} changed while it was read: try again when it is complete"
+            )
     return [frames[index] for index in used], used, n
 
 
@@ -72,7 +78,9 @@ def _length_said(path: str) -> int:
         capture.release()
 
 
-def _decode(path: str, wanted: Collection[int], said: int) -> tuple[dict[int, np.ndarray], int, set[int]]:
+def _decode(
+    path: str, wanted: Collection[int], said: int
+) -> tuple[dict[int, np.ndarray], int, set[int]]:
     """The good frames of those wanted, how many frames there are, and which of them are broken."""
     frames: dict[int, np.ndarray] = {}
     broken: set[int] = set()
@@ -99,4 +107,7 @@ def _decode(path: str, wanted: Collection[int], said: int) -> tuple[dict[int, np
 def _nearest_good(index: int, n: int, broken: Collection[int]) -> int:
     if index not in broken:
         return index
-    return min((other for other in range(n) if other not in broken), key=lambda other: (abs(other - index), other))
+    return min(
+        (other for other in range(n) if other not in broken),
+        key=lambda other: (abs(other - index), other),
+    )

@@ -33,9 +33,13 @@ def why_lost(error: BaseException) -> str | None:
 
     torch tells of a worker that is gone wherever the process stands at that moment, in the midst of a step too.
     """
-    if isinstance(error, (ConnectionError, EOFError)):  # it was gone before it had handed over a batch
+    if isinstance(
+        error, (ConnectionError, EOFError)
+    ):  # it was gone before it had handed over a batch
         try:
-            time.sleep(2)  # for the signal that a child has ended, in whose handler torch raises the reason
+            time.sleep(
+                2
+            )  # for the signal that a child has ended, in whose handler torch raises the reason
         except RuntimeError as told:
             error = told
         else:
@@ -48,7 +52,9 @@ def why_lost(error: BaseException) -> str | None:
             "the loading workers found no room in shared memory (/dev/shm): lower DATALOADER.NUM_WORKERS, or give the "
             "machine more (docker run --shm-size 16g)"
         )
-    if re.search(r"DataLoader worker \(pid.*(killed|exited)|unable to open shared memory object", text):
+    if re.search(
+        r"DataLoader worker \(pid.*(killed|exited)|unable to open shared memory object", text
+    ):
         signal = re.search(r"killed by signal: (\w+)", text)
         return _KILLED.format(f" ({signal[1]})" if signal else "")
     return None

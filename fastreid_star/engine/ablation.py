@@ -80,7 +80,10 @@ class Retest:
 
 
 def plan(
-    configs: Sequence[str], seeds: Sequence[int], data_seeds: Sequence[int | None], output: str | Path
+    configs: Sequence[str],
+    seeds: Sequence[int],
+    data_seeds: Sequence[int | None],
+    output: str | Path,
 ) -> list[Run]:
     """All runs, those of one seed side by side: an interrupted ablation has whole rows to compare.
 
@@ -88,14 +91,18 @@ def plan(
         UserError: a config does not exist, or two have one name.
     """
     if len(set(seeds)) < len(seeds) or len(set(data_seeds)) < len(data_seeds):
-        raise UserError(f"seeds {list(seeds)} and data seeds {list(data_seeds)}: each may be there once")
+        raise UserError(
+            f"seeds {list(seeds)} and data seeds {list(data_seeds)}: each may be there once"
+        )
     paths = [Path(config) for config in configs]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise UserError(f"no such config: {', '.join(missing)}")
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
-        raise UserError(f"two configs have one name, and would share a folder: {', '.join(sorted(names))}")
+        raise UserError(
+            f"two configs have one name, and would share a folder: {', '.join(sorted(names))}"
+        )
     return [
         Run(path, seed, data_seed, Path(output) / folder_name(data_seed, seed) / path.stem)
         for data_seed in data_seeds
@@ -113,7 +120,12 @@ def options_of(run: Run, options: Sequence[str], warm_start: Path | None, root: 
     """The config options that make `run` of its config: those given, its seeds, folder, data and first weights."""
     own = ["SEED", str(run.seed), "OUTPUT_DIR", str(run.folder)]
     if run.data_seed is not None:
-        own += ["DATASETS.SYNTHETIC.SEED", str(run.data_seed), "DATASETS.ROOT", f"{root}/data{run.data_seed}"]
+        own += [
+            "DATASETS.SYNTHETIC.SEED",
+            str(run.data_seed),
+            "DATASETS.ROOT",
+            f"{root}/data{run.data_seed}",
+        ]
     elif root:
         own += ["DATASETS.ROOT", root]
     if warm_start is not None:
@@ -129,14 +141,18 @@ def check_options(run: Run, options: Sequence[str]) -> None:
     """
     path = run.folder / OPTIONS
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != _made_with(run, options):
-        raise UserError(f"{run.folder} was made with another config or options: delete it or choose another --output")
+        raise UserError(
+            f"{run.folder} was made with another config or options: delete it or choose another --output"
+        )
 
 
 def _made_with(run: Run, options: Sequence[str]) -> dict:
     return {"options": list(options), "config": load_config(str(run.config), list(options)).dump()}
 
 
-def plan_retests(runs: Sequence[Run], retests: Sequence[Retest]) -> list[tuple[Run, tuple[str, ...]]]:
+def plan_retests(
+    runs: Sequence[Run], retests: Sequence[Retest]
+) -> list[tuple[Run, tuple[str, ...]]]:
     """The tests of trained runs, each with its config options; they are kept in the runs' own folders.
 
     Raises:
@@ -154,10 +170,15 @@ def plan_retests(runs: Sequence[Run], retests: Sequence[Retest]) -> list[tuple[R
                 f"--retest {retest.config} {retest.name}: each test needs a name of its own, in plain letters"
             )
         if not retest.options or len(retest.options) % 2:
-            raise UserError(f"--retest {retest.config} {retest.name}: what is to be changed? Give pairs of KEY VALUE")
+            raise UserError(
+                f"--retest {retest.config} {retest.name}: what is to be changed? Give pairs of KEY VALUE"
+            )
         planned[retest.config, retest.name] = retest
     return [
-        (replace(run, folder=run.folder / f"retest-{retest.name}", retest=retest.name), retest.options)
+        (
+            replace(run, folder=run.folder / f"retest-{retest.name}", retest=retest.name),
+            retest.options,
+        )
         for run in runs
         for retest in planned.values()
         if run.config.stem == retest.config
@@ -194,7 +215,9 @@ def execute(run: Run, options: Sequence[str]) -> None:
     mode = "--resume" if run.retest is None else "--eval-only"
     arguments = [str(written), "--config-file", str(run.config), mode, *options]
     with open(run.folder / "console.txt", "a", encoding="utf-8") as console:
-        status = subprocess.call([sys.executable, "-c", code, *arguments], stdout=console, stderr=console)
+        status = subprocess.call(
+            [sys.executable, "-c", code, *arguments], stdout=console, stderr=console
+        )
     if status:
         last = (run.folder / "console.txt").read_text(encoding="utf-8").strip().splitlines()[-1:]
         raise UserError(f"{run.folder} failed ({' '.join(last)}): see console.txt there")
@@ -207,7 +230,9 @@ def execute(run: Run, options: Sequence[str]) -> None:
     written.unlink()
 
 
-def execute_all(tasks: Sequence[tuple[Run, Sequence[str]]], jobs: int, report: Callable[[str], None]) -> None:
+def execute_all(
+    tasks: Sequence[tuple[Run, Sequence[str]]], jobs: int, report: Callable[[str], None]
+) -> None:
     """Execute what has no result yet, `jobs` at a time.
 
     Args:
@@ -240,12 +265,14 @@ def execute_all(tasks: Sequence[tuple[Run, Sequence[str]]], jobs: int, report: C
         try:
             for future in futures:
                 future.result()
-        except BaseException:  # an interruption too: leaving the pool waits for what has started, and for no more
+        except (
+            BaseException
+        ):  # an interruption too: leaving the pool waits for what has started, and for no more
             failed.set()
             raise
 
 
-def summarise(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
+def summarize(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
     """The finished runs' numbers: row's name -> column -> values in the order of the runs."""
     table: dict[str, dict[str, list[float]]] = {}
     for run in runs:
@@ -268,7 +295,7 @@ def to_markdown(table: Mapping[str, Mapping[str, Sequence[float]]], *, with_pape
     """The paper's table: a row a config, mean and spread over its runs, the paper's own numbers where there are any.
 
     Args:
-        table: of :func:`summarise`.
+        table: of :func:`summarize`.
         with_paper: the data is HITSZ-VCM: show Table 3 beside it.
     """
     rows = []
@@ -276,8 +303,17 @@ def to_markdown(table: Mapping[str, Mapping[str, Sequence[float]]], *, with_pape
         rows.append([name, len(row[COLUMNS[0]]), *(spread(row[column]) for column in COLUMNS)])
         if with_paper and name in PAPER:
             i2v, v2i = PAPER[name][1], PAPER[name][3]
-            rows.append(["(paper)", "", *(f"{value:.2f}" for value in PAPER[name]), f"{(i2v + v2i) / 2:.2f}"])
-    return tabulate(rows, headers=["config", "runs", *COLUMNS], tablefmt="pipe", disable_numparse=True)
+            rows.append(
+                [
+                    "(paper)",
+                    "",
+                    *(f"{value:.2f}" for value in PAPER[name]),
+                    f"{(i2v + v2i) / 2:.2f}",
+                ]
+            )
+    return tabulate(
+        rows, headers=["config", "runs", *COLUMNS], tablefmt="pipe", disable_numparse=True
+    )
 
 
 def pairs_to_markdown(runs: Sequence[Run], against: str) -> str:
@@ -301,10 +337,19 @@ def pairs_to_markdown(runs: Sequence[Run], against: str) -> str:
         raise UserError(f"--against {against}: no such run has finished")
     rows = [[against, *(f"{mean[seed][against]:.2f}" for seed in seeds), "", ""]]
     for name in dict.fromkeys(run.name for run in runs if run.name != against):
-        gains = {seed: mean[seed][name] - mean[seed][against] for seed in seeds if name in mean[seed]}
+        gains = {
+            seed: mean[seed][name] - mean[seed][against] for seed in seeds if name in mean[seed]
+        }
         if gains:
             cells = [f"{gains[seed]:+.2f}" if seed in gains else "" for seed in seeds]
-            rows.append([name, *cells, f"{statistics.fmean(gains.values()):+.2f}", f"{min(gains.values()):+.2f}"])
+            rows.append(
+                [
+                    name,
+                    *cells,
+                    f"{statistics.fmean(gains.values()):+.2f}",
+                    f"{min(gains.values()):+.2f}",
+                ]
+            )
     headers = ["mean mAP against it", *(folder_name(*seed) for seed in seeds), "mean", "least"]
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
 

@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 ROLLING = "model_last"  # the checkpoint of which earlier ones are kept
 TAG = "last_checkpoint"  # names the one to resume from
-_END_OF_ARCHIVE, _END_SIZE = b"PK\x05\x06", 22  # a zip archive's last record, without the comment after it
+_END_OF_ARCHIVE, _END_SIZE = (
+    b"PK\x05\x06",
+    22,
+)  # a zip archive's last record, without the comment after it
 _MARK = b"sha256="
 _SEAL_SIZE = len(_MARK) + 64
 
@@ -113,7 +116,9 @@ class Checkpointer(FastReidCheckpointer):
             path = os.path.join(self.save_dir, tagged)
             try:
                 if not os.path.isfile(path):
-                    raise UserError(f"{os.path.join(self.save_dir, TAG)} names {tagged!r}, which is not there")
+                    raise UserError(
+                        f"{os.path.join(self.save_dir, TAG)} names {tagged!r}, which is not there"
+                    )
                 read_checkpoint(path)
                 return tagged
             except UserError as error:
@@ -138,7 +143,9 @@ class Checkpointer(FastReidCheckpointer):
             return None
         name = max(steps, key=steps.__getitem__)
         for other, reason in damaged.items():
-            logger.warning(f"{reason}. The run goes on from {os.path.join(self.save_dir, name)} instead")
+            logger.warning(
+                f"{reason}. The run goes on from {os.path.join(self.save_dir, name)} instead"
+            )
             path = os.path.join(self.save_dir, other)
             if os.path.isfile(path):
                 os.replace(path, f"{path}.damaged")
@@ -171,7 +178,9 @@ class Checkpointer(FastReidCheckpointer):
         """What ``last_checkpoint`` says, whatever that is; None where it is not there."""
         try:
             with open(os.path.join(self.save_dir, TAG), "rb") as file:
-                return "".join(c for c in file.read(1000).decode(errors="replace").strip() if c.isprintable())
+                return "".join(
+                    c for c in file.read(1000).decode(errors="replace").strip() if c.isprintable()
+                )
         except FileNotFoundError:
             return None
 
@@ -187,7 +196,9 @@ def set_earlier_run_aside(folder: str) -> str | None:
     Returns:
         that folder; None where there are no checkpoints.
     """
-    names = sorted(name for name in os.listdir(folder) if name.startswith("model_") and name.endswith(".pth"))
+    names = sorted(
+        name for name in os.listdir(folder) if name.startswith("model_") and name.endswith(".pth")
+    )
     if os.path.isfile(os.path.join(folder, TAG)):
         names.append(TAG)
     if not names:
@@ -241,7 +252,9 @@ class ScalerState:
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        self._scaler.load_state_dict({key: state.get(key, value) for key, value in self.state_dict().items()})
+        self._scaler.load_state_dict(
+            {key: state.get(key, value) for key, value in self.state_dict().items()}
+        )
 
 
 def read_checkpoint(path: str) -> dict:
@@ -251,19 +264,27 @@ def read_checkpoint(path: str) -> dict:
         UserError: there is no such file, it is damaged, or it is not a checkpoint.
     """
     if not os.path.isfile(path):
-        raise UserError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS or the output folder")
+        raise UserError(
+            f"checkpoint {path} does not exist: check MODEL.WEIGHTS or the output folder"
+        )
     try:
         if not _is_sealed(path):
             logger.debug("checkpoint %s has no hash to be checked", path)
     except OSError as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error.strerror}): mend the disk or its rights") from error
+        raise UserError(
+            f"checkpoint {path} cannot be read ({error.strerror}): mend the disk or its rights"
+        ) from error
     try:
         data = load_plain(path)
     except Exception as error:  # a damaged file can raise anything from EOFError to UnpicklingError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path} cannot be read ({reason}): it is damaged or not a checkpoint") from error
+        raise UserError(
+            f"checkpoint {path} cannot be read ({reason}): it is damaged or not a checkpoint"
+        ) from error
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
-        raise UserError(f"checkpoint {path} holds no 'model': it was not written by fast-reid or this plugin")
+        raise UserError(
+            f"checkpoint {path} holds no 'model': it was not written by fast-reid or this plugin"
+        )
     return data
 
 

@@ -103,7 +103,9 @@ def names(job: Job) -> Iterator[Problem]:
     ):
         if value_of(job.cfg, key) not in registry._obj_map:
             known = ", ".join(sorted(registry._obj_map))
-            yield Problem(f"{key} is {value_of(job.cfg, key)!r}, which nobody has registered: there are {known}")
+            yield Problem(
+                f"{key} is {value_of(job.cfg, key)!r}, which nobody has registered: there are {known}"
+            )
 
 
 def dataset_names(job: Job) -> Iterator[Problem]:
@@ -128,7 +130,11 @@ def dataset_names(job: Job) -> Iterator[Problem]:
 
 def numbers(job: Job) -> Iterator[Problem]:
     """Numbers that are none, infinite, or out of their range."""
-    rules = NUMBERS | (NUMBERS_OF_TRAINING if job.training else {}) | (NUMBERS_OF_STAR if is_star(job) else {})
+    rules = (
+        NUMBERS
+        | (NUMBERS_OF_TRAINING if job.training else {})
+        | (NUMBERS_OF_STAR if is_star(job) else {})
+    )
     for key, rule in rules.items():
         value = value_of(job.cfg, key)
         if not is_number(value) or not rule.holds(value):
@@ -153,7 +159,9 @@ def optimizer(job: Job) -> Iterator[Problem]:
     if job.training:
         optimizer_class(solver.OPT)
         if solver.OPT == "SGD" and solver.NESTEROV and solver.MOMENTUM == 0:
-            yield Problem("SOLVER.NESTEROV needs SOLVER.MOMENTUM above 0: set one of them otherwise")
+            yield Problem(
+                "SOLVER.NESTEROV needs SOLVER.MOMENTUM above 0: set one of them otherwise"
+            )
 
 
 def milestones(job: Job) -> Iterator[Problem]:
@@ -163,11 +171,24 @@ def milestones(job: Job) -> Iterator[Problem]:
         return
     steps = list(solver.STEPS)
     if any(not isinstance(step, int) or step < 1 for step in steps) or steps != sorted(set(steps)):
-        yield Problem(f"SOLVER.STEPS is {steps}: give whole numbers of epochs from 1 on, in ascending order")
-    elif solver.SCHED == "MultiStepLR" and steps and is_number(solver.MAX_EPOCH) and steps[-1] >= solver.MAX_EPOCH:
-        yield Problem(f"SOLVER.STEPS {steps} reaches beyond SOLVER.MAX_EPOCH, {solver.MAX_EPOCH}", fatal=False)
+        yield Problem(
+            f"SOLVER.STEPS is {steps}: give whole numbers of epochs from 1 on, in ascending order"
+        )
+    elif (
+        solver.SCHED == "MultiStepLR"
+        and steps
+        and is_number(solver.MAX_EPOCH)
+        and steps[-1] >= solver.MAX_EPOCH
+    ):
+        yield Problem(
+            f"SOLVER.STEPS {steps} reaches beyond SOLVER.MAX_EPOCH, {solver.MAX_EPOCH}", fatal=False
+        )
     before = [number for number in (solver.WARMUP_EPOCHS, solver.DELAY_EPOCHS) if is_number(number)]
-    if solver.SCHED == "CosineAnnealingLR" and is_number(solver.MAX_EPOCH) and max(before) >= solver.MAX_EPOCH:
+    if (
+        solver.SCHED == "CosineAnnealingLR"
+        and is_number(solver.MAX_EPOCH)
+        and max(before) >= solver.MAX_EPOCH
+    ):
         yield Problem(
             f"SOLVER.MAX_EPOCH is {solver.MAX_EPOCH}, and the warm-up or the delay takes {max(before)}: no epoch is "
             "left for CosineAnnealingLR; raise MAX_EPOCH or lower WARMUP_EPOCHS and DELAY_EPOCHS"
@@ -187,7 +208,9 @@ def losses(job: Job) -> Iterator[Problem]:
             f"{', '.join(known)}"
         )
     if not is_number(chosen.CE.EPSILON) or not 0 <= chosen.CE.EPSILON < 1:
-        yield Problem(f"MODEL.LOSSES.CE.EPSILON is {chosen.CE.EPSILON!r}: give 0 or more and below 1")
+        yield Problem(
+            f"MODEL.LOSSES.CE.EPSILON is {chosen.CE.EPSILON!r}: give 0 or more and below 1"
+        )
     head = REID_HEADS_REGISTRY._obj_map.get(job.cfg.MODEL.HEADS.NAME)
     wants_joints = is_star(job) and "SkeletonConsistencyLoss" in chosen.NAME
     if wants_joints and isinstance(head, type) and not issubclass(head, GATGeMHead):
@@ -198,11 +221,16 @@ def losses(job: Job) -> Iterator[Problem]:
 
 
 def ranges(job: Job) -> Iterator[Problem]:
-    """Means and deviations that no image can be normalised by, or a range of styles out of order."""
+    """Means and deviations that no image can be normalized by, or a range of styles out of order."""
     model = job.cfg.MODEL
-    for key, values, rule in (("MEAN", model.PIXEL_MEAN, NOT_NEGATIVE), ("STD", model.PIXEL_STD, POSITIVE)):
+    for key, values, rule in (
+        ("MEAN", model.PIXEL_MEAN, NOT_NEGATIVE),
+        ("STD", model.PIXEL_STD, POSITIVE),
+    ):
         if len(values) != 3 or not all(is_number(value) and rule.holds(value) for value in values):
-            yield Problem(f"MODEL.PIXEL_{key} is {list(values)}: give three numbers, each {rule.text}")
+            yield Problem(
+                f"MODEL.PIXEL_{key} is {list(values)}: give three numbers, each {rule.text}"
+            )
     styles = list(model.SAD.AUGMENT_RANGE)
     if len(styles) != 2 or not all(map(is_number, styles)) or not 0 <= styles[0] <= styles[1]:
         yield Problem(f"MODEL.SAD.AUGMENT_RANGE is {styles}: give [low, high], 0 <= low <= high")

@@ -17,7 +17,9 @@ from fastreid_star.engine.solver import resolve_schedule
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Tracklet
 
-SAMPLE = 20  # tracklets looked up, of thousands: a folder that is missing shows, and it takes no time
+SAMPLE = (
+    20  # tracklets looked up, of thousands: a folder that is missing shows, and it takes no time
+)
 
 
 def datasets(job: Job) -> Iterator[Problem]:
@@ -32,7 +34,11 @@ def frames(job: Job) -> Iterator[Problem]:
     for data in job.datasets(job.dataset_names):
         for split, tracklets in _splits(job, data):
             sample = spread(tracklets, SAMPLE)
-            gone = [t for t in sample if not any(os.path.isfile(t.path(index)) for index in (0, len(t) // 2, -1))]
+            gone = [
+                t
+                for t in sample
+                if not any(os.path.isfile(t.path(index)) for index in (0, len(t) // 2, -1))
+            ]
             if gone:
                 yield Problem(
                     f"{len(gone)} of {len(sample)} {split} tracklets looked up in {data.folder} have no images, such "
@@ -50,7 +56,9 @@ def stores(job: Job) -> Iterator[Problem]:
             continue
         if store is not None:
             splits = _splits(job, data)
-            yield from misplaced(store, [tracklet for _, whole in splits for tracklet in spread(whole, SAMPLE)])
+            yield from misplaced(
+                store, [tracklet for _, whole in splits for tracklet in spread(whole, SAMPLE)]
+            )
             store.close()
 
 

@@ -40,7 +40,12 @@ def weights(job: Job) -> Iterator[Problem]:
 def pretrained(job: Job) -> Iterator[Problem]:
     """Pretrained weights that are not where the config says."""
     node = job.cfg.MODEL.BACKBONE
-    if job.training and node.PRETRAIN and node.PRETRAIN_PATH and not os.path.isfile(node.PRETRAIN_PATH):
+    if (
+        job.training
+        and node.PRETRAIN
+        and node.PRETRAIN_PATH
+        and not os.path.isfile(node.PRETRAIN_PATH)
+    ):
         yield Problem(
             f"the pretrained weights of {node.NAME} {node.DEPTH} cannot be had ({node.PRETRAIN_PATH} does not exist): "
             "set MODEL.BACKBONE.PRETRAIN_PATH to a file, or MODEL.BACKBONE.PRETRAIN False"
@@ -86,12 +91,22 @@ def why_unwritable(folder: str) -> str | None:
 def bytes_of_workers(job: Job) -> int:
     """What the loading workers of this machine may hold in shared memory at a time, in training or in testing."""
     cfg = job.cfg
-    train = cfg.SOLVER.IMS_PER_BATCH // max(1, job.world_size) * _pixels(cfg.INPUT.SIZE_TRAIN) if job.training else 0
-    batch = max(train, cfg.TEST.IMS_PER_BATCH * _pixels(cfg.INPUT.SIZE_TEST)) * 3 * cfg.INPUT.CLIP.LENGTH
+    train = (
+        cfg.SOLVER.IMS_PER_BATCH // max(1, job.world_size) * _pixels(cfg.INPUT.SIZE_TRAIN)
+        if job.training
+        else 0
+    )
+    batch = (
+        max(train, cfg.TEST.IMS_PER_BATCH * _pixels(cfg.INPUT.SIZE_TEST))
+        * 3
+        * cfg.INPUT.CLIP.LENGTH
+    )
     return batch * BATCHES_OF_A_WORKER * cfg.DATALOADER.NUM_WORKERS * job.local_size
 
 
-def little_room(cfg: CfgNode, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+def little_room(
+    cfg: CfgNode, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> str | None:
     """A warning where the disk has no room for a run's checkpoints; None where it has.
 
     Args:
@@ -102,7 +117,10 @@ def little_room(cfg: CfgNode, model: torch.nn.Module, optimizer: torch.optim.Opt
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     copies = 2 if "betas" in optimizer.defaults else int(bool(optimizer.defaults.get("momentum")))
-    wanted, free = checkpoints * (weights + copies * trained), shutil.disk_usage(cfg.OUTPUT_DIR).free
+    wanted, free = (
+        checkpoints * (weights + copies * trained),
+        shutil.disk_usage(cfg.OUTPUT_DIR).free,
+    )
     if wanted <= free:
         return None
     return (

@@ -57,9 +57,13 @@ def write_contact_sheets(
             captions = [("query", answer.query)]
             captions += [
                 (f"{rank}: {similarity:.3f}", name)
-                for rank, (similarity, name) in enumerate(zip(ranked.similarities, ranked.names, strict=True), start=1)
+                for rank, (similarity, name) in enumerate(
+                    zip(ranked.similarities, ranked.names, strict=True), start=1
+                )
             ]
-            sheet = contact_sheet([read(picture), *(path and read(path) for path in known)], captions)
+            sheet = contact_sheet(
+                [read(picture), *(path and read(path) for path in known)], captions
+            )
             name = re.sub(r"[^A-Za-z0-9.-]+", "_", answer.query)[-100:]
             files.append(os.path.join(folder, f"{number:03d}-{name}.jpg"))
             write_whole(files[-1], functools.partial(sheet.save, format="JPEG", quality=90))
@@ -77,11 +81,13 @@ def first_frame(path: str | os.PathLike) -> np.ndarray | None:
         return None
 
 
-def contact_sheet(pictures: Sequence[np.ndarray | None], captions: Sequence[tuple[str, str]]) -> Image.Image:
+def contact_sheet(
+    pictures: Sequence[np.ndarray | None], captions: Sequence[tuple[str, str]]
+) -> Image.Image:
     """Pictures in rows, each scaled into a box of one size, with two lines of text below.
 
     Args:
-        pictures: the query's, then the entries'; None: a grey box.
+        pictures: the query's, then the entries'; None: a gray box.
         captions: two lines for each, cut to the box's width.
     """
     width, height = BOX[0] + MARGIN, BOX[1] + CAPTION + MARGIN
@@ -97,7 +103,9 @@ def contact_sheet(pictures: Sequence[np.ndarray | None], captions: Sequence[tupl
             box = ImageOps.pad(Image.fromarray(picture), BOX, color=_BACKGROUND)
         sheet.paste(box, (left, top))
         if place == 0:
-            draw.rectangle((left - 2, top - 2, left + BOX[0] + 1, top + BOX[1] + 1), outline=_QUERY, width=2)
+            draw.rectangle(
+                (left - 2, top - 2, left + BOX[0] + 1, top + BOX[1] + 1), outline=_QUERY, width=2
+            )
         for line, text in enumerate(lines):
             place_of_text = (left, top + BOX[1] + 2 + line * CAPTION // 2)
             draw.text(place_of_text, _fitting(draw, text), fill=_TEXT)

@@ -49,10 +49,13 @@ class Conversion:
         lines = [f"{self.kind}: {len(self.used)} names became {len(self.weights)} weights of ours"]
         modules: dict[tuple[str, str], int] = {}
         for name, reason in self.dropped.items():
-            module = ".".join(name.split(".")[:3] if name.startswith(_RESNETS) else name.split(".")[:-1])
+            module = ".".join(
+                name.split(".")[:3] if name.startswith(_RESNETS) else name.split(".")[:-1]
+            )
             modules[reason, module] = modules.get((reason, module), 0) + 1
         lines += [
-            f"dropped {module}.* ({count} names): {reason}" for (reason, module), count in sorted(modules.items())
+            f"dropped {module}.* ({count} names): {reason}"
+            for (reason, module), count in sorted(modules.items())
         ]
         lines += [f"unknown, not used: {name}" for name in self.unknown]
         return "\n".join(lines)
@@ -84,7 +87,10 @@ _RENAMED_SDTG = (
     (r"time_guide\.reverse_cross_attn\.", "corrector.attend_time."),
     (r"time_guide\.ffn\.([02])\.", r"corrector.ffn.\1."),
     (r"gat\.conv([12])\.(att_src|att_dst|bias|lin\.weight)$", r"heads.gat.conv\1.\2"),
-    (r"gat\.conv([12])\.lin_src\.weight$", r"heads.gat.conv\1.lin.weight"),  # torch-geometric before 2.5
+    (
+        r"gat\.conv([12])\.lin_src\.weight$",
+        r"heads.gat.conv\1.lin.weight",
+    ),  # torch-geometric before 2.5
     (r"pose_bottleneck\.", "heads.guide_norm."),
     (r"pose_classifier\.", "heads.pose_classifier."),
     (r"GuidedAggModule\.fc_layers\.(\d+)\.", r"heads.guide_layer.\1."),  # joined in convert_sdtg
@@ -130,7 +136,10 @@ def detect(state: Mapping[str, torch.Tensor]) -> str:
     modules = {name.split(".")[0] for name in _without_prefix(state)}
     if {"base_resnet", "global_bottleneck", "time_guide", "GuidedAggModule"} <= modules:
         return "sdtg"
-    if {"base_resnet", "global_bottleneck"} <= modules and not modules & {"time_guide", "GuidedAggModule"}:
+    if {"base_resnet", "global_bottleneck"} <= modules and not modules & {
+        "time_guide",
+        "GuidedAggModule",
+    }:
         return "saadg"
     raise UserError(
         "the checkpoint is neither SAADG's nor SDTG's: expected weights of base_resnet and global_bottleneck (and of "
@@ -162,7 +171,9 @@ def convert_sdtg(state: Mapping[str, torch.Tensor]) -> Conversion:
         twin = name.replace(".lin_dst.", ".lin_src.")
         if re.match(r"gat\.conv[12]\.lin_dst\.weight$", name) and twin in state:
             if not torch.equal(state[name], state[twin]):
-                raise UserError(f"{name} differs from {twin}: this is not the graph attention of the SDTG program")
+                raise UserError(
+                    f"{name} differs from {twin}: this is not the graph attention of the SDTG program"
+                )
             conversion.dropped[name] = "the same matrix as lin_src, saved twice"
             del rest[name]
     _rename(conversion, rest, _RENAMED_SDTG, _DROPPED_SDTG)
@@ -172,9 +183,13 @@ def convert_sdtg(state: Mapping[str, torch.Tensor]) -> Conversion:
             if match := re.match(rf"heads\.guide_layer\.(\d+)\.{kind}$", name):
                 layers[int(match[1])] = conversion.weights.pop(name)
         if sorted(layers) != list(range(len(layers))):
-            raise UserError(f"GuidedAggModule.fc_layers has the layers {sorted(layers)}, one of them is missing")
+            raise UserError(
+                f"GuidedAggModule.fc_layers has the layers {sorted(layers)}, one of them is missing"
+            )
         if layers:
-            conversion.weights[f"heads.guide_layer.{kind}"] = torch.cat([layers[k] for k in sorted(layers)])
+            conversion.weights[f"heads.guide_layer.{kind}"] = torch.cat(
+                [layers[k] for k in sorted(layers)]
+            )
     return conversion
 
 
@@ -193,7 +208,9 @@ def require_fit(conversion: Conversion, cfg: CfgNode) -> None:
         if found != value:
             wrong.append(f"{key} is {found}, theirs {value}")
     if wrong:
-        raise UserError(f"with this config the weights would give other features than theirs: {'; '.join(wrong)}")
+        raise UserError(
+            f"with this config the weights would give other features than theirs: {'; '.join(wrong)}"
+        )
 
     cfg = cfg.clone()
     cfg.defrost()
@@ -231,8 +248,14 @@ def read_published(path: str) -> dict[str, torch.Tensor]:
             f"checkpoint {path} cannot be read ({reason}): it is damaged, or holds more than tensors and numbers"
         ) from error
     state = data.get("net", data) if isinstance(data, dict) else None
-    if not isinstance(state, dict) or not state or not all(torch.is_tensor(value) for value in state.values()):
-        raise UserError(f"checkpoint {path} holds no state dict under 'net': it was not written by SAADG or SDTG")
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(torch.is_tensor(value) for value in state.values())
+    ):
+        raise UserError(
+            f"checkpoint {path} holds no state dict under 'net': it was not written by SAADG or SDTG"
+        )
     return {name: value.detach() for name, value in state.items()}
 
 
@@ -243,7 +266,9 @@ def _without_prefix(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return dict(state)
 
 
-def _rename(conversion: Conversion, state: Mapping[str, torch.Tensor], renamed, dropped) -> Conversion:
+def _rename(
+    conversion: Conversion, state: Mapping[str, torch.Tensor], renamed, dropped
+) -> Conversion:
     """Sort every name of `state` into `conversion`, by the first rule that it begins with."""
     for name, value in state.items():
         reason = next((reason for pattern, reason in dropped if re.match(pattern, name)), None)
@@ -275,5 +300,7 @@ def _numpy_numbers() -> contextlib.AbstractContextManager:
 
         scalar.__module__, scalar.__qualname__ = module, "scalar"
         makers.append(scalar)
-    types = {type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")}
+    types = {
+        type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
+    }
     return torch.serialization.safe_globals([np.dtype, *types, *makers])

@@ -39,7 +39,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     position = local_rank if index is None else index
     count = _module(kind).device_count()
     if position >= count:
-        raise UserError(f"{kind}:{position} was asked for, but this machine shows {count} {kind} device(s)")
+        raise UserError(
+            f"{kind}:{position} was asked for, but this machine shows {count} {kind} device(s)"
+        )
     device = torch.device(kind, position)
     _module(kind).set_device(device)
     return device
@@ -49,7 +51,9 @@ def _kind_and_index(name: str) -> tuple[str, int | None]:
     """What `name` asks for, usable here; touches no device."""
     kind, _, index = name.partition(":")
     if kind not in DEVICE_NAMES or (index and not index.isdigit()):
-        raise UserError(f"MODEL.DEVICE {name!r} is not a device: use one of {', '.join(DEVICE_NAMES)}")
+        raise UserError(
+            f"MODEL.DEVICE {name!r} is not a device: use one of {', '.join(DEVICE_NAMES)}"
+        )
     if kind == "auto":
         kind = next(kind for kind in ("npu", "cuda", "cpu") if why_unusable(kind) is None)
     else:
@@ -83,11 +87,16 @@ def _why_no_npu() -> str | None:
             return f"MODEL.DEVICE npu: torch_npu does not load ({first}); beside it install a torch built without CUDA"
         return f"MODEL.DEVICE npu: torch_npu does not load ({first}); source CANN's set_env.sh in this shell first"
     # 2.13.0+cpu, 2.13.0.post1 and 2.13.0rc1 are all of the release 2.13.0
-    ours, theirs = (re.findall(r"^[\d.]*\d", version)[0] for version in (torch.__version__, torch_npu.__version__))
+    ours, theirs = (
+        re.findall(r"^[\d.]*\d", version)[0]
+        for version in (torch.__version__, torch_npu.__version__)
+    )
     if ours != theirs:
         return f"MODEL.DEVICE npu: torch {ours} and torch_npu {theirs} must be the same release"
     if not torch.npu.is_available():
-        return "MODEL.DEVICE npu: no NPU is visible; check npu-smi info and ASCEND_RT_VISIBLE_DEVICES"
+        return (
+            "MODEL.DEVICE npu: no NPU is visible; check npu-smi info and ASCEND_RT_VISIBLE_DEVICES"
+        )
     return None
 
 
@@ -149,12 +158,16 @@ def keep_freed_memory() -> bool:
     m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, TypeError, AttributeError):  # no library of that kind, or one without the function
+    except (
+        OSError,
+        TypeError,
+        AttributeError,
+    ):  # no library of that kind, or one without the function
         return False
     return mallopt(m_mmap_max, 0) == 1 and mallopt(m_trim_threshold, -1) == 1
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until the device has done all it was given: what a clock must do before it is read."""
     if device.type != "cpu":
         _module(device.type).synchronize(device)
@@ -179,11 +192,17 @@ def inventory() -> dict[str, str]:
         found["CUDA"] = torch.version.cuda
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         found["torch_npu"] = importlib.metadata.version("torch_npu")
-    toolkit = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")  # set by CANN's set_env.sh
+    toolkit = os.environ.get("ASCEND_HOME_PATH") or os.environ.get(
+        "ASCEND_TOOLKIT_HOME"
+    )  # set by CANN's set_env.sh
     if toolkit:
         found["CANN"] = toolkit
         for info in sorted(Path(toolkit).glob("*-linux/ascend_toolkit_install.info")):
-            numbers = [line[8:].strip() for line in info.read_text().splitlines() if line.startswith("version=")]
+            numbers = [
+                line[8:].strip()
+                for line in info.read_text().splitlines()
+                if line.startswith("version=")
+            ]
             found["CANN"] = f"{', '.join(numbers)} in {toolkit}"
     return found
 
@@ -215,7 +234,9 @@ def grad_scaler(device: torch.device, dtype: str | None):
     """A gradient scaler where float16 needs one, else None."""
     if dtype != "float16":
         return None
-    if device.type == "npu":  # torch_npu's own also sees overflows on chips that saturate instead of giving infinity
+    if (
+        device.type == "npu"
+    ):  # torch_npu's own also sees overflows on chips that saturate instead of giving infinity
         return torch.npu.amp.GradScaler()
     return torch.amp.GradScaler(device.type)
 

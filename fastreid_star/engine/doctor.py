@@ -26,7 +26,14 @@ from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
-PACKAGES = ("torch", "torchvision", "fastreid", "fastreid-star", "numpy", "yacs")  # whatever imports this has them
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "fastreid",
+    "fastreid-star",
+    "numpy",
+    "yacs",
+)  # whatever imports this has them
 CLIPS, LENGTH, SIZE = 8, 4, (64, 32)
 
 
@@ -60,7 +67,11 @@ def examine(device: str, num_devices: int) -> Iterator[Finding]:
         try:
             yield Finding(package, True, version(package))
         except PackageNotFoundError:
-            yield Finding(package, False, "its version cannot be told: install it anew, with tools/dev.py setup")
+            yield Finding(
+                package,
+                False,
+                "its version cannot be told: install it anew, with tools/dev.py setup",
+            )
     for name, found in devices.inventory().items():
         yield Finding(name, True, found)
     wanted = device.partition(":")[0]
@@ -149,9 +160,13 @@ def train_step(device: str) -> str:
     before = [parameter.detach().clone() for parameter in model.parameters()]
     batch = {
         "images": torch.randint(0, 256, (CLIPS, LENGTH, 3, *SIZE), dtype=torch.uint8).to(chosen),
-        "modality": torch.tensor([Modality.VISIBLE, Modality.INFRARED]).repeat_interleave(CLIPS // 2),
+        "modality": torch.tensor([Modality.VISIBLE, Modality.INFRARED]).repeat_interleave(
+            CLIPS // 2
+        ),
         "targets": torch.tensor([0, 0, 1, 1] * (CLIPS // 4)).to(chosen),
-        "skeletons": (torch.rand(CLIPS, LENGTH, NUM_JOINTS, 3) * torch.tensor([*SIZE[::-1], 1.0])).to(chosen),
+        "skeletons": (
+            torch.rand(CLIPS, LENGTH, NUM_JOINTS, 3) * torch.tensor([*SIZE[::-1], 1.0])
+        ).to(chosen),
         "has_skeleton": torch.ones(CLIPS, LENGTH, dtype=torch.bool).to(chosen),
     }
     for _ in range(2):
@@ -160,16 +175,24 @@ def train_step(device: str) -> str:
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-        devices.synchronise(chosen)
+        devices.synchronize(chosen)
         seconds = time.perf_counter() - start
     wrong = [name for name, loss in losses.items() if not torch.isfinite(loss)]
     if wrong:
-        raise UserError(f"{', '.join(wrong)} not finite on {chosen}: the device or its libraries compute wrongly")
-    moved = sum(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+        raise UserError(
+            f"{', '.join(wrong)} not finite on {chosen}: the device or its libraries compute wrongly"
+        )
+    moved = sum(
+        not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)
+    )
     if moved < len(before) // 2:
-        raise UserError(f"only {moved} of {len(before)} weights moved: the optimizer does not reach the model")
+        raise UserError(
+            f"only {moved} of {len(before)} weights moved: the optimizer does not reach the model"
+        )
     memory = devices.peak_memory(chosen)
-    return f"STAR on {chosen}, {1000 * seconds:.0f} ms" + (f", {memory / 2**20:.0f} MiB" if memory is not None else "")
+    return f"STAR on {chosen}, {1000 * seconds:.0f} ms" + (
+        f", {memory / 2**20:.0f} MiB" if memory is not None else ""
+    )
 
 
 def add_up(device: str, num_devices: int) -> str:
@@ -190,6 +213,8 @@ def add_up(device: str, num_devices: int) -> str:
 
 
 def _reduce(device: str, folder: str) -> None:
-    number = torch.tensor([comm.get_rank() + 1.0], device=devices.choose_device(device, comm.get_local_rank()))
+    number = torch.tensor(
+        [comm.get_rank() + 1.0], device=devices.choose_device(device, comm.get_local_rank())
+    )
     dist.all_reduce(number)
     (Path(folder) / str(comm.get_rank())).write_text(str(number.item()))

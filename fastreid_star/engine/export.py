@@ -35,7 +35,7 @@ TOLERANCE = 1e-4  # largest difference of a feature's numbers, whose squares sum
 BATCHES = (1, 2, 5)  # clips, to compare with; a batch without any skeleton comes on top
 
 _DESCRIPTIONS = {
-    "images": "frames, RGB, 0 to 255; the graph normalises them",
+    "images": "frames, RGB, 0 to 255; the graph normalizes them",
     "is_visible": "1 for a clip of a visible camera, 0 for one of an infrared camera",
     "skeletons": "COCO joints (x, y, score), x and y in pixels of images; zeros where a joint is missing",
     "has_skeleton": "1 for a frame that has a skeleton, else 0",
@@ -150,7 +150,9 @@ def export_onnx(
     )
 
 
-def comparison_batches(length: int, size: Sequence[int], modality: Modality | None = None) -> list[dict]:
+def comparison_batches(
+    length: int, size: Sequence[int], modality: Modality | None = None
+) -> list[dict]:
     """Batches of random clips to compare a graph with its model on: `BATCHES`, then one without any skeleton.
 
     They have what a graph may get wrong: other numbers of clips than it was traced with, both modalities mixed, frames
@@ -174,7 +176,9 @@ def comparison_batches(length: int, size: Sequence[int], modality: Modality | No
     return batches
 
 
-def _clips(clips: int, length: int, size: Sequence[int], generator: torch.Generator) -> dict[str, torch.Tensor]:
+def _clips(
+    clips: int, length: int, size: Sequence[int], generator: torch.Generator
+) -> dict[str, torch.Tensor]:
     coarse = torch.randint(0, 256, (clips * length, 3, 8, 4), generator=generator).float()
     images = F.interpolate(coarse, tuple(size), mode="bilinear").round().to(torch.uint8)
     scale = torch.tensor([size[1], size[0], 1.0])
@@ -186,7 +190,9 @@ def _clips(clips: int, length: int, size: Sequence[int], generator: torch.Genera
     skeletons[-1, -1, 1, 0] = float("nan")
     skeletons[0, 0, :, 2] = 0.9
     skeletons[0, 0, 9] = skeletons[0, 0, 7]  # a bone without a length
-    skeletons[0, 0, 6] = skeletons[0, 0, 5] - torch.tensor([5.0, 0.0, 0.0])  # a bone that is level, pointing left
+    skeletons[0, 0, 6] = skeletons[0, 0, 5] - torch.tensor(
+        [5.0, 0.0, 0.0]
+    )  # a bone that is level, pointing left
     return {
         "images": images.unflatten(0, (clips, length)),
         "modality": torch.tensor([Modality.VISIBLE, Modality.INFRARED]).repeat(clips)[:clips],
@@ -199,16 +205,23 @@ class _NoGraph(Exception):
     """The module cannot be traced, or its graph does not give what it gives."""
 
 
-def _graph(module: ExportedModel, batches: list[dict], expected: list[torch.Tensor], opset: int) -> tuple[bytes, float]:
-    """The module as a serialised ONNX model, and its largest difference to `expected`, in units of their largest."""
+def _graph(
+    module: ExportedModel, batches: list[dict], expected: list[torch.Tensor], opset: int
+) -> tuple[bytes, float]:
+    """The module as a serialized ONNX model, and its largest difference to `expected`, in units of their largest."""
     onnx, runtime = _packages()
     try:
         graph = trace(module, module.inputs(batches[1]), opset)
         onnx.checker.check_model(graph, full_check=True)
         options = runtime.SessionOptions()
-        options.log_severity_level, options.intra_op_num_threads = 4, torch.get_num_threads()  # 4: what fails is raised
+        options.log_severity_level, options.intra_op_num_threads = (
+            4,
+            torch.get_num_threads(),
+        )  # 4: what fails is raised
         session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the exporter, the checker and the runtime have errors of many kinds
+    except (
+        Exception
+    ) as error:  # the exporter, the checker and the runtime have errors of many kinds
         raise _NoGraph(_first_line(error)) from error
     difference = 0.0
     for batch, theirs in zip(batches, expected, strict=True):
@@ -219,7 +232,9 @@ def _graph(module: ExportedModel, batches: list[dict], expected: list[torch.Tens
             raise _NoGraph(f"{len(theirs)} clip(s): {_first_line(error)}") from error
         found = torch.from_numpy(found)
         if found.shape != theirs.shape:
-            raise _NoGraph(f"{len(theirs)} clip(s) give {list(found.shape)} in place of {list(theirs.shape)}")
+            raise _NoGraph(
+                f"{len(theirs)} clip(s) give {list(found.shape)} in place of {list(theirs.shape)}"
+            )
         difference = max(difference, float((found - theirs).abs().nan_to_num(nan=torch.inf).max()))
     if module.until != "features":  # features are of unit length, those of a part are not
         difference /= max(1.0, *(float(theirs.abs().max()) for theirs in expected))
@@ -228,10 +243,14 @@ def _graph(module: ExportedModel, batches: list[dict], expected: list[torch.Tens
     return graph, difference
 
 
-def _culprit(model: SAD, cfg: CfgNode, modality: Modality | None, batches: list[dict], opset: int) -> str:
+def _culprit(
+    model: SAD, cfg: CfgNode, modality: Modality | None, batches: list[dict], opset: int
+) -> str:
     """Which part has no graph of its own, by trying one after the other, and what to change."""
     backbone, star = cfg.MODEL.BACKBONE, cfg.MODEL.STAR
-    parts = {"backbone": f"it is the backbone, MODEL.BACKBONE.NAME {backbone.NAME}: train another of docs/export.md"}
+    parts = {
+        "backbone": f"it is the backbone, MODEL.BACKBONE.NAME {backbone.NAME}: train another of docs/export.md"
+    }
     if getattr(model, "corrector", None) is not None:
         parts["frame level"] = (
             f"it is the frame level, MODEL.STAR.FRAME_LEVEL True with BONES {star.BONES} and CORRECTOR "
@@ -272,7 +291,9 @@ def _described(onnx, graph: bytes, metadata: dict[str, str]) -> bytes:
     onnx.helper.set_model_props(proto, metadata)
     for value in (*proto.graph.input, *proto.graph.output):
         value.doc_string = _DESCRIPTIONS[value.name]
-    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = int(metadata["feature_width"])  # known by now
+    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = int(
+        metadata["feature_width"]
+    )  # known by now
     return proto.SerializeToString()
 
 
@@ -288,7 +309,9 @@ def _warn_where_features_are_alike(expected: list[torch.Tensor]) -> None:
 
 def _check_arguments(model: torch.nn.Module, path: str, length: int, opset: int) -> None:
     if not isinstance(model, SAD):
-        raise UserError(f"{type(model).__name__} is no model of clips: SAD and STAR can be exported")
+        raise UserError(
+            f"{type(model).__name__} is no model of clips: SAD and STAR can be exported"
+        )
     if model.training:
         raise ValueError("the model is in training mode")
     if opset not in OPSETS:
@@ -308,10 +331,14 @@ def _packages():
         import onnx
         import onnxruntime
     except ImportError as error:
-        raise UserError(f"export needs onnx and onnxruntime ({error}): pip install onnx onnxruntime") from error
+        raise UserError(
+            f"export needs onnx and onnxruntime ({error}): pip install onnx onnxruntime"
+        ) from error
     return onnx, onnxruntime
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return textwrap.shorten(f"{type(error).__name__}: {lines[0] if lines else ''}", 200, placeholder=" ...")
+    return textwrap.shorten(
+        f"{type(error).__name__}: {lines[0] if lines else ''}", 200, placeholder=" ..."
+    )

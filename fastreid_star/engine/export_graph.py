@@ -2,7 +2,7 @@
 
 torch's tracing exporter is used, not the one on torch.export. That one writes opset 18 and later only, for which
 Ascend's compiler does not document ReduceMean, and which onnx cannot convert down; and its optimizer takes the 1e-12 in
-a generalised mean for 0, which moves features by 6e-4. What tracing gets wrong in turn is put in other words here, or
+a generalized mean for 0, which moves features by 6e-4. What tracing gets wrong in turn is put in other words here, or
 found by the comparison in :mod:`fastreid_star.engine.export`.
 
 Shapes: B clips, T frames, D feature width, V joints, C channels of a token.
@@ -40,7 +40,9 @@ class ExportedModel(nn.Module):
     def __init__(self, model: SAD, *, modality: Modality | None = None, until: str = "features"):
         super().__init__()
         self.model, self.modality, self.until = model, modality, until
-        self.reads_skeletons = until != "backbone" and bool(getattr(model, "reads_skeletons", False))
+        self.reads_skeletons = until != "backbone" and bool(
+            getattr(model, "reads_skeletons", False)
+        )
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -60,7 +62,7 @@ class ExportedModel(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         given = dict(zip(self.input_names, inputs, strict=True))
         model, (clips, length) = self.model, given["images"].shape[:2]
-        # in evaluation every modality is normalised alike
+        # in evaluation every modality is normalized alike
         pixels = model.preprocess(given["images"], None)  # type: ignore[arg-type]
         low = model.backbone.low(self._stem(pixels, given.get("is_visible"), length))
         frames = model.frame_features(low).view(clips, length, -1)
@@ -70,24 +72,34 @@ class ExportedModel(nn.Module):
         if self.reads_skeletons:
             batch.update(skeletons=given["skeletons"], has_skeleton=given["has_skeleton"] > 0.5)
         if self.until == "frame level":
-            return model.get_submodule("corrector")(frames, batch["skeletons"], batch["has_skeleton"]).frames
+            return model.get_submodule("corrector")(
+                frames, batch["skeletons"], batch["has_skeleton"]
+            ).frames
         clip, _ = model.clip_feature(frames, batch)
         return F.normalize(at_least_float32(model.heads(clip)))
 
-    def _stem(self, pixels: torch.Tensor, is_visible: torch.Tensor | None, length: int) -> torch.Tensor:
+    def _stem(
+        self, pixels: torch.Tensor, is_visible: torch.Tensor | None, length: int
+    ) -> torch.Tensor:
         backbone = self.model.backbone
         if self.modality is not None:
-            stem = backbone.visible_stem if self.modality == Modality.VISIBLE else backbone.infrared_stem
+            stem = (
+                backbone.visible_stem
+                if self.modality == Modality.VISIBLE
+                else backbone.infrared_stem
+            )
             return stem(pixels)
         assert is_visible is not None
         # A graph has no branches that depend on data: each frame passes both stems, and keeps one result.
         visible, infrared = backbone.visible_stem(pixels), backbone.infrared_stem(pixels)
-        of_frames = (is_visible > 0.5)[:, None].expand(-1, length).reshape(-1, *[1] * (visible.dim() - 1))
+        of_frames = (
+            (is_visible > 0.5)[:, None].expand(-1, length).reshape(-1, *[1] * (visible.dim() - 1))
+        )
         return torch.where(of_frames, visible, infrared)
 
 
 def trace(module: ExportedModel, inputs: Sequence[torch.Tensor], opset: int) -> bytes:
-    """The module as a serialised ONNX model: B is free, all other sizes are those of `inputs`.
+    """The module as a serialized ONNX model: B is free, all other sizes are those of `inputs`.
 
     Args:
         module: has computed these inputs before: what it keeps in caches must not be built while it is traced.
@@ -96,7 +108,9 @@ def trace(module: ExportedModel, inputs: Sequence[torch.Tensor], opset: int) -> 
     """
     names, file = (*module.input_names, "features"), io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings(), _OtherWords():
-        warnings.simplefilter("ignore")  # about what tracing may get wrong: the comparison tells whether it did
+        warnings.simplefilter(
+            "ignore"
+        )  # about what tracing may get wrong: the comparison tells whether it did
         torch.onnx.export(
             module,
             tuple(inputs),

@@ -68,7 +68,9 @@ def set_of_dataset(cfg: CfgNode, name: str, split: str) -> FeatureSet:
         raise UserError(f"{split!r} is no split: choose one of {', '.join(SPLITS)}")
     shown = cfg.DATASETS.SKELETONS_TEST
     if shown not in ("own", "none"):
-        raise UserError(f"DATASETS.SKELETONS_TEST is {shown!r}: features are made with own skeletons, or with none")
+        raise UserError(
+            f"DATASETS.SKELETONS_TEST is {shown!r}: features are made with own skeletons, or with none"
+        )
     data = build_dataset(cfg, name)
     store = open_store(cfg, data) if shown == "own" else None
     tracklets = _split(data, split)
@@ -76,7 +78,9 @@ def set_of_dataset(cfg: CfgNode, name: str, split: str) -> FeatureSet:
         raise UserError(f"the {split} split of {name} has no tracklets")
     return FeatureSet(
         tracklets=[_input(tracklet, store) for tracklet in tracklets],
-        metadata=[{"pid": t.pid, "camid": t.camid, PICTURE: os.path.abspath(t.path(0))} for t in tracklets],
+        metadata=[
+            {"pid": t.pid, "camid": t.camid, PICTURE: os.path.abspath(t.path(0))} for t in tracklets
+        ],
         arrays={
             "pids": np.array([tracklet.pid for tracklet in tracklets], np.int64),
             "camids": np.array([tracklet.camid for tracklet in tracklets], np.int64),
@@ -97,7 +101,9 @@ def names_file(path: str) -> str:
     return os.path.splitext(path)[0] + ".json"
 
 
-def write_features(path: str, features: torch.Tensor, of: FeatureSet, fingerprint: Fingerprint) -> None:
+def write_features(
+    path: str, features: torch.Tensor, of: FeatureSet, fingerprint: Fingerprint
+) -> None:
     """Write features for other programs: an .npz that numpy reads without pickle, and a .json beside it.
 
     The .npz holds `features`, float32 [N, D]; `names`, text [N]; `modality`, int64 [N], 1 infrared and 2 visible; and
@@ -122,7 +128,9 @@ def write_features(path: str, features: torch.Tensor, of: FeatureSet, fingerprin
     }
     described = {"names": of.names, "metadata": of.metadata, "fingerprint": fingerprint.to_dict()}
     try:
-        write_whole(names_file(path), lambda file: file.write(json.dumps(described, indent=1).encode()))
+        write_whole(
+            names_file(path), lambda file: file.write(json.dumps(described, indent=1).encode())
+        )
         write_whole(path, lambda file: np.savez(file, **arrays))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -163,4 +171,6 @@ def _picture(tracklet: TrackletInput) -> str:
 def _input(tracklet: Tracklet, store: SkeletonStore | None) -> TrackletInput:
     keys = None if store is None else [tracklet.key(index) for index in range(len(tracklet))]
     frames = [tracklet.path(index) for index in range(len(tracklet))]
-    return TrackletInput(frames, tracklet.modality, skeletons=store, keys=keys, name=tracklet.key(0))
+    return TrackletInput(
+        frames, tracklet.modality, skeletons=store, keys=keys, name=tracklet.key(0)
+    )

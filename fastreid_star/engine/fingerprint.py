@@ -12,7 +12,13 @@ import torch
 from fastreid.config import CfgNode
 
 # Sections and keys that decide how a trained model turns frames into features ...
-_WITH_EFFECT = ("MODEL", "INPUT.SIZE_TEST", "INPUT.CLIP.LENGTH", "INPUT.BLANK", "SOLVER.FAST_FLOAT32")
+_WITH_EFFECT = (
+    "MODEL",
+    "INPUT.SIZE_TEST",
+    "INPUT.CLIP.LENGTH",
+    "INPUT.BLANK",
+    "SOLVER.FAST_FLOAT32",
+)
 # ... without those of them that only training reads, or that say how to compute and not what.
 _WITHOUT_EFFECT = (
     "MODEL.CHANNELS_LAST",
@@ -51,7 +57,9 @@ class Fingerprint:
     def of(cls, model: torch.nn.Module, cfg: CfgNode) -> Fingerprint:
         """The fingerprint of a model built from a config."""
         config = {
-            key: value for key, value in _leaves(cfg) if _any(key, _WITH_EFFECT) and not _any(key, _WITHOUT_EFFECT)
+            key: value
+            for key, value in _leaves(cfg)
+            if _any(key, _WITH_EFFECT) and not _any(key, _WITHOUT_EFFECT)
         }
         return cls(weights_digest(model), json.loads(json.dumps(config)))
 

@@ -41,7 +41,7 @@ from fastreid_star.structures import Modality
 
 # For so few queries a matrix product with the vectors of a FAISS index is twice as fast as its search, and as exact.
 _FEW_QUERIES = 4
-# Of the length of a feature that was normalised in float32.
+# Of the length of a feature that was normalized in float32.
 _ROUNDING = 1e-6
 
 
@@ -116,7 +116,7 @@ class Gallery:
         """Add entries at the end; all of them, or in case of an error none.
 
         Args:
-            features: [n, D], of any length: they are L2-normalised here.
+            features: [n, D], of any length: they are L2-normalized here.
             names: n, each different from all others in the gallery.
             modality: of all, or n of them.
             metadata: n dicts of what JSON can say, kept with the entries.
@@ -167,7 +167,9 @@ class Gallery:
         Raises:
             UserError: there is no entry of a name.
         """
-        gone = np.unique([self.position(name) for name in ([names] if isinstance(names, str) else names)]).astype(int)
+        gone = np.unique(
+            [self.position(name) for name in ([names] if isinstance(names, str) else names)]
+        ).astype(int)
         for kind, index in self._indexes.items():
             rows = np.flatnonzero(np.isin(self._positions(kind), gone))
             if len(rows):
@@ -179,7 +181,11 @@ class Gallery:
         self._position = {name: place for place, name in enumerate(self.names)}
 
     def search(
-        self, features: torch.Tensor | np.ndarray, k: int = 10, *, modality: Modality | str | None = None
+        self,
+        features: torch.Tensor | np.ndarray,
+        k: int = 10,
+        *,
+        modality: Modality | str | None = None,
     ) -> list[RankedList]:
         """Rank the gallery for every query by cosine similarity, exactly: every entry is compared.
 
@@ -234,8 +240,14 @@ class Gallery:
         """
         if not len(self):
             raise UserError("an empty gallery is not saved: add something first")
-        entries = {"names": self.names, "modality": self._modality.tolist(), "metadata": self.metadata}
-        write_gallery(folder, self.features(), {**entries, "fingerprint": self.fingerprint.to_dict()})
+        entries = {
+            "names": self.names,
+            "modality": self._modality.tolist(),
+            "metadata": self.metadata,
+        }
+        write_gallery(
+            folder, self.features(), {**entries, "fingerprint": self.fingerprint.to_dict()}
+        )
 
     @classmethod
     def load(cls, folder: str | os.PathLike, made_with: StarPredictor | Fingerprint) -> Gallery:
@@ -251,7 +263,9 @@ class Gallery:
         folder, gallery = os.fspath(folder), cls(made_with)
         content = read_index(folder)
         try:
-            different = Fingerprint.from_dict(content["fingerprint"]).differences(gallery.fingerprint)
+            different = Fingerprint.from_dict(content["fingerprint"]).differences(
+                gallery.fingerprint
+            )
         except ValueError as error:
             raise _damaged(folder, error) from error
         if different:
@@ -275,19 +289,28 @@ class Gallery:
         """Of a modality's entries, ascending: row by row those of its index."""
         return np.flatnonzero(self._modality == kind)
 
-    def _search_one(self, kind: Modality, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search_one(
+        self, kind: Modality, query: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Similarities and positions [Q, min(k, entries)] of one modality, unordered."""
         index = self._indexes[kind]
         k = min(k, index.ntotal)
         if len(query) <= _FEW_QUERIES:
-            similarities, rows = np.empty((len(query), k), np.float32), np.empty((len(query), k), np.int64)
+            similarities, rows = (
+                np.empty((len(query), k), np.float32),
+                np.empty((len(query), k), np.int64),
+            )
             by_product = np.arange(len(query))
         else:
             # One more than asked for tells where equal similarities reach across the cut. Which of them FAISS returns
             # is its own affair: there the product decides.
             found, places = index.search(query, min(k + 1, index.ntotal))
             similarities, rows = found[:, :k], places[:, :k]
-            by_product = np.flatnonzero(found[:, k] == found[:, k - 1]) if found.shape[1] > k else np.arange(0)
+            by_product = (
+                np.flatnonzero(found[:, k] == found[:, k - 1])
+                if found.shape[1] > k
+                else np.arange(0)
+            )
         for number in by_product:
             every = _rows(index) @ query[number]
             rows[number] = _first(every, k)
@@ -324,12 +347,16 @@ def _unit(features: torch.Tensor | np.ndarray, width: int | None) -> np.ndarray:
     features = features.detach().cpu().numpy() if isinstance(features, torch.Tensor) else features
     features = np.ascontiguousarray(features, np.float32)
     if features.ndim != 2 or width not in (None, features.shape[1]):
-        raise ValueError(f"features must be [tracklets, {width or 'width'}], got {list(features.shape)}")
+        raise ValueError(
+            f"features must be [tracklets, {width or 'width'}], got {list(features.shape)}"
+        )
     check_features(torch.from_numpy(features), "the tracklets'")
     lengths = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
     if not lengths.all():
         zero = np.flatnonzero(lengths == 0).tolist()
-        raise UserError(f"{len(zero)} features are zero, index {shorten(zero)}: they are like nothing")
+        raise UserError(
+            f"{len(zero)} features are zero, index {shorten(zero)}: they are like nothing"
+        )
     if np.abs(lengths - 1).max(initial=0) <= _ROUNDING:
         return features
     return features / lengths[:, None].astype(np.float32)

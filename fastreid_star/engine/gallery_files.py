@@ -38,12 +38,17 @@ def check_gallery_folder(folder: str | os.PathLike) -> None:
         UserError: there is something, and it is no gallery.
     """
     if os.path.exists(folder) and not (
-        os.path.isdir(folder) and (not os.listdir(folder) or os.path.isfile(os.path.join(folder, INDEX_FILE)))
+        os.path.isdir(folder)
+        and (not os.listdir(folder) or os.path.isfile(os.path.join(folder, INDEX_FILE)))
     ):
-        raise UserError(f"{os.fspath(folder)} holds something else than a gallery: choose another folder")
+        raise UserError(
+            f"{os.fspath(folder)} holds something else than a gallery: choose another folder"
+        )
 
 
-def write_gallery(folder: str | os.PathLike, features: np.ndarray, entries: Mapping[str, Any]) -> None:
+def write_gallery(
+    folder: str | os.PathLike, features: np.ndarray, entries: Mapping[str, Any]
+) -> None:
     """Write a gallery, whole or not at all; an older one in the folder is replaced.
 
     Args:
@@ -62,7 +67,10 @@ def write_gallery(folder: str | os.PathLike, features: np.ndarray, entries: Mapp
     text = json.dumps(content, separators=(",", ":"))
     try:
         os.makedirs(folder, exist_ok=True)
-        write_whole(os.path.join(folder, file_name), lambda file: np.save(file, features, allow_pickle=False))
+        write_whole(
+            os.path.join(folder, file_name),
+            lambda file: np.save(file, features, allow_pickle=False),
+        )
         # From here on it is this gallery and no longer the older one, whose features go last.
         write_whole(os.path.join(folder, INDEX_FILE), lambda file: file.write(text.encode()))
         for old in glob.glob(os.path.join(glob.escape(folder), "features-*.npy")):
@@ -112,7 +120,9 @@ def read_features(folder: str | os.PathLike, content: Mapping[str, Any]) -> np.n
         raise UserError(f"{path} cannot be read ({reason}): make the gallery anew") from error
     sound = isinstance(features, np.ndarray) and features.dtype == np.float32 and features.ndim == 2
     if not sound or _digest(features) != content["features_sha256"]:
-        raise UserError(f"{path} holds other features than {INDEX_FILE} beside it says: make the gallery anew")
+        raise UserError(
+            f"{path} holds other features than {INDEX_FILE} beside it says: make the gallery anew"
+        )
     return np.array(features)
 
 

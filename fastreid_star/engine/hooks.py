@@ -72,7 +72,9 @@ class EvalHook(HookBase):
         if self.due:
             self.results = self._evaluate()
             if self.results:
-                self.trainer.storage.put_scalars(**flatten_results_dict(self.results), smoothing_hint=False)
+                self.trainer.storage.put_scalars(
+                    **flatten_results_dict(self.results), smoothing_hint=False
+                )
             comm.synchronize()
 
 
@@ -90,7 +92,9 @@ class CheckpointHook(HookBase):
         metric_name: the key of the metric in the flattened results.
     """
 
-    def __init__(self, checkpointer: Checkpointer, period: int, evaluation: EvalHook, metric_name: str):
+    def __init__(
+        self, checkpointer: Checkpointer, period: int, evaluation: EvalHook, metric_name: str
+    ):
         self._checkpointer = checkpointer
         self._period = period
         self._evaluation = evaluation
@@ -102,7 +106,9 @@ class CheckpointHook(HookBase):
         metric = flatten_results_dict(self._evaluation.results or {}).get(self._metric_name)
         if metric is not None and metric > trainer.progress.best_metric:
             trainer.progress.best_metric = float(metric)
-            self._checkpointer.save("model_best", tag=False, metric=float(metric), **place(trainer, trainer.epoch))
+            self._checkpointer.save(
+                "model_best", tag=False, metric=float(metric), **place(trainer, trainer.epoch)
+            )
         if epoch == trainer.max_epoch:
             self._checkpointer.save("model_final", **place(trainer, trainer.epoch))
         elif self._period > 0 and epoch % self._period == 0:
@@ -164,7 +170,7 @@ class CrossEntropyFirst(HookBase):
 
 
 class ReplacedFrames(HookBase):
-    """Say after every epoch how many broken frames were replaced by a neighbour.
+    """Say after every epoch how many broken frames were replaced by a neighbor.
 
     Args:
         loader: counts this process's in `replaced`; all processes' are reported.
@@ -177,7 +183,9 @@ class ReplacedFrames(HookBase):
     def after_epoch(self):
         new = sum(comm.all_gather(self._loader.replaced - self._reported))
         if new:
-            logger.warning(f"{new} broken frames were replaced by their nearest good neighbour in this epoch")
+            logger.warning(
+                f"{new} broken frames were replaced by their nearest good neighbor in this epoch"
+            )
         self._reported = self._loader.replaced
 
 
@@ -204,7 +212,9 @@ class ProgressBar(HookBase):
         loggers = [logging.getLogger(name) for name in ("fastreid", "fastreid_star")]
         self._redirect = logging_redirect_tqdm(loggers=loggers)
         self._redirect.__enter__()
-        self._bar = tqdm(total=trainer.max_iter, initial=trainer.start_iter, unit="it", dynamic_ncols=True)
+        self._bar = tqdm(
+            total=trainer.max_iter, initial=trainer.start_iter, unit="it", dynamic_ncols=True
+        )
 
     def after_step(self):
         storage = self.trainer.storage

@@ -50,7 +50,10 @@ class SignalCatcher:
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: somebody else's, not Python's
+                if signal.getsignal(number) not in (
+                    signal.SIG_IGN,
+                    None,
+                ):  # None: somebody else's, not Python's
                     self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -59,7 +62,9 @@ class SignalCatcher:
             signal.signal(*self._before.popitem())
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a loading process, forked from this one, which ends with it
+        if (
+            os.getpid() != self._process
+        ):  # a loading process, forked from this one, which ends with it
             return
         if not self.number:
             self.number, self._first = number, time.monotonic()
@@ -110,7 +115,9 @@ class Interruption(SignalCatcher):
         if number:
             return number
         told = torch.tensor(self.number)
-        work = dist.all_reduce(told, dist.ReduceOp.MAX, group=comm._get_global_gloo_group(), async_op=True)
+        work = dist.all_reduce(
+            told, dist.ReduceOp.MAX, group=comm._get_global_gloo_group(), async_op=True
+        )
         self._told = work, told
         return 0
 

@@ -51,14 +51,22 @@ class Job:
     @property
     def dataset_names(self) -> list[str]:
         """Those that the run reads, each once."""
-        names = [*self.cfg.DATASETS.NAMES, *self.cfg.DATASETS.TESTS] if self.training else self.cfg.DATASETS.TESTS
-        return [name for number, name in enumerate(names) if name not in names[:number]]  # a name may be a list
+        names = (
+            [*self.cfg.DATASETS.NAMES, *self.cfg.DATASETS.TESTS]
+            if self.training
+            else self.cfg.DATASETS.TESTS
+        )
+        return [
+            name for number, name in enumerate(names) if name not in names[:number]
+        ]  # a name may be a list
 
     @property
     def video(self) -> bool:
         """Whether all of them are known and hold tracklets."""
         try:
-            return bool(self.dataset_names) and all(is_video_dataset(name) for name in self.dataset_names)
+            return bool(self.dataset_names) and all(
+                is_video_dataset(name) for name in self.dataset_names
+            )
         except (UserError, TypeError):
             return False
 

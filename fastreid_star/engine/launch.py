@@ -28,7 +28,12 @@ from fastreid_star.errors import UserError
 
 SECONDS_TO_END = 10.0  # for processes whose peer has failed
 SECONDS_ALONE = 30.0  # for processes whose parent was killed: for a step and a checkpoint
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # some clusters set the first two by themselves
+TORCHRUN = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+)  # some clusters set the first two by themselves
 
 
 def launch(
@@ -69,15 +74,21 @@ def launch(
         _refuse_one_device(device, num_devices)
     count = device_count(device)
     if num_devices < 1 or (count is not None and num_devices > count):
-        raise UserError(f"--num-devices {num_devices}: this machine shows {count or 'any number of CPU'} device(s)")
+        raise UserError(
+            f"--num-devices {num_devices}: this machine shows {count or 'any number of CPU'} device(s)"
+        )
     world_size = num_devices * num_machines
     if world_size == 1:
         return main(*args)
     if dist_url == "auto":
         if num_machines > 1:
-            raise UserError("--dist-url: several machines need the address of the first, tcp://HOST:PORT")
+            raise UserError(
+                "--dist-url: several machines need the address of the first, tcp://HOST:PORT"
+            )
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    run_processes(_rank, num_devices, (main, world_size, num_devices, machine_rank, dist_url, device, args))
+    run_processes(
+        _rank, num_devices, (main, world_size, num_devices, machine_rank, dist_url, device, args)
+    )
 
 
 def run_processes(function: Callable[..., object], count: int, args: tuple = ()) -> None:
@@ -99,7 +110,10 @@ def run_processes(function: Callable[..., object], count: int, args: tuple = ())
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         how = mp.get_start_method()
-        processes = [context.Process(target=_process, args=(n, function, args, folder, how)) for n in range(count)]
+        processes = [
+            context.Process(target=_process, args=(n, function, args, folder, how))
+            for n in range(count)
+        ]
         with _Relay(processes) as relay:
             try:
                 for process in processes:
@@ -133,7 +147,9 @@ def _wait(processes: Sequence[BaseProcess]) -> None:
     """Until all have ended, or one has failed."""
     running: dict[object, BaseProcess] = {process.sentinel: process for process in processes}
     while running and not any(process.exitcode for process in processes):
-        for sentinel in multiprocessing.connection.wait([process.sentinel for process in running.values()]):
+        for sentinel in multiprocessing.connection.wait(
+            [process.sentinel for process in running.values()]
+        ):
             running.pop(sentinel).join()
 
 
@@ -162,7 +178,10 @@ def _raise(statuses: list[int | None], folder: Path, signalled: int) -> None:
         folder: what the processes have left to be said.
         signalled: the signal this process has handed on, 0: none.
     """
-    left = {kind: sorted(folder.glob(f"*.{kind}"), key=_when_and_whose) for kind in ("refusal", "signal", "traceback")}
+    left = {
+        kind: sorted(folder.glob(f"*.{kind}"), key=_when_and_whose)
+        for kind in ("refusal", "signal", "traceback")
+    }
     if left["refusal"]:
         raise UserError(left["refusal"][0].read_text(encoding="utf-8"))
     if left["signal"]:
@@ -182,13 +201,21 @@ def _raise(statuses: list[int | None], folder: Path, signalled: int) -> None:
                 "call goes on from there, a training with --resume"
             )
     for path in left["traceback"]:
-        print(f"process {path.stem} failed:\n{path.read_text(encoding='utf-8')}", file=sys.stderr, flush=True)
+        print(
+            f"process {path.stem} failed:\n{path.read_text(encoding='utf-8')}",
+            file=sys.stderr,
+            flush=True,
+        )
     if left["traceback"]:
         first = int(left["traceback"][0].stem)
-        raise mp.ProcessRaisedException(f"process {first} failed; its traceback is above", first, -1)
+        raise mp.ProcessRaisedException(
+            f"process {first} failed; its traceback is above", first, -1
+        )
     for number, status in enumerate(statuses):
         if status:
-            raise mp.ProcessExitedException(f"process {number} ended with status {status}", number, -1, status)
+            raise mp.ProcessExitedException(
+                f"process {number} ended with status {status}", number, -1, status
+            )
 
 
 def _when_and_whose(path: Path) -> tuple[int, int]:
@@ -242,7 +269,9 @@ def _call_and_leave(main, args):
     try:
         result = main(*args)
     except Interrupted as error:
-        number = error.number  # and no more of it: its traceback holds the trainer, and that the group
+        number = (
+            error.number
+        )  # and no more of it: its traceback holds the trainer, and that the group
     _leave()
     if number is not None:
         raise Interrupted(number)
@@ -265,13 +294,19 @@ def _leave() -> None:
 
 def _refuse_one_device(device: str, processes: int) -> None:
     if ":" in device:
-        raise UserError(f"MODEL.DEVICE {device} names one device for {processes} processes: leave the index out")
+        raise UserError(
+            f"MODEL.DEVICE {device} names one device for {processes} processes: leave the index out"
+        )
 
 
-def _join(url: str, rank: int, world_size: int, local_rank: int, local_size: int, device: str) -> None:
+def _join(
+    url: str, rank: int, world_size: int, local_rank: int, local_size: int, device: str
+) -> None:
     """Enter the process group and tell fast-reid which ranks share this machine."""
     choose_device(device, local_rank)
-    dist.init_process_group(collective_backend(device), init_method=url, rank=rank, world_size=world_size)
+    dist.init_process_group(
+        collective_backend(device), init_method=url, rank=rank, world_size=world_size
+    )
     for machine in range(world_size // local_size):
         ranks = range(machine * local_size, (machine + 1) * local_size)
         group = dist.new_group(ranks)

@@ -45,7 +45,9 @@ class StepNumbers:
 
 
 def measure(
-    losses: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor]
+    losses: dict[str, torch.Tensor],
+    gradients: dict[str, torch.Tensor],
+    buffers: dict[str, torch.Tensor],
 ) -> StepNumbers:
     """Bring the losses to the host, and with them whether gradients and buffers are finite.
 
@@ -57,7 +59,9 @@ def measure(
         gradients, buffers: floating point tensors on the losses' device, by name.
     """
     looked_at = [*gradients.values(), *buffers.values()]
-    norms = [_wide(norm.reshape(1)) for norm in torch._foreach_norm(looked_at, 2)] if looked_at else []
+    norms = (
+        [_wide(norm.reshape(1)) for norm in torch._foreach_norm(looked_at, 2)] if looked_at else []
+    )
     parts = [_wide(loss.detach().reshape(1)) for loss in losses.values()] + norms
     numbers = torch.cat(parts).tolist() if parts else []
     rest = iter(numbers[len(losses) :])
@@ -75,7 +79,11 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
 
 def not_finite(tensors: dict[str, torch.Tensor]) -> tuple[str, ...]:
     """Names of the floating point tensors that hold an infinity or a NaN, judged number by number: slow, exact."""
-    return tuple(name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all())
+    return tuple(
+        name
+        for name, value in tensors.items()
+        if value.is_floating_point() and not value.isfinite().all()
+    )
 
 
 class Buffers:
@@ -155,7 +163,9 @@ def tell(everywhere: list[StepNumbers]) -> str:
         return "; ".join(told)
     # averaged over the processes: one's is everybody's
     names = next((numbers.gradients for numbers in everywhere if numbers.gradients), ())
-    return "the losses are finite, but " + (f"{some(names, 'gradient')} {_BAD}" if names else "the gradients overflow")
+    return "the losses are finite, but " + (
+        f"{some(names, 'gradient')} {_BAD}" if names else "the gradients overflow"
+    )
 
 
 def some(names: Iterable[str], what: str, first: int = 3) -> str:

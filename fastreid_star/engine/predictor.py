@@ -4,7 +4,7 @@
     features = predictor.features([TrackletInput(["1.jpg", "2.jpg"], "infrared", name="anna")])  # [1, D]
 
 A feature equals the evaluator's of the same frames and skeletons: the frames of the clip, the transform, the network
-and the normalisation are the evaluator's own. Where the batches are the same too, it does so bit for bit.
+and the normalization are the evaluator's own. Where the batches are the same too, it does so bit for bit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastreid_star.data.build import DeviceLoader
 from fastreid_star.data.clips import clip_tensors, collate_clips
-from fastreid_star.data.tracklet_input import TrackletInput, as_modality, check_input, read_test_clip
+from fastreid_star.data.tracklet_input import (
+    TrackletInput,
+    as_modality,
+    check_input,
+    read_test_clip,
+)
 from fastreid_star.data.transforms import Transform, build_transforms
 from fastreid_star.data.workers import one_thread, ready_to_fork
 from fastreid_star.engine import device as devices
@@ -63,7 +68,9 @@ class StarPredictor:
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is no model of clips: use SAD or STAR"
             )
         if cfg.INPUT.CLIP.LENGTH < 1:
-            raise UserError(f"INPUT.CLIP.LENGTH is {cfg.INPUT.CLIP.LENGTH}: a clip has at least one frame")
+            raise UserError(
+                f"INPUT.CLIP.LENGTH is {cfg.INPUT.CLIP.LENGTH}: a clip has at least one frame"
+            )
         self.cfg = cfg
         self.device = devices.choose_device(device)
         self.transform = build_transforms(cfg, is_train=False)
@@ -72,7 +79,11 @@ class StarPredictor:
 
     @classmethod
     def from_run(
-        cls, folder: str | os.PathLike, device: str = "auto", weights: str = "", opts: Sequence[str] = ()
+        cls,
+        folder: str | os.PathLike,
+        device: str = "auto",
+        weights: str = "",
+        opts: Sequence[str] = (),
     ) -> StarPredictor:
         """From what a training run leaves in its folder: ``config.yaml`` and weights.
 
@@ -94,11 +105,17 @@ class StarPredictor:
             raise UserError(
                 f"{folder} holds no config.yaml: it is not a run's folder; name a config and weights instead"
             )
-        there = [name for name in ([weights] if weights else RUN_WEIGHTS) if os.path.isfile(os.path.join(folder, name))]
+        there = [
+            name
+            for name in ([weights] if weights else RUN_WEIGHTS)
+            if os.path.isfile(os.path.join(folder, name))
+        ]
         if not there:
             missing = weights or " nor ".join(RUN_WEIGHTS)
             others = sorted(name for name in os.listdir(folder) if name.endswith(".pth"))
-            hint = f"there is {', '.join(others)}, which can be named" if others else "train it first"
+            hint = (
+                f"there is {', '.join(others)}, which can be named" if others else "train it first"
+            )
             raise UserError(f"{folder} holds {'no' if weights else 'neither'} {missing}: {hint}")
         path = os.path.join(folder, there[0])
         logger.info("Weights: %s", path)
@@ -161,7 +178,9 @@ class StarPredictor:
                 if progress is not None:
                     progress(len(parts[-1]))
         if loader.replaced:
-            logger.warning("%d broken frames were replaced by their nearest good neighbour", loader.replaced)
+            logger.warning(
+                "%d broken frames were replaced by their nearest good neighbor", loader.replaced
+            )
         features = torch.cat(parts)
         check_features(features, "the tracklets'")
         return F.normalize(features, dim=1)

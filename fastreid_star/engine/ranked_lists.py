@@ -78,7 +78,10 @@ def to_table(answers: Sequence[Answer]) -> str:
         what = "entries of both modalities" if answer.among == "all" else f"{answer.among} entries"
         rows = [(rank, f"{similarity:.4f}", name) for rank, similarity, name, _ in _rows(answer)]
         table = tabulate(
-            rows, headers=("rank", "similarity", "name"), colalign=("right", "right", "left"), disable_numparse=True
+            rows,
+            headers=("rank", "similarity", "name"),
+            colalign=("right", "right", "left"),
+            disable_numparse=True,
         )
         parts.append(f"{answer.query} ({answer.modality.name.lower()}) among {what}:\n{table}")
     return "\n\n".join(parts)
@@ -116,7 +119,9 @@ def to_csv(answers: Sequence[Answer]) -> str:
     writer.writerow(CSV_COLUMNS)
     for answer in answers:
         for rank, similarity, name, index in _rows(answer):
-            writer.writerow((answer.query, answer.modality.name.lower(), rank, similarity, name, index))
+            writer.writerow(
+                (answer.query, answer.modality.name.lower(), rank, similarity, name, index)
+            )
     return text.getvalue()
 
 

@@ -71,9 +71,14 @@ def replay(step: dict[str, Any], device: str = "cpu", *, float64: bool = False) 
     """
     chosen = devices.choose_device(device)
     if float64 and chosen.type != "cpu":
-        raise UserError("--float64 is computed on the CPU, which any device's step can be: leave --device out")
+        raise UserError(
+            "--float64 is computed on the CPU, which any device's step can be: leave --device out"
+        )
     model = rebuild(step, device)
-    batch = {key: value.to(chosen) if _goes_along(key, value) else value for key, value in step["batch"].items()}
+    batch = {
+        key: value.to(chosen) if _goes_along(key, value) else value
+        for key, value in step["batch"].items()
+    }
     amp_dtype, scale = step["amp_dtype"], 1.0
     if float64:
         model, amp_dtype = model.double(), None
@@ -91,15 +96,28 @@ def replay(step: dict[str, Any], device: str = "cpu", *, float64: bool = False) 
             total = sum(losses.values())
         (total * scale if scale != 1.0 else total).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    numbers = measure(losses, gradients, {name: buffer for name, buffer in buffers.items() if name not in given})
-    bad = [losses[name] for name in numbers.bad_losses] + [buffers[name] for name in numbers.buffers]
+    numbers = measure(
+        losses, gradients, {name: buffer for name, buffer in buffers.items() if name not in given}
+    )
+    bad = [losses[name] for name in numbers.bad_losses] + [
+        buffers[name] for name in numbers.buffers
+    ]
     origins = [origin for origin in map(trace.origin, bad) if origin is not None]
-    origin = min(origins, key=lambda birth: birth.number) if origins else trace.origin_of_gradients()
+    origin = (
+        min(origins, key=lambda birth: birth.number) if origins else trace.origin_of_gradients()
+    )
     peaks = [(name, Range.of(gradient).magnitude) for name, gradient in gradients.items()]
     largest = max(peaks, key=lambda pair: pair[1], default=("", 0.0))
     backward = bool(origin and origin.backward)
     return Replay(
-        step, chosen, float64, numbers, origin, inputs, trace.backward if backward else trace.forward, largest
+        step,
+        chosen,
+        float64,
+        numbers,
+        origin,
+        inputs,
+        trace.backward if backward else trace.forward,
+        largest,
     )
 
 
@@ -113,7 +131,9 @@ def rebuild(step: dict[str, Any], device: str) -> torch.nn.Module:
     try:
         cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(step["config"])))
     except (KeyError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"the file's config is of another version of the project: {error}") from error
+        raise UserError(
+            f"the file's config is of another version of the project: {error}"
+        ) from error
     cfg.MODEL.DEVICE = device
     cfg.MODEL.BACKBONE.PRETRAIN = False
     cfg.MODEL.WEIGHTS = ""
@@ -124,7 +144,9 @@ def rebuild(step: dict[str, Any], device: str) -> torch.nn.Module:
         raise UserError(f"the file's network cannot be built here: {error.args[0]}") from error
     wrong = misfits(model, step["model"])
     if wrong:
-        raise UserError(f"{len(wrong)} of the file's weights do not fit its config, first {', '.join(wrong[:3])}")
+        raise UserError(
+            f"{len(wrong)} of the file's weights do not fit its config, first {', '.join(wrong[:3])}"
+        )
     model.load_state_dict(step["model"])
     model.train()
     for name, module in model.named_modules():
@@ -148,14 +170,17 @@ def describe(found: Replay) -> str:
         _losses(found),
         textwrap.fill(_verdict(found), WIDTH, break_on_hyphens=False),
         _table(
-            [(name, str(spread), _remark(spread)) for name, spread in found.inputs.items()], ("came in", "range", "")
+            [(name, str(spread), _remark(spread)) for name, spread in found.inputs.items()],
+            ("came in", "range", ""),
         ),
     ]
     if found.origin is not None:
         parts.append(_origin(found.origin))
         parts += _surroundings(found)
     if step["clips"]:
-        parts.append(textwrap.fill(f"The batch: {', '.join(step['clips'])}", WIDTH, break_on_hyphens=False))
+        parts.append(
+            textwrap.fill(f"The batch: {', '.join(step['clips'])}", WIDTH, break_on_hyphens=False)
+        )
     return "\n\n".join(parts)
 
 
@@ -206,7 +231,9 @@ def _why_other(found: Replay) -> str:
 def _why_finite(found: Replay) -> str:
     then = StepNumbers(found.step["losses"], (), tuple(found.step["buffers"]))
     if found.float64:
-        return "All is finite: what was lost is lost to the range or the rounding of the shorter type."
+        return (
+            "All is finite: what was lost is lost to the range or the rounding of the shorter type."
+        )
     if found.step["world_size"] > 1 and then.forward_is_finite:
         return "All is finite: the gradients were averaged over the processes; replay the other ranks' files."
     return "All is finite here."
@@ -215,8 +242,14 @@ def _why_finite(found: Replay) -> str:
 def _origin(birth: Birth) -> str:
     if not birth.operator:
         return f"It began before the step: {birth.module} came in with {birth.output}."
-    lines = [f"It began in the {'backward' if birth.backward else 'forward'} pass, in {birth.operator}:"]
-    rows = [("module", birth.module or "(the network itself)")] if birth.module or not birth.backward else []
+    lines = [
+        f"It began in the {'backward' if birth.backward else 'forward'} pass, in {birth.operator}:"
+    ]
+    rows = (
+        [("module", birth.module or "(the network itself)")]
+        if birth.module or not birth.backward
+        else []
+    )
     rows += [("code", birth.line)] if birth.line else []
     rows += [("took", str(spread)) for spread in birth.inputs]
     rows.append(("gave", str(birth.output)))
@@ -224,14 +257,22 @@ def _origin(birth: Birth) -> str:
 
 
 def _surroundings(found: Replay) -> list[str]:
-    first = next((number for number, passage in enumerate(found.passages) if passage.output.bad), None)
+    first = next(
+        (number for number, passage in enumerate(found.passages) if passage.output.bad), None
+    )
     backward = found.origin is not None and found.origin.backward
     what = "gradient of the output" if backward else "output"
     if first is None:
         return [f"No module's {what} has it: it began after the last."] if not backward else []
     shown = found.passages[max(0, first - BEFORE) : first + AFTER + 1]
     rows = [
-        (">" if passage is found.passages[first] else "", passage.module, passage.kind, passage.input, passage.output)
+        (
+            ">" if passage is found.passages[first] else "",
+            passage.module,
+            passage.kind,
+            passage.input,
+            passage.output,
+        )
         for passage in shown
     ]
     order = "backward" if backward else "forward"
@@ -251,10 +292,19 @@ def _remark(spread: Range) -> str:
 
 def _inputs(batch: dict[str, Any], model: torch.nn.Module) -> dict[str, Range]:
     """Ranges of images and other floating point tensors of the batch, and of the largest weights."""
-    tensors = {key: v for key, v in batch.items() if isinstance(v, torch.Tensor) and (key == "images" or is_float(v))}
-    found = {key: Range.of(value.float() if not is_float(value) else value) for key, value in tensors.items()}
+    tensors = {
+        key: v
+        for key, v in batch.items()
+        if isinstance(v, torch.Tensor) and (key == "images" or is_float(v))
+    }
+    found = {
+        key: Range.of(value.float() if not is_float(value) else value)
+        for key, value in tensors.items()
+    }
     weights = {name: Range.of(parameter) for name, parameter in model.named_parameters()}
-    order = sorted(weights, key=lambda name: (weights[name].bad, weights[name].magnitude), reverse=True)
+    order = sorted(
+        weights, key=lambda name: (weights[name].bad, weights[name].magnitude), reverse=True
+    )
     return {**found, **{name: weights[name] for name in order[:3]}}
 
 

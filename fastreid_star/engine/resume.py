@@ -66,11 +66,15 @@ class ResumableTrainer(DefaultTrainer):
             comm.synchronize()  # MODEL.WEIGHTS may be what is moved
             aside = set_earlier_run_aside(self.cfg.OUTPUT_DIR) if comm.is_main_process() else None
             if aside:
-                logger.warning(f"The run starts anew: checkpoints of an earlier one are now in {aside}")
+                logger.warning(
+                    f"The run starts anew: checkpoints of an earlier one are now in {aside}"
+                )
         else:
             self._go_on(self.checkpointer.resume(os.path.join(self.cfg.OUTPUT_DIR, name)), name)
         if self.progress.seed != self.cfg.SEED:
-            logger.warning(f"The run goes on with its own seed, {self.progress.seed}, not with {self.cfg.SEED}")
+            logger.warning(
+                f"The run goes on with its own seed, {self.progress.seed}, not with {self.cfg.SEED}"
+            )
         self._trainer.seed = self.progress.seed
         sampler = self.data_loader.batch_sampler
         if hasattr(sampler, "set_start"):
@@ -87,7 +91,9 @@ class ResumableTrainer(DefaultTrainer):
         name, problem = comm.all_gather((name, problem))[0]
         if problem:
             raise UserError(problem)
-        if name and not all(comm.all_gather(os.path.isfile(os.path.join(self.cfg.OUTPUT_DIR, name)))):
+        if name and not all(
+            comm.all_gather(os.path.isfile(os.path.join(self.cfg.OUTPUT_DIR, name)))
+        ):
             raise UserError(
                 "--resume: the processes do not find the same checkpoint: OUTPUT_DIR "
                 f"{self.cfg.OUTPUT_DIR} must be one folder that all machines see"
@@ -99,7 +105,9 @@ class ResumableTrainer(DefaultTrainer):
         self.start_epoch = saved.get("epoch", -1) + 1
         self.start_iter = self.start_epoch * self.iters_per_epoch
         length = saved.get("iters_per_epoch", self.iters_per_epoch)
-        done = saved.get("iteration", self.start_epoch * length) - self.start_epoch * length  # of the next epoch
+        done = (
+            saved.get("iteration", self.start_epoch * length) - self.start_epoch * length
+        )  # of the next epoch
         if done and length != self.iters_per_epoch:
             raise UserError(
                 f"--resume: {name} is from the middle of an epoch of {length} steps, and this config's have "
@@ -124,7 +132,9 @@ class ResumableTrainer(DefaultTrainer):
             for name in remove_abandoned(self.cfg.OUTPUT_DIR):
                 logger.info(f"Removed {name}, which a killed process had not finished")
         if self.start_epoch >= self.max_epoch:
-            logger.info(f"Nothing to train: {self.cfg.OUTPUT_DIR} is at epoch {self.start_epoch} of {self.max_epoch}")
+            logger.info(
+                f"Nothing to train: {self.cfg.OUTPUT_DIR} is at epoch {self.start_epoch} of {self.max_epoch}"
+            )
             return self.test(self.cfg, self.model)
         done = self.start_iter - self.start_epoch * self.iters_per_epoch
         within = f", of which {done} of {self.iters_per_epoch} steps are done" if done else ""
@@ -150,7 +160,9 @@ class ResumableTrainer(DefaultTrainer):
                     self.epoch = epoch
                     self.before_epoch()
                     end = (epoch + 1) * self.iters_per_epoch
-                    if self.iter == end:  # all that is left of it is what comes after: it counts as of its last step
+                    if (
+                        self.iter == end
+                    ):  # all that is left of it is what comes after: it counts as of its last step
                         self.storage.iter = end - 1
                         self._note_epoch()
                     while self.iter < end:
@@ -171,7 +183,9 @@ class ResumableTrainer(DefaultTrainer):
 
     def _note_epoch(self) -> None:
         """How many epochs are done, for metrics.json: the number of steps in one may change when a run is resumed."""
-        self.storage.put_scalar("epoch", (self.storage.iter + 1) / self.iters_per_epoch, smoothing_hint=False)
+        self.storage.put_scalar(
+            "epoch", (self.storage.iter + 1) / self.iters_per_epoch, smoothing_hint=False
+        )
 
     def _stop(self, number: int) -> NoReturn:
         """End the run between two steps; what is done after an epoch, if this is its end, is for the resumed run."""

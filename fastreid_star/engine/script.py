@@ -24,7 +24,9 @@ from fastreid_star.engine.setup import argument_parser, default_setup, merge_fil
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
-_SCRIPT = "FASTREID_STAR_SCRIPT"  # the environment variable by which spawned processes know the script
+_SCRIPT = (
+    "FASTREID_STAR_SCRIPT"  # the environment variable by which spawned processes know the script
+)
 
 
 def run_script(path: str, arguments: list[str]) -> None:
@@ -89,7 +91,7 @@ def script_launch(
     dist_url: str | None = None,
     args: tuple = (),
 ) -> None:
-    """What scripts get as ``launch``: fast-reid's arguments, :func:`fastreid_star.engine.launch.launch`'s behaviour.
+    """What scripts get as ``launch``: fast-reid's arguments, :func:`fastreid_star.engine.launch.launch`'s behavior.
 
     Processes are joined before the script reads its config, so MODEL.DEVICE is looked up beforehand: see
     :func:`device_of`.
@@ -118,7 +120,9 @@ def device_of(args: tuple) -> str:
     device = get_cfg().MODEL.DEVICE
     for arg in args:
         if getattr(arg, "config_file", ""):
-            with contextlib.suppress(Exception):  # the script reads the file next, and says what is wrong with it
+            with contextlib.suppress(
+                Exception
+            ):  # the script reads the file next, and says what is wrong with it
                 device = CfgNode.load_yaml_with_base(arg.config_file)["MODEL"]["DEVICE"]
         options = list(getattr(arg, "opts", None) or [])
         device = dict(zip(options[::2], options[1::2], strict=False)).get("MODEL.DEVICE", device)

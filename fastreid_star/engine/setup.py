@@ -44,8 +44,12 @@ def argument_parser(description: str, *, for_script: bool = False) -> argparse.A
             ``--config-file`` may be left out.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config-file", required=not for_script, default="", metavar="FILE", help="a YAML file")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    parser.add_argument(
+        "--config-file", required=not for_script, default="", metavar="FILE", help="a YAML file"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR"
+    )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
     parser.add_argument(
         "--num-devices",
@@ -57,9 +61,18 @@ def argument_parser(description: str, *, for_script: bool = False) -> argparse.A
         help="devices, and processes, per machine",
     )
     parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
-    parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="this machine's number, from 0")
-    parser.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of the first machine")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys and values to change")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, metavar="R", help="this machine's number, from 0"
+    )
+    parser.add_argument(
+        "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of the first machine"
+    )
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config keys and values to change",
+    )
     return parser
 
 
@@ -106,7 +119,9 @@ def merge_options(cfg: CfgNode, cfg_list: list[str]) -> None:
         UserError: as :func:`load_config`.
     """
     if len(cfg_list) % 2:
-        raise UserError(f"config options come in pairs, KEY VALUE; {_shortened(repr(cfg_list[-1]))} has no value")
+        raise UserError(
+            f"config options come in pairs, KEY VALUE; {_shortened(repr(cfg_list[-1]))} has no value"
+        )
     _merge(cfg, lambda: _merge_from_list(cfg, cfg_list), "the command line")
 
 
@@ -118,7 +133,9 @@ def _seed(cfg: CfgNode) -> int:
 
 def _merge(cfg: CfgNode, merge: Callable[[], None], source: str) -> None:
     previous = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # yacs logs an error before it raises it; the UserError says it once
+    logging.disable(
+        logging.CRITICAL
+    )  # yacs logs an error before it raises it; the UserError says it once
     try:
         merge()
     except (KeyError, AssertionError) as error:
@@ -135,13 +152,19 @@ def _merge(cfg: CfgNode, merge: Callable[[], None], source: str) -> None:
             text = re.sub(r" with values \(.*\) for ", " for ", text)
         raise UserError(f"{source}: {_shortened(text)}") from error
     except (TypeError, AttributeError) as error:
-        raise UserError(f"{source}: sections of keys and values are expected ({_shortened(str(error))})") from error
+        raise UserError(
+            f"{source}: sections of keys and values are expected ({_shortened(str(error))})"
+        ) from error
     except (RecursionError, MemoryError) as error:  # of Python's own reader of values
         raise UserError(f"{source}: a value is nested too deeply to be read") from error
     finally:
         logging.disable(previous)
     defaults = get_cfg()
-    empty = [key for key in _all_keys(cfg) if _value(cfg, key) is None and _value(defaults, key) is not None]
+    empty = [
+        key
+        for key in _all_keys(cfg)
+        if _value(cfg, key) is None and _value(defaults, key) is not None
+    ]
     if empty:
         raise UserError(f"{source}: {empty[0]} has no value; give one, or leave the key out")
 
@@ -202,15 +225,22 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         problem = why_unwritable(cfg.OUTPUT_DIR)
         if problem is None and training:  # what a run was trained with stays beside its weights
             try:
-                write_whole(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), lambda file: file.write(cfg.dump().encode()))
+                write_whole(
+                    os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
+                    lambda file: file.write(cfg.dump().encode()),
+                )
             except OSError as error:
-                problem = f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror or error}"
+                problem = (
+                    f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror or error}"
+                )
     problem = comm.all_gather(problem)[0]
     if problem:
         check(cfg, training=training)  # says what else is wrong, where something is
         raise UserError(problem)
     for name in LOGGERS:
-        for handler in setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name).handlers:
+        for handler in setup_logger(
+            cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name
+        ).handlers:
             if getattr(handler, "stream", None) is sys.stdout:
                 handler.setLevel(logging.INFO)
             else:
@@ -241,7 +271,10 @@ def _say_once(handler: logging.Handler) -> Callable[[logging.LogRecord], None]:
             logging.Handler.handleError(handler, record)
         elif not told:
             told = True
-            print(f"log.txt cannot be written ({error.strerror or error}): the run goes on", file=sys.stderr)
+            print(
+                f"log.txt cannot be written ({error.strerror or error}): the run goes on",
+                file=sys.stderr,
+            )
 
     return handle
 
@@ -249,7 +282,13 @@ def _say_once(handler: logging.Handler) -> Callable[[logging.LogRecord], None]:
 def _in_one_line(record: logging.LogRecord) -> bool:
     """A filter: of an error that is told in one line, the traceback goes to log.txt only."""
     error = record.exc_info[1] if record.exc_info else None
-    line = str(error) if isinstance(error, UserError) else explain(error) if error is not None else None
+    line = (
+        str(error)
+        if isinstance(error, UserError)
+        else explain(error)
+        if error is not None
+        else None
+    )
     if line is not None:
         logger.debug("The error's traceback:", exc_info=record.exc_info)
         record.msg, record.args, record.exc_info = f"Training ended: {line}", (), None
@@ -270,5 +309,8 @@ def run_tool(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, and a training run goes on with --resume", file=sys.stderr)
+        print(
+            "interrupted; what was finished is kept, and a training run goes on with --resume",
+            file=sys.stderr,
+        )
         sys.exit(130)

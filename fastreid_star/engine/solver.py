@@ -15,10 +15,20 @@ from fastreid.solver.build import (
 
 from fastreid_star.errors import UserError
 
-__all__ = ["SCHEDULES", "build_lr_scheduler", "build_optimizer", "optimizer_class", "resolve_schedule"]
+__all__ = [
+    "SCHEDULES",
+    "build_lr_scheduler",
+    "build_optimizer",
+    "optimizer_class",
+    "resolve_schedule",
+]
 
 SCHEDULES = ("MultiStepLR", "CosineAnnealingLR")  # those fast-reid has arguments for
-FUSED_ON_CPU = ("SGD", "Adam", "AdamW")  # torch's optimizers with a fused kernel for CPUs since torch 2.4
+FUSED_ON_CPU = (
+    "SGD",
+    "Adam",
+    "AdamW",
+)  # torch's optimizers with a fused kernel for CPUs since torch 2.4
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -45,14 +55,20 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     )
     if not groups:
         raise UserError("the model has no parameter to train")
-    backbone = {id(p) for p in model.get_submodule("backbone").parameters()} if hasattr(model, "backbone") else set()
+    backbone = (
+        {id(p) for p in model.get_submodule("backbone").parameters()}
+        if hasattr(model, "backbone")
+        else set()
+    )
     for group in groups:
         if id(group["params"][0]) in backbone:
             group["lr"] *= cfg.SOLVER.BACKBONE_LR_FACTOR
 
     name = cfg.SOLVER.OPT
     optimizer = maybe_add_gradient_clipping(cfg, optimizer_class(name))
-    options = {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV} if name == "SGD" else {}
+    options = (
+        {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV} if name == "SGD" else {}
+    )
     if name in FUSED_ON_CPU:
         options["fused"] = _can_fuse(cfg, model)
     built = optimizer(_merge(groups), **options)
@@ -61,7 +77,9 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         built.register_load_state_dict_post_hook(_keep_own_layout)
     if cfg.MODEL.FREEZE_LAYERS and cfg.SOLVER.FREEZE_ITERS > 0:
         for group in built.param_groups:
-            group["steps_to_freeze"] = cfg.SOLVER.FREEZE_ITERS if group["freeze_status"] == "freeze" else 0
+            group["steps_to_freeze"] = (
+                cfg.SOLVER.FREEZE_ITERS if group["freeze_status"] == "freeze" else 0
+            )
         built.register_step_pre_hook(_freeze)
     if name == "SGD":
         built.register_step_pre_hook(_start_momentum)
@@ -76,7 +94,9 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """
     found = getattr(torch.optim, name, None) or getattr(fastreid.solver.optim, name, None)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise UserError(f"SOLVER.OPT {name!r}: neither torch.optim nor fastreid.solver.optim has it")
+        raise UserError(
+            f"SOLVER.OPT {name!r}: neither torch.optim nor fastreid.solver.optim has it"
+        )
     return found
 
 
@@ -141,7 +161,9 @@ def _merge(groups: list[dict]) -> list[dict]:
     merged: dict[tuple, dict] = {}
     for group in groups:
         settings = {key: value for key, value in group.items() if key != "params"}
-        merged.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})["params"] += group["params"]
+        merged.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})[
+            "params"
+        ] += group["params"]
     return list(merged.values())
 
 
@@ -164,7 +186,9 @@ def resolve_schedule(cfg: CfgNode, iters_per_epoch: int) -> CfgNode:
         cfg.SOLVER.WARMUP_ITERS = cfg.SOLVER.WARMUP_EPOCHS * iters_per_epoch
         cfg.SOLVER.WARMUP_EPOCHS = 0
     if cfg.SOLVER.STEPS_FROM_START:
-        without = max(math.ceil(cfg.SOLVER.WARMUP_ITERS / iters_per_epoch) - 1, cfg.SOLVER.DELAY_EPOCHS, 0)
+        without = max(
+            math.ceil(cfg.SOLVER.WARMUP_ITERS / iters_per_epoch) - 1, cfg.SOLVER.DELAY_EPOCHS, 0
+        )
         steps_before = [max(0, milestone - without) for milestone in cfg.SOLVER.STEPS]
         if 0 in steps_before or len(set(steps_before)) < len(steps_before):
             raise UserError(

@@ -1,4 +1,4 @@
-"""One optimisation step on any device, reproducible from its number alone, and stopped before it can spoil weights."""
+"""One optimization step on any device, reproducible from its number alone, and stopped before it can spoil weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class StepRunner(SimpleTrainer):
-    """One optimisation step, in full or mixed precision, on any device.
+    """One optimization step, in full or mixed precision, on any device.
 
     All randomness of a step, style and dropout, follows from (seed, rank, iteration): a resumed run draws what the
     uninterrupted one would have drawn, and no generator's state has to be kept.
@@ -68,7 +68,9 @@ class StepRunner(SimpleTrainer):
         self._device = device
         self._amp_dtype = amp_dtype
         self.seed = seed
-        self._batches: Any = None  # opened at the first step: a resumed run sets the sampler's position before
+        self._batches: Any = (
+            None  # opened at the first step: a resumed run sets the sampler's position before
+        )
         self._cfg = cfg
         self._max_skipped = max_skipped
         self.skipped = 0
@@ -96,7 +98,9 @@ class StepRunner(SimpleTrainer):
             mine = measure(losses, self._gradients(), self._buffers.watched())
         else:
             self.grad_scaler.scale(total).backward()
-            mine = measure(losses, {}, self._buffers.watched())  # gradients are the scaler's to look at
+            mine = measure(
+                losses, {}, self._buffers.watched()
+            )  # gradients are the scaler's to look at
         # every rank hears of all, so that all do the same
         numbers_of_all, data_times = zip(*comm.all_gather((mine, data_time)), strict=True)
         everywhere = list(numbers_of_all)
@@ -138,10 +142,15 @@ class StepRunner(SimpleTrainer):
             )
         if self._skipped_in_a_row >= self._max_skipped:
             if finite:
-                everywhere = [replace(numbers, gradients=not_finite(self._gradients())) for numbers in everywhere]
+                everywhere = [
+                    replace(numbers, gradients=not_finite(self._gradients()))
+                    for numbers in everywhere
+                ]
             self._stop(batch, everywhere, scaler=before)
 
-    def _stop(self, batch: dict, everywhere: list[StepNumbers], scaler: dict | None = None) -> NoReturn:
+    def _stop(
+        self, batch: dict, everywhere: list[StepNumbers], scaler: dict | None = None
+    ) -> NoReturn:
         """End the run on all ranks with one line, after what is needed to run the step again has been kept."""
         mine = everywhere[comm.get_rank()]
         rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
@@ -150,16 +159,24 @@ class StepRunner(SimpleTrainer):
         # averaged gradients do not tell whose they were: then each rank keeps its share
         nobody = all(numbers.forward_is_finite for numbers in everywhere)
         if self._cfg is not None and (nobody or not mine.forward_is_finite):
-            path, problem = self._keep(self._cfg, batch, mine, scaler, epoch=epoch, learning_rate=rate)
+            path, problem = self._keep(
+                self._cfg, batch, mine, scaler, epoch=epoch, learning_rate=rate
+            )
         self._buffers.restore()  # whoever saves the model now saves it as it was
-        inputs = not_finite({key: value for key, value in batch.items() if isinstance(value, torch.Tensor)})
+        inputs = not_finite(
+            {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        )
         # a rank that ends ends all: none may before the last has written
         found = comm.all_gather((path, problem, inputs))
         kept, problems = ([entry[place] for entry in found if entry[place]] for place in (0, 1))
         all_inputs = sorted({name for *_, names in found for name in names})
         cure = _cure(all_inputs, not_finite(self._parameters), self._amp_dtype)
         told = (
-            (f"{self._skipped_in_a_row} steps in a row were skipped, the last because " if scaler else "")
+            (
+                f"{self._skipped_in_a_row} steps in a row were skipped, the last because "
+                if scaler
+                else ""
+            )
             + f"{tell(everywhere)} at iteration {self.iter} (epoch {epoch}, learning rate {rate:.3g}), "
             + f"whose step was not taken: {cure}"
         )
@@ -212,7 +229,10 @@ class StepRunner(SimpleTrainer):
             return
         storage = get_event_storage()
         storage.put_scalar("data_time", data_time)
-        means = {name: float(np.mean([n.losses[name] for n in everywhere])) for name in everywhere[0].losses}
+        means = {
+            name: float(np.mean([n.losses[name] for n in everywhere]))
+            for name in everywhere[0].losses
+        }
         finite = all(np.isfinite(value) for value in means.values())
         if finite or "total_loss" not in storage.latest():
             storage.put_scalar("total_loss", sum(means.values()))
@@ -226,7 +246,11 @@ def _cure(inputs: list[str], weights: tuple[str, ...], amp_dtype: str | None) ->
         return f"the batch's {' and '.join(inputs)} came in like that: look at the data with tools/check_dataset.py"
     if weights:
         return f"{some(weights, 'weight')} not finite, and came in like that: start from another checkpoint"
-    cures = ["lower SOLVER.BASE_LR", "lengthen SOLVER.WARMUP_EPOCHS", "look at the clips of the batch"]
+    cures = [
+        "lower SOLVER.BASE_LR",
+        "lengthen SOLVER.WARMUP_EPOCHS",
+        "look at the clips of the batch",
+    ]
     if amp_dtype == "float16":
         cures.insert(0, "set SOLVER.AMP.DTYPE bfloat16")
     elif amp_dtype == "bfloat16":

@@ -20,7 +20,9 @@ FORMAT = "fastreid_star training step 1"
 
 def step_path(folder: str, iteration: int, rank: int, world_size: int) -> str:
     """Where the step of this rank is kept."""
-    return os.path.join(folder, f"nonfinite-{iteration}" + (f"-rank{rank}" if world_size > 1 else "") + ".pth")
+    return os.path.join(
+        folder, f"nonfinite-{iteration}" + (f"-rank{rank}" if world_size > 1 else "") + ".pth"
+    )
 
 
 def keep_step(
@@ -58,7 +60,9 @@ def keep_step(
         # what hooks may have changed since the model was built
         "loss_names": list(getattr(model, "loss_names", [])),
         "evaluating": [name for name, module in model.named_modules() if not module.training],
-        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+        "frozen": [
+            name for name, parameter in model.named_parameters() if not parameter.requires_grad
+        ],
         "batch": on_host(batch),
         "model": on_host(dict(weights)),
         "optimizer": on_host(optimizer.state_dict()),
@@ -84,7 +88,11 @@ def read_step(path: str) -> dict[str, Any]:
     try:
         content = load_plain(path)
     except Exception as error:  # a damaged file can raise anything from EOFError to UnpicklingError
-        raise UserError(f"{path} cannot be read: it is damaged or no training step ({type(error).__name__})") from error
+        raise UserError(
+            f"{path} cannot be read: it is damaged or no training step ({type(error).__name__})"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path} is no training step of this version: give a nonfinite-*.pth of a run's OUTPUT_DIR")
+        raise UserError(
+            f"{path} is no training step of this version: give a nonfinite-*.pth of a run's OUTPUT_DIR"
+        )
     return content

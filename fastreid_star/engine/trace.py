@@ -43,7 +43,9 @@ class Range:
         """A floating point tensor's."""
         values = tensor.detach().flatten()
         finite = values[values.isfinite()]
-        low, high = (finite.min().item(), finite.max().item()) if len(finite) else (math.nan, math.nan)
+        low, high = (
+            (finite.min().item(), finite.max().item()) if len(finite) else (math.nan, math.nan)
+        )
         return cls(float(low), float(high), len(values) - len(finite), len(values))
 
     def __str__(self) -> str:
@@ -117,7 +119,9 @@ class Trace(TorchDispatchMode):
         self.forward: list[Passage] = []
         self.backward: list[Passage] = []
         self._bad_gradients: dict[str, frozenset[int]] = {}
-        self._sources: dict[int, frozenset[int]] = {}  # storage -> the births that its content comes from
+        self._sources: dict[
+            int, frozenset[int]
+        ] = {}  # storage -> the births that its content comes from
         self._stack: list[str] = []
         self._taken: list[Range | None] = []
         self._passes: Counter[str] = Counter()
@@ -169,8 +173,13 @@ class Trace(TorchDispatchMode):
         try:
             leaves = tree_leaves((args, kwargs))
             taken = [leaf for leaf in leaves if is_float(leaf)]
-            had_nan, had_inf = any(t.isnan().any() for t in taken), any(t.isinf().any() for t in taken)
-            sources = frozenset().union(*(self._sources_of(t) for t in taken if not t.isfinite().all()))
+            had_nan, had_inf = (
+                any(t.isnan().any() for t in taken),
+                any(t.isinf().any() for t in taken),
+            )
+            sources = frozenset().union(
+                *(self._sources_of(t) for t in taken if not t.isfinite().all())
+            )
             ranges = tuple(Range.of(t) for t in taken) if not (had_nan or had_inf) else None
             asked_for = any(isinstance(leaf, float) and not math.isfinite(leaf) for leaf in leaves)
             result = func(*args, **kwargs)
@@ -186,7 +195,9 @@ class Trace(TorchDispatchMode):
                 if new_nan or new_inf:
                     own = sources | {len(self.births)}
                     self.births.append(self._birth(name, ranges or (), given))
-                self._sources[_key(given)] = own | (self._sources_of(given) if func._schema.is_mutable else frozenset())
+                self._sources[_key(given)] = own | (
+                    self._sources_of(given) if func._schema.is_mutable else frozenset()
+                )
             return result
         finally:
             self._quiet = False
@@ -196,8 +207,13 @@ class Trace(TorchDispatchMode):
         if node is None:
             module, line = self._stack[-1] if self._stack else "", _line_of_caller()
         else:
-            module, line = node.metadata.get("module", ""), _line_of(node.metadata.get("traceback_", []))
-        return Birth(len(self.births), operator, module, line, node is not None, inputs, Range.of(given))
+            module, line = (
+                node.metadata.get("module", ""),
+                _line_of(node.metadata.get("traceback_", [])),
+            )
+        return Birth(
+            len(self.births), operator, module, line, node is not None, inputs, Range.of(given)
+        )
 
     def _sources_of(self, tensor: torch.Tensor) -> frozenset[int]:
         return self._sources.get(_key(tensor), frozenset())
@@ -211,7 +227,9 @@ class Trace(TorchDispatchMode):
         def hook(gradient):
             with _hushed(self):
                 if not gradient.isfinite().all():
-                    self._bad_gradients[name] = self._bad_gradients.get(name, frozenset()) | self._sources_of(gradient)
+                    self._bad_gradients[name] = self._bad_gradients.get(
+                        name, frozenset()
+                    ) | self._sources_of(gradient)
 
         return hook
 
@@ -292,7 +310,9 @@ def _line_of(traceback: list[str]) -> str:
     for entry in reversed(traceback):
         found = re.match(r'\s*File "(.*?)", line (\d+), in (\S+)\n\s*(.*)', entry)
         if found and found[1] != __file__ and not found[1].startswith((_TORCH, "<")):
-            return _told(found[1], int(found[2]), found[3], found[4].splitlines()[0] if found[4] else "")
+            return _told(
+                found[1], int(found[2]), found[3], found[4].splitlines()[0] if found[4] else ""
+            )
     return ""
 
 

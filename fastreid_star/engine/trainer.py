@@ -68,7 +68,9 @@ class Trainer(ResumableTrainer):
         self.device = _device(cfg)
         if comm.is_main_process():
             os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        seed_all_rng(cfg.SEED + comm.get_rank())  # image augmentations differ between ranks; DDP shares the weights
+        seed_all_rng(
+            cfg.SEED + comm.get_rank()
+        )  # image augmentations differ between ranks; DDP shares the weights
         check(cfg)
         notes = {"config": cfg.dump(), "versions": versions()}  # as the user has written it
         loader = self.build_train_loader(cfg)
@@ -140,18 +142,28 @@ class Trainer(ResumableTrainer):
             own.defrost()
             own.DATALOADER.NUM_WORKERS = 0
             own.DATASETS.NAMES = (cfg.TEST.PRECISE_BN.DATASET,)
-            ret.append(hooks.PreciseBN(self.model, self.build_train_loader(own), cfg.TEST.PRECISE_BN.NUM_ITER))
+            ret.append(
+                hooks.PreciseBN(
+                    self.model, self.build_train_loader(own), cfg.TEST.PRECISE_BN.NUM_ITER
+                )
+            )
         if cfg.MODEL.FREEZE_LAYERS and cfg.SOLVER.FREEZE_ITERS > 0:
-            ret.append(hooks.LayerFreeze(self.model, cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS))
+            ret.append(
+                hooks.LayerFreeze(self.model, cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS)
+            )
         if cfg.MODEL.LOSSES.CE_ONLY_EPOCHS > 0:
             model = getattr(self.model, "module", self.model)
             if not hasattr(model, "loss_names"):
-                raise UserError("MODEL.LOSSES.CE_ONLY_EPOCHS is for this plugin's networks: set it to 0")
+                raise UserError(
+                    "MODEL.LOSSES.CE_ONLY_EPOCHS is for this plugin's networks: set it to 0"
+                )
             ret.append(CrossEntropyFirst(model, cfg.MODEL.LOSSES.CE_ONLY_EPOCHS))
         ret.append(ReplacedFrames(self.data_loader))
         ret.append(evaluation)
         if comm.is_main_process():
-            ret.append(CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, evaluation, metric))
+            ret.append(
+                CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, evaluation, metric)
+            )
             ret.append(PeriodicWriter(self.build_writers(), cfg.SOLVER.LOG_PERIOD))
             if ProgressBar.fits():
                 ret.append(ProgressBar())
@@ -177,7 +189,9 @@ class Trainer(ResumableTrainer):
             keep_memory=cfg.MODEL.CPU.KEEP_MEMORY,
         )
         model = build_model(_with_device(cfg))
-        if cfg.MODEL.CHANNELS_LAST:  # of the weights: the first convolution turns the images, the rest follow
+        if (
+            cfg.MODEL.CHANNELS_LAST
+        ):  # of the weights: the first convolution turns the images, the rest follow
             model.backbone.to(memory_format=torch.channels_last)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info(f"{cfg.MODEL.META_ARCHITECTURE}: {trained / 1e6:.2f} M parameters to train")
@@ -223,7 +237,11 @@ class Trainer(ResumableTrainer):
         if not is_video_dataset(dataset_name):
             return super().build_evaluator(cfg, dataset_name, output_dir)
         loader = build_clip_test_loader(cfg, dataset_name, **_loader_options(cfg))
-        csv_path = os.path.join(cfg.OUTPUT_DIR, f"per_query_{dataset_name}.csv") if cfg.TEST.PER_QUERY_CSV else None
+        csv_path = (
+            os.path.join(cfg.OUTPUT_DIR, f"per_query_{dataset_name}.csv")
+            if cfg.TEST.PER_QUERY_CSV
+            else None
+        )
         evaluator = CrossModalEvaluator(
             tracklets=loader.dataset.tracklets,  # type: ignore[attr-defined] # our dataset
             ranks=tuple(cfg.TEST.RANKS),
@@ -241,7 +259,9 @@ class Trainer(ResumableTrainer):
         Returns:
             the results, by dataset where there are several; empty on other ranks than the main one.
         """
-        model = getattr(model, "module", model)  # ranks may hold different numbers of batches: no DDP forward
+        model = getattr(
+            model, "module", model
+        )  # ranks may hold different numbers of batches: no DDP forward
         share_buffers(model)
         if not all_video(cfg.DATASETS.TESTS, "TESTS"):
             return super().test(cfg, model)
@@ -251,7 +271,9 @@ class Trainer(ResumableTrainer):
             results[name] = inference_on_dataset(model, loader, evaluator)
             replaced = sum(comm.all_gather(loader.replaced))
             if replaced:
-                logger.warning(f"{replaced} broken test frames were replaced by their nearest good neighbour")
+                logger.warning(
+                    f"{replaced} broken test frames were replaced by their nearest good neighbor"
+                )
         return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -276,7 +298,9 @@ def iterations_per_epoch(cfg: CfgNode, loader) -> int:
         return loader.batch_sampler.batches_per_epoch
     images = len(loader.dataset)
     if images < cfg.SOLVER.IMS_PER_BATCH:
-        raise UserError(f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, the training set has {images} images")
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, the training set has {images} images"
+        )
     return images // cfg.SOLVER.IMS_PER_BATCH
 
 

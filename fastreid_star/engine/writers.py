@@ -72,5 +72,8 @@ class _WithoutTensorboard:
         self._otherwise = otherwise
 
     def __call__(self, args: threading.ExceptHookArgs, /) -> None:
-        if not (type(args.thread).__module__.startswith("tensorboard.") and isinstance(args.exc_value, OSError)):
+        if not (
+            type(args.thread).__module__.startswith("tensorboard.")
+            and isinstance(args.exc_value, OSError)
+        ):
             self._otherwise(args)

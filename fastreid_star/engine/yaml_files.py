@@ -27,7 +27,9 @@ def check_yaml(path: str) -> None:
     while True:
         real = os.path.realpath(path)
         if real in seen:
-            raise UserError(f"config file {path} is in the end based on itself, by {BASE}: take that line out")
+            raise UserError(
+                f"config file {path} is in the end based on itself, by {BASE}: take that line out"
+            )
         seen.append(real)
         content = _read(path)
         base = content.get(BASE) if isinstance(content, dict) else None
@@ -47,7 +49,9 @@ def _read(path: str) -> object:
         _size(yaml.compose(text, yaml.SafeLoader), {}, 0)
         return yaml.safe_load(text)
     except UserError as error:
-        raise UserError(f"{path}: {error}" if str(error).startswith("its ") else str(error)) from None
+        raise UserError(
+            f"{path}: {error}" if str(error).startswith("its ") else str(error)
+        ) from None
     except RecursionError as error:
         raise UserError(f"{path}: its values are nested too deeply") from error
     except Exception as error:  # a damaged file can raise anything from ValueError to IndexError

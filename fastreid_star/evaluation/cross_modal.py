@@ -37,7 +37,9 @@ from fastreid_star.structures import Modality, Tracklet
 
 logger = logging.getLogger(__name__)
 
-MAX_SHARED = 2**28  # similarities, one GiB of them: more are not kept for the other direction, but computed twice
+MAX_SHARED = (
+    2**28
+)  # similarities, one GiB of them: more are not kept for the other direction, but computed twice
 CSV_COLUMNS = (
     "direction",
     "tracklet",
@@ -73,7 +75,9 @@ class Sides(NamedTuple):
 
     def same_tracklets(self) -> bool:
         """Whether each tracklet is a query of one direction and in the gallery of the other."""
-        return np.array_equal(self.i2v_query, self.v2i_gallery) and np.array_equal(self.v2i_query, self.i2v_gallery)
+        return np.array_equal(self.i2v_query, self.v2i_gallery) and np.array_equal(
+            self.v2i_query, self.i2v_gallery
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +104,11 @@ class CrossModalResults:
     def __post_init__(self) -> None:
         sizes = tuple(map(len, self.sides))
         if (self.i2v.queries, self.i2v.gallery, self.v2i.queries, self.v2i.gallery) != sizes:
-            raise ValueError("I2V must use all of {} queries and {} gallery entries, V2I of {} and {}".format(*sizes))
+            raise ValueError(
+                "I2V must use all of {} queries and {} gallery entries, V2I of {} and {}".format(
+                    *sizes
+                )
+            )
         if self.i2v.ranks != self.v2i.ranks:
             raise ValueError(f"I2V has ranks {self.i2v.ranks}, V2I {self.v2i.ranks}")
 
@@ -119,11 +127,17 @@ class CrossModalResults:
 
     def protocol(self) -> str:
         """What the numbers were measured on and how, in three lines."""
-        length = f"tracklets of at least {self.min_frames} frames" if self.min_frames > 1 else "tracklets of any length"
+        length = (
+            f"tracklets of at least {self.min_frames} frames"
+            if self.min_frames > 1
+            else "tracklets of any length"
+        )
         camera = "removed from" if self.camera_filter else "kept in"
         lines = [f"{self.dataset_name}: {length}; same identity and camera {camera} the gallery"]
         for direction, result in (("I2V", self.i2v), ("V2I", self.v2i)):
-            query, gallery = ("infrared", "visible") if direction == "I2V" else ("visible", "infrared")
+            query, gallery = (
+                ("infrared", "visible") if direction == "I2V" else ("visible", "infrared")
+            )
             lines.append(
                 f"{direction}: {result.queries:,} {query} queries x {result.gallery:,} {gallery} gallery tracklets, "
                 f"{result.identities:,} identities, {result.valid_queries:,} valid queries"
@@ -144,7 +158,7 @@ def cross_modal_results(
     """Evaluate I2V and V2I by cosine similarity.
 
     Args:
-        features: [N, D], one row a tracklet, of any length: they are L2-normalised here.
+        features: [N, D], one row a tracklet, of any length: they are L2-normalized here.
         tracklets: N, of both modalities, in any order. One with a `role`, ``query`` or ``gallery``, is only that; all
             others are a query of one direction and in the gallery of the other.
         min_frames: the minimum length that the dataset has applied. Part of the protocol; checked, not applied.
@@ -160,19 +174,27 @@ def cross_modal_results(
     sides = _check_tracklets(tracklets, min_frames, dataset_name)
     features = torch.as_tensor(features).detach().to("cpu", torch.float32)
     if features.ndim != 2 or len(features) != len(tracklets):
-        raise ValueError(f"{len(tracklets)} tracklets need features [{len(tracklets)}, D], got {list(features.shape)}")
+        raise ValueError(
+            f"{len(tracklets)} tracklets need features [{len(tracklets)}, D], got {list(features.shape)}"
+        )
     check_features(features, dataset_name)
     features = F.normalize(features, dim=1)
     pids = np.array([tracklet.pid for tracklet in tracklets])
     camids = np.array([tracklet.camid for tracklet in tracklets])
 
     def direction(
-        name: str, query: np.ndarray, gallery: np.ndarray, similarity: np.ndarray | None = None, keep: bool = False
+        name: str,
+        query: np.ndarray,
+        gallery: np.ndarray,
+        similarity: np.ndarray | None = None,
+        keep: bool = False,
     ) -> RetrievalResult:
         labels = (pids[query], pids[gallery], camids[query], camids[gallery])
         try:
             if similarity is not None:
-                return evaluate_similarity(similarity, *labels, ranks=ranks, camera_filter=camera_filter)
+                return evaluate_similarity(
+                    similarity, *labels, ranks=ranks, camera_filter=camera_filter
+                )
             return evaluate_retrieval(
                 features[query],
                 features[gallery],
@@ -252,7 +274,9 @@ class CrossModalEvaluator(DatasetEvaluator):
         """
         index = inputs["index"]
         if outputs.ndim != 2 or index.shape != outputs.shape[:1]:
-            raise ValueError(f"index {list(index.shape)} and features {list(outputs.shape)} must be [B] and [B, D]")
+            raise ValueError(
+                f"index {list(index.shape)} and features {list(outputs.shape)} must be [B] and [B, D]"
+            )
         self._indexes.append(index.detach().to("cpu", torch.int64, copy=True))
         self._features.append(outputs.detach().to("cpu", torch.float32, copy=True))
 
@@ -272,7 +296,9 @@ class CrossModalEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return OrderedDict()
         parts = [part for part in gathered if part is not None]
-        indexes = torch.cat([part[0] for part in parts]) if parts else torch.empty(0, dtype=torch.int64)
+        indexes = (
+            torch.cat([part[0] for part in parts]) if parts else torch.empty(0, dtype=torch.int64)
+        )
         _check_coverage(indexes.tolist(), len(self.tracklets))
 
         shuffled = torch.cat([part[1] for part in parts])
@@ -307,17 +333,26 @@ def format_table(rows: Mapping[str, CrossModalResults | Mapping[str, float]]) ->
         metrics = run.metrics() if isinstance(run, CrossModalResults) else run
         names = [key.partition("/")[2] for key in metrics if key.startswith("I2V/")]
         if not names or (columns is not None and names != columns):
-            raise ValueError(f"run {name!r} has the columns {names}, expected {columns or 'those of both directions'}")
+            raise ValueError(
+                f"run {name!r} has the columns {names}, expected {columns or 'those of both directions'}"
+            )
         columns = names
         for direction in ("I2V", "V2I"):
-            table.append([f"{name} {direction}".strip(), *(metrics[f"{direction}/{column}"] for column in columns)])
+            table.append(
+                [
+                    f"{name} {direction}".strip(),
+                    *(metrics[f"{direction}/{column}"] for column in columns),
+                ]
+            )
         table.append([f"{name} mean".strip(), *(_mean(metrics, column) for column in columns)])
     if columns is None:
         raise ValueError("no results to print")
     return tabulate(table, headers=["%", *columns], tablefmt="pipe", floatfmt=".2f")
 
 
-def write_query_csv(path: str | os.PathLike, results: CrossModalResults, tracklets: Sequence[Tracklet]) -> None:
+def write_query_csv(
+    path: str | os.PathLike, results: CrossModalResults, tracklets: Sequence[Tracklet]
+) -> None:
     """Write one row a query and direction, I2V first, queries in the order of `tracklets`.
 
     `tracklet` and `top1_tracklet` are positions in `tracklets`; AP and INP are fractions, in full precision. Cells
@@ -336,7 +371,11 @@ def write_query_csv(path: str | os.PathLike, results: CrossModalResults, trackle
 
 
 def _csv_rows(
-    direction: str, result: RetrievalResult, query: np.ndarray, gallery: np.ndarray, tracklets: Sequence[Tracklet]
+    direction: str,
+    result: RetrievalResult,
+    query: np.ndarray,
+    gallery: np.ndarray,
+    tracklets: Sequence[Tracklet],
 ) -> Iterator[tuple[object, ...]]:
     per_query = result.per_query
     for row, index in enumerate(query.tolist()):
@@ -344,7 +383,11 @@ def _csv_rows(
         measures: tuple[object, ...] = ("", "", "")
         top1: tuple[object, ...] = ("", "", "")
         if per_query.valid[row]:
-            measures = (int(per_query.first_match[row]), float(per_query.ap[row]), float(per_query.inp[row]))
+            measures = (
+                int(per_query.first_match[row]),
+                float(per_query.ap[row]),
+                float(per_query.inp[row]),
+            )
         if per_query.top1[row] >= 0:
             position = int(gallery[per_query.top1[row]])
             top1 = (tracklets[position].pid, position, float(per_query.top1_similarity[row]))
@@ -369,13 +412,17 @@ def _mean(metrics: Mapping[str, float], name: str) -> float:
 def _check_tracklets(tracklets: Sequence[Tracklet], min_frames: int, dataset_name: str) -> Sides:
     """Who looks for whom, and that the protocol is the one it claims to be."""
     # A tracklet always has a frame: the CSV names the first.
-    short = [index for index, tracklet in enumerate(tracklets) if len(tracklet) < max(min_frames, 1)]
+    short = [
+        index for index, tracklet in enumerate(tracklets) if len(tracklet) < max(min_frames, 1)
+    ]
     if short:
         raise UserError(
             f"{dataset_name}: {len(short)} of {len(tracklets)} tracklets have fewer than {max(min_frames, 1)} frames, "
             f"index {shorten(short)}: apply DATASETS.MIN_FRAMES when the dataset is read"
         )
-    infrared = np.array([tracklet.modality == Modality.INFRARED for tracklet in tracklets], dtype=bool)
+    infrared = np.array(
+        [tracklet.modality == Modality.INFRARED for tracklet in tracklets], dtype=bool
+    )
     roles = [getattr(tracklet, "role", None) for tracklet in tracklets]
     query = np.array([role != "gallery" for role in roles], dtype=bool)
     gallery = np.array([role != "query" for role in roles], dtype=bool)
@@ -403,7 +450,11 @@ def _check_coverage(indexes: Sequence[int], size: int) -> None:
     if missing or repeated or unknown:
         found = [
             f"{len(group)} {what} (index {shorten(group)})"
-            for what, group in (("missing", missing), ("seen more than once", repeated), ("unknown", unknown))
+            for what, group in (
+                ("missing", missing),
+                ("seen more than once", repeated),
+                ("unknown", unknown),
+            )
             if group
         ]
         raise AssertionError(

@@ -11,7 +11,7 @@ Camera rule: gallery entries with the query's identity AND camera are no part of
 matches nor do they take a rank. A query that is left without a match is not counted in any mean, but reported.
 
 Ties: entries of exactly equal similarity stay in gallery order, the lower index first. The rule is blind to who is a
-match, so it favours nobody. Similarities are float32 dot products: what is equal in exact arithmetic may differ in the
+match, so it favors nobody. Similarities are float32 dot products: what is equal in exact arithmetic may differ in the
 last bit, and then that decides.
 """
 
@@ -63,7 +63,9 @@ class QueryResults:
         for name, value in (("ap", self.ap), ("inp", self.inp)):
             inside = (value[self.valid] > 0) & (value[self.valid] <= 1)
             if not (inside.all() and np.isnan(value[~self.valid]).all()):
-                raise ValueError(f"{name} lies in (0, 1] where a query has matches and is NaN elsewhere")
+                raise ValueError(
+                    f"{name} lies in (0, 1] where a query has matches and is NaN elsewhere"
+                )
         if not np.array_equal(self.top1 >= 0, ~np.isnan(self.top1_similarity)):
             raise ValueError("a query has a top-1 similarity exactly where it has a top-1 entry")
 
@@ -78,7 +80,12 @@ class QueryResults:
     @classmethod
     def concatenate(cls, parts: Sequence[QueryResults]) -> QueryResults:
         """The results of consecutive blocks of queries as one."""
-        return cls(**{field.name: np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(cls)})
+        return cls(
+            **{
+                field.name: np.concatenate([getattr(p, field.name) for p in parts])
+                for field in fields(cls)
+            }
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,20 +122,32 @@ class RetrievalResult:
     def __post_init__(self) -> None:
         check_ranks(self.ranks)
         if len(self.cmc) != len(self.ranks) or not all(0 <= value <= 1 for value in self.cmc):
-            raise ValueError(f"CMC needs one value in [0, 1] for each of the ranks {self.ranks}, got {self.cmc}")
+            raise ValueError(
+                f"CMC needs one value in [0, 1] for each of the ranks {self.ranks}, got {self.cmc}"
+            )
         if list(self.cmc) != sorted(self.cmc):
             raise ValueError(f"a CMC curve never falls, got {self.cmc}")
         if not (0 < self.mAP <= 1 and 0 < self.mINP <= 1):
             raise ValueError(f"mAP and mINP lie in (0, 1], got {self.mAP} and {self.mINP}")
-        if self.queries != len(self.per_query) or self.valid_queries != int(self.per_query.valid.sum()):
-            raise ValueError(f"{self.queries} queries, {self.valid_queries} of them valid, are not those of per_query")
-        if not (1 <= self.valid_queries <= self.queries and 1 <= self.identities <= self.queries and self.gallery >= 1):
+        if self.queries != len(self.per_query) or self.valid_queries != int(
+            self.per_query.valid.sum()
+        ):
+            raise ValueError(
+                f"{self.queries} queries, {self.valid_queries} of them valid, are not those of per_query"
+            )
+        if not (
+            1 <= self.valid_queries <= self.queries
+            and 1 <= self.identities <= self.queries
+            and self.gallery >= 1
+        ):
             raise ValueError(
                 f"impossible counts: {self.queries} queries, {self.valid_queries} valid, "
                 f"{self.identities} identities, {self.gallery} gallery entries"
             )
         if self.similarity is not None and self.similarity.shape != (self.queries, self.gallery):
-            raise ValueError(f"similarities {self.similarity.shape} are not those of {self.queries} queries")
+            raise ValueError(
+                f"similarities {self.similarity.shape} are not those of {self.queries} queries"
+            )
 
 
 def evaluate_retrieval(
@@ -147,7 +166,7 @@ def evaluate_retrieval(
     """Rank the gallery for every query by the dot product of their features; see the module for the measures.
 
     Args:
-        query_features: [Q, D], taken as float32. For cosine similarity, normalise them before.
+        query_features: [Q, D], taken as float32. For cosine similarity, normalize them before.
         gallery_features: [G, D].
         q_pids, q_camids: [Q], identity and camera of each query.
         g_pids, g_camids: [G], the same of each gallery entry.
@@ -163,14 +182,21 @@ def evaluate_retrieval(
     ranks = check_ranks(ranks)
     query, gallery = _features(query_features, "query"), _features(gallery_features, "gallery")
     if query.shape[1] != gallery.shape[1]:
-        raise ValueError(f"query features are {query.shape[1]} wide, gallery features {gallery.shape[1]}")
-    labels = (*_labels(len(query), q_pids, q_camids, "query"), *_labels(len(gallery), g_pids, g_camids, "gallery"))
+        raise ValueError(
+            f"query features are {query.shape[1]} wide, gallery features {gallery.shape[1]}"
+        )
+    labels = (
+        *_labels(len(query), q_pids, q_camids, "query"),
+        *_labels(len(gallery), g_pids, g_camids, "gallery"),
+    )
     kept = torch.empty(len(query), len(gallery)) if keep_similarity else None
 
     def rows(block: slice) -> np.ndarray:
         return torch.mm(query[block], gallery.T, out=None if kept is None else kept[block]).numpy()
 
-    result = _evaluate(rows, *labels, ranks=ranks, camera_filter=camera_filter, block_size=block_size)
+    result = _evaluate(
+        rows, *labels, ranks=ranks, camera_filter=camera_filter, block_size=block_size
+    )
     return result if kept is None else replace(result, similarity=kept.numpy())
 
 
@@ -202,7 +228,11 @@ def evaluate_similarity(
         *_labels(similarity.shape[1], g_pids, g_camids, "gallery"),
     )
     return _evaluate(
-        similarity.__getitem__, *labels, ranks=check_ranks(ranks), camera_filter=camera_filter, block_size=block_size
+        similarity.__getitem__,
+        *labels,
+        ranks=check_ranks(ranks),
+        camera_filter=camera_filter,
+        block_size=block_size,
     )
 
 
@@ -223,7 +253,14 @@ def _evaluate(
     blocks = [slice(start, start + block_size) for start in range(0, len(q_pids), block_size)]
     per_query = QueryResults.concatenate(
         [
-            rank_queries(rows(block), q_pids[block], g_pids, q_camids[block], g_camids, camera_filter=camera_filter)
+            rank_queries(
+                rows(block),
+                q_pids[block],
+                g_pids,
+                q_camids[block],
+                g_camids,
+                camera_filter=camera_filter,
+            )
             for block in blocks
         ]
     )
@@ -283,7 +320,10 @@ def rank_queries(
     last = np.cumsum(n_matches)  # one past the last match of each query
     first = last - n_matches
     rank = np.concatenate(
-        [_ranks(row, column[a:b]) for row, a, b in zip(similarity, first.tolist(), last.tolist(), strict=True)]
+        [
+            _ranks(row, column[a:b])
+            for row, a, b in zip(similarity, first.tolist(), last.tolist(), strict=True)
+        ]
     )
     valid = n_matches > 0
     nth = np.arange(len(rank)) - first[query] + 1  # m of r_m
@@ -291,7 +331,9 @@ def rank_queries(
     first_match = np.zeros(len(similarity), dtype=np.int64)
     first_match[valid] = rank[first[valid]]
     ap = np.full(len(similarity), np.nan)
-    ap[valid] = np.bincount(query, weights=nth / rank, minlength=len(similarity))[valid] / n_matches[valid]
+    ap[valid] = (
+        np.bincount(query, weights=nth / rank, minlength=len(similarity))[valid] / n_matches[valid]
+    )
     inp = np.full(len(similarity), np.nan)
     inp[valid] = n_matches[valid] / rank[last[valid] - 1]
 
@@ -335,9 +377,14 @@ def check_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
         UserError: they are not positive whole numbers in ascending order.
     """
     ranks = tuple(ranks)
-    whole = all(isinstance(rank, int | np.integer) and not isinstance(rank, bool) and rank >= 1 for rank in ranks)
+    whole = all(
+        isinstance(rank, int | np.integer) and not isinstance(rank, bool) and rank >= 1
+        for rank in ranks
+    )
     if not ranks or not whole or list(ranks) != sorted(set(ranks)):
-        raise UserError(f"ranks (TEST.RANKS) must be positive whole numbers in ascending order, got {list(ranks)}")
+        raise UserError(
+            f"ranks (TEST.RANKS) must be positive whole numbers in ascending order, got {list(ranks)}"
+        )
     return tuple(int(rank) for rank in ranks)
 
 
@@ -380,7 +427,9 @@ def _features(features: torch.Tensor | np.ndarray, what: str) -> torch.Tensor:
     if features.ndim != 2:
         raise ValueError(f"{what} features must be [tracklets, width], got {list(features.shape)}")
     if len(features) == 0:
-        raise UserError(f"the {what} set is empty: check the dataset's files and the minimum length (MIN_FRAMES)")
+        raise UserError(
+            f"the {what} set is empty: check the dataset's files and the minimum length (MIN_FRAMES)"
+        )
     check_features(features, what)
     return features
 
@@ -392,14 +441,20 @@ def _matrix(values: np.ndarray, what: str) -> np.ndarray:
     if values.ndim != 2:
         raise ValueError(f"{what} must be a matrix, got {list(values.shape)}")
     if 0 in values.shape:
-        raise UserError(f"{what} of {values.shape[0]} queries and {values.shape[1]} gallery entries: nothing to rank")
+        raise UserError(
+            f"{what} of {values.shape[0]} queries and {values.shape[1]} gallery entries: nothing to rank"
+        )
     return values
 
 
-def _labels(size: int, pids: ArrayLike, camids: ArrayLike, what: str) -> tuple[np.ndarray, np.ndarray]:
+def _labels(
+    size: int, pids: ArrayLike, camids: ArrayLike, what: str
+) -> tuple[np.ndarray, np.ndarray]:
     pids, camids = np.asarray(pids), np.asarray(camids)
     if pids.shape != (size,) or camids.shape != (size,):
-        raise ValueError(f"{size} {what} entries need as many pids and camids, got {pids.shape} and {camids.shape}")
+        raise ValueError(
+            f"{size} {what} entries need as many pids and camids, got {pids.shape} and {camids.shape}"
+        )
     return pids, camids
 
 

@@ -92,7 +92,9 @@ def split_backbone(backbone: nn.Module) -> BackboneSplit:
 def _interleave_non_local(backbone: nn.Module, stage: int) -> nn.Sequential:
     """Layer `stage` with its non-local blocks, each behind the residual block that it follows in forward()."""
     modules = []
-    follows = [index for index in getattr(backbone, f"NL_{stage}_idx") if index >= 0]  # forward() fills in -1
+    follows = [
+        index for index in getattr(backbone, f"NL_{stage}_idx") if index >= 0
+    ]  # forward() fills in -1
     for index, block in enumerate(getattr(backbone, f"layer{stage}")):
         modules.append(block)
         if index in follows:
@@ -130,7 +132,9 @@ def _split_at_strides(features: nn.Sequential, strided: list[int]) -> list[nn.Se
     """``features[1:]`` in four parts; parts 2 to 4 begin at the 2nd to 4th block that halves the map."""
     bounds = [1, *strided[1:], len(features)]
     if len(bounds) != 5:
-        raise UserError(f"expected 4 blocks of stride 2 behind the first convolution, found {len(strided)}")
+        raise UserError(
+            f"expected 4 blocks of stride 2 behind the first convolution, found {len(strided)}"
+        )
     return [cast(nn.Sequential, features[start:end]) for start, end in itertools.pairwise(bounds)]
 
 
@@ -206,7 +210,9 @@ class ClassToken(nn.Module):
 @register_split(VisionTransformer)
 def split_vit(net: VisionTransformer) -> BackboneSplit:
     if net.cam_num > 0:
-        raise UserError("a vision transformer with camera embeddings cannot be split: build it with camera=0")
+        raise UserError(
+            "a vision transformer with camera embeddings cannot be split: build it with camera=0"
+        )
     depth = len(net.blocks)
     bounds = [depth * quarter // 4 for quarter in range(5)]
     stages = [nn.Sequential(*net.blocks[a:b]) for a, b in itertools.pairwise(bounds)]

@@ -45,12 +45,25 @@ class CrossAttention(nn.MultiheadAttention):
             ``[B, T, D]``, and the weights, mean over the heads, ``[B, T, S]``, or None.
         """
         if need_weights or not trains_on_cpu(query):
-            return super().forward(query, key, key, key_padding_mask=key_bias, need_weights=need_weights)
-        parts = [query.shape[-1], 2 * query.shape[-1]]  # of the packed weights: queries', then keys' and values'
-        (weight_q, weight_kv), (bias_q, bias_kv) = self.in_proj_weight.split(parts), self.in_proj_bias.split(parts)
-        projected = linear(query, weight_q, bias_q), *linear(key, weight_kv, bias_kv).chunk(2, dim=-1)
+            return super().forward(
+                query, key, key, key_padding_mask=key_bias, need_weights=need_weights
+            )
+        parts = [
+            query.shape[-1],
+            2 * query.shape[-1],
+        ]  # of the packed weights: queries', then keys' and values'
+        (weight_q, weight_kv), (bias_q, bias_kv) = (
+            self.in_proj_weight.split(parts),
+            self.in_proj_bias.split(parts),
+        )
+        projected = (
+            linear(query, weight_q, bias_q),
+            *linear(key, weight_kv, bias_kv).chunk(2, dim=-1),
+        )
         # [B, h, T, D / h]
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
         mask = None if key_bias is None else key_bias[:, None, None]
         heard = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return linear(heard.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias), None
+        return linear(
+            heard.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias
+        ), None

@@ -26,9 +26,16 @@ from torch import nn
 from fastreid_star.coco import BONES, NUM_BONES
 from fastreid_star.errors import UserError
 from fastreid_star.modeling.cross_attention import CrossAttention
+from fastreid_star.modeling.graph_attention import MaskedBatchNorm
 from fastreid_star.modeling.linear import Linear
 from fastreid_star.modeling.pooling import at_least_float32
-from fastreid_star.modeling.skeleton_graph import BONE_READINGS, bone_features, choose, joint_validity
+from fastreid_star.modeling.skeleton_graph import (
+    BONE_READINGS,
+    bone_features,
+    bone_scores,
+    choose,
+    joint_validity,
+)
 
 READINGS = ("paper", "release")
 FLOOR = 1e-3  # epsilon of equation (7): keeps Y > 0, and with it the gradient of Y^0.7 bounded
@@ -42,7 +49,7 @@ class BoneStates(NamedTuple):
         last_step: S at t = T, ``[B, D]``; its backward half has seen one frame.
         final_states: the state of each direction after all frames, ``[B, D]``.
         seen: bool ``[B, T]``, frames with at least one valid joint.
-        bones: the input ``[B, T, E, F]``.
+        bones: the input of the linear layer ``[B, T, E, F]``.
     """
 
     states: torch.Tensor
@@ -72,10 +79,15 @@ class BoneEncoder(nn.Module):
 
     Computed in float32 whatever autocast says: it is small, and a recurrence adds up what rounding leaves.
 
+    In the `standardized` reading each of the E F inputs is batch-normalized over the frames in which its bone is seen,
+    then multiplied by the bone's score. Lengths vary by a few hundredths where sines vary by one: without this step
+    they are too small to be learned from.
+
     Args:
         feat_dim: D, half of it a direction.
-        bones: `normalised` or `release`, see :func:`~fastreid_star.modeling.skeleton_graph.bone_features`; `release`
-            also takes every joint of a stored skeleton, whatever its score.
+        bones: `standardized`, `normalized` or `release`, see
+            :func:`~fastreid_star.modeling.skeleton_graph.bone_features`; `release` also takes every joint of a stored
+            skeleton, whatever its score.
         score_threshold: joints with a lower score do not count.
         hidden: width of the linear layer.
         split_lstm: run the LSTM as two one-way LSTMs.
@@ -86,17 +98,21 @@ class BoneEncoder(nn.Module):
         self,
         *,
         feat_dim: int,
-        bones: str = "normalised",
-        score_threshold: float = 0.3,
+        bones: str = "standardized",
+        score_threshold: float = 0.0,
         hidden: int = 64,
         split_lstm: bool = False,
     ):
         super().__init__()
         self.reading = choose("BONES", bones, BONE_READINGS)
         if feat_dim % 2:
-            raise UserError(f"a two-way LSTM cannot halve {feat_dim} features: choose a backbone of even width")
+            raise UserError(
+                f"a two-way LSTM cannot halve {feat_dim} features: choose a backbone of even width"
+            )
         self.score_threshold = None if bones == "release" else score_threshold
-        self.fc = nn.Linear(NUM_BONES * BONE_READINGS[bones], hidden)
+        inputs = NUM_BONES * BONE_READINGS[bones]
+        self.norm = MaskedBatchNorm(inputs) if bones == "standardized" else None
+        self.fc = nn.Linear(inputs, hidden)
         lstm = TwoOneWayLSTMs if split_lstm else nn.LSTM
         self.lstm = lstm(hidden, feat_dim // 2, batch_first=True, bidirectional=True)
         self.bones: torch.Tensor
@@ -119,6 +135,11 @@ class BoneEncoder(nn.Module):
         seen = valid.any(-1)
         with torch.autocast(skeletons.device.type, enabled=False):
             bones = bone_features(skeletons, valid, self.reading, self.bones)
+            if self.norm is not None:
+                scores = bone_scores(skeletons, valid, self.bones)[..., None].expand_as(bones)
+                rows = bones.flatten(0, 1).flatten(1)
+                rows = self.norm(rows, (scores > 0).flatten(0, 1).flatten(1))
+                bones = rows.view_as(bones) * scores
             states, _ = self.lstm(self.fc(bones.flatten(2)).masked_fill(~seen[..., None], 0))
         forward, backward = states.chunk(2, dim=-1)
         final_states = torch.cat([forward[:, -1], backward[:, 0]], dim=-1)
@@ -162,16 +183,26 @@ class FrameCorrector(nn.Module):
 
     @configurable
     def __init__(
-        self, *, feat_dim: int, encoder: BoneEncoder, reading: str = "paper", heads: int = 4, reduction: int = 16
+        self,
+        *,
+        feat_dim: int,
+        encoder: BoneEncoder,
+        reading: str = "paper",
+        heads: int = 4,
+        reduction: int = 16,
     ):
         super().__init__()
         choose("CORRECTOR", reading, READINGS)
         if feat_dim % heads:
-            raise UserError(f"{heads} attention heads cannot share {feat_dim} features: choose another backbone")
+            raise UserError(
+                f"{heads} attention heads cannot share {feat_dim} features: choose another backbone"
+            )
         self.encoder = encoder
         self.attend_time = CrossAttention(feat_dim, heads)
         self.attend_visual = CrossAttention(feat_dim, heads)
-        self.ffn = nn.Sequential(Linear(2 * feat_dim, feat_dim), nn.ReLU(), Linear(feat_dim, feat_dim))
+        self.ffn = nn.Sequential(
+            Linear(2 * feat_dim, feat_dim), nn.ReLU(), Linear(feat_dim, feat_dim)
+        )
         self.norm = self.se = None
         if reading == "paper":
             narrow = max(feat_dim // reduction, 1)
@@ -194,7 +225,11 @@ class FrameCorrector(nn.Module):
         }
 
     def forward(
-        self, frames: torch.Tensor, skeletons: torch.Tensor, has_skeleton: torch.Tensor, with_attention: bool = False
+        self,
+        frames: torch.Tensor,
+        skeletons: torch.Tensor,
+        has_skeleton: torch.Tensor,
+        with_attention: bool = False,
     ) -> CorrectedFrames:
         """Correct X ``[B, T, D]`` by skeletons ``[B, T, V, 3]``; has_skeleton: bool ``[B, T]``."""
         frames = at_least_float32(frames)
@@ -204,7 +239,9 @@ class FrameCorrector(nn.Module):
         # result is not used. As numbers to add, not as booleans: the same in every kernel of every device.
         closed = ~seen & seen.any(1, keepdim=True)
         bias = torch.zeros_like(frames[..., 0]).masked_fill(closed, float("-inf"))
-        by_time, frame_attention = self.attend_time(frames, states, key_bias=bias, need_weights=with_attention)
+        by_time, frame_attention = self.attend_time(
+            frames, states, key_bias=bias, need_weights=with_attention
+        )
         by_sight, _ = self.attend_visual(states, frames)
         update = at_least_float32(self.ffn(torch.cat([by_sight, by_time], dim=-1)))
         update = F.relu(update if self.norm is None else self.norm(update))
@@ -215,7 +252,9 @@ class FrameCorrector(nn.Module):
         if with_attention:
             attention = {
                 "bone_weights": self.encoder.bone_weights(bone_states.bones),
-                "frame_attention": at_least_float32(frame_attention).masked_fill(~seen[..., None], 0),
+                "frame_attention": at_least_float32(frame_attention).masked_fill(
+                    ~seen[..., None], 0
+                ),
             }
             if gates is not None:
                 attention["frame_gates"] = gates.mean(-1).masked_fill(~seen, 0)

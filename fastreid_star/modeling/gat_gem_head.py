@@ -29,12 +29,19 @@ from fastreid_star.errors import UserError
 from fastreid_star.modeling.graph_attention import MaskedBatchNorm, SkeletonGAT, received_attention
 from fastreid_star.modeling.heads import ClipHead
 from fastreid_star.modeling.pooling import at_least_float32, gem
-from fastreid_star.modeling.skeleton_graph import GRAPH_READINGS, choose, joint_validity, normalise_joints
+from fastreid_star.modeling.skeleton_graph import (
+    GRAPH_READINGS,
+    choose,
+    joint_validity,
+    normalize_joints,
+)
 
 GUIDES = ("sigmoid", "softmax", "release")
 
 
-def gem_pyramid(frames: torch.Tensor, exponents: Sequence[float], eps: float = 1e-6) -> torch.Tensor:
+def gem_pyramid(
+    frames: torch.Tensor, exponents: Sequence[float], eps: float = 1e-6
+) -> torch.Tensor:
     """Equation (11) over T for each exponent: frames ``[B, T, D]``, non-negative, to ``[B, K, D]``.
 
     Clamped at `eps`: x^0.7 has an infinite slope at 0. The root adds :func:`gem`'s 1e-12, as the release does: x^7 of
@@ -50,7 +57,9 @@ def joint_means(nodes: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     return (nodes * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-def part_tokens(nodes: torch.Tensor, valid: torch.Tensor, members: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def part_tokens(
+    nodes: torch.Tensor, valid: torch.Tensor, members: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Equation (12): mean of h' over the frames and over the joints of each part.
 
     Args:
@@ -62,7 +71,9 @@ def part_tokens(nodes: torch.Tensor, valid: torch.Tensor, members: torch.Tensor)
         tokens ``[B, P, C]``, 0 for a part that is never seen, and bool ``[B, P]``: which are.
     """
     weights = valid[..., None].to(nodes.dtype)
-    sums, counts = ((x.sum(1)[:, None] * members[..., None]).sum(2) for x in (nodes * weights, weights))
+    sums, counts = (
+        (x.sum(1)[:, None] * members[..., None]).sum(2) for x in (nodes * weights, weights)
+    )
     return sums / counts.clamp(min=1), counts[..., 0] > 0
 
 
@@ -77,7 +88,9 @@ def weigh_by_parts(logits: torch.Tensor, pooled: torch.Tensor) -> tuple[torch.Te
     return 2 / (exponents * parts) * (gates.sum(2) * pooled).sum(1), gates
 
 
-def weigh_by_softmax(logits: torch.Tensor, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def weigh_by_softmax(
+    logits: torch.Tensor, pooled: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A softmax over the exponents: logits and pooled ``[B, K, D]``, to G ``[B, D]`` and the weights ``[B, K, D]``."""
     weights = logits.softmax(1)
     return (weights * pooled).sum(1), weights
@@ -131,7 +144,7 @@ class GATGeMHead(ClipHead):
         exponents: Sequence[float] = (0.7, 1.0, 3.0, 5.0, 7.0),
         guide: str = "sigmoid",
         graph: str = "paper",
-        score_threshold: float = 0.3,
+        score_threshold: float = 0.0,
         attention_dropout: float = 0.6,
         dropout: float = 0.3,
         pose_logits: bool = False,
@@ -139,14 +152,24 @@ class GATGeMHead(ClipHead):
     ):
         super().__init__(feat_dim=feat_dim, num_classes=num_classes, **kwargs)
         if not exponents or min(exponents) <= 0:
-            raise UserError(f"MODEL.STAR.EXPONENTS is {list(exponents)}: give at least one, all larger than 0")
+            raise UserError(
+                f"MODEL.STAR.EXPONENTS is {list(exponents)}: give at least one, all larger than 0"
+            )
         if pose_logits and guide != "release":
-            raise UserError(f"MODEL.STAR.KL release compares the pose features of GUIDE release, but GUIDE is {guide}")
+            raise UserError(
+                f"MODEL.STAR.KL release compares the pose features of GUIDE release, but GUIDE is {guide}"
+            )
         self.exponents, self.feat_dim = tuple(exponents), feat_dim
-        self.guide, self.graph = choose("GUIDE", guide, GUIDES), choose("GRAPH", graph, GRAPH_READINGS)
+        self.guide, self.graph = (
+            choose("GUIDE", guide, GUIDES),
+            choose("GRAPH", graph, GRAPH_READINGS),
+        )
         self.score_threshold = None if graph == "release" else score_threshold
         self.gat = SkeletonGAT(
-            attention_dropout=attention_dropout, dropout=dropout, graph=graph, norm=guide != "release"
+            attention_dropout=attention_dropout,
+            dropout=dropout,
+            graph=graph,
+            norm=guide != "release",
         )
         channels = self.gat.out_channels
         members = torch.zeros(NUM_PARTS, NUM_JOINTS, dtype=torch.bool)
@@ -161,7 +184,9 @@ class GATGeMHead(ClipHead):
             self.token_norm = MaskedBatchNorm(NUM_PARTS * channels)
             shape = (len(exponents), NUM_PARTS, feat_dim)
             # one linear layer C -> D for each exponent and part, drawn as nn.Linear draws, all gates at 1/2 on average
-            self.gate_weight = nn.Parameter(torch.empty(*shape, channels).uniform_(-(channels**-0.5), channels**-0.5))
+            self.gate_weight = nn.Parameter(
+                torch.empty(*shape, channels).uniform_(-(channels**-0.5), channels**-0.5)
+            )
             self.gate_bias = nn.Parameter(torch.zeros(shape))
 
     @classmethod
@@ -176,7 +201,8 @@ class GATGeMHead(ClipHead):
             "score_threshold": star.SCORE_THRESHOLD,
             "attention_dropout": star.ATTENTION_DROPOUT,
             "dropout": star.GAT_DROPOUT,
-            "pose_logits": star.KL == "release" and "SkeletonConsistencyLoss" in cfg.MODEL.LOSSES.NAME,
+            "pose_logits": star.KL == "release"
+            and "SkeletonConsistencyLoss" in cfg.MODEL.LOSSES.NAME,
         }
 
     @property
@@ -217,13 +243,15 @@ class GATGeMHead(ClipHead):
         """
         valid = joint_validity(skeletons, has_skeleton, self.score_threshold)
         has_clip = valid.flatten(1).any(1)
-        nodes, alpha = self.gat(normalise_joints(skeletons, valid, self.graph), valid)
+        nodes, alpha = self.gat(normalize_joints(skeletons, valid, self.graph), valid)
         pooled = gem_pyramid(frames, self.exponents)
 
         pose_logits = gates = None
         if self.guide == "release":
             guide = self.release_guide(nodes, edge_state, has_clip)
-            logits = at_least_float32(self.guide_layer(guide)).unflatten(1, (len(self.exponents), self.feat_dim))
+            logits = at_least_float32(self.guide_layer(guide)).unflatten(
+                1, (len(self.exponents), self.feat_dim)
+            )
             clip, weights = weigh_by_softmax(logits, pooled)
             if self.training and self.pose_classifier is not None:
                 pose_logits = self.pose_classifier(guide)
@@ -243,13 +271,15 @@ class GATGeMHead(ClipHead):
                 attention["part_weights"] = gates.mean((1, 3)).masked_fill(unseen, 0)
                 weights = gates.mean(2)
             share = weights.mean(2)
-            attention["exponent_weights"] = (share / share.sum(1, keepdim=True)).masked_fill(unseen, 0)
+            attention["exponent_weights"] = (share / share.sum(1, keepdim=True)).masked_fill(
+                unseen, 0
+            )
         return AggregatedClip(clip, joint_means(nodes, valid), has_clip, pose_logits, attention)
 
     def part_logits(self, nodes: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Node features ``[B, T, V, C]`` to the logits of the gates ``[B, K, P, D]``.
 
-        The tokens are batch-normalised for each part by itself: what tells clips apart counts, not what tells legs
+        The tokens are batch-normalized for each part by itself: what tells clips apart counts, not what tells legs
         from arms. A part that is never seen has the mean token, 0.
         """
         tokens, seen = part_tokens(nodes, valid, self.members)
@@ -263,6 +293,8 @@ class GATGeMHead(ClipHead):
     ) -> torch.Tensor:
         """BN([last LSTM step; node features, flattened and averaged to D]), ``[B, 2D]``."""
         if edge_state is None:
-            raise ValueError("the release guide reads the last LSTM step of the bones: hand it over as edge_state")
+            raise ValueError(
+                "the release guide reads the last LSTM step of the bones: hand it over as edge_state"
+            )
         pose = F.adaptive_avg_pool1d(nodes.flatten(1)[:, None], self.feat_dim).squeeze(1)
         return self.guide_norm(torch.cat([edge_state, pose], dim=1), has_clip[:, None])

@@ -20,7 +20,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may use it elsewhere
+        gradient = gradient.clone(
+            memory_format=torch.contiguous_format
+        )  # autograd may use it elsewhere
         dist.all_reduce(gradient)
         start = dist.get_rank() * ctx.rows
         return gradient[start : start + ctx.rows]

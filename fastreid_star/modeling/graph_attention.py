@@ -1,10 +1,10 @@
 """Graph attention (10) on graphs that are the same for every clip of a batch.
 
-:class:`GraphAttention` is torch-geometric's ``GATConv`` with a table of neighbours in place of an edge list: the
+:class:`GraphAttention` is torch-geometric's ``GATConv`` with a table of neighbors in place of an edge list: the
 same parameters by name and shape, the same numbers, fixed shapes, no scatter in the forward pass, and the attention
 in a form that can be read. Nodes come first inside, ``[N, B, ...]``: a gather then copies whole rows.
 
-Shapes: B clips, T frames, V joints, N = T V nodes, M neighbours with the node itself, H heads, C channels a head.
+Shapes: B clips, T frames, V joints, N = T V nodes, M neighbors with the node itself, H heads, C channels a head.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastreid_star.modeling.pooling import at_least_float32
-from fastreid_star.modeling.skeleton_graph import Neighbours, spatial_temporal_neighbours
+from fastreid_star.modeling.skeleton_graph import Neighbors, spatial_temporal_neighbors
 
 
-def neighbourhood_softmax(scores: torch.Tensor, is_open: torch.Tensor) -> torch.Tensor:
-    """Softmax over each node's open neighbours: ``[N, M, B, H]``, 0 where closed, sum 1 over M."""
+def neighborhood_softmax(scores: torch.Tensor, is_open: torch.Tensor) -> torch.Tensor:
+    """Softmax over each node's open neighbors: ``[N, M, B, H]``, 0 where closed, sum 1 over M."""
     return scores.masked_fill(~is_open, float("-inf")).softmax(1)
 
 
 class GraphAttention(nn.Module):
-    """``h'_i = concat_heads sum_j alpha_ij W h_j + b``, j over i's neighbours and i itself.
+    """``h'_i = concat_heads sum_j alpha_ij W h_j + b``, j over i's neighbors and i itself.
 
     ``alpha_ij = softmax_j LeakyReLU(a_dst . W h_i + a_src . W h_j)``. Velickovic et al., "Graph attention networks",
     ICLR 2018. The ELU of equation (10) is the caller's.
@@ -56,29 +56,31 @@ class GraphAttention(nn.Module):
             nn.init.xavier_uniform_(weight)  # GATConv's "glorot": of the last two axes
 
     def forward(
-        self, x: torch.Tensor, neighbours: Neighbours, sends: torch.Tensor | None = None
+        self, x: torch.Tensor, neighbors: Neighbors, sends: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One round of attention, at least in float32.
 
         Args:
             x: ``[B, N, in_channels]``.
-            neighbours: the graph.
+            neighbors: the graph.
             sends: bool ``[B, N]``: nodes whose features others may see; the rest are seen by themselves alone.
                 None: all.
 
         Returns:
             features ``[B, N, H C]``, and the attention ``[B, N, M, H]`` before dropout.
         """
-        (nodes, width), rows = neighbours.index.shape, neighbours.index.flatten()
-        h = at_least_float32(self.lin(x.transpose(0, 1))).unflatten(-1, (self.heads, self.out_channels))
+        (nodes, width), rows = neighbors.index.shape, neighbors.index.flatten()
+        h = at_least_float32(self.lin(x.transpose(0, 1))).unflatten(
+            -1, (self.heads, self.out_channels)
+        )
         source = (h * self.att_src).sum(-1).index_select(0, rows).unflatten(0, (nodes, width))
         target = (h * self.att_dst).sum(-1)[:, None]
-        is_open = neighbours.mask[:, :, None, None]
+        is_open = neighbors.mask[:, :, None, None]
         if sends is not None:
             others = sends.t().index_select(0, rows).unflatten(0, (nodes, width))[..., None]
             itself = torch.arange(width, device=x.device).eq(0)[:, None, None]
             is_open = is_open & (others | itself)
-        alpha = neighbourhood_softmax(F.leaky_relu(source + target, self.negative_slope), is_open)
+        alpha = neighborhood_softmax(F.leaky_relu(source + target, self.negative_slope), is_open)
         weights = F.dropout(alpha, self.dropout, self.training)
         messages = h.index_select(0, rows).unflatten(0, (nodes, width))  # [N, M, B, H, C]
         out = (weights[..., None] * messages).sum(1).flatten(2) + self.bias
@@ -89,7 +91,8 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     """BatchNorm whose statistics leave out what is not there; its output is 0 there.
 
     Zeros in place of missing skeletons would pull the statistics of the others towards 0. With nothing missing it is
-    `BatchNorm1d`, of which it has the parameters. A channel that nobody has in a batch keeps its running statistics.
+    `BatchNorm1d`, of which it has the parameters. A channel that fewer than two rows of a batch have keeps its running
+    statistics: one value has no variance.
     """
 
     running_mean: torch.Tensor
@@ -98,7 +101,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
     momentum: float
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """Normalise the columns of x ``[R, C]``; mask: bool ``[R, C]`` or ``[R, 1]``. At least in float32."""
+        """Normalize the columns of x ``[R, C]``; mask: bool ``[R, C]`` or ``[R, 1]``. At least in float32."""
         x = at_least_float32(x)
         mean, var = self.running_mean, self.running_var
         if self.training:
@@ -107,7 +110,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
             count = total.clamp(min=1)
             mean = (x * weight).sum(0) / count
             var = ((x - mean).square() * weight).sum(0) / count
-            self._update(mean.detach(), var.detach() * count / (count - 1).clamp(min=1), total > 0)
+            self._update(mean.detach(), var.detach() * count / (count - 1).clamp(min=1), total > 1)
         y = (x - mean) * (var + self.eps).rsqrt() * self.weight + self.bias
         return y.masked_fill(~mask, 0)
 
@@ -146,40 +149,48 @@ class SkeletonGAT(nn.Module):
     ):
         super().__init__()
         self.graph, self.dropout, self.out_channels = graph, dropout, out_channels
-        self.conv1 = GraphAttention(in_channels, hidden_channels, heads=heads, dropout=attention_dropout)
-        self.conv2 = GraphAttention(hidden_channels * heads, out_channels, dropout=attention_dropout)
+        self.conv1 = GraphAttention(
+            in_channels, hidden_channels, heads=heads, dropout=attention_dropout
+        )
+        self.conv2 = GraphAttention(
+            hidden_channels * heads, out_channels, dropout=attention_dropout
+        )
         self.norm = MaskedBatchNorm(out_channels) if norm else None
 
-    def forward(self, joints: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, joints: torch.Tensor, valid: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Joints ``[B, T, V, in]`` and which of them count, bool ``[B, T, V]``.
 
-        A joint that does not count sends nothing to its neighbours, and its own features are zeros.
+        A joint that does not count sends nothing to its neighbors, and its own features are zeros.
 
         Returns:
             node features ``[B, T, V, out]``, and the attention of the second layer ``[B, N, M]``.
         """
         length, absent = joints.shape[1], ~valid[..., None]
         # int: while a graph is traced for export, sizes are tensors, and no keys of a cache
-        neighbours = spatial_temporal_neighbours(int(length), self.graph, joints.device)
+        neighbors = spatial_temporal_neighbors(int(length), self.graph, joints.device)
         sends = valid.flatten(1, 2)
-        h, _ = self.conv1(joints.flatten(1, 2), neighbours, sends)
+        h, _ = self.conv1(joints.flatten(1, 2), neighbors, sends)
         h = F.dropout(F.elu(h), self.dropout, self.training)
-        h, alpha = self.conv2(h, neighbours, sends)
+        h, alpha = self.conv2(h, neighbors, sends)
         h = F.elu(h)
         if self.norm is not None:
             h = self.norm(h.flatten(0, 1), sends.flatten()[:, None]).view_as(h)
         return h.unflatten(1, valid.shape[1:]).masked_fill(absent, 0), alpha.squeeze(-1)
 
 
-def received_attention(alpha: torch.Tensor, valid: torch.Tensor, graph: str = "paper") -> torch.Tensor:
-    """How much attention each joint gets from itself and its neighbours, ``[B, T, V]``; 1 on average where all count.
+def received_attention(
+    alpha: torch.Tensor, valid: torch.Tensor, graph: str = "paper"
+) -> torch.Tensor:
+    """How much attention each joint gets from itself and its neighbors, ``[B, T, V]``; 1 on average where all count.
 
     Args:
         alpha: ``[B, N, M]``, from :class:`SkeletonGAT`.
         valid: bool ``[B, T, V]``: who counts as a listener.
         graph: as of the layer.
     """
-    neighbours = spatial_temporal_neighbours(valid.shape[1], graph, alpha.device)
+    neighbors = spatial_temporal_neighbors(valid.shape[1], graph, alpha.device)
     given = alpha * valid.flatten(1, 2)[..., None].to(alpha.dtype)
     received = torch.zeros_like(alpha[..., 0])
-    return received.index_add(1, neighbours.index.flatten(), given.flatten(1, 2)).view(valid.shape)
+    return received.index_add(1, neighbors.index.flatten(), given.flatten(1, 2)).view(valid.shape)

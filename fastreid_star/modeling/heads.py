@@ -2,7 +2,7 @@
 
 Both are fast-reid's `EmbeddingHead` with its pooling taken out, so its classifiers (``MODEL.HEADS.CLS_LAYER``:
 Linear, ArcSoftmax, CosSoftmax, CircleSoftmax), its optional reduction (``EMBEDDING_DIM``), its norm layers and its
-initialisation are used as they are. `EmbeddingHead` works on maps ``[N, D, H, W]``: a feature ``[N, D]`` is handed
+initialization are used as they are. `EmbeddingHead` works on maps ``[N, D, H, W]``: a feature ``[N, D]`` is handed
 over as a map of one position, ``[N, D, 1, 1]``, which makes its BatchNorm2d a BatchNorm over the N rows.
 
 Shapes: B clips, T frames, N rows of any kind, D feature width, C classes.
@@ -93,7 +93,9 @@ class ClipHead(FrameHead):
     def __init__(self, *, gem_p: float = 3.0, **kwargs: Any):
         super().__init__(**kwargs)
         if gem_p <= 0:
-            raise UserError(f"MODEL.HEADS.GEM_P is {gem_p}: the exponent of a generalised mean is larger than 0")
+            raise UserError(
+                f"MODEL.HEADS.GEM_P is {gem_p}: the exponent of a generalized mean is larger than 0"
+            )
         self.gem_p = gem_p
 
     @classmethod

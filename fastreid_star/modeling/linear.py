@@ -41,7 +41,9 @@ def trains_on_cpu(x: torch.Tensor) -> bool:
     return x.is_cpu and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
-def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def product(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """``F.linear`` for tensors on a CPU, by oneDNN where it can: float32, and a torch that was built with it.
 
     Autograd does not see it: it is for the inside of functions whose gradient is written out.
@@ -57,7 +59,9 @@ def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         return product(x, weight, bias)
 

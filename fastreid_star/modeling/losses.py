@@ -53,7 +53,9 @@ def triplet_loss(
     if all_ranks:
         features, targets = all_rows(at_least_float32(features)), all_rows(targets)
     with torch.autocast(features.device.type, enabled=False):
-        loss = fastreid_losses.triplet_loss(at_least_float32(features), targets, margin, norm_feat, hard_mining)
+        loss = fastreid_losses.triplet_loss(
+            at_least_float32(features), targets, margin, norm_feat, hard_mining
+        )
     return scale * loss
 
 

@@ -2,7 +2,7 @@
 
 ::
 
-    images -> normalise -> augment -> stem per modality -> stages 1-2 -+
+    images -> normalize -> augment -> stem per modality -> stages 1-2 -+
                                                                        |
         +--------------------------------------------------------------+
         |
@@ -32,9 +32,20 @@ from torch import nn
 
 from fastreid_star.errors import UserError
 from fastreid_star.modeling.heads import ClipHead, FrameHead
-from fastreid_star.modeling.losses import cross_entropy_loss, defense_loss, log_accuracy, triplet_loss
+from fastreid_star.modeling.losses import (
+    cross_entropy_loss,
+    defense_loss,
+    log_accuracy,
+    triplet_loss,
+)
 from fastreid_star.modeling.pooling import at_least_float32
-from fastreid_star.modeling.style import STD_KINDS, adain, attack_partners, augment_style, style_factors
+from fastreid_star.modeling.style import (
+    STD_KINDS,
+    adain,
+    attack_partners,
+    augment_style,
+    style_factors,
+)
 from fastreid_star.modeling.two_stream import TwoStreamBackbone, build_two_stream
 from fastreid_star.structures import Modality
 
@@ -62,7 +73,12 @@ class SAD(nn.Module):
     """
 
     takes_clips = True  # the trainer pairs networks and datasets by this
-    known_losses: tuple[str, ...] = ("CrossEntropyLoss", "TripletLoss", "StyleAttackLoss", "StyleDefenseLoss")
+    known_losses: tuple[str, ...] = (
+        "CrossEntropyLoss",
+        "TripletLoss",
+        "StyleAttackLoss",
+        "StyleDefenseLoss",
+    )
 
     @configurable
     def __init__(
@@ -103,7 +119,9 @@ class SAD(nn.Module):
         self.std = std
         self.pixel_mean: torch.Tensor
         self.pixel_std: torch.Tensor
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer(
+            "pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False
+        )
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @classmethod
@@ -111,7 +129,9 @@ class SAD(nn.Module):
         """Read ``MODEL``; the heads' width is the backbone's."""
         losses = cfg.MODEL.LOSSES
         if losses.CE.EPSILON < 0:
-            raise UserError("MODEL.LOSSES.CE.EPSILON is negative: fast-reid's adaptive smoothing is not offered here")
+            raise UserError(
+                "MODEL.LOSSES.CE.EPSILON is negative: fast-reid's adaptive smoothing is not offered here"
+            )
         head = REID_HEADS_REGISTRY.get(cfg.MODEL.HEADS.NAME)
         if not (isinstance(head, type) and issubclass(head, ClipHead)):
             raise UserError(
@@ -185,11 +205,13 @@ class SAD(nn.Module):
         modality = torch.as_tensor(modality).cpu()  # of no cost where it belongs, on the host
         is_visible = modality == Modality.VISIBLE
         if not (is_visible | (modality == Modality.INFRARED)).all():
-            raise UserError(f"modality must be 1 (infrared) or 2 (visible), but the batch has {modality.tolist()}")
+            raise UserError(
+                f"modality must be 1 (infrared) or 2 (visible), but the batch has {modality.tolist()}"
+            )
         return is_visible.repeat_interleave(length)
 
     def preprocess(self, images: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
-        """Clips ``[B, T, 3, H, W]`` to normalised frames ``[N, 3, H, W]``, in training in a new style.
+        """Clips ``[B, T, 3, H, W]`` to normalized frames ``[N, 3, H, W]``, in training in a new style.
 
         Out of place: the caller's images stay as they are.
         """
@@ -214,7 +236,9 @@ class SAD(nn.Module):
         """
         dims = self.backbone.spatial_dims
         # a plain copy to a device waits for all that was given to it before, here the clean pass
-        same, other = (partner.to(low.device, non_blocking=True) for partner in attack_partners(is_visible))
+        same, other = (
+            partner.to(low.device, non_blocking=True) for partner in attack_partners(is_visible)
+        )
         middle = self.backbone.stage3(adain(low, same, dims, self.std))
         return self.pool_frames(self.backbone.stage4(adain(middle, other, dims, self.std)))
 
@@ -264,7 +288,9 @@ class SAD(nn.Module):
             outputs = self.heads(clip, targets)
             log_accuracy(outputs["pred_class_logits"], targets)
         if "CrossEntropyLoss" in self.loss_names:
-            losses["loss_cls"] = cross_entropy_loss(outputs["cls_outputs"], targets, **self.cross_entropy)
+            losses["loss_cls"] = cross_entropy_loss(
+                outputs["cls_outputs"], targets, **self.cross_entropy
+            )
             losses["loss_cls_frame"] = self.frame_loss(frames, frame_targets)
         if "TripletLoss" in self.loss_names:
             losses["loss_triplet"] = triplet_loss(outputs["features"], targets, **self.triplet)

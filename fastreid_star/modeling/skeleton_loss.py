@@ -33,7 +33,9 @@ def masked_mean(values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     return (values * counts).sum() / counts.sum().clamp(min=1)
 
 
-def skeleton_consistency(p_logits: torch.Tensor, q_logits: torch.Tensor, has_clip: torch.Tensor) -> torch.Tensor:
+def skeleton_consistency(
+    p_logits: torch.Tensor, q_logits: torch.Tensor, has_clip: torch.Tensor
+) -> torch.Tensor:
     """Equation (14): half the symmetric divergence, mean over the clips that have a skeleton.
 
     Args:
@@ -43,7 +45,9 @@ def skeleton_consistency(p_logits: torch.Tensor, q_logits: torch.Tensor, has_cli
     return masked_mean(symmetric_kl(p_logits, q_logits) / 2, has_clip)
 
 
-def modality_consistency(logits: torch.Tensor, is_visible: torch.Tensor, has_clip: torch.Tensor) -> torch.Tensor:
+def modality_consistency(
+    logits: torch.Tensor, is_visible: torch.Tensor, has_clip: torch.Tensor
+) -> torch.Tensor:
     """The `release` reading: the n-th visible against the n-th infrared clip, by identity logits, without the half.
 
     Args:
@@ -84,6 +88,10 @@ class SkeletonConsistency(nn.Module):
         """Read ``MODEL.STAR``; `feat_dim` is the backbone's and comes with the call."""
         return {"feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM, "last": cfg.MODEL.STAR.KL_LAST}
 
-    def forward(self, bone_states: BoneStates, joints: torch.Tensor, has_clip: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, bone_states: BoneStates, joints: torch.Tensor, has_clip: torch.Tensor
+    ) -> torch.Tensor:
         """The loss of bone states, joint features ``[B, V, C]`` and bool ``[B]``: which clips have a skeleton."""
-        return skeleton_consistency(getattr(bone_states, self.last), self.fc(joints.flatten(1)), has_clip)
+        return skeleton_consistency(
+            getattr(bone_states, self.last), self.fc(joints.flatten(1)), has_clip
+        )

@@ -24,7 +24,7 @@ class SmallResNet(nn.Module):
     Args:
         widths: channels of the four stages.
         last_stride: stride of stage 4, 1 or 2.
-        norm: fast-reid's name of the normalisation, e.g. ``BN``.
+        norm: fast-reid's name of the normalization, e.g. ``BN``.
     """
 
     def __init__(self, *, widths: tuple[int, int, int, int], last_stride: int, norm: str):
@@ -35,7 +35,10 @@ class SmallResNet(nn.Module):
         strides = (1, 2, 2, last_stride)
         inputs = (widths[0], *widths[:-1])
         self.stages = nn.Sequential(
-            *(_block(i, o, stride, norm) for i, o, stride in zip(inputs, widths, strides, strict=True))
+            *(
+                _block(i, o, stride, norm)
+                for i, o, stride in zip(inputs, widths, strides, strict=True)
+            )
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -50,14 +53,17 @@ def _block(inputs: int, outputs: int, stride: int, norm: str) -> BasicBlock:
     shortcut = None
     if stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(
-            nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False), get_norm(norm, outputs)
+            nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False),
+            get_norm(norm, outputs),
         )
     return BasicBlock(inputs, outputs, norm, stride=stride, downsample=shortcut)
 
 
 @register_split(SmallResNet)
 def _split(backbone: SmallResNet) -> BackboneSplit:
-    return BackboneSplit(nn.Sequential(backbone.conv1, backbone.bn1, backbone.relu), list(backbone.stages))
+    return BackboneSplit(
+        nn.Sequential(backbone.conv1, backbone.bn1, backbone.relu), list(backbone.stages)
+    )
 
 
 @BACKBONE_REGISTRY.register()
@@ -69,7 +75,11 @@ def build_small_resnet_backbone(cfg: CfgNode) -> SmallResNet:
     """
     node = cfg.MODEL.BACKBONE
     if node.DEPTH not in WIDTHS:
-        raise UserError(f"MODEL.BACKBONE.DEPTH is {node.DEPTH}: the small ResNet has {', '.join(WIDTHS)}")
+        raise UserError(
+            f"MODEL.BACKBONE.DEPTH is {node.DEPTH}: the small ResNet has {', '.join(WIDTHS)}"
+        )
     if node.PRETRAIN:
-        raise UserError("MODEL.BACKBONE.PRETRAIN: there are no weights for the small ResNet; set it to False")
+        raise UserError(
+            "MODEL.BACKBONE.PRETRAIN: there are no weights for the small ResNet; set it to False"
+        )
     return SmallResNet(widths=WIDTHS[node.DEPTH], last_stride=node.LAST_STRIDE, norm=node.NORM)

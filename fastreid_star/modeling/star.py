@@ -64,7 +64,9 @@ class STAR(SAD):
     ):
         super().__init__(**kwargs)
         if not 0 <= skeleton_dropout <= 1:
-            raise UserError(f"MODEL.STAR.SKELETON_DROPOUT is {skeleton_dropout}: it is a share, from 0 to 1")
+            raise UserError(
+                f"MODEL.STAR.SKELETON_DROPOUT is {skeleton_dropout}: it is a share, from 0 to 1"
+            )
         if "SkeletonConsistencyLoss" in self.loss_names and not isinstance(self.heads, GATGeMHead):
             raise UserError(
                 "SkeletonConsistencyLoss compares bones with the joints of the sequence level: set MODEL.HEADS.NAME "
@@ -83,12 +85,18 @@ class STAR(SAD):
         width = arguments["backbone"].feature_width
         consistent = "SkeletonConsistencyLoss" in cfg.MODEL.LOSSES.NAME
         paper = choose("KL", star.KL, KL_READINGS) == "paper"
-        reads_bones = (consistent and paper) or getattr(arguments["heads"], "needs_edge_state", False)
+        reads_bones = (consistent and paper) or getattr(
+            arguments["heads"], "needs_edge_state", False
+        )
         return {
             **arguments,
             "corrector": FrameCorrector(cfg, feat_dim=width) if star.FRAME_LEVEL else None,
-            "encoder": BoneEncoder(cfg, feat_dim=width) if reads_bones and not star.FRAME_LEVEL else None,
-            "consistency": SkeletonConsistency(cfg, feat_dim=width) if consistent and paper else None,
+            "encoder": BoneEncoder(cfg, feat_dim=width)
+            if reads_bones and not star.FRAME_LEVEL
+            else None,
+            "consistency": SkeletonConsistency(cfg, feat_dim=width)
+            if consistent and paper
+            else None,
             "skeleton_dropout": star.SKELETON_DROPOUT,
         }
 
@@ -126,7 +134,12 @@ class STAR(SAD):
         edge_state = None if bones is None else bones.last_step
         pose = self.heads.aggregate(frames, skeletons, has_skeleton, edge_state, with_attention)
         attention.update(pose.attention or {})
-        return pose.clip, {"bones": bones, "pose": pose, "modality": batch["modality"], "attention": attention}
+        return pose.clip, {
+            "bones": bones,
+            "pose": pose,
+            "modality": batch["modality"],
+            "attention": attention,
+        }
 
     def losses(
         self,
@@ -141,10 +154,14 @@ class STAR(SAD):
         if "SkeletonConsistencyLoss" in self.loss_names:
             pose = extras["pose"]
             if self.consistency is not None:
-                losses["loss_skeleton"] = self.consistency(extras["bones"], pose.joints, pose.has_clip)
+                losses["loss_skeleton"] = self.consistency(
+                    extras["bones"], pose.joints, pose.has_clip
+                )
             else:
                 is_visible = torch.as_tensor(extras["modality"]).cpu() == Modality.VISIBLE
-                losses["loss_skeleton"] = modality_consistency(pose.pose_logits, is_visible, pose.has_clip)
+                losses["loss_skeleton"] = modality_consistency(
+                    pose.pose_logits, is_visible, pose.has_clip
+                )
         return losses
 
     @torch.no_grad()
@@ -160,13 +177,17 @@ class STAR(SAD):
             UserError: the model reads no skeletons.
         """
         if not self.reads_skeletons:
-            raise UserError("this model reads no skeletons: there is nothing to see; train one with MODEL.STAR's parts")
+            raise UserError(
+                "this model reads no skeletons: there is nothing to see; train one with MODEL.STAR's parts"
+            )
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
             clips, length = batch["images"].shape[:2]
             is_visible = self.frame_modality(batch["modality"], length)
-            low = self.backbone.low(self.backbone.stem(self.preprocess(batch["images"], is_visible), is_visible))
+            low = self.backbone.low(
+                self.backbone.stem(self.preprocess(batch["images"], is_visible), is_visible)
+            )
             frames = self.frame_features(low).unflatten(0, (clips, length))
             return self.clip_feature(frames, batch, with_attention=True)[1]["attention"]
         finally:

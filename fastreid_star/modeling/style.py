@@ -1,7 +1,7 @@
 """Style augmentation and style attack.
 
 The style of a frame is what its channels' statistics carry: illumination, sensor, modality. The augmentation
-changes it in the pixels, the attack in the feature maps, by adaptive instance normalisation (AdaIN). Functions
+changes it in the pixels, the attack in the feature maps, by adaptive instance normalization (AdaIN). Functions
 that draw random numbers are apart from functions that apply them, and draw on the host: one seed gives the same
 styles on every device.
 
@@ -22,7 +22,9 @@ from fastreid_star.modeling.pooling import at_least_float32
 STD_KINDS = ("sqrt_var", "release")
 
 
-def style_factors(is_visible: torch.Tensor, low: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
+def style_factors(
+    is_visible: torch.Tensor, low: float, high: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw a pixel style for every frame.
 
     An infrared frame has one sensor: one factor for all channels, which stay where they are. A visible frame gets
@@ -34,7 +36,9 @@ def style_factors(is_visible: torch.Tensor, low: float, high: float) -> tuple[to
     n, visible = len(is_visible), is_visible[:, None]
     per_channel = torch.empty(n, 3).uniform_(low, high)
     per_frame = torch.empty(n, 1).uniform_(low, high)
-    shuffled = torch.rand(n, 3).argsort(dim=1)  # the order of uniform noise is a uniform permutation
+    shuffled = torch.rand(n, 3).argsort(
+        dim=1
+    )  # the order of uniform noise is a uniform permutation
     factors = torch.where(visible, per_channel, per_frame)
     order = torch.where(visible, shuffled, torch.arange(3).expand(n, 3))
     return factors, order
@@ -44,7 +48,7 @@ def augment_style(images: torch.Tensor, factors: torch.Tensor, order: torch.Tens
     """Scale the channels of every frame, then put them into a new order.
 
     Args:
-        images: ``[N, 3, H, W]``, normalised.
+        images: ``[N, 3, H, W]``, normalized.
         factors, order: ``[N, 3]``, from :func:`style_factors`, on the images' device.
 
     Returns:
@@ -62,7 +66,7 @@ def channel_statistics(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of every frame and channel.
 
-    ``sqrt_var`` is sqrt(var + 1e-5) with the population variance, as in instance normalisation: its gradient is
+    ``sqrt_var`` is sqrt(var + 1e-5) with the population variance, as in instance normalization: its gradient is
     bounded on a constant map. ``release`` is ``torch.std(x) + 1e-6`` (divided by n - 1), as in the authors'
     program: x / std then has a gradient of up to 1e6 on a constant map.
 
@@ -77,8 +81,8 @@ def channel_statistics(
     Raises:
         UserError: unknown `std`, or `release` on maps of a single position, which have no such deviation.
     """
-    mean, centred = _centre(x, dims)
-    return mean, _deviation(centred, dims, std)[0]
+    mean, centerd = _center(x, dims)
+    return mean, _deviation(centerd, dims, std)[0]
 
 
 def adain(
@@ -108,26 +112,28 @@ class _AdaIN(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, partner: torch.Tensor, dims: tuple[int, ...], std: str) -> torch.Tensor:
-        mean, centred = _centre(x, dims)
-        sd, slope = _deviation(centred, dims, std)
+    def forward(
+        ctx: Any, x: torch.Tensor, partner: torch.Tensor, dims: tuple[int, ...], std: str
+    ) -> torch.Tensor:
+        mean, centerd = _center(x, dims)
+        sd, slope = _deviation(centerd, dims, std)
         gain = sd.index_select(0, partner) / sd
-        ctx.save_for_backward(centred, partner, sd, slope, gain)
+        ctx.save_for_backward(centerd, partner, sd, slope, gain)
         ctx.dims = dims
-        return torch.addcmul(mean.index_select(0, partner), centred, gain).to(x.dtype)
+        return torch.addcmul(mean.index_select(0, partner), centerd, gain).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        centred, partner, sd, slope, gain = ctx.saved_tensors
+        centerd, partner, sd, slope, gain = ctx.saved_tensors
         wide = at_least_float32(grad)
         by_mean = wide.sum(ctx.dims, keepdim=True)
-        by_gain = (wide * centred).sum(ctx.dims, keepdim=True)
+        by_gain = (wide * centerd).sum(ctx.dims, keepdim=True)
         # A frame's statistics serve twice: they are taken from it, and lent to those whose partner it is.
         to_mean = torch.zeros_like(sd).index_add_(0, partner, by_mean) - by_mean * gain
         to_sd = torch.zeros_like(sd).index_add_(0, partner, by_gain / sd) - by_gain * gain / sd
-        shift = to_mean / _positions(centred, sd)
-        to_x = torch.addcmul(torch.addcmul(shift, centred, to_sd * slope), wide, gain)
+        shift = to_mean / _positions(centerd, sd)
+        to_x = torch.addcmul(torch.addcmul(shift, centerd, to_sd * slope), wide, gain)
         return to_x.to(grad.dtype), None, None, None
 
 
@@ -136,16 +142,18 @@ def _positions(x: torch.Tensor, reduced: torch.Tensor) -> int:
     return x[0].numel() // reduced[0].numel()
 
 
-def _centre(x: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def _center(x: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean, and x without it, both in float32 or wider."""
     mean = x.mean(dims, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     return mean, x - mean
 
 
-def _deviation(centred: torch.Tensor, dims: tuple[int, ...], std: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The standard deviation, and what `centred` is multiplied by for its derivative by x."""
-    variance = centred.square().mean(dims, keepdim=True)
-    n = _positions(centred, variance)
+def _deviation(
+    centerd: torch.Tensor, dims: tuple[int, ...], std: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The standard deviation, and what `centerd` is multiplied by for its derivative by x."""
+    variance = centerd.square().mean(dims, keepdim=True)
+    n = _positions(centerd, variance)
     if std == "sqrt_var":
         sd = (variance + 1e-5).sqrt()
         return sd, 1 / (n * sd)

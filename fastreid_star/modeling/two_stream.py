@@ -43,8 +43,13 @@ class TwoStreamBackbone(nn.Module):
         self.spatial_dims = split.spatial_dims
         for stem in (self.visible_stem, self.infrared_stem):
             found = _probe(nn.Sequential(stem, *self.stages), image_size)
-            if found.shape != expected.shape or (found - expected).abs().max() > 1e-3 * expected.abs().max():
-                raise UserError(f"the split of {type(backbone).__name__} does not compute what the backbone does")
+            if (
+                found.shape != expected.shape
+                or (found - expected).abs().max() > 1e-3 * expected.abs().max()
+            ):
+                raise UserError(
+                    f"the split of {type(backbone).__name__} does not compute what the backbone does"
+                )
         self._feature_width = expected.shape[1]
 
     @property
@@ -59,13 +64,17 @@ class TwoStreamBackbone(nn.Module):
         and put back. Which rows are whose is decided on the host, so no shape depends on data on the device.
 
         Args:
-            images: ``[N, 3, H, W]``, normalised.
+            images: ``[N, 3, H, W]``, normalized.
             is_visible: ``[N]``, a bool tensor on the host or a list. One modality alone is fine.
 
         Returns:
             the input of stage 1, rows in the order of `images`.
         """
-        flags = is_visible.tolist() if isinstance(is_visible, torch.Tensor) else [bool(flag) for flag in is_visible]
+        flags = (
+            is_visible.tolist()
+            if isinstance(is_visible, torch.Tensor)
+            else [bool(flag) for flag in is_visible]
+        )
         if len(flags) != len(images):
             raise ValueError(f"{len(images)} images, but {len(flags)} modalities")
         if all(flags):
@@ -75,14 +84,20 @@ class TwoStreamBackbone(nn.Module):
 
         first = flags[0]
         cut = flags.index(not first)
-        stems = (self.visible_stem, self.infrared_stem) if first else (self.infrared_stem, self.visible_stem)
+        stems = (
+            (self.visible_stem, self.infrared_stem)
+            if first
+            else (self.infrared_stem, self.visible_stem)
+        )
         if first not in flags[cut:]:
             return torch.cat([stems[0](images[:cut]), stems[1](images[cut:])])
 
         order = sorted(range(len(flags)), key=lambda row: not flags[row])  # visible rows first
         back = sorted(range(len(flags)), key=order.__getitem__)
         there, again = (torch.tensor(rows, device=images.device) for rows in (order, back))
-        return self.stem(images.index_select(0, there), sorted(flags, reverse=True)).index_select(0, again)
+        return self.stem(images.index_select(0, there), sorted(flags, reverse=True)).index_select(
+            0, again
+        )
 
     def low(self, x: torch.Tensor) -> torch.Tensor:
         """Stages 1 and 2: from the stem's output to where the attack begins."""
@@ -96,7 +111,9 @@ class TwoStreamBackbone(nn.Module):
         """Stage 4, to the last maps ``[N, D, h, w]``."""
         return self.stages[3](x)
 
-    def forward(self, images: torch.Tensor, is_visible: torch.Tensor | Sequence[bool]) -> torch.Tensor:
+    def forward(
+        self, images: torch.Tensor, is_visible: torch.Tensor | Sequence[bool]
+    ) -> torch.Tensor:
         """Images ``[N, 3, H, W]`` to the last maps ``[N, D, h, w]``; see :meth:`stem` for `is_visible`."""
         return self.stage4(self.stage3(self.low(self.stem(images, is_visible))))
 
@@ -148,7 +165,12 @@ def _probe(network: nn.Module, image_size: Sequence[int]) -> torch.Tensor:
     modes = [(module, module.training) for module in network.modules()]
     parameter = next(network.parameters())
     pixels = 3 * image_size[0] * image_size[1]
-    image = torch.arange(pixels, device=parameter.device).to(parameter.dtype).sin().view(1, 3, *image_size)
+    image = (
+        torch.arange(pixels, device=parameter.device)
+        .to(parameter.dtype)
+        .sin()
+        .view(1, 3, *image_size)
+    )
     try:
         network.eval()
         with torch.random.fork_rng(devices=[]):

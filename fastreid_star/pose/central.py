@@ -53,8 +53,8 @@ def keep_central_peaks(maps: torch.Tensor, widths: torch.Tensor) -> torch.Tensor
     chosen = weighted.flatten(2).argmax(2, keepdim=True)
     better = weighted.flatten(2).gather(2, chosen) > weighted.flatten(2).gather(2, highest)
 
-    def off(centre: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return (positions - centre).abs() > reach
+    def off(center: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return (positions - center).abs() > reach
 
     x, y = chosen % width, torch.div(chosen, width, rounding_mode="floor")
     other = off(x, highest % width) | off(y, torch.div(highest, width, rounding_mode="floor"))

@@ -40,7 +40,7 @@ class PoseEstimator(ABC):
             prepared: what `prepare` made of each of them.
 
         Returns:
-            float32 [N,V,3]: x and y in pixels of the crop, the centre of its first pixel at (0, 0), and the score in
+            float32 [N,V,3]: x and y in pixels of the crop, the center of its first pixel at (0, 0), and the score in
             [0, 1]. Joints may lie outside of the crop; x and y of a joint with the score 0 mean nothing. What is not
             finite in the network's output is not finite here.
         """
@@ -65,7 +65,9 @@ class _Backend:
 
 BACKENDS = {
     "mmpose": _Backend(
-        "fastreid_star.pose.mmpose_backend", "MMPoseEstimator", ("mmpose", "mmengine", "mmcv", "xtcocotools")
+        "fastreid_star.pose.mmpose_backend",
+        "MMPoseEstimator",
+        ("mmpose", "mmengine", "mmcv", "xtcocotools"),
     ),
     "vitpose": _Backend("fastreid_star.pose.vitpose", "VitPoseEstimator", ("transformers",)),
 }
@@ -98,7 +100,9 @@ def build_estimator(
             is missing, damaged, of another network or more than weights.
     """
     if backend not in BACKENDS:
-        raise UserError(f"there is no pose backend {backend!r}: use {' or '.join(sorted(BACKENDS))}")
+        raise UserError(
+            f"there is no pose backend {backend!r}: use {' or '.join(sorted(BACKENDS))}"
+        )
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r}: use float16, bfloat16 or none")
     entry = BACKENDS[backend]
@@ -110,7 +114,11 @@ def build_estimator(
         )
     estimator = getattr(importlib.import_module(entry.module), entry.estimator)
     return estimator(
-        model=model or None, checkpoint=checkpoint or None, device=device, flip_test=flip_test, dtype=dtype
+        model=model or None,
+        checkpoint=checkpoint or None,
+        device=device,
+        flip_test=flip_test,
+        dtype=dtype,
     )
 
 
@@ -124,7 +132,11 @@ def joined(xy: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 def mixed_precision(device: torch.device, dtype: str | None) -> contextlib.AbstractContextManager:
     """A context for the network's run: `dtype` as for :func:`build_estimator`."""
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=DTYPES[dtype])
+    return (
+        contextlib.nullcontext()
+        if dtype is None
+        else torch.autocast(device.type, dtype=DTYPES[dtype])
+    )
 
 
 def sha256(paths: Iterable[str | os.PathLike]) -> str:
@@ -139,4 +151,7 @@ def sha256(paths: Iterable[str | os.PathLike]) -> str:
 
 def versions(*packages: str) -> dict[str, str]:
     """The versions of installed packages, by their names as pip knows them, and torch's."""
-    return {"torch": torch.__version__, **{package: importlib.metadata.version(package) for package in packages}}
+    return {
+        "torch": torch.__version__,
+        **{package: importlib.metadata.version(package) for package in packages},
+    }

@@ -28,7 +28,12 @@ from torch.utils.data import DataLoader, Dataset
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.images import PAUSES, BrokenImage, LostImage, read_frame
 from fastreid_star.data.progress import progress_bar
-from fastreid_star.data.skeletons import INDEX_FILE, FlatStore, holds_something_else, write_skeleton_store
+from fastreid_star.data.skeletons import (
+    INDEX_FILE,
+    FlatStore,
+    holds_something_else,
+    write_skeleton_store,
+)
 from fastreid_star.data.workers import one_thread, ready_to_fork
 from fastreid_star.errors import UserError
 from fastreid_star.pose.estimator import PoseEstimator
@@ -98,19 +103,32 @@ class Extraction:
         if batches_a_part is None:
             batches_a_part = max(BATCHES_A_PART, -(-SUSPICIOUS // batch_size))
         self.parts = Parts(parts_folder(output), len(frames), batch_size * batches_a_part)
-        plan = {"frames": len(frames), "keys_sha256": frames.digest, "batch_size": batch_size, **describe}
+        plan = {
+            "frames": len(frames),
+            "keys_sha256": frames.digest,
+            "batch_size": batch_size,
+            **describe,
+        }
         self.plan = json.loads(json.dumps(plan))  # as it comes back from a file
         if not overwrite or self._was_made_of_these_parts():
             replaces = ""
         self._replaces = which_store(self.output) if replaces is None else replaces
         self._readable = ""  # the last crop that could be read
         there = os.path.exists(self.output)
-        if there and (not which_store(self.output) or (overwrite and holds_something_else(self.output))):
-            raise UserError(f"{self.output} is there and no skeleton store alone: choose another --output")
+        if there and (
+            not which_store(self.output) or (overwrite and holds_something_else(self.output))
+        ):
+            raise UserError(
+                f"{self.output} is there and no skeleton store alone: choose another --output"
+            )
         self.complete = there and self._is_made()
         if there and not self.complete and not overwrite:
             made_by = FlatStore(self.output).meta.get("plan")
-            differ = differences(made_by, self.plan) if isinstance(made_by, dict) else "made in another way"
+            differ = (
+                differences(made_by, self.plan)
+                if isinstance(made_by, dict)
+                else "made in another way"
+            )
             raise UserError(
                 f"{self.output} holds other skeletons ({differ}): choose another --output, or add --overwrite to "
                 "replace them"
@@ -123,7 +141,10 @@ class Extraction:
     def _is_made(self) -> bool:
         """Whether the store is there, made by this very plan, and is not the one to be replaced."""
         found = which_store(self.output)
-        return found not in ("", self._replaces) and FlatStore(self.output).meta.get("plan") == self.plan
+        return (
+            found not in ("", self._replaces)
+            and FlatStore(self.output).meta.get("plan") == self.plan
+        )
 
     def _was_made_of_these_parts(self) -> bool:
         """Whether a process was killed after it had put the store in place, and before the parts were gone."""
@@ -132,7 +153,14 @@ class Extraction:
             return self.parts.folder.exists()
         return store.exists() and store.stat().st_mtime_ns > plan.stat().st_mtime_ns
 
-    def run(self, estimator: PoseEstimator, *, share: Share = WHOLE, workers: int = 2, progress: bool = True) -> None:
+    def run(
+        self,
+        estimator: PoseEstimator,
+        *,
+        share: Share = WHOLE,
+        workers: int = 2,
+        progress: bool = True,
+    ) -> None:
         """Estimate what is still to do of a share.
 
         Args:
@@ -174,13 +202,18 @@ class Extraction:
                     return  # the same command was given twice, and the other process has made the store
                 bar.part_done(number)
 
-    def _estimate(self, estimator: PoseEstimator, source: _Crops, number: int, crops: Iterator, bar: _Bar) -> Part:
+    def _estimate(
+        self, estimator: PoseEstimator, source: _Crops, number: int, crops: Iterator, bar: _Bar
+    ) -> Part:
         """One part, from as many batches as it has."""
         rows = self.parts.rows(number)
         joints = np.full((len(rows), NUM_JOINTS, 3), np.nan, np.float32)
         sizes, problems = np.zeros((len(rows), 2), np.int32), [""] * len(rows)
         for start in range(0, len(rows), self.batch_size):
-            batch = [self._again(source, rows[start + i]) if crop.lost else crop for i, crop in enumerate(next(crops))]
+            batch = [
+                self._again(source, rows[start + i]) if crop.lost else crop
+                for i, crop in enumerate(next(crops))
+            ]
             for place, crop in enumerate(batch, start):
                 sizes[place], problems[place] = crop.size, crop.problem
             good = [place for place, crop in enumerate(batch, start) if not crop.problem]
@@ -216,9 +249,13 @@ class Extraction:
 
     def _refuse_a_lost_folder(self, rows: range, problems: Sequence[str]) -> None:
         """A broken file is one thing, a disk that went away another: that must not end as a store without skeletons."""
-        for path in filter(None, (self.frames.root, self._readable)):  # of an empty mount point the root is there
+        for path in filter(
+            None, (self.frames.root, self._readable)
+        ):  # of an empty mount point the root is there
             if not os.path.exists(path):
-                raise UserError(f"{path} is gone: bring it back and give the same command again; what is done is kept")
+                raise UserError(
+                    f"{path} is gone: bring it back and give the same command again; what is done is kept"
+                )
         if len(rows) >= SUSPICIOUS and all(problems):
             raise UserError(
                 f"none of {len(rows)} crops from {self.frames.path(rows[0])} on can be read ({problems[0]}): "
@@ -251,7 +288,9 @@ class Extraction:
     def _clean_up(self) -> None:
         """Remove what processes have left that were killed while they wrote the store, and the parts."""
         for beside in Path(self.output).parent.iterdir():
-            if re.fullmatch(re.escape(os.path.basename(self.output)) + r"\.(tmp|old)\d+", beside.name):
+            if re.fullmatch(
+                re.escape(os.path.basename(self.output)) + r"\.(tmp|old)\d+", beside.name
+            ):
                 shutil.rmtree(beside, ignore_errors=True)
         self.parts.remove()
 
@@ -268,9 +307,17 @@ class Extraction:
                 )
             joints[rows.start : rows.stop] = part.joints
             sizes.update((int(width), int(height)) for width, height in part.sizes if width)
-            missing.update({self.frames.keys[row]: text for row, text in zip(rows, part.problems, strict=True) if text})
+            missing.update(
+                {
+                    self.frames.keys[row]: text
+                    for row, text in zip(rows, part.problems, strict=True)
+                    if text
+                }
+            )
         try:
-            write_skeleton_store(self.output, self.frames.keys, joints, self._manifest(sizes, missing))
+            write_skeleton_store(
+                self.output, self.frames.keys, joints, self._manifest(sizes, missing)
+            )
         except OSError as error:
             raise UserError(
                 f"{self.output} cannot be written ({error.strerror}): mend that and give the same command again; "
@@ -290,7 +337,8 @@ class Extraction:
             "image_sizes": {
                 "distinct": len(sizes),
                 "commonest": [
-                    [*size, count] for size, count in sorted(sizes.items(), key=lambda x: (-x[1], x[0]))[:10]
+                    [*size, count]
+                    for size, count in sorted(sizes.items(), key=lambda x: (-x[1], x[0]))[:10]
                 ],
                 "smallest": [min(axis) for axis in zip(*sizes, strict=True)] if sizes else [],
                 "largest": [max(axis) for axis in zip(*sizes, strict=True)] if sizes else [],
@@ -335,7 +383,9 @@ class _Crops(Dataset):
 class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         # ten times faster than torch's own way
-        return (torch.from_numpy, (value.numpy(),)) if type(value) is torch.Tensor else NotImplemented
+        return (
+            (torch.from_numpy, (value.numpy(),)) if type(value) is torch.Tensor else NotImplemented
+        )
 
 
 def _packed(crops: list[_Crop]) -> bytes:
@@ -368,7 +418,9 @@ class _Bar:
         self.others.add(number)
         if self.bar.disable:
             return
-        with contextlib.suppress(UserError):  # another process saw this last part, and made the store already
+        with contextlib.suppress(
+            UserError
+        ):  # another process saw this last part, and made the store already
             new = self.parts.done() - self.others
             self.others |= new
             self.bar.update(sum(len(self.parts.rows(other)) for other in new))
@@ -379,7 +431,9 @@ def _worker_deaths_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not re.match(r"DataLoader worker .*(exited|killed)", str(error)):  # it raised something, which is a fault
+        if not re.match(
+            r"DataLoader worker .*(exited|killed)", str(error)
+        ):  # it raised something, which is a fault
             raise
         raise UserError(
             f"a decoding process was ended from outside ({error}), perhaps for want of memory: give the same command "

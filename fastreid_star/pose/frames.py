@@ -95,7 +95,11 @@ def frames_of_folder(folder: str | os.PathLike) -> Frames:
         below[:] = [name for name in below if not name.startswith(".")]
         inside = os.path.relpath(place, folder)
         inside = "" if inside == os.curdir else inside.replace(os.sep, "/") + "/"
-        found += [inside + name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
+        found += [
+            inside + name
+            for name in names
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        ]
     files: dict[str, str] = {}
     for name in sorted(found, key=natural_key):
         _add(files, name.rpartition(".")[0], name)
@@ -106,7 +110,9 @@ def frames_of_folder(folder: str | os.PathLike) -> Frames:
 
 def _add(files: dict[str, str], key: str, path: str) -> None:
     if files.setdefault(key, path) != path:
-        raise UserError(f"{files[key]} and {path} would share the skeleton {key}: rename one of them")
+        raise UserError(
+            f"{files[key]} and {path} would share the skeleton {key}: rename one of them"
+        )
 
 
 def _refuse(error: OSError) -> None:

@@ -51,7 +51,11 @@ class Job:
 
     def frames(self) -> Frames:
         """The crops, in the order of the store."""
-        return frames_of_folder(self.images) if self.images else frames_of_dataset(self.dataset, self.root)
+        return (
+            frames_of_folder(self.images)
+            if self.images
+            else frames_of_dataset(self.dataset, self.root)
+        )
 
 
 def extract(job: Job) -> bool:
@@ -66,22 +70,32 @@ def extract(job: Job) -> bool:
     if bool(job.images) == bool(job.dataset):
         raise UserError("say which crops: either --dataset NAME or --images FOLDER")
     if not 0 <= job.shard.number < job.shard.of:
-        raise UserError(f"--shard {job.shard.number + 1}/{job.shard.of}: shards count from 1/{job.shard.of}")
+        raise UserError(
+            f"--shard {job.shard.number + 1}/{job.shard.of}: shards count from 1/{job.shard.of}"
+        )
     for name, value, least in (("batch-size", job.batch_size, 1), ("workers", job.workers, 0)):
         if value < least:
             raise UserError(f"--{name} {value}: it must be at least {least}")
     count = device_count(job.device)
     if job.num_devices < 1 or (count is not None and job.num_devices > count):
-        raise UserError(f"--num-devices {job.num_devices}: this machine shows {count or 'any number of CPU'} device(s)")
+        raise UserError(
+            f"--num-devices {job.num_devices}: this machine shows {count or 'any number of CPU'} device(s)"
+        )
     if job.num_devices > 1 and ":" in job.device:
-        raise UserError(f"--device {job.device} names one device for {job.num_devices} processes: leave the index out")
+        raise UserError(
+            f"--device {job.device} names one device for {job.num_devices} processes: leave the index out"
+        )
     job = replace(job, replaces=which_store(job.output))
     if job.num_devices == 1:
         _extract_share(0, job)
     else:
         run_processes(_extract_share, job.num_devices, (job,))
     # without --overwrite a store that is there was found to be this job's, or made by it
-    return not os.path.exists(parts_folder(job.output)) if job.overwrite else os.path.exists(job.output)
+    return (
+        not os.path.exists(parts_folder(job.output))
+        if job.overwrite
+        else os.path.exists(job.output)
+    )
 
 
 def _extract_share(number: int, job: Job) -> None:

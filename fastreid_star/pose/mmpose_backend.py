@@ -48,7 +48,13 @@ class MMPoseEstimator(PoseEstimator):
     """See :func:`fastreid_star.pose.estimator.build_estimator`."""
 
     def __init__(
-        self, *, model: str | None, checkpoint: str | None, device: torch.device, flip_test: bool, dtype: str | None
+        self,
+        *,
+        model: str | None,
+        checkpoint: str | None,
+        device: torch.device,
+        flip_test: bool,
+        dtype: str | None,
     ):
         path = config_path(model or DEFAULT_MODEL)
         if checkpoint is None:
@@ -57,19 +63,26 @@ class MMPoseEstimator(PoseEstimator):
                 "config, and name the file with --checkpoint"
             )
         if not os.path.isfile(checkpoint):
-            raise UserError(f"checkpoint {checkpoint} does not exist: name the downloaded file with --checkpoint")
+            raise UserError(
+                f"checkpoint {checkpoint} does not exist: name the downloaded file with --checkpoint"
+            )
         config = read_config(path)
         config_sha256 = _digest(config)
         self._model = _build(config, path, device, flip_test)
         self._head = _head_that_decodes(self._model, path)
         _require_coco(self._model, path)
-        codec = {"type": type(self._head.decoder).__name__, "input_size": self._head.decoder.input_size}
+        codec = {
+            "type": type(self._head.decoder).__name__,
+            "input_size": self._head.decoder.input_size,
+        }
         load_weights(self._model, checkpoint, path.stem, codec)
         self._widths = torch.empty(0)  # of the crops that are being estimated
         self._head.decode = self._decode_central(self._head.decode)
         self._device, self._dtype = device, dtype
         init_default_scope("mmpose")
-        self.prepare = PrepareCrop(Compose(config.test_dataloader.dataset.pipeline), self._model.dataset_meta)
+        self.prepare = PrepareCrop(
+            Compose(config.test_dataloader.dataset.pipeline), self._model.dataset_meta
+        )
         self._description = {
             "backend": "mmpose",
             "model": path.stem,
@@ -94,8 +107,14 @@ class MMPoseEstimator(PoseEstimator):
         samples = [item["data_samples"] for item in prepared]
         widths = [sample.gt_instances.bboxes[0, 2] / sample.input_scale[0] for sample in samples]
         self._widths = torch.tensor(widths, dtype=torch.float32, device=self._device)
-        with torch.inference_mode(), mixed_precision(self._device, self._dtype), mmpose_shims.quiet():
-            found = [sample.pred_instances for sample in self._model.test_step(pseudo_collate(prepared))]
+        with (
+            torch.inference_mode(),
+            mixed_precision(self._device, self._dtype),
+            mmpose_shims.quiet(),
+        ):
+            found = [
+                sample.pred_instances for sample in self._model.test_step(pseudo_collate(prepared))
+            ]
         return joined(
             np.concatenate([instances.keypoints for instances in found]),
             np.concatenate([instances.keypoint_scores for instances in found]),
@@ -150,7 +169,9 @@ def config_path(model: str) -> Path:
     if os.path.isfile(model):
         return Path(model)
     if os.sep in model or model.endswith(".py"):
-        raise UserError(f"mmpose config {model} does not exist: give the path of a file, or a name without .py")
+        raise UserError(
+            f"mmpose config {model} does not exist: give the path of a file, or a name without .py"
+        )
     files = {file.stem: file for file in CONFIGS.rglob("*.py")}
     if model not in files:
         near = difflib.get_close_matches(model, files, n=1, cutoff=0)
@@ -169,8 +190,12 @@ def read_config(path: Path) -> Config:
         kind = config.model.type
         config.test_dataloader.dataset.pipeline  # noqa: B018 - without it nothing can be prepared
     except Exception as error:  # a config is a program: it can raise anything
-        raise UserError(f"mmpose config {path} cannot be read: {' '.join(str(error).split())}") from error
-    if (kind if isinstance(kind, str) else kind.__name__).rpartition(".")[2] != TopdownPoseEstimator.__name__:
+        raise UserError(
+            f"mmpose config {path} cannot be read: {' '.join(str(error).split())}"
+        ) from error
+    if (kind if isinstance(kind, str) else kind.__name__).rpartition(".")[
+        2
+    ] != TopdownPoseEstimator.__name__:
         raise UserError(
             f"mmpose config {path.name} is no top-down network but a {kind}: choose one of body_2d_keypoint's "
             "topdown_heatmap or rtmpose"
@@ -181,23 +206,39 @@ def read_config(path: Path) -> Config:
 
 def _digest(config: Config) -> str:
     """Of all that a config says, what it has from its bases included."""
-    text = json.dumps(config.to_dict(), sort_keys=True, default=lambda x: getattr(x, "__qualname__", type(x).__name__))
+    text = json.dumps(
+        config.to_dict(),
+        sort_keys=True,
+        default=lambda x: getattr(x, "__qualname__", type(x).__name__),
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _build(config: Config, path: Path, device: torch.device, flip_test: bool) -> TopdownPoseEstimator:
-    config.model.test_cfg = {**(config.model.get("test_cfg") or {}), "flip_test": flip_test, "output_heatmaps": False}
+def _build(
+    config: Config, path: Path, device: torch.device, flip_test: bool
+) -> TopdownPoseEstimator:
+    config.model.test_cfg = {
+        **(config.model.get("test_cfg") or {}),
+        "flip_test": flip_test,
+        "output_heatmaps": False,
+    }
     try:
         with mmpose_shims.quiet():
-            return init_model(config, None, device=device)  # without weights, and without those of its backbone
-    except Exception as error:  # anything, from a layer that needs another package to a wrong number
+            return init_model(
+                config, None, device=device
+            )  # without weights, and without those of its backbone
+    except (
+        Exception
+    ) as error:  # anything, from a layer that needs another package to a wrong number
         reason = " ".join(str(error).split()).partition(". ")[0]  # mmengine goes on for long
         raise UserError(f"mmpose cannot build {path.name}: {reason}") from error
 
 
 def _head_that_decodes(model: TopdownPoseEstimator, path: Path) -> BaseHead:
     if type(getattr(model.head, "decoder", None)) not in _SCORES:
-        raise UserError(f"{path.name} gives neither heatmaps nor SimCC vectors alone: choose another config")
+        raise UserError(
+            f"{path.name} gives neither heatmaps nor SimCC vectors alone: choose another config"
+        )
     return model.head
 
 

@@ -21,7 +21,9 @@ def _operators() -> dict[str, types.ModuleType]:
 
     Everything else in mmpose asks, and is told that there are no compiled operators.
     """
-    return _stand_in("mmcv.ops", MultiScaleDeformableAttention=type("MultiScaleDeformableAttention", (), {}))
+    return _stand_in(
+        "mmcv.ops", MultiScaleDeformableAttention=type("MultiScaleDeformableAttention", (), {})
+    )
 
 
 def _detector() -> dict[str, types.ModuleType]:
@@ -31,7 +33,9 @@ def _detector() -> dict[str, types.ModuleType]:
 
 def _stand_in(name: str, **members: Any) -> dict[str, types.ModuleType]:
     module = types.ModuleType(name)
-    module.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)  # whoever asks for it by find_spec finds it
+    module.__spec__ = importlib.machinery.ModuleSpec(
+        name, loader=None
+    )  # whoever asks for it by find_spec finds it
     vars(module).update(members)
     return {name: module}
 
@@ -50,7 +54,9 @@ def importable() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             # mmcv-lite says that it has no operators
-            warnings.filterwarnings("ignore", "Fail to import ``MultiScaleDeformableAttention``", UserWarning)
+            warnings.filterwarnings(
+                "ignore", "Fail to import ``MultiScaleDeformableAttention``", UserWarning
+            )
             yield
     finally:
         for name in added:

@@ -36,7 +36,11 @@ _BESIDE_THE_WEIGHTS: list[Any] = [
         "builtins.getattr",
         "numpy.ndarray",
         "numpy.dtype",
-        *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+        *(
+            f"numpy.{core}.multiarray.{name}"
+            for core in ("core", "_core")
+            for name in ("_reconstruct", "scalar")
+        ),
     )
 ]
 
@@ -62,7 +66,12 @@ def load_weights(model: torch.nn.Module, path: str, config: str, codec: Mapping[
         found = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # it lists the weights of another shape, one a line
         lines = [line.split() for line in str(error).splitlines() if "size mismatch for" in line]
-        _refuse(path, config, "of another shape", [words[3].rstrip(":") for words in lines] or [str(error)])
+        _refuse(
+            path,
+            config,
+            "of another shape",
+            [words[3].rstrip(":") for words in lines] or [str(error)],
+        )
     _refuse(path, config, "missing", found.missing_keys)
     _refuse(path, config, "unknown", found.unexpected_keys)
     theirs = codec_in(trained_with)
@@ -98,15 +107,21 @@ def read_checkpoint(path: str) -> tuple[dict[str, torch.Tensor], str]:
         with torch.serialization.safe_globals(_BESIDE_THE_WEIGHTS):
             data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything from EOFError to UnpicklingError
-        culprit = re.search(r"\bGLOBAL (\S+)", str(error))  # torch's own advice is to load it all the same
+        culprit = re.search(
+            r"\bGLOBAL (\S+)", str(error)
+        )  # torch's own advice is to load it all the same
         if culprit:
             raise UserError(
                 f"checkpoint {path} holds {culprit[1]}, which is not needed and may run code: take the published file, "
                 "or save its state_dict alone"
             ) from error
-        raise UserError(f"checkpoint {path} is damaged or no checkpoint: download it again") from error
+        raise UserError(
+            f"checkpoint {path} is damaged or no checkpoint: download it again"
+        ) from error
     weights = data.get("state_dict", data) if isinstance(data, Mapping) else None
-    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in weights.values()
+    ):
         raise UserError(f"checkpoint {path} holds no weights by name: it is not of mmpose")
     meta = data.get("meta")
     text = meta.get("cfg") if isinstance(meta, Mapping) else None
@@ -121,5 +136,8 @@ def codec_in(config: str) -> dict[str, Any]:
             if not (isinstance(line, ast.Assign) and isinstance(line.value, ast.Call)):
                 continue
             if ast.unparse(line.targets[0]) == "codec":
-                return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in line.value.keywords}
+                return {
+                    str(keyword.arg): ast.literal_eval(keyword.value)
+                    for keyword in line.value.keywords
+                }
     return {}

@@ -128,7 +128,9 @@ class Parts:
             yield False
             return
         except OSError as error:
-            raise UserError(f"{file} cannot be opened for writing ({error.strerror}): its lock is needed") from error
+            raise UserError(
+                f"{file} cannot be opened for writing ({error.strerror}): its lock is needed"
+            ) from error
         with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX)
@@ -150,7 +152,9 @@ class Parts:
         try:
             plan = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{file} cannot be read ({error}): delete {self.folder} and start again") from error
+            raise UserError(
+                f"{file} cannot be read ({error}): delete {self.folder} and start again"
+            ) from error
         if not isinstance(plan, dict):
             raise UserError(f"{file} is no plan: delete {self.folder} and start again")
         return plan
@@ -167,7 +171,9 @@ class Parts:
             raise UserError(
                 f"{self.folder} cannot be read ({error.strerror}): bring it back, and start again"
             ) from error
-        numbers = {int(name[:-4]) for name in names if name.endswith(".npz") and name[:-4].isdecimal()}
+        numbers = {
+            int(name[:-4]) for name in names if name.endswith(".npz") and name[:-4].isdecimal()
+        }
         return numbers & {*range(len(self))}
 
     def write(self, number: int, part: Part) -> None:
@@ -208,7 +214,11 @@ class Parts:
         except Exception:  # zipfile and numpy raise about any kind on a damaged file
             file.unlink(missing_ok=True)
             return None
-        if part.joints.shape != (count, NUM_JOINTS, 3) or part.sizes.shape != (count, 2) or len(part.problems) != count:
+        if (
+            part.joints.shape != (count, NUM_JOINTS, 3)
+            or part.sizes.shape != (count, 2)
+            or len(part.problems) != count
+        ):
             file.unlink(missing_ok=True)
             return None
         return part
@@ -216,7 +226,9 @@ class Parts:
     def remove(self) -> None:
         """Delete the folder, its plan last: what is left where a process is killed here still says what it is."""
         self.clear()
-        for stale in glob.glob(f"{glob.escape(str(self.folder))}.*.tmp"):  # of a process killed while it began
+        for stale in glob.glob(
+            f"{glob.escape(str(self.folder))}.*.tmp"
+        ):  # of a process killed while it began
             shutil.rmtree(stale, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -243,4 +255,8 @@ class Parts:
 def differences(was: Mapping, now: Mapping) -> str:
     """In which keys two plans differ, and the values of the first of these; empty where they do not."""
     keys = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
-    return f"{', '.join(keys)}; {keys[0]} was {was.get(keys[0])}, now {now.get(keys[0])}" if keys else ""
+    return (
+        f"{', '.join(keys)}; {keys[0]} was {was.get(keys[0])}, now {now.get(keys[0])}"
+        if keys
+        else ""
+    )

@@ -4,7 +4,7 @@ Only the network is the library's. Its image processor cuts the crop out with sc
 which ViTPose was trained, and with other pixels along the crop's border. Its post-processing blurs the heatmaps with a
 standard deviation of 0.8 cells before it refines the peaks; ViTPose's own takes 2, the width of the peaks, and is half
 as far off on noisy maps. :class:`PrepareCrop` and :func:`find_joints` do what ViTPose was trained and published with:
-unbiased data processing (UDP, Huang et al., 2020) and the refinement of DARK (Zhang et al., 2020). A pixel's centre at
+unbiased data processing (UDP, Huang et al., 2020) and the refinement of DARK (Zhang et al., 2020). A pixel's center at
 x goes to (x - left) * (W - 1) / width of the box, where W is the input's width, and back from the heatmap's cells in
 the same way. Several people in a crop: see :mod:`fastreid_star.pose.central`.
 """
@@ -64,12 +64,16 @@ class PrepareCrop:
 
     def __call__(self, crop: np.ndarray) -> PreparedCrop:
         height, width = crop.shape[:2]
-        pixels = PADDING * max(width / self.width, height / self.height)  # of the crop to one of the input
+        pixels = PADDING * max(
+            width / self.width, height / self.height
+        )  # of the crop to one of the input
         box_width, box_height = pixels * self.width, pixels * self.height
         left, top = (width - box_width) / 2, (height - box_height) / 2
         scale_x, scale_y = (self.width - 1) / box_width, (self.height - 1) / box_height
         matrix = np.array([[scale_x, 0, -left * scale_x], [0, scale_y, -top * scale_y]])
-        warped = cv2.warpAffine(np.ascontiguousarray(crop), matrix, (self.width, self.height), flags=cv2.INTER_LINEAR)
+        warped = cv2.warpAffine(
+            np.ascontiguousarray(crop), matrix, (self.width, self.height), flags=cv2.INTER_LINEAR
+        )
         image = torch.from_numpy(warped).permute(2, 0, 1).contiguous()
         return PreparedCrop(image, left, top, box_width, box_height, width / box_width)
 
@@ -78,10 +82,18 @@ class VitPoseEstimator(PoseEstimator):
     """See :func:`fastreid_star.pose.estimator.build_estimator`."""
 
     def __init__(
-        self, *, model: str | None, checkpoint: str | None, device: torch.device, flip_test: bool, dtype: str | None
+        self,
+        *,
+        model: str | None,
+        checkpoint: str | None,
+        device: torch.device,
+        flip_test: bool,
+        dtype: str | None,
     ):
         if model is not None:
-            raise UserError("vitpose takes no --model: the folder that --checkpoint names says which one it is")
+            raise UserError(
+                "vitpose takes no --model: the folder that --checkpoint names says which one it is"
+            )
         if checkpoint is None:
             raise UserError(
                 "vitpose needs its trained weights: download the files of a ViTPose from the Hugging Face hub, such as "
@@ -101,8 +113,14 @@ class VitPoseEstimator(PoseEstimator):
         self._with_experts = backbone.num_experts > 1
         self._device, self._flip_test, self._dtype = device, flip_test, dtype
         factor = processor.rescale_factor if processor.do_rescale else 1
-        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0] * 3, [1] * 3)
-        self._mean, self._std = (torch.tensor(x, device=device).view(3, 1, 1) / factor for x in (mean, std))
+        mean, std = (
+            (processor.image_mean, processor.image_std)
+            if processor.do_normalize
+            else ([0] * 3, [1] * 3)
+        )
+        self._mean, self._std = (
+            torch.tensor(x, device=device).view(3, 1, 1) / factor for x in (mean, std)
+        )
         self.prepare = PrepareCrop(*size)
         self._description = {
             "backend": "vitpose",
@@ -167,8 +185,14 @@ def find_joints(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     kernel = torch.arange(_BLUR, device=maps.device, dtype=maps.dtype) - _BLUR // 2
     kernel = torch.exp(-(kernel**2) / (2 * _SIGMA**2))
     kernel = kernel / kernel.sum()
-    blurred = F.conv2d(maps.flatten(0, 1)[:, None], kernel.view(1, 1, 1, -1), padding=(0, _BLUR // 2))
-    blurred = F.conv2d(blurred, kernel.view(1, 1, -1, 1), padding=(_BLUR // 2, 0)).view_as(maps).flatten(2)
+    blurred = F.conv2d(
+        maps.flatten(0, 1)[:, None], kernel.view(1, 1, 1, -1), padding=(0, _BLUR // 2)
+    )
+    blurred = (
+        F.conv2d(blurred, kernel.view(1, 1, -1, 1), padding=(_BLUR // 2, 0))
+        .view_as(maps)
+        .flatten(2)
+    )
     # as high as before, so that the floor of the logarithm lies where it did
     blurred = blurred * (scores / blurred.amax(2).clamp(min=1e-12))[..., None]
     logs = blurred.clamp(1e-3, 50).log()
@@ -212,9 +236,13 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             if config.model_type != "vitpose":
-                raise UserError(f"{folder} holds a {config.model_type}, not a ViTPose: name another with --checkpoint")
+                raise UserError(
+                    f"{folder} holds a {config.model_type}, not a ViTPose: name another with --checkpoint"
+                )
             if config.num_labels != NUM_JOINTS:
                 raise UserError(
                     f"{folder} finds {config.num_labels} joints, not COCO's {NUM_JOINTS}: name another folder"
@@ -229,14 +257,18 @@ def _load(folder: Path) -> tuple[Any, Any]:
             )
     except UserError:
         raise
-    except Exception as error:  # transformers and safetensors raise about any kind on a folder that is not whole
+    except (
+        Exception
+    ) as error:  # transformers and safetensors raise about any kind on a folder that is not whole
         reason = " ".join(str(error).split())
         raise UserError(f"{folder} cannot be read ({reason}): download it again") from error
     for what in ("missing", "unexpected", "mismatched"):
         names = sorted(key if isinstance(key, str) else key[0] for key in info[f"{what}_keys"])
         if names:
             listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            raise UserError(f"{folder}: {len(names)} weights are {what} ({listed}): download it again")
+            raise UserError(
+                f"{folder}: {len(names)} weights are {what} ({listed}): download it again"
+            )
     return model.float().eval(), processor
 
 

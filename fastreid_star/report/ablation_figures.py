@@ -84,13 +84,17 @@ def find_runs(folder: str | Path) -> list[Finished]:
         UserError: there are none, or a run's files are damaged.
     """
     found = []
-    for path in sorted(Path(folder).glob(f"*seed*/*/{ablation.RESULT}"), key=lambda path: natural_key(str(path))):
+    for path in sorted(
+        Path(folder).glob(f"*seed*/*/{ablation.RESULT}"), key=lambda path: natural_key(str(path))
+    ):
         try:
             made_with = json.loads((path.parent / ablation.OPTIONS).read_text(encoding="utf-8"))
             config = _flat(yaml.safe_load(made_with["config"]))
             result = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-            raise UserError(f"{path.parent} is damaged ({error}): delete it and run tools/ablate.py again") from error
+            raise UserError(
+                f"{path.parent} is damaged ({error}): delete it and run tools/ablate.py again"
+            ) from error
         if path.parent.name != "warm-start":
             run = ablation.Run(Path(path.parent.name), config["SEED"], None, path.parent)
             found.append(Finished(run, config, result))
@@ -107,8 +111,13 @@ def length_curves(runs: Sequence[Finished]) -> list[LengthCurve]:
     curves = []
     for method in families:
         for baseline in baselines:
-            if method[0].config[METHOD] != BASELINE and _without_method(method[0]) == _without_method(baseline[0]):
-                values = {way: (_by_length(method, key), _by_length(baseline, key)) for way, key in MEASURES.items()}
+            if method[0].config[METHOD] != BASELINE and _without_method(
+                method[0]
+            ) == _without_method(baseline[0]):
+                values = {
+                    way: (_by_length(method, key), _by_length(baseline, key))
+                    for way, key in MEASURES.items()
+                }
                 curves.append(LengthCurve(_name(method), _name(baseline), values))
     return curves
 
@@ -117,7 +126,10 @@ def exponent_maps(runs: Sequence[Finished]) -> list[ExponentMap]:
     """Networks that were trained with two sets of exponents or more and differ in nothing else."""
     maps = []
     for family in _families(runs, vary=(EXPONENTS,)):
-        if family[0].config[METHOD] == BASELINE or len({run.config[EXPONENTS] for run in family}) < 2:
+        if (
+            family[0].config[METHOD] == BASELINE
+            or len({run.config[EXPONENTS] for run in family}) < 2
+        ):
             continue
         values = {way: _collect(family, _cell, key) for way, key in MEASURES.items()}
         exponents: dict[tuple[int, int], list[tuple[float, ...]]] = {}
@@ -136,8 +148,10 @@ def build_ablation_report(folder: str | Path) -> str:
         UserError: see :func:`find_runs`.
     """
     runs = find_runs(folder)
-    table = ablation.summarise([finished.run for finished in runs])
-    of_the_paper = all(tuple(finished.config["DATASETS.TESTS"]) == ("HITSZVCM",) for finished in runs)
+    table = ablation.summarize([finished.run for finished in runs])
+    of_the_paper = all(
+        tuple(finished.config["DATASETS.TESTS"]) == ("HITSZVCM",) for finished in runs
+    )
     return render(
         "ablation",
         name=file_name(Path(folder).resolve()),
@@ -145,10 +159,16 @@ def build_ablation_report(folder: str | Path) -> str:
         datasets=sorted({name for finished in runs for name in finished.config["DATASETS.TESTS"]}),
         columns=ablation.COLUMNS,
         rows=[
-            (name, len(row[ablation.COLUMNS[0]]), [ablation.spread(row[c]) for c in ablation.COLUMNS])
+            (
+                name,
+                len(row[ablation.COLUMNS[0]]),
+                [ablation.spread(row[c]) for c in ablation.COLUMNS],
+            )
             for name, row in table.items()
         ],
-        paper={name: _with_mean(row) for name, row in ablation.PAPER.items()} if of_the_paper else {},
+        paper={name: _with_mean(row) for name, row in ablation.PAPER.items()}
+        if of_the_paper
+        else {},
         curves=[(curve, length_charts(curve)) for curve in length_curves(runs)],
         maps=[(found, heat_tables(found)) for found in exponent_maps(runs)],
     )
@@ -175,7 +195,9 @@ class HeatCell:
     title: str
 
 
-def heat_tables(found: ExponentMap) -> dict[str, tuple[list[int], list[int], dict[tuple[int, int], HeatCell]]]:
+def heat_tables(
+    found: ExponentMap,
+) -> dict[str, tuple[list[int], list[int], dict[tuple[int, int], HeatCell]]]:
     """For each direction the counts above 1 (columns), those below 1 (rows), and the cells that were trained."""
     tables = {}
     for way, values in found.values.items():

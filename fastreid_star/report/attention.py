@@ -18,8 +18,8 @@ from fastreid_star.report.pictures import Album, Clip, Picture, encode, side_by_
 
 HEIGHT, LONG_HEIGHT = 184, 160  # of a frame, CSS pixels; of a long clip's
 RADIUS = 0.012, 0.045  # of the smallest and the largest circle, as shares of a frame's height
-COLOURS = matplotlib.colormaps["plasma"]
-LOW, HIGH = 0.2, 0.95  # the part of the colours that is seen on dark and on bright frames
+COLORS = matplotlib.colormaps["plasma"]
+LOW, HIGH = 0.2, 0.95  # the part of the colors that is seen on dark and on bright frames
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ def look_at(model: STAR, clips: Sequence[Clip]) -> dict[str, np.ndarray]:
     return {name: value.cpu().double().numpy() for name, value in seen.items()}
 
 
-def example(model: STAR, album: Album, query: int, match: int, *, title: str, exponents: Sequence[float]) -> Example:
+def example(
+    model: STAR, album: Album, query: int, match: int, *, title: str, exponents: Sequence[float]
+) -> Example:
     """What the network looked at in a query and in its match.
 
     Args:
@@ -76,11 +78,18 @@ def example(model: STAR, album: Album, query: int, match: int, *, title: str, ex
     seen = look_at(model, list(clips.values()))
     looks, height = [], LONG_HEIGHT if album.long else HEIGHT
     for row, (role, clip) in enumerate(clips.items()):
-        attention = seen["joint_attention"][row] if "joint_attention" in seen else np.zeros(clip.joints.shape[:2])
+        attention = (
+            seen["joint_attention"][row]
+            if "joint_attention" in seen
+            else np.zeros(clip.joints.shape[:2])
+        )
         given = attention[attention > 0]
         span = (float(given.min()), float(given.max())) if len(given) else None
         frames = album.drawn(clip, height)
-        marked = [mark_joints(*frame, values, span) for frame, values in zip(frames, attention, strict=True)]
+        marked = [
+            mark_joints(*frame, values, span)
+            for frame, values in zip(frames, attention, strict=True)
+        ]
         alt = f"{len(frames)} frames of the {role}, a circle on each joint as large as the attention it received"
         looks.append(
             Look(
@@ -97,7 +106,7 @@ def example(model: STAR, album: Album, query: int, match: int, *, title: str, ex
 def mark_joints(
     frame: np.ndarray, joints: np.ndarray, attention: np.ndarray, span: tuple[float, float] | None
 ) -> np.ndarray:
-    """A circle on each joint, whose area and colour are the attention it received; none where that is 0.
+    """A circle on each joint, whose area and color are the attention it received; none where that is 0.
 
     Args:
         frame: uint8 [H, W, 3], stays as it is.
@@ -112,10 +121,10 @@ def mark_joints(
             continue
         share = (attention[joint] - span[0]) / max(span[1] - span[0], 1e-12)
         radius = np.sqrt(smallest**2 + share * (largest**2 - smallest**2))
-        centre = tuple(round(16 * float(place)) for place in joints[joint, :2])
-        colour = [int(255 * part) for part in COLOURS(LOW + (HIGH - LOW) * share)[:3]]
-        cv2.circle(frame, centre, round(16 * radius), colour, -1, cv2.LINE_AA, shift=4)
-        cv2.circle(frame, centre, round(16 * radius), (255, 255, 255), 1, cv2.LINE_AA, shift=4)
+        center = tuple(round(16 * float(place)) for place in joints[joint, :2])
+        color = [int(255 * part) for part in COLORS(LOW + (HIGH - LOW) * share)[:3]]
+        cv2.circle(frame, center, round(16 * radius), color, -1, cv2.LINE_AA, shift=4)
+        cv2.circle(frame, center, round(16 * radius), (255, 255, 255), 1, cv2.LINE_AA, shift=4)
     return frame
 
 
@@ -141,14 +150,30 @@ def charts(
         title = "Bones (1)–(3): their share"
         drawn.append(diagrams.bone_figure(weights, title=title, label=f"{title}. {about}"))
     if "frame_attention" in seen:
-        title, axes = "Frames (4): who listens to whom", {"x_label": "bones of frame", "y_label": "frame"}
-        drawn.append(diagrams.matrices(by_role("frame_attention"), title=title, label=f"{title}. {about}", **axes))
+        title, axes = (
+            "Frames (4): who listens to whom",
+            {"x_label": "bones of frame", "y_label": "frame"},
+        )
+        drawn.append(
+            diagrams.matrices(
+                by_role("frame_attention"), title=title, label=f"{title}. {about}", **axes
+            )
+        )
     if "part_weights" in seen:
         title, x_label = "Body parts (12)", "mean gate, above or below 1/2"
         parts = by_role("part_weights", neutral=1 / 2)
-        drawn.append(diagrams.bars(parts, list(PARTS), title=title, x_label=x_label, label=f"{title}. {about}"))
+        drawn.append(
+            diagrams.bars(
+                parts, list(PARTS), title=title, x_label=x_label, label=f"{title}. {about}"
+            )
+        )
     if "exponent_weights" in seen:
         title, x_label = "Exponents (13)", f"share, above or below 1/{len(exponents)}"
-        shares, names = by_role("exponent_weights", neutral=1 / len(exponents)), [f"p = {p:g}" for p in exponents]
-        drawn.append(diagrams.bars(shares, names, title=title, x_label=x_label, label=f"{title}. {about}"))
+        shares, names = (
+            by_role("exponent_weights", neutral=1 / len(exponents)),
+            [f"p = {p:g}" for p in exponents],
+        )
+        drawn.append(
+            diagrams.bars(shares, names, title=title, x_label=x_label, label=f"{title}. {about}")
+        )
     return drawn

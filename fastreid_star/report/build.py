@@ -26,7 +26,10 @@ KINDS = {
     "best": "The best queries, by average precision",
     "worst": "The worst queries, by average precision",
 }
-WAYS = {"I2V": "I2V: infrared queries, visible gallery", "V2I": "V2I: visible queries, infrared gallery"}
+WAYS = {
+    "I2V": "I2V: infrared queries, visible gallery",
+    "V2I": "V2I: visible queries, infrared gallery",
+}
 
 
 def build_report(
@@ -62,7 +65,9 @@ def build_report(
     main = runs[0]
     strangers = [e.name for e in runs if not isinstance(e.model, SAD)]
     if with_gradcam and strangers:
-        raise UserError(f"Grad-CAM knows this plugin's networks, and {strangers[0]} is none: add --no-gradcam")
+        raise UserError(
+            f"Grad-CAM knows this plugin's networks, and {strangers[0]} is none: add --no-gradcam"
+        )
     if other is not None:
         require_comparable(main.ranking, runs[1].ranking, names)
     say("drawing ...")
@@ -129,6 +134,10 @@ def require_gradcam(way_out: str = "") -> None:
     Raises:
         UserError: one is.
     """
-    missing = [name for name in ("pytorch_grad_cam", "ttach") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("pytorch_grad_cam", "ttach") if importlib.util.find_spec(name) is None
+    ]
     if missing:
-        raise UserError(f"Grad-CAM needs {' and '.join(missing)}: pip install --no-deps grad-cam ttach{way_out}")
+        raise UserError(
+            f"Grad-CAM needs {' and '.join(missing)}: pip install --no-deps grad-cam ttach{way_out}"
+        )

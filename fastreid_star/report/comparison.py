@@ -31,7 +31,9 @@ def require_comparable(ranking: Ranking, other: Ranking, names: Sequence[str]) -
     Raises:
         UserError: they are not.
     """
-    ours, theirs = ([(t.pid, t.camid, t.modality, t.frames) for t in r.tracklets] for r in (ranking, other))
+    ours, theirs = (
+        [(t.pid, t.camid, t.modality, t.frames) for t in r.tracklets] for r in (ranking, other)
+    )
     if ours != theirs:
         raise UserError(
             f"{names[0]} is tested on {len(ours)} tracklets, {names[1]} on {len(theirs)}, and they are not the same: "
@@ -44,7 +46,9 @@ def require_comparable(ranking: Ranking, other: Ranking, names: Sequence[str]) -
         )
 
 
-def changes(direction: Direction, other: Direction, count: int) -> tuple[list[Change], list[Change]]:
+def changes(
+    direction: Direction, other: Direction, count: int
+) -> tuple[list[Change], list[Change]]:
     """The queries whose first match moved most ranks: those that the run has won, and those that it has lost.
 
     Of equal moves the one to or from the better rank comes first, then the earlier query.
@@ -59,7 +63,11 @@ def changes(direction: Direction, other: Direction, count: int) -> tuple[list[Ch
     moved = {int(row): int(other_rank[row] - rank[row]) for row in valid}
     order = sorted(moved, key=lambda row: (-abs(moved[row]), min(rank[row], other_rank[row]), row))
     won, lost = (
-        [Change(row, int(rank[row]), int(other_rank[row])) for row in order if sign * moved[row] > 0][:count]
+        [
+            Change(row, int(rank[row]), int(other_rank[row]))
+            for row in order
+            if sign * moved[row] > 0
+        ][:count]
         for sign in (1, -1)
     )
     return won, lost

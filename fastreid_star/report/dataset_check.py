@@ -24,12 +24,20 @@ from fastreid_star.report.drawing import GridRow, frame_grid
 from fastreid_star.structures import Modality, Tracklet
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
-COUNT_HEADERS = ("", "tracklets", "frames", "identities", f">= {LONG} frames", "cameras", "published")
+COUNT_HEADERS = (
+    "",
+    "tracklets",
+    "frames",
+    "identities",
+    f">= {LONG} frames",
+    "cameras",
+    "published",
+)
 SKELETON_HEADERS = ("skeletons", "frames", "with", "joints outside", "height", "mean score")
 
 _HINTS = {
     Kind.MISSING_FRAME: "unpack the images again",
-    Kind.BROKEN_FRAME: "copy these files again; until then their neighbours stand in for them",
+    Kind.BROKEN_FRAME: "copy these files again; until then their neighbors stand in for them",
     Kind.NO_SKELETON: "these frames keep the baseline's feature",
     Kind.NOT_FINITE: "these frames count as without a skeleton",
     Kind.MISSHAPEN: "make the store again",
@@ -66,15 +74,25 @@ def findings(check: DatasetCheck) -> list[Finding]:
         hint = _HINTS.get(kind, "")
         if kind is Kind.MISPLACED:
             causes = Counter(problem.reason.rpartition(": ")[2] for problem in problems)
-            hint = f"mostly: {causes.most_common(1)[0][0]}" if len(causes) > 1 else next(iter(causes))
+            hint = (
+                f"mostly: {causes.most_common(1)[0][0]}" if len(causes) > 1 else next(iter(causes))
+            )
         elif len(problems) == frames_of:
             hint = {
                 Kind.MISSING_FRAME: "not one is there: is this the right folder, and are the images unpacked?",
                 Kind.NO_SKELETON: "not one has any: the store was made for other data",
             }.get(kind, hint)
-        found.append(Finding(kind.is_fault, f"{kind.value}: {len(problems):,}, such as {problems[0].path}; {hint}"))
+        found.append(
+            Finding(
+                kind.is_fault,
+                f"{kind.value}: {len(problems):,}, such as {problems[0].path}; {hint}",
+            )
+        )
     found += [
-        Finding(True, f"most {modality.name.lower()} skeletons are wider than tall: are x and y swapped?")
+        Finding(
+            True,
+            f"most {modality.name.lower()} skeletons are wider than tall: are x and y swapped?",
+        )
         for modality in check.lying
     ]
     found += [
@@ -90,7 +108,9 @@ def findings(check: DatasetCheck) -> list[Finding]:
 
 def to_text(check: DatasetCheck) -> str:
     """For the terminal: a few aligned tables, then what is wrong."""
-    looked = f"{check.checked:,} of {check.frames:,} frames {'read' if check.decoded else 'looked for'}"
+    looked = (
+        f"{check.checked:,} of {check.frames:,} frames {'read' if check.decoded else 'looked for'}"
+    )
     parts = [
         f"{check.name} in {check.folder}: {check.tracklets:,} tracklets, {looked}",
         _table(_count_rows(check), COUNT_HEADERS, "plain", words_last=True),
@@ -99,7 +119,9 @@ def to_text(check: DatasetCheck) -> str:
     if check.store:
         rows = [(*row, _histogram(stats)) for row, stats in _skeleton_rows(check)]
         parts.append(_table(rows, (*SKELETON_HEADERS, "scores 0 to 1"), "plain", words_last=True))
-    parts.append("\n".join(f"{'FAULT' if f.is_fault else 'note '}  {f.text}" for f in findings(check)))
+    parts.append(
+        "\n".join(f"{'FAULT' if f.is_fault else 'note '}  {f.text}" for f in findings(check))
+    )
     parts.append("all is well" if check.good else "not all is well: see FAULT above")
     return "\n\n".join(part for part in parts if part)
 
@@ -155,7 +177,9 @@ def sparkline(counts: Iterable[int]) -> str:
     """A histogram of one character a bin: blank is none, a full block the fullest bin."""
     counts = list(counts)
     most = max(counts, default=0)
-    return "".join(BLOCKS[math.ceil(count * (len(BLOCKS) - 1) / most) if most else 0] for count in counts)
+    return "".join(
+        BLOCKS[math.ceil(count * (len(BLOCKS) - 1) / most) if most else 0] for count in counts
+    )
 
 
 def choose_tracklets(dataset: VideoDataset, *, each: int, seed: int) -> list[tuple[str, Tracklet]]:
@@ -167,7 +191,12 @@ def choose_tracklets(dataset: VideoDataset, *, each: int, seed: int) -> list[tup
     rng = np.random.default_rng(seed)
     chosen = []
     for modality in (Modality.VISIBLE, Modality.INFRARED):
-        candidates = [(split, t) for split, part in splits(dataset).items() for t in part if t.modality == modality]
+        candidates = [
+            (split, t)
+            for split, part in splits(dataset).items()
+            for t in part
+            if t.modality == modality
+        ]
         order = [candidates[position] for position in rng.permutation(len(candidates))]
         met: Counter[int] = Counter()
         turns = []  # how many tracklets of its identity come before it
@@ -179,7 +208,12 @@ def choose_tracklets(dataset: VideoDataset, *, each: int, seed: int) -> list[tup
 
 
 def picture(
-    dataset: VideoDataset, store: SkeletonStore | None, *, each: int = 3, frames: int = 8, seed: int = 0
+    dataset: VideoDataset,
+    store: SkeletonStore | None,
+    *,
+    each: int = 3,
+    frames: int = 8,
+    seed: int = 0,
 ) -> np.ndarray:
     """Frames of some tracklets of both modalities, with their skeletons.
 
@@ -198,13 +232,19 @@ def picture(
         joints = None
         if store is not None:
             found, present, _ = read_one_by_one(store, [tracklet.key(index) for index in indices])
-            joints = [skeleton if there else None for skeleton, there in zip(found, present, strict=True)]
+            joints = [
+                skeleton if there else None for skeleton, there in zip(found, present, strict=True)
+            ]
         caption = (
             f"{tracklet.modality.name.lower()}, identity {tracklet.pid}, camera {tracklet.camid}, "
             f"{len(tracklet)} frames ({split}: {os.path.dirname(tracklet.frames[0])})"
         )
         labels = [os.path.basename(tracklet.key(index)) for index in indices]
-        rows.append(GridRow(caption, [_frame_or_none(tracklet.path(index)) for index in indices], joints, labels))
+        rows.append(
+            GridRow(
+                caption, [_frame_or_none(tracklet.path(index)) for index in indices], joints, labels
+            )
+        )
     return frame_grid(rows, title=type(dataset).__name__)
 
 
@@ -218,7 +258,9 @@ def _frame_or_none(path: str) -> np.ndarray | None:
 # --- tables ------------------------------------------------------------------------------------------------------
 
 
-def _table(rows: Sequence[Sequence[str]], headers: Sequence[str], style: str, *, words_last: bool = False) -> str:
+def _table(
+    rows: Sequence[Sequence[str]], headers: Sequence[str], style: str, *, words_last: bool = False
+) -> str:
     """A name, then numbers, which are set as they are written; the last column may be words."""
     align = ["left", *["right"] * (len(headers) - 1)]
     if words_last:
@@ -296,8 +338,14 @@ def _percent(share: float) -> str:
 
 def _score_table(rows: Iterable[tuple[tuple, SkeletonStats]]) -> str:
     edges = [f"{edge:.1f}" for edge in SCORE_EDGES]
-    headers = ("", "below 0", *(f"{low}-{high}" for low, high in itertools.pairwise(edges)), "above 1")
+    headers = (
+        "",
+        "below 0",
+        *(f"{low}-{high}" for low, high in itertools.pairwise(edges)),
+        "above 1",
+    )
     table = [
-        (row[0], *(f"{100 * count / max(1, stats.scores.sum()):.1f}" for count in stats.scores)) for row, stats in rows
+        (row[0], *(f"{100 * count / max(1, stats.scores.sum()):.1f}" for count in stats.scores))
+        for row, stats in rows
     ]
     return _table(table, headers, "pipe")

@@ -37,12 +37,18 @@ def bone_figure(weights: Mapping[str, np.ndarray], *, title: str, label: str) ->
         for place, (name, values) in enumerate(weights.items(), start=1):
             axes = figure.add_subplot(1, len(weights), place)
             share = values / max(values.max(), 1e-12)
-            for (start, end), strength in sorted(zip(BONES, share, strict=True), key=lambda pair: pair[1]):
+            for (start, end), strength in sorted(
+                zip(BONES, share, strict=True), key=lambda pair: pair[1]
+            ):
                 line = _FIGURE[[start, end]]
                 axes.plot(*line.T, color=RULE, linewidth=1.5, solid_capstyle="round")
                 width = 1.5 + 7 * strength
                 axes.plot(
-                    *line.T, color=SERIES[0], alpha=0.12 + 0.88 * strength, linewidth=width, solid_capstyle="round"
+                    *line.T,
+                    color=SERIES[0],
+                    alpha=0.12 + 0.88 * strength,
+                    linewidth=width,
+                    solid_capstyle="round",
                 )
             axes.plot(*_FIGURE.T, "o", color=MUTED, markersize=2.5)
             axes.set_xlim(-2.6, 2.6)
@@ -54,7 +60,9 @@ def bone_figure(weights: Mapping[str, np.ndarray], *, title: str, label: str) ->
     return result[0]
 
 
-def bars(values: Mapping[str, np.ndarray], names: Sequence[str], *, title: str, x_label: str, label: str) -> Markup:
+def bars(
+    values: Mapping[str, np.ndarray], names: Sequence[str], *, title: str, x_label: str, label: str
+) -> Markup:
     """Groups of horizontal bars to both sides of 0, one group a name.
 
     Args:
@@ -82,7 +90,9 @@ def bars(values: Mapping[str, np.ndarray], names: Sequence[str], *, title: str, 
     return result[0]
 
 
-def matrices(values: Mapping[str, np.ndarray], *, title: str, x_label: str, y_label: str, label: str) -> Markup:
+def matrices(
+    values: Mapping[str, np.ndarray], *, title: str, x_label: str, y_label: str, label: str
+) -> Markup:
     """Square matrices of shares below 1 side by side, stronger where larger; small ones with their numbers.
 
     Args:
@@ -98,11 +108,19 @@ def matrices(values: Mapping[str, np.ndarray], *, title: str, x_label: str, y_la
                 for column in range(size):
                     share = float(matrix[row, column]) / max(float(matrix.max()), 1e-12)
                     axes.add_patch(
-                        Rectangle((column + 0.54, row + 0.54), 0.92, 0.92, color=SERIES[0], alpha=0.06 + 0.44 * share)
+                        Rectangle(
+                            (column + 0.54, row + 0.54),
+                            0.92,
+                            0.92,
+                            color=SERIES[0],
+                            alpha=0.06 + 0.44 * share,
+                        )
                     )
                     if size <= NUMBERED:
                         text = f"{matrix[row, column]:.2f}".removeprefix("0")
-                        axes.text(column + 1, row + 1, text, ha="center", va="center", fontsize=10.5)
+                        axes.text(
+                            column + 1, row + 1, text, ha="center", va="center", fontsize=10.5
+                        )
             axes.set_xlim(0.5, size + 0.5)
             axes.set_ylim(size + 0.5, 0.5)
             axes.set_aspect("equal")

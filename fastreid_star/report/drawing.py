@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastreid_star.coco import BONES, JOINT_NAMES, NUM_JOINTS
 
-# Orange, sky blue and white differ for every kind of colour vision, and stand out from grey frames with the dark line
+# Orange, sky blue and white differ for every kind of color vision, and stand out from gray frames with the dark line
 # that is drawn round them.
 LEFT, RIGHT, MIDDLE = (255, 150, 0), (60, 185, 255), (255, 255, 255)
 OUTLINE = (0, 0, 0)
@@ -29,15 +29,15 @@ _MARGIN = 8
 Draw = Callable[[np.ndarray, int], object]
 
 
-def joint_colour(joint: int) -> tuple[int, int, int]:
-    """The colour of a joint's side of the body: the person's own left and right."""
+def joint_color(joint: int) -> tuple[int, int, int]:
+    """The color of a joint's side of the body: the person's own left and right."""
     name = JOINT_NAMES[joint]
     return LEFT if name.startswith("left_") else RIGHT if name.startswith("right_") else MIDDLE
 
 
-def bone_colour(bone: tuple[int, int]) -> tuple[int, int, int]:
-    """The colour of the side that a bone is on; one that joins both sides is in the middle."""
-    sides = {joint_colour(joint) for joint in bone} - {MIDDLE}
+def bone_color(bone: tuple[int, int]) -> tuple[int, int, int]:
+    """The color of the side that a bone is on; one that joins both sides is in the middle."""
+    sides = {joint_color(joint) for joint in bone} - {MIDDLE}
     return sides.pop() if len(sides) == 1 else MIDDLE
 
 
@@ -59,7 +59,7 @@ def draw_skeleton(
 
     Args:
         image: uint8 [H,W,3].
-        joints: [V,3] of x, y, score in pixels of `image`, the centre of its first pixel at (0, 0). None: the frame has
+        joints: [V,3] of x, y, score in pixels of `image`, the center of its first pixel at (0, 0). None: the frame has
             no skeleton, which is written on it.
         scale: how many times larger the result is.
         min_score: joints with a lower score are marked as such.
@@ -80,7 +80,9 @@ def draw_skeleton(
     joints = np.where(drawn[:, None], joints, 0)
     points = (joints[:, :2] + 0.5) * (size / image.shape[1::-1]) - 0.5
     inside = np.all((points >= -0.5) & (points <= size - 0.5), axis=1)
-    points = np.clip(points, -10 * size, 10 * size)  # far enough to keep a line's direction, near enough for OpenCV
+    points = np.clip(
+        points, -10 * size, 10 * size
+    )  # far enough to keep a line's direction, near enough for OpenCV
     sure = joints[:, 2] >= min_score
     opacity = 0.3 + 0.7 * np.clip(joints[:, 2], 0, 1)
     thickness = max(1, round(height / 200))
@@ -89,21 +91,26 @@ def draw_skeleton(
     bones = [(i, j) for i, j in BONES if drawn[i] and drawn[j]]
     for i, j in bones:
         if sure[i] and sure[j]:
-            _blend(canvas, OUTLINE, 0.7 * min(opacity[i], opacity[j]), _line(points[i], points[j], thickness + 2))
+            _blend(
+                canvas,
+                OUTLINE,
+                0.7 * min(opacity[i], opacity[j]),
+                _line(points[i], points[j], thickness + 2),
+            )
     for i, j in bones:
         strength = min(opacity[i], opacity[j]) if sure[i] and sure[j] else 0.25
-        _blend(canvas, bone_colour((i, j)), strength, _line(points[i], points[j], thickness))
+        _blend(canvas, bone_color((i, j)), strength, _line(points[i], points[j], thickness))
     for joint in np.flatnonzero(drawn).tolist():
-        colour, point = joint_colour(joint), points[joint]
+        color, point = joint_color(joint), points[joint]
         if not inside[joint]:
             _blend(canvas, OUTLINE, 0.8, _arrow(point, size, 3 * radius + 3))
-            _blend(canvas, colour, 1.0, _arrow(point, size, 3 * radius))
+            _blend(canvas, color, 1.0, _arrow(point, size, 3 * radius))
         elif sure[joint]:
             _blend(canvas, OUTLINE, 0.8 * opacity[joint], _disc(point, radius + 1))
-            _blend(canvas, colour, opacity[joint], _disc(point, radius))
+            _blend(canvas, color, opacity[joint], _disc(point, radius))
         else:
             _blend(canvas, OUTLINE, 0.5, _ring(point, radius + 0.5, 3))
-            _blend(canvas, colour, 0.9, _ring(point, radius + 0.5, 1))
+            _blend(canvas, color, 0.9, _ring(point, radius + 0.5, 1))
     return canvas
 
 
@@ -125,7 +132,12 @@ class GridRow:
 
 
 def frame_grid(
-    rows: Sequence[GridRow], *, title: str = "", height: int = 320, min_score: float = 0.0, legend: bool = True
+    rows: Sequence[GridRow],
+    *,
+    title: str = "",
+    height: int = 320,
+    min_score: float = 0.0,
+    legend: bool = True,
 ) -> np.ndarray:
     """Tracklets below each other, their frames beside each other, each with its skeleton.
 
@@ -134,7 +146,7 @@ def frame_grid(
         title: a line above everything; may be empty.
         height: of a frame in the picture, pixels; frames of any size are brought to it.
         min_score: as for :func:`draw_skeleton`.
-        legend: say at the bottom what the colours and marks mean, where there are skeletons.
+        legend: say at the bottom what the colors and marks mean, where there are skeletons.
 
     Returns:
         uint8 [H,W,3].
@@ -178,7 +190,9 @@ def _cells(row: GridRow, height: int, min_score: float) -> list[np.ndarray]:
             if row.joints is None:
                 cell = enlarge(image, height / image.shape[0])
             else:
-                cell = draw_skeleton(image, row.joints[column], scale=height / image.shape[0], min_score=min_score)
+                cell = draw_skeleton(
+                    image, row.joints[column], scale=height / image.shape[0], min_score=min_score
+                )
         if column < len(row.labels):
             _write_corner(cell, row.labels[column], max(11, height // 22))
         cells.append(cell)
@@ -188,8 +202,8 @@ def _cells(row: GridRow, height: int, min_score: float) -> list[np.ndarray]:
 # --- shapes ------------------------------------------------------------------------------------------------------
 
 
-def _blend(canvas: np.ndarray, colour: Sequence[int], opacity: float, draw: Draw) -> None:
-    """Lay a colour over the canvas where `draw` marks a mask [H,W], which it does with smooth edges."""
+def _blend(canvas: np.ndarray, color: Sequence[int], opacity: float, draw: Draw) -> None:
+    """Lay a color over the canvas where `draw` marks a mask [H,W], which it does with smooth edges."""
     mask = np.zeros(canvas.shape[:2], np.uint8)
     draw(mask, 255)
     x, y, width, height = cv2.boundingRect(mask)
@@ -197,7 +211,7 @@ def _blend(canvas: np.ndarray, colour: Sequence[int], opacity: float, draw: Draw
         return
     part = np.s_[y : y + height, x : x + width]
     alpha = mask[part][..., None] * (opacity / 255)
-    canvas[part] = np.rint(canvas[part] * (1 - alpha) + np.array(colour) * alpha)
+    canvas[part] = np.rint(canvas[part] * (1 - alpha) + np.array(color) * alpha)
 
 
 def _fixed(values: Iterable[float]) -> tuple[int, ...]:
@@ -205,16 +219,20 @@ def _fixed(values: Iterable[float]) -> tuple[int, ...]:
 
 
 def _line(start: np.ndarray, end: np.ndarray, thickness: int) -> Draw:
-    return lambda mask, value: cv2.line(mask, _fixed(start), _fixed(end), value, thickness, cv2.LINE_AA, _SHIFT)
+    return lambda mask, value: cv2.line(
+        mask, _fixed(start), _fixed(end), value, thickness, cv2.LINE_AA, _SHIFT
+    )
 
 
-def _disc(centre: np.ndarray, radius: float) -> Draw:
-    return _ring(centre, radius, -1)
+def _disc(center: np.ndarray, radius: float) -> Draw:
+    return _ring(center, radius, -1)
 
 
-def _ring(centre: np.ndarray, radius: float, thickness: int) -> Draw:
+def _ring(center: np.ndarray, radius: float, thickness: int) -> Draw:
     reach = round(radius * (1 << _SHIFT))
-    return lambda mask, value: cv2.circle(mask, _fixed(centre), reach, value, thickness, cv2.LINE_AA, _SHIFT)
+    return lambda mask, value: cv2.circle(
+        mask, _fixed(center), reach, value, thickness, cv2.LINE_AA, _SHIFT
+    )
 
 
 def _arrow(point: np.ndarray, size: np.ndarray, length: float) -> Draw:
@@ -232,15 +250,22 @@ def _arrow(point: np.ndarray, size: np.ndarray, length: float) -> Draw:
 @functools.lru_cache(maxsize=64)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib brings along wherever it is installed."""
-    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+    return ImageFont.truetype(
+        os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size
+    )
 
 
 def _text(
-    canvas: np.ndarray, position: tuple[float, float], text: str, size: int, colour: Sequence[int], anchor: str
+    canvas: np.ndarray,
+    position: tuple[float, float],
+    text: str,
+    size: int,
+    color: Sequence[int],
+    anchor: str,
 ) -> None:
     """Write onto the canvas itself; `anchor` says which point of the text `position` is, as Pillow has it."""
     image = Image.fromarray(canvas)
-    ImageDraw.Draw(image).text(position, text, fill=tuple(colour), font=_font(size), anchor=anchor)
+    ImageDraw.Draw(image).text(position, text, fill=tuple(color), font=_font(size), anchor=anchor)
     canvas[:] = np.asarray(image)
 
 
@@ -261,14 +286,17 @@ def _write_across(canvas: np.ndarray, text: str) -> None:
 
 def _write_corner(canvas: np.ndarray, text: str, size: int) -> None:
     """White on a dark patch, top left."""
-    width, height = min(canvas.shape[1], math.ceil(_font(size).getlength(text)) + 6), round(1.4 * size)
+    width, height = (
+        min(canvas.shape[1], math.ceil(_font(size).getlength(text)) + 6),
+        round(1.4 * size),
+    )
     patch = canvas[:height, :width]
     patch[:] = patch // 4
     _text(patch, (3, height / 2), text, size, PAPER, "lm")
 
 
 def _legend(width: int, size: int, min_score: float) -> np.ndarray:
-    """What the colours and marks mean, in as many lines as it takes."""
+    """What the colors and marks mean, in as many lines as it takes."""
     entries = [
         (_sample(size, LEFT, 1.0), "person's left"),
         (_sample(size, RIGHT, 1.0), "person's right"),
@@ -293,14 +321,21 @@ def _legend(width: int, size: int, min_score: float) -> np.ndarray:
         for x, sample, text in line:
             room = strip[top : top + sample.shape[0], x : x + sample.shape[1]]
             room[:] = sample[:, : room.shape[1]]
-            _text(strip, (x + sample.shape[1] + 0.5 * size, top + sample.shape[0] / 2), text, size, INK, "lm")
+            _text(
+                strip,
+                (x + sample.shape[1] + 0.5 * size, top + sample.shape[0] / 2),
+                text,
+                size,
+                INK,
+                "lm",
+            )
     return strip
 
 
 def _sample(
-    size: int, colour: Sequence[int], opacity: float, *, hollow: bool = False, outside: bool = False
+    size: int, color: Sequence[int], opacity: float, *, hollow: bool = False, outside: bool = False
 ) -> np.ndarray:
-    """A bit of skeleton on grey, as it looks in a frame."""
+    """A bit of skeleton on gray, as it looks in a frame."""
     canvas = np.full((round(1.6 * size), round(2.6 * size), 3), (128, 128, 128), np.uint8)
     height, width = canvas.shape[:2]
     start, end = np.array([0.2 * width, 0.5 * height]), np.array([0.8 * width, 0.5 * height])
@@ -308,15 +343,15 @@ def _sample(
     if outside:
         edge = np.array([width + 10.0, 0.5 * height])
         _blend(canvas, OUTLINE, 0.7, _arrow(edge, np.array([width, height]), 4 * radius + 2))
-        _blend(canvas, colour, opacity, _arrow(edge, np.array([width, height]), 4 * radius))
+        _blend(canvas, color, opacity, _arrow(edge, np.array([width, height]), 4 * radius))
     elif hollow:
         middle = np.array([0.5 * width, 0.5 * height])
         _blend(canvas, OUTLINE, 0.5, _ring(middle, radius + 1, 3))
-        _blend(canvas, colour, 0.9, _ring(middle, radius + 1, 1))
+        _blend(canvas, color, 0.9, _ring(middle, radius + 1, 1))
     else:
         _blend(canvas, OUTLINE, 0.7 * opacity, _line(start, end, 4))
-        _blend(canvas, colour, opacity, _line(start, end, 2))
+        _blend(canvas, color, opacity, _line(start, end, 2))
         for point in (start, end):
             _blend(canvas, OUTLINE, 0.8 * opacity, _disc(point, radius + 1))
-            _blend(canvas, colour, opacity, _disc(point, radius))
+            _blend(canvas, color, opacity, _disc(point, radius))
     return canvas

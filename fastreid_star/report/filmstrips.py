@@ -52,7 +52,9 @@ def ranked(direction: Direction, row: int, album: Album, count: int = 5) -> Film
         f"{per_query.first_match[row]}"
     )
     return Filmstrip(
-        title, show_query(direction, row, album), [found(direction, row, c, album) for c in direction.top(row, count)]
+        title,
+        show_query(direction, row, album),
+        [found(direction, row, c, album) for c in direction.top(row, count)],
     )
 
 
@@ -66,7 +68,9 @@ def confused(direction: Direction, confusion: Confusion, album: Album) -> Filmst
     )
 
 
-def changed(direction: Direction, other: Direction, change: Change, album: Album, names: Sequence[str]) -> Filmstrip:
+def changed(
+    direction: Direction, other: Direction, change: Change, album: Album, names: Sequence[str]
+) -> Filmstrip:
     """A query with the first entry of both runs and, where the run's is wrong, its most similar match.
 
     Args:

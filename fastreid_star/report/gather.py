@@ -76,17 +76,25 @@ class Run:
             return None
         if self.weights.path.resolve().parent != self.folder.resolve():
             return None
-        line = next((line for line in self.history.lines if line.get("epoch") == self.weights.epochs), {})
+        line = next(
+            (line for line in self.history.lines if line.get("epoch") == self.weights.epochs), {}
+        )
         metric = line.get(_prefix(self.trained, self.trained.DATASETS.TESTS[0]) + "metric")
         if self.weights.metric is not None and self.weights.metric != metric:
             return None
         prefix = _prefix(self.trained, self.dataset)
-        found = {key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix)}
+        found = {
+            key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix)
+        }
         return found if "mean/mAP" in found else None
 
     def evaluations(self, key: str) -> tuple[list[float], list[float]]:
         """One number of the evaluations over training, as :meth:`History.series`."""
-        return self.history.series(_prefix(self.trained, self.dataset) + key) if self.history else ([], [])
+        return (
+            self.history.series(_prefix(self.trained, self.dataset) + key)
+            if self.history
+            else ([], [])
+        )
 
 
 def gather(folder: str | Path, options: Sequence[str] = (), *, config_file: str = "") -> Run:
@@ -105,7 +113,9 @@ def gather(folder: str | Path, options: Sequence[str] = (), *, config_file: str 
         raise UserError(f"{folder} is no folder: name the OUTPUT_DIR of a run")
     own = folder / "config.yaml"
     if not own.is_file() and not config_file:
-        raise UserError(f"{folder} has no config.yaml: name the config it was trained with, --config-file FILE")
+        raise UserError(
+            f"{folder} has no config.yaml: name the config it was trained with, --config-file FILE"
+        )
     source = str(own if own.is_file() else config_file)
     trained, cfg = load_config(source), load_config(source, list(options))
     dataset = _one_dataset(cfg, folder)
@@ -159,7 +169,14 @@ def read_weights(path: Path) -> Weights:
             digest.update(block)
     status = path.stat()
     modified = datetime.datetime.fromtimestamp(status.st_mtime)
-    return Weights(path, digest.hexdigest(), status.st_size, modified, None if epoch is None else epoch + 1, metric)
+    return Weights(
+        path,
+        digest.hexdigest(),
+        status.st_size,
+        modified,
+        None if epoch is None else epoch + 1,
+        metric,
+    )
 
 
 def differences(before: CfgNode, after: CfgNode) -> list[tuple[str, object, object]]:
@@ -202,7 +219,9 @@ def _one_dataset(cfg: CfgNode, folder: Path) -> str:
             f"--set DATASETS.TESTS \"('{names[0] if names else 'NAME'}',)\""
         )
     if not is_video_dataset(names[0]):
-        raise UserError(f"{folder} is tested on {names[0]}, a dataset of images: a report is about clips")
+        raise UserError(
+            f"{folder} is tested on {names[0]}, a dataset of images: a report is about clips"
+        )
     return names[0]
 
 

@@ -21,8 +21,8 @@ from fastreid_star.data.clips import collate_clips
 from fastreid_star.modeling import SAD
 from fastreid_star.report.pictures import DENSITY, Clip, Picture, encode, side_by_side
 
-STRENGTH = 0.6  # of the colours over the frame, where the map is largest
-COLOURS = matplotlib.colormaps["turbo"]
+STRENGTH = 0.6  # of the colors over the frame, where the map is largest
+COLORS = matplotlib.colormaps["turbo"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ class SimilarityTo:
         self.feature = feature
 
     def __call__(self, output: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cosine_similarity(output, self.feature.to(output.device, output.dtype), dim=0)
+        return torch.nn.functional.cosine_similarity(
+            output, self.feature.to(output.device, output.dtype), dim=0
+        )
 
 
 class ClipGradCAM(GradCAM):
@@ -75,9 +77,13 @@ class ClipGradCAM(GradCAM):
     ) -> list[np.ndarray]:
         activations = self.activations_and_grads.activations[0].numpy()
         gradients = self.activations_and_grads.gradients[0].numpy()
-        maps = self.get_cam_image(input_tensor, self.target_layers[0], targets, activations, gradients, eigen_smooth)
+        maps = self.get_cam_image(
+            input_tensor, self.target_layers[0], targets, activations, gradients, eigen_smooth
+        )
         width, height = self.get_target_width_height(input_tensor)
-        return [np.stack([cv2.resize(np.maximum(one, 0), (width, height)) for one in maps])[:, None]]
+        return [
+            np.stack([cv2.resize(np.maximum(one, 0), (width, height)) for one in maps])[:, None]
+        ]
 
     def aggregate_multi_layers(self, cam_per_target_layer: list[np.ndarray]) -> np.ndarray:
         (maps,) = cam_per_target_layer
@@ -120,8 +126,10 @@ def similarity_maps(model: SAD, clip: Clip, feature: torch.Tensor) -> tuple[np.n
 def explain(name: str, model: SAD, clip: Clip, feature: torch.Tensor, *, height: int) -> Explained:
     """:func:`similarity_maps` as a picture with frames of this height in CSS pixels; see there."""
     maps, similarity = similarity_maps(model, clip, feature)
-    frames = [overlay(*pair, round(DENSITY * height)) for pair in zip(clip.frames, maps, strict=True)]
-    alt = f"{len(frames)} frames of the {clip.what}, coloured by what speaks for the similarity in {name}"
+    frames = [
+        overlay(*pair, round(DENSITY * height)) for pair in zip(clip.frames, maps, strict=True)
+    ]
+    alt = f"{len(frames)} frames of the {clip.what}, colored by what speaks for the similarity in {name}"
     return Explained(name, similarity, encode(side_by_side(frames), height=height, alt=alt))
 
 
@@ -142,12 +150,14 @@ def target_layer(backbone: Any) -> tuple[nn.Module, Callable[[torch.Tensor], tor
 
 
 def overlay(frame: np.ndarray, heat: np.ndarray, height: int) -> np.ndarray:
-    """A map [H, W] of 0 to 1 in colours over its frame [H, W, 3], uint8, at another height.
+    """A map [H, W] of 0 to 1 in colors over its frame [H, W, 3], uint8, at another height.
 
-    The frame turns grey, and shows where nothing is warm.
+    The frame turns gray, and shows where nothing is warm.
     """
     size = max(1, round(height / frame.shape[0] * frame.shape[1])), height
-    grey = cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC), cv2.COLOR_RGB2GRAY)
+    gray = cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC), cv2.COLOR_RGB2GRAY)
     heat = np.clip(cv2.resize(heat.astype(np.float32), size, interpolation=cv2.INTER_LINEAR), 0, 1)
     weight = STRENGTH * np.sqrt(heat)[..., None]
-    return np.rint((1 - weight) * grey[..., None] + weight * 255 * COLOURS(heat)[..., :3]).astype(np.uint8)
+    return np.rint((1 - weight) * gray[..., None] + weight * 255 * COLORS(heat)[..., :3]).astype(
+        np.uint8
+    )

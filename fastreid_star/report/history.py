@@ -24,7 +24,9 @@ class History:
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """One number over training: how far it was at each value, in :attr:`unit`, and the values."""
         lines = [line for line in self.lines if name in line]
-        places = [float(line["epoch"]) if "epoch" in line else line["iteration"] + 1 for line in lines]
+        places = [
+            float(line["epoch"]) if "epoch" in line else line["iteration"] + 1 for line in lines
+        ]
         return places, [float(line[name]) for line in lines]
 
     @property
@@ -34,10 +36,14 @@ class History:
 
     def names(self, start: str) -> list[str]:
         """The numbers whose names begin with `start`, in the order in which they first appear."""
-        return list(dict.fromkeys(name for line in self.lines for name in line if name.startswith(start)))
+        return list(
+            dict.fromkeys(name for line in self.lines for name in line if name.startswith(start))
+        )
 
 
-def read_history(path: str | Path, *, eval_period: int, max_epoch: int, key: str = "I2V/mAP") -> History | None:
+def read_history(
+    path: str | Path, *, eval_period: int, max_epoch: int, key: str = "I2V/mAP"
+) -> History | None:
     """Read metrics.json; of a run that was interrupted or started anew, what was overtaken is left out.
 
     Args:
@@ -60,7 +66,9 @@ def read_history(path: str | Path, *, eval_period: int, max_epoch: int, key: str
         if line is None:
             if number == len(texts):
                 break
-            raise UserError(f"{path}: line {number} is damaged; restore the file, or move it away to do without")
+            raise UserError(
+                f"{path}: line {number} is damaged; restore the file, or move it away to do without"
+            )
         while lines and lines[-1]["iteration"] >= line["iteration"]:
             lines.pop()
         lines.append(line)
@@ -83,7 +91,9 @@ def _parse(text: str) -> dict | None:
 
 
 def _told_length(lines: Sequence[dict]) -> int | None:
-    lengths = {round((line["iteration"] + 1) / line["epoch"]) for line in lines if line.get("epoch")}
+    lengths = {
+        round((line["iteration"] + 1) / line["epoch"]) for line in lines if line.get("epoch")
+    }
     return lengths.pop() if len(lengths) == 1 else None
 
 

@@ -91,4 +91,6 @@ def config_value(value: object) -> str:
         return "–"
     if value == "":
         return "(empty)"
-    return ", ".join(map(str, value)) or "(empty)" if isinstance(value, (list, tuple)) else str(value)
+    return (
+        ", ".join(map(str, value)) or "(empty)" if isinstance(value, (list, tuple)) else str(value)
+    )

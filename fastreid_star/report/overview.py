@@ -39,7 +39,10 @@ def columns(metrics: Mapping[str, float]) -> list[str]:
 
 def result_rows(name: str, metrics: Mapping[str, float]) -> list[ResultRow]:
     """Both directions and their mean."""
-    rows = [ResultRow(name, way, [metrics[f"{way}/{c}"] for c in columns(metrics)]) for way in DIRECTIONS]
+    rows = [
+        ResultRow(name, way, [metrics[f"{way}/{c}"] for c in columns(metrics)])
+        for way in DIRECTIONS
+    ]
     return [*rows, ResultRow(name, "mean", _means(*rows))]
 
 
@@ -54,12 +57,18 @@ def paper_rows(cfg: CfgNode, names: Sequence[str]) -> list[ResultRow]:
     if key is None:
         return []
     printed = dict(zip(("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP"), PAPER[key], strict=True))
-    rows = [ResultRow("paper", way, [printed.get(f"{way}/{name}") for name in names], ours=False) for way in DIRECTIONS]
+    rows = [
+        ResultRow("paper", way, [printed.get(f"{way}/{name}") for name in names], ours=False)
+        for way in DIRECTIONS
+    ]
     return [*rows, ResultRow("paper", "mean", _means(*rows), ours=False)]
 
 
 def _means(one: ResultRow, other: ResultRow) -> list[float | None]:
-    return [None if a is None or b is None else (a + b) / 2 for a, b in zip(one.values, other.values, strict=True)]
+    return [
+        None if a is None or b is None else (a + b) / 2
+        for a, b in zip(one.values, other.values, strict=True)
+    ]
 
 
 def paper_key(cfg: CfgNode) -> str | None:
@@ -69,13 +78,20 @@ def paper_key(cfg: CfgNode) -> str | None:
         return None
     if cfg.INPUT.CLIP.LENGTH != PAPER_LENGTH or list(cfg.MODEL.STAR.EXPONENTS) != PAPER_EXPONENTS:
         return None  # a point of Figure 5 or 6, whose numbers the paper does not print
-    if cfg.INPUT.BLANK or (cfg.DATASETS.SKELETONS_TRAIN, cfg.DATASETS.SKELETONS_TEST) != ("own", "own"):
+    if cfg.INPUT.BLANK or (cfg.DATASETS.SKELETONS_TRAIN, cfg.DATASETS.SKELETONS_TEST) != (
+        "own",
+        "own",
+    ):
         return None
     if cfg.MODEL.META_ARCHITECTURE not in ("SAD", "STAR"):
         return None
     if cfg.MODEL.META_ARCHITECTURE == "SAD" or not any(parts):
         return "SAD_R50"
-    return {(True, True): "STAR_R50", (True, False): "STAR_R50_frame", (False, True): "STAR_R50_sequence"}[parts]
+    return {
+        (True, True): "STAR_R50",
+        (True, False): "STAR_R50_frame",
+        (False, True): "STAR_R50_sequence",
+    }[parts]
 
 
 def is_resnet50(cfg: CfgNode) -> bool:

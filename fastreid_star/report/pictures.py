@@ -114,10 +114,14 @@ class Album:
             frames = [frame for frame, _ in self.drawn(clip, self.height, skeletons=skeletons)]
             shown = " with skeletons" if skeletons and clip.present.any() else ""
             alt = f"{len(frames)} frames of the {clip.what}{shown}"
-            self._strips[position, skeletons] = encode(side_by_side(frames), height=self.height, alt=alt)
+            self._strips[position, skeletons] = encode(
+                side_by_side(frames), height=self.height, alt=alt
+            )
         return self._strips[position, skeletons]
 
-    def drawn(self, clip: Clip, height: int, *, skeletons: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
+    def drawn(
+        self, clip: Clip, height: int, *, skeletons: bool = True
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """The frames [H, W, 3] for a height in CSS pixels, with their skeletons, and the joints [V, 3] in them."""
         drawn = []
         for frame, joints, present in zip(clip.frames, clip.joints, clip.present, strict=True):
@@ -125,9 +129,13 @@ class Album:
             if not (skeletons and self.has_skeletons):
                 large = enlarge(frame, scale)
             else:
-                large = draw_skeleton(frame, joints if present else None, scale=scale, min_score=self.min_score)
+                large = draw_skeleton(
+                    frame, joints if present else None, scale=scale, min_score=self.min_score
+                )
             moved = joints.copy()
-            moved[:, :2] = (joints[:, :2] + 0.5) * (np.array(large.shape[1::-1]) / frame.shape[1::-1]) - 0.5
+            moved[:, :2] = (joints[:, :2] + 0.5) * (
+                np.array(large.shape[1::-1]) / frame.shape[1::-1]
+            ) - 0.5
             drawn.append((large, moved))
         return drawn
 

@@ -1,6 +1,6 @@
-"""Curves and diagrams as inline SVG that takes its colours from the page: one drawing for light and dark.
+"""Curves and diagrams as inline SVG that takes its colors from the page: one drawing for light and dark.
 
-matplotlib draws with stand-in colours, which become the page's CSS variables; text stays text. A unit of a drawing is
+matplotlib draws with stand-in colors, which become the page's CSS variables; text stays text. A unit of a drawing is
 a CSS pixel, and none is wider than a telephone.
 """
 
@@ -27,7 +27,7 @@ from fastreid_star.report.similarity import Distribution
 WIDTH, HEIGHT = 330, 225  # CSS pixels, as drawn; the page may show them a little larger
 LARGEST = 1.2
 
-# stand-in colour -> CSS variable; the page has a value of each for light and for dark
+# stand-in color -> CSS variable; the page has a value of each for light and for dark
 _VARIABLES = {
     "#0a0b01": "var(--ink)",
     "#0a0b02": "var(--muted)",
@@ -65,7 +65,9 @@ _STYLE: Any = {  # matplotlib has its settings' names as a type, and no name for
 
 
 @contextmanager
-def drawing(label: str, width: int = WIDTH, height: int = HEIGHT) -> Iterator[tuple[Figure, list[Markup]]]:
+def drawing(
+    label: str, width: int = WIDTH, height: int = HEIGHT
+) -> Iterator[tuple[Figure, list[Markup]]]:
     """A figure to draw on; its SVG is put into the list that comes with it.
 
     Args:
@@ -78,7 +80,9 @@ def drawing(label: str, width: int = WIDTH, height: int = HEIGHT) -> Iterator[tu
         FigureCanvasSVG(figure)
         yield figure, result
         text = io.StringIO()
-        with warnings.catch_warnings():  # the page's fonts have what matplotlib's lacks, such as Chinese
+        with (
+            warnings.catch_warnings()
+        ):  # the page's fonts have what matplotlib's lacks, such as Chinese
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
             figure.savefig(text, format="svg", metadata={"Date": None})
     result.append(_inline(text.getvalue(), label, width))
@@ -88,7 +92,9 @@ def _inline(svg: str, label: str, width: int) -> Markup:
     """An SVG file as an element of a page."""
     body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r"#([\w.-]+)", body))
-    body = re.sub(r' id="([^"]*)"', lambda found: found.group() if found.group(1) in used else "", body)
+    body = re.sub(
+        r' id="([^"]*)"', lambda found: found.group() if found.group(1) in used else "", body
+    )
     for stand_in, variable in _VARIABLES.items():
         body = body.replace(stand_in, variable)
     start, rest = body.split(">", 1)
@@ -123,7 +129,9 @@ def curves(
             shown = np.where(np.asarray(y) > 0, y, np.nan) if log else y
             style = "-" if number < len(SERIES) else "--"
             mark = "o" if dots or len(x) == 1 else ""
-            axes.plot(x, shown, style, marker=mark, markersize=4, color=SERIES[number % len(SERIES)])
+            axes.plot(
+                x, shown, style, marker=mark, markersize=4, color=SERIES[number % len(SERIES)]
+            )
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
@@ -135,8 +143,10 @@ def curves(
     return result[0]
 
 
-def gain(values: Mapping[str, Mapping[int, Sequence[float]]], *, title: str, x_label: str) -> Markup:
-    """A method's and its baseline's values over a count; the area between them has the colour of whichever is ahead.
+def gain(
+    values: Mapping[str, Mapping[int, Sequence[float]]], *, title: str, x_label: str
+) -> Markup:
+    """A method's and its baseline's values over a count; the area between them has the color of whichever is ahead.
 
     Args:
         values: name -> count -> one value a run; the method, then the baseline.
@@ -145,16 +155,18 @@ def gain(values: Mapping[str, Mapping[int, Sequence[float]]], *, title: str, x_l
     with drawing(f"{title}: {' and '.join(values)}", height=HEIGHT + 17) as (figure, result):
         axes = figure.add_subplot()
         means, handles = [], []
-        for points, colour, style in zip(values.values(), SERIES, ("o-", "s--"), strict=False):
+        for points, color, style in zip(values.values(), SERIES, ("o-", "s--"), strict=False):
             mean = {count: float(np.mean(each)) for count, each in points.items()}
-            spread = [float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in points.values()]
+            spread = [
+                float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in points.values()
+            ]
             handles.append(
                 axes.errorbar(
                     list(mean),
                     list(mean.values()),
                     spread,
                     fmt=style,
-                    color=colour,
+                    color=color,
                     markersize=5,
                     capsize=3,
                     elinewidth=1,
@@ -163,12 +175,25 @@ def gain(values: Mapping[str, Mapping[int, Sequence[float]]], *, title: str, x_l
             means.append(mean)
         both = sorted(set(means[0]) & set(means[1]))
         ours, theirs = (np.array([mean[count] for count in both]) for mean in means)
-        for ahead, colour in ((ours >= theirs, SERIES[0]), (ours <= theirs, SERIES[1])):
-            axes.fill_between(both, ours, theirs, where=ahead, interpolate=True, color=colour, alpha=0.16, linewidth=0)
+        for ahead, color in ((ours >= theirs, SERIES[0]), (ours <= theirs, SERIES[1])):
+            axes.fill_between(
+                both,
+                ours,
+                theirs,
+                where=ahead,
+                interpolate=True,
+                color=color,
+                alpha=0.16,
+                linewidth=0,
+            )
         for count in both:
             middle = (means[0][count] + means[1][count]) / 2
             axes.annotate(
-                signed(means[0][count] - means[1][count], 1), (count, middle), ha="center", va="center", fontsize=10.5
+                signed(means[0][count] - means[1][count], 1),
+                (count, middle),
+                ha="center",
+                va="center",
+                fontsize=10.5,
             )
         axes.set_xticks(sorted(set(means[0]) | set(means[1])))
         axes.margins(x=0.1, y=0.12)
@@ -181,13 +206,13 @@ def cmc(lines: Mapping[str, tuple[str, str, np.ndarray]], *, title: str) -> Mark
     """CMC curves in percent.
 
     Args:
-        lines: name -> (colour, line style, CMC_1 ... as fractions).
+        lines: name -> (color, line style, CMC_1 ... as fractions).
         title: of the drawing.
     """
     with drawing(title, height=HEIGHT + 17 * -(-len(lines) // 2)) as (figure, result):
         axes = figure.add_subplot()
-        for colour, style, values in lines.values():
-            axes.plot(np.arange(1, len(values) + 1), 100 * values, style, color=colour)
+        for color, style, values in lines.values():
+            axes.plot(np.arange(1, len(values) + 1), 100 * values, style, color=color)
         axes.set_xlim(left=1)
         axes.set_ylim(top=101)
         finish(axes, title, "rank k", "% of queries")
@@ -197,17 +222,19 @@ def cmc(lines: Mapping[str, tuple[str, str, np.ndarray]], *, title: str) -> Mark
 
 def distributions(found: Distribution, *, title: str) -> Markup:
     """Similarities of pairs of one identity and of two, as shares of their kind."""
-    with drawing(f"{title}: similarities of pairs of one identity and of two", height=HEIGHT + 17) as (figure, result):
+    with drawing(
+        f"{title}: similarities of pairs of one identity and of two", height=HEIGHT + 17
+    ) as (figure, result):
         axes = figure.add_subplot()
-        for values, median, colour in (
+        for values, median, color in (
             (found.different, found.different_median, SERIES[1]),
             (found.same, found.same_median, SERIES[0]),
         ):
-            axes.stairs(100 * values, found.edges, fill=True, color=colour, alpha=0.35)
-            axes.stairs(100 * values, found.edges, color=colour, linewidth=1.6)
-            axes.axvline(median, color=colour, linestyle="--", linewidth=1.2)
+            axes.stairs(100 * values, found.edges, fill=True, color=color, alpha=0.35)
+            axes.stairs(100 * values, found.edges, color=color, linewidth=1.6)
+            axes.axvline(median, color=color, linestyle="--", linewidth=1.2)
         finish(axes, title, "cosine similarity", "% of their pairs")
-        handles = [matplotlib.patches.Patch(color=colour, alpha=0.6) for colour in SERIES[:2]]
+        handles = [matplotlib.patches.Patch(color=color, alpha=0.6) for color in SERIES[:2]]
         legend(figure, handles, ("same identity", "different identity"))
     return result[0]
 
@@ -224,7 +251,14 @@ def legend(figure: Figure, handles: Iterable[Any], names: Iterable[str]) -> None
     """Below the axes, in two columns; nothing where there is one name."""
     names = [plain(name) for name in names]
     if len(names) > 1:
-        figure.legend(list(handles), names, loc="outside lower center", ncols=2, columnspacing=1.2, handlelength=1.8)
+        figure.legend(
+            list(handles),
+            names,
+            loc="outside lower center",
+            ncols=2,
+            columnspacing=1.2,
+            handlelength=1.8,
+        )
 
 
 def plain(name: str) -> str:

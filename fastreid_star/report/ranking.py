@@ -17,7 +17,11 @@ from fastreid.evaluation.evaluator import DatasetEvaluator
 
 from fastreid_star.data.clips import ClipDataset
 from fastreid_star.engine.trainer import Trainer
-from fastreid_star.evaluation.cross_modal import CrossModalEvaluator, CrossModalResults, cross_modal_results
+from fastreid_star.evaluation.cross_modal import (
+    CrossModalEvaluator,
+    CrossModalResults,
+    cross_modal_results,
+)
 from fastreid_star.evaluation.retrieval import QueryResults
 from fastreid_star.structures import Tracklet
 
@@ -60,7 +64,9 @@ class Direction:
         """The rank, from 1, of a gallery entry that is not left out; of equals the lower column comes first."""
         kept = ~self.left_out[row]
         ahead = self.similarity[row] > self.similarity[row, column]
-        equal = (self.similarity[row] == self.similarity[row, column]) & (np.arange(len(kept)) < column)
+        equal = (self.similarity[row] == self.similarity[row, column]) & (
+            np.arange(len(kept)) < column
+        )
         return 1 + int(((ahead | equal) & kept).sum())
 
     def cmc(self, length: int) -> np.ndarray:
@@ -154,7 +160,9 @@ def rank_run(cfg: CfgNode, dataset: str, model: torch.nn.Module, *, depth: int =
     return ranking
 
 
-def rank(features: torch.Tensor, dataset: ClipDataset, *, depth: int = 50, **protocol: Any) -> Ranking:
+def rank(
+    features: torch.Tensor, dataset: ClipDataset, *, depth: int = 50, **protocol: Any
+) -> Ranking:
     """Rank the gallery for every query, in both directions.
 
     Args:
@@ -169,7 +177,9 @@ def rank(features: torch.Tensor, dataset: ClipDataset, *, depth: int = 50, **pro
     """
     results = cross_modal_results(features, dataset.tracklets, **protocol, keep_similarity=True)
     features = torch.nn.functional.normalize(features.float(), dim=1)
-    pids, camids = (np.array([getattr(t, name) for t in dataset.tracklets]) for name in ("pid", "camid"))
+    pids, camids = (
+        np.array([getattr(t, name) for t in dataset.tracklets]) for name in ("pid", "camid")
+    )
     directions = {}
     for name, queries, gallery, result in (
         ("I2V", results.sides.i2v_query, results.sides.i2v_gallery, results.i2v),
@@ -182,18 +192,26 @@ def rank(features: torch.Tensor, dataset: ClipDataset, *, depth: int = 50, **pro
         right, per_query, similarity = same & ~left_out, result.per_query, result.similarity
         assert similarity is not None
         order = _ordered(similarity, right, left_out, per_query, depth)
-        directions[name] = Direction(name, queries, gallery, similarity, left_out, right, order, per_query)
+        directions[name] = Direction(
+            name, queries, gallery, similarity, left_out, right, order, per_query
+        )
     return Ranking(dataset, features, results, directions)
 
 
 def _ordered(
-    similarity: np.ndarray, right: np.ndarray, left_out: np.ndarray, per_query: QueryResults, depth: int
+    similarity: np.ndarray,
+    right: np.ndarray,
+    left_out: np.ndarray,
+    per_query: QueryResults,
+    depth: int,
 ) -> np.ndarray:
     """The first columns of each query's list, held against the evaluation's measures."""
     orders = []
     for start in range(0, len(similarity), BLOCK):
         block = slice(start, start + BLOCK)
-        order = np.argsort(-np.where(left_out[block], -np.inf, similarity[block]), axis=1, kind="stable")
+        order = np.argsort(
+            -np.where(left_out[block], -np.inf, similarity[block]), axis=1, kind="stable"
+        )
         hits = np.take_along_axis(right[block], order, axis=1)
         seen = hits.cumsum(1)
         matches = np.maximum(hits.sum(1), 1)
@@ -211,7 +229,9 @@ def _ordered(
     return np.concatenate(orders)
 
 
-def choose_queries(direction: Direction, tracklets: Sequence[Tracklet], count: int, seed: int) -> dict[str, list[int]]:
+def choose_queries(
+    direction: Direction, tracklets: Sequence[Tracklet], count: int, seed: int
+) -> dict[str, list[int]]:
     """Some queries of each kind, as rows of the direction: ``random``, ``best`` and ``worst`` by average precision.
 
     No identity is shown twice in a kind as long as there are others, and queries without a match are left out. Of

@@ -103,9 +103,13 @@ def cmc_chart(runs: Sequence[Evaluated]) -> Markup:
     """Both directions, a line style a run."""
     lines = {}
     for e, style in zip(runs, ("-", "--"), strict=False):
-        for way, colour in zip(overview.DIRECTIONS, plots.SERIES, strict=False):
+        for way, color in zip(overview.DIRECTIONS, plots.SERIES, strict=False):
             direction = e.ranking.directions[way]
-            lines[f"{e.name} {way}"] = (colour, style, direction.cmc(min(CMC_LENGTH, len(direction.gallery))))
+            lines[f"{e.name} {way}"] = (
+                color,
+                style,
+                direction.cmc(min(CMC_LENGTH, len(direction.gallery))),
+            )
     return plots.cmc(lines, title="Cumulative matching characteristics")
 
 
@@ -139,7 +143,9 @@ def look_closely(ranking: Ranking, chosen: Chosen) -> list[Pair]:
     for way, kinds in chosen.items():
         direction, row = ranking.directions[way], kinds["random"][0]
         column = direction.best_right(row)
-        title = f"{way}: a random query and its first match, at rank {direction.rank_of(row, column)}"
+        title = (
+            f"{way}: a random query and its first match, at rank {direction.rank_of(row, column)}"
+        )
         pairs.append(Pair(title, int(direction.queries[row]), int(direction.gallery[column])))
     return pairs
 
@@ -150,7 +156,9 @@ def look_into(e: Evaluated, pairs: Sequence[Pair]) -> list[attention.Example] | 
         return None
     exponents = e.run.cfg.MODEL.STAR.EXPONENTS
     return [
-        attention.example(cast(STAR, e.model), e.album, p.query, p.match, title=p.title, exponents=exponents)
+        attention.example(
+            cast(STAR, e.model), e.album, p.query, p.match, title=p.title, exponents=exponents
+        )
         for p in pairs
     ]
 
@@ -162,13 +170,26 @@ def explain_pairs(runs: Sequence[Evaluated], pairs: Sequence[Pair]) -> list[Expl
     explained = []
     for pair in pairs:
         sides = []
-        for role, position, to in (("query", pair.query, pair.match), ("match", pair.match, pair.query)):
+        for role, position, to in (
+            ("query", pair.query, pair.match),
+            ("match", pair.match, pair.query),
+        ):
             album = runs[0].album
             maps = [
-                explain(e.name, cast(SAD, e.model), e.album.clip(position), e.ranking.features[to], height=album.height)
+                explain(
+                    e.name,
+                    cast(SAD, e.model),
+                    e.album.clip(position),
+                    e.ranking.features[to],
+                    height=album.height,
+                )
                 for e in reversed(runs)
             ]
-            sides.append(ExplainedSide(role, album.clip(position), album.strip(position, skeletons=False), maps))
+            sides.append(
+                ExplainedSide(
+                    role, album.clip(position), album.strip(position, skeletons=False), maps
+                )
+            )
         explained.append(ExplainedPair(pair.title, sides))
     return explained
 
@@ -189,20 +210,28 @@ def distribution_charts(runs: Sequence[Evaluated]) -> list[DistributionChart]:
 
 def camera_tables(e: Evaluated) -> dict[str, similarity.CameraPairs]:
     """Rank-1 between cameras, by direction."""
-    return {way: similarity.camera_pairs(d, e.ranking.tracklets) for way, d in e.ranking.directions.items()}
+    return {
+        way: similarity.camera_pairs(d, e.ranking.tracklets)
+        for way, d in e.ranking.directions.items()
+    }
 
 
 def confusions(e: Evaluated, count: int) -> dict[str, list[Filmstrip]]:
     """The worst confusions of each direction."""
     return {
-        way: [filmstrips.confused(d, found, e.album) for found in similarity.confusions(d, e.ranking.tracklets, count)]
+        way: [
+            filmstrips.confused(d, found, e.album)
+            for found in similarity.confusions(d, e.ranking.tracklets, count)
+        ]
         for way, d in e.ranking.directions.items()
     }
 
 
 def compare(main: Evaluated, other: Evaluated, count: int) -> Compared:
     """Differences of the measures, and the queries that moved most."""
-    ours, theirs = (overview.result_rows(e.name, e.ranking.results.metrics()) for e in (main, other))
+    ours, theirs = (
+        overview.result_rows(e.name, e.ranking.results.metrics()) for e in (main, other)
+    )
     rows = [
         (mine.direction, list(zip(mine.values, its.values, strict=True)))
         for mine, its in zip(ours, theirs, strict=True)
@@ -213,8 +242,11 @@ def compare(main: Evaluated, other: Evaluated, count: int) -> Compared:
     for way, direction in main.ranking.directions.items():
         others = other.ranking.directions[way]
         moves[way] = comparison.moves(direction, others)
-        for kept, changes in zip((won, lost), comparison.changes(direction, others, count), strict=True):
+        for kept, changes in zip(
+            (won, lost), comparison.changes(direction, others, count), strict=True
+        ):
             kept[way] = [
-                filmstrips.changed(direction, others, change, main.album, (main.name, other.name)) for change in changes
+                filmstrips.changed(direction, others, change, main.album, (main.name, other.name))
+                for change in changes
             ]
     return Compared(rows, moves, won, lost)

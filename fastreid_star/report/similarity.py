@@ -39,7 +39,9 @@ class Distribution:
 def distribution(direction: Direction, bins: int = 40) -> Distribution | None:
     """The pairs of a direction, without those that the camera rule leaves out; None where there are not both kinds."""
     same = direction.similarity[direction.right].astype(np.float64)
-    different = np.sort(direction.similarity[~direction.right & ~direction.left_out]).astype(np.float64)
+    different = np.sort(direction.similarity[~direction.right & ~direction.left_out]).astype(
+        np.float64
+    )
     if not len(same) or not len(different):
         return None
     edges = np.histogram_bin_edges(np.concatenate([same, different[[0, -1]]]), bins)
@@ -83,7 +85,9 @@ def camera_pairs(direction: Direction, tracklets: Sequence[Tracklet]) -> CameraP
         own = np.flatnonzero(of_gallery == camera)
         first = direction.similarity[:, own].argmax(1)
         hit = direction.right[np.arange(len(of_query)), own[first]]
-        counted = direction.right[:, own].any(1)  # where the camera rule leaves something out, it leaves no match
+        counted = direction.right[:, own].any(
+            1
+        )  # where the camera rule leaves something out, it leaves no match
         for row, query_camera in enumerate(query_cameras):
             chosen = counted & (of_query == query_camera)
             queries[row, column] = chosen.sum()

@@ -15,7 +15,18 @@ from fastreid_star.files import write_whole
 from fastreid_star.report.gather import Run
 
 BEGIN, END = "<!-- runs: begin -->", "<!-- runs: end -->"
-HEADERS = ("run", "test set", "seed", "epochs", "I2V Rank-1", "I2V mAP", "V2I Rank-1", "V2I mAP", "mean mAP", "weights")
+HEADERS = (
+    "run",
+    "test set",
+    "seed",
+    "epochs",
+    "I2V Rank-1",
+    "I2V mAP",
+    "V2I Rank-1",
+    "V2I mAP",
+    "mean mAP",
+    "weights",
+)
 NUMBERS = ("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP", "mean/mAP")
 
 
@@ -32,7 +43,9 @@ def format_runs(runs: Sequence[Run], logs: str) -> str:
     names = [run.name for run in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"two runs are called {twice[0]}: name each run's folder once, or rename one of them")
+        raise UserError(
+            f"two runs are called {twice[0]}: name each run's folder once, or rename one of them"
+        )
     rows = [_row(run, logs) for run in runs]
     table = tabulate(rows, headers=HEADERS, tablefmt="pipe", disable_numparse=True)
     commands = "\n".join(f"- {run.name}: `{_command(run)}`" for run in runs)
@@ -42,7 +55,9 @@ def format_runs(runs: Sequence[Run], logs: str) -> str:
 def _row(run: Run, logs: str) -> list[str]:
     results = run.recorded
     if results is None:
-        raise UserError(f"{run.folder} has no evaluation of {run.weights.path.name} in metrics.json: train it here")
+        raise UserError(
+            f"{run.folder} has no evaluation of {run.weights.path.name} in metrics.json: train it here"
+        )
     return [
         f"[{run.name}]({logs}/{run.name}.json)",
         run.dataset,
@@ -86,6 +101,8 @@ def write_table(page: str | os.PathLike, table: str) -> None:
         raise UserError(f"{page} cannot be read: {error.strerror}") from error
     begin, end = text.find(BEGIN), text.find(END)
     if begin < 0 or end < begin or text.count(BEGIN) > 1 or text.count(END) > 1:
-        raise UserError(f"{page} has no place for the table: put the lines {BEGIN} and {END} into it, once each")
+        raise UserError(
+            f"{page} has no place for the table: put the lines {BEGIN} and {END} into it, once each"
+        )
     text = f"{text[:begin]}{BEGIN}\n\n{table}\n\n{text[end:]}"
     write_whole(page, lambda file: file.write(text.encode()))

@@ -15,7 +15,15 @@ TINY = {"backbone": "tiny", "clips": 4, "frames": 2, "size": (32, 16)}
 
 @pytest.fixture
 def options(tmp_path):
-    return Options(configs=CONFIGS, folder=tmp_path, quick=True, device="cpu", repeats=1, progress=False, **TINY)
+    return Options(
+        configs=CONFIGS,
+        folder=tmp_path,
+        quick=True,
+        device="cpu",
+        repeats=1,
+        progress=False,
+        **TINY,
+    )
 
 
 @pytest.fixture
@@ -31,6 +39,8 @@ def here(monkeypatch):
     """Have work for a process of its own done in this one, as a process takes seconds to start: (module) -> None."""
 
     def stay(module):
-        monkeypatch.setattr(module, "in_own_process", lambda function, *args: Outcome(function(*args), 0.0, 10**6))
+        monkeypatch.setattr(
+            module, "in_own_process", lambda function, *args: Outcome(function(*args), 0.0, 10**6)
+        )
 
     return stay

@@ -22,11 +22,25 @@ def run(monkeypatch, *arguments):
 def test_a_quick_run_of_one_part(tmp_path, monkeypatch, capsys):
     document, figures = tmp_path / "performance.md", tmp_path / "figures.json"
     document.write_text(f"# Performance\n\n{BEGIN}\n{END}\n\nThe end.\n")
-    run(monkeypatch, "--quick", "store", "--device", "cpu", "--json", figures, "--markdown", document)
+    run(
+        monkeypatch,
+        "--quick",
+        "store",
+        "--device",
+        "cpu",
+        "--json",
+        figures,
+        "--markdown",
+        document,
+    )
     said = capsys.readouterr()
     names = [row["name"] for row in json.loads(figures.read_text())]
     assert names == ["cores", "store_clips_per_s", "store_clips_per_s_over_hdf5"]
-    assert [line.split()[0] for line in said.out.splitlines() if line.split()[:1] and line.split()[0] in names] == names
+    assert [
+        line.split()[0]
+        for line in said.out.splitlines()
+        if line.split()[:1] and line.split()[0] in names
+    ] == names
     assert "[2/2] store: Skeletons of 12-frame clips" in said.err
     text = document.read_text()
     assert "| `store_clips_per_s`" in text
@@ -48,7 +62,10 @@ def test_a_quick_run_of_one_part(tmp_path, monkeypatch, capsys):
         (["--read", "nowhere.json"], "nowhere.json cannot be read"),
         (["--read", "figures.json", "step"], "--read measures nothing"),
         (["machine", "--markdown", "README.md"], "README.md has no place for the table"),
-        (["--clips", "5", "machine"], "--clips 5: two modalities of two identities take a multiple of 4"),
+        (
+            ["--clips", "5", "machine"],
+            "--clips 5: two modalities of two identities take a multiple of 4",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):

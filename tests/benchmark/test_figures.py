@@ -54,7 +54,9 @@ def test_json_has_the_agreed_keys_and_comes_back(tmp_path):
     assert read_json(tmp_path / "figures.json") == FIGURES
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '[{"name": "x"}]', '[{"name": "x", "value": 1, "unit": "", "more": 2}]'])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '[{"name": "x"}]', '[{"name": "x", "value": 1, "unit": "", "more": 2}]']
+)
 def test_other_files_are_refused(tmp_path, text):
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(UserError, match=r"other\.json is no list of figures"):
@@ -66,7 +68,16 @@ def test_other_files_are_refused(tmp_path, text):
 def test_a_table_for_a_terminal():
     lines = format_table([*FIGURES, Figure("long", 1234567.0, "B", note="word " * 40)]).splitlines()
     assert lines[0].split()[:5] == ["figure", "value", "unit", "limit", "ratio"]
-    assert lines[1].split() == ["star_step_frames_per_s", "12.5", "frames/s", "50", "0.25", "the", "bare", "backbone"]
+    assert lines[1].split() == [
+        "star_step_frames_per_s",
+        "12.5",
+        "frames/s",
+        "50",
+        "0.25",
+        "the",
+        "bare",
+        "backbone",
+    ]
     assert lines[2].split() == ["cores", "2", "cpu"]
     assert lines[3].split() == ["dataset_open_file_calls", "34", "calls", "463,259", "7.34e-05"]
     assert lines[4].split()[:2] == ["long", "1,234,567"]
@@ -87,7 +98,15 @@ def test_a_table_for_a_document():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0, "0"), (0.912345, "0.912"), (1.0, "1"), (12.345, "12.3"), (100.4, "100"), (-0.05, "-0.05")]
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.912345, "0.912"),
+        (1.0, "1"),
+        (12.345, "12.3"),
+        (100.4, "100"),
+        (-0.05, "-0.05"),
+    ],
 )
 def test_numbers_have_three_digits(value, text):
     assert format_table([Figure("x", value, "s")]).splitlines()[1].split()[1] == text
@@ -98,7 +117,10 @@ def test_the_table_of_a_document_is_replaced_and_nothing_else(tmp_path):
     path.write_text(f"before\n\n{BEGIN}\n\nold\n\n{END}\n\nafter\n")
     for _ in range(2):
         write_markdown(path, FIGURES)
-        assert path.read_text() == f"before\n\n{BEGIN}\n\n{format_markdown(FIGURES)}\n\n{END}\n\nafter\n"
+        assert (
+            path.read_text()
+            == f"before\n\n{BEGIN}\n\n{format_markdown(FIGURES)}\n\n{END}\n\nafter\n"
+        )
 
 
 def test_a_document_that_is_not_there_is_made(tmp_path):
@@ -106,7 +128,9 @@ def test_a_document_that_is_not_there_is_made(tmp_path):
     assert (tmp_path / "new.md").read_text() == f"{BEGIN}\n\n{format_markdown(FIGURES)}\n\n{END}\n"
 
 
-@pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}", f"{BEGIN}{END}{END}"])
+@pytest.mark.parametrize(
+    "text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}", f"{BEGIN}{END}{END}"]
+)
 def test_a_document_without_a_place_stays_as_it_is(tmp_path, text):
     path = tmp_path / "README.md"
     path.write_text(text)

@@ -44,7 +44,9 @@ def test_a_step_trains_and_leaves_no_gradient(options):
         before = [p.detach().clone() for p in step.model.parameters()]
         step()
         step()
-        moved = [not torch.equal(p, old) for p, old in zip(step.model.parameters(), before, strict=True)]
+        moved = [
+            not torch.equal(p, old) for p, old in zip(step.model.parameters(), before, strict=True)
+        ]
         assert sum(moved) > 0.9 * len(moved)
         assert all(p.grad is None for p in step.model.parameters())
 

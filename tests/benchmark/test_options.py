@@ -15,7 +15,11 @@ def test_the_step_suits_the_device_unless_something_else_is_asked_for(tmp_path):
     assert quick.work == Work("R18", 4, 6, (96, 48))
     assert replace(quick, clips=8, size=(64, 32)).work == Work("R18", 8, 6, (64, 32))
     assert (options.rounds, quick.rounds, replace(quick, repeats=7).rounds) == (5, 3, 7)
-    assert (options.process_count, quick.process_count, replace(quick, processes=2).process_count) == (3, 1, 2)
+    assert (
+        options.process_count,
+        quick.process_count,
+        replace(quick, processes=2).process_count,
+    ) == (3, 1, 2)
     assert (options.compiles, replace(options, compile=True).compiles) == (False, True)
     assert str(options.work) == "R50, 8 clips of 12 frames of 144x72"
 

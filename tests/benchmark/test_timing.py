@@ -32,7 +32,7 @@ def test_only_the_work_is_timed_and_the_device_is_waited_for():
     def work(seconds):
         return lambda: pending.append(seconds)
 
-    def synchronise():
+    def synchronize():
         now[0] += sum(pending)
         pending.clear()
 
@@ -40,11 +40,22 @@ def test_only_the_work_is_timed_and_the_device_is_waited_for():
         now[0] += 0.125  # reading it takes time
         return now[0]
 
-    times = in_turns({"slow": work(3), "fast": work(1)}, repeats=2, warm_up=0, synchronise=synchronise, clock=clock)
+    times = in_turns(
+        {"slow": work(3), "fast": work(1)},
+        repeats=2,
+        warm_up=0,
+        synchronize=synchronize,
+        clock=clock,
+    )
     assert times["slow"].seconds == (3.125, 3.125)
     assert times["fast"].seconds == (1.125, 1.125)
     pending.append(100)
-    assert in_turns({"fast": work(1)}, repeats=1, warm_up=0, synchronise=synchronise, clock=clock)["fast"].best < 2
+    assert (
+        in_turns({"fast": work(1)}, repeats=1, warm_up=0, synchronize=synchronize, clock=clock)[
+            "fast"
+        ].best
+        < 2
+    )
 
 
 def test_a_line_by_hand():

@@ -1,4 +1,4 @@
-"""A very small HITSZ-VCM: solid-coloured frames, so that a frame can be told by its colour."""
+"""A very small HITSZ-VCM: solid-colored frames, so that a frame can be told by its color."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRAIN_IDS, TEST_IDS = (1, 2, 3), (4, 5)
 SIZE = (16, 8)  # height, width
 
 
-def colour(pid: int, modality: int, frame: int) -> tuple[int, int, int]:
+def color(pid: int, modality: int, frame: int) -> tuple[int, int, int]:
     """Of frame 1, 2, ... of a tracklet."""
     return (10 * frame, 40 * pid, 100 * modality)
 
@@ -34,17 +34,26 @@ def write_vcm(
         for pid in ids:
             for modality in (2, 1):  # visible first: 1-based and 0-based then tell apart
                 for camera, length in enumerate(lengths, start=1):
-                    lines.append(f"{modality} {len(names) + 1} {len(names) + length} {pid:04d} {camera}")
-                    names += [f"{pid:04d}M{modality}D{camera}T1F{frame}.jpg" for frame in range(1, length + 1)]
+                    lines.append(
+                        f"{modality} {len(names) + 1} {len(names) + length} {pid:04d} {camera}"
+                    )
+                    names += [
+                        f"{pid:04d}M{modality}D{camera}T1F{frame}.jpg"
+                        for frame in range(1, length + 1)
+                    ]
                     if split == "test" and modality == 1:
                         query.append(len(lines))
                     if images:
                         root = folder if merged else folder / split.capitalize()
-                        target = root / f"{pid:04d}" / ("ir" if modality == 1 else "rgb") / f"D{camera}"
+                        target = (
+                            root / f"{pid:04d}" / ("ir" if modality == 1 else "rgb") / f"D{camera}"
+                        )
                         target.mkdir(parents=True)
                         for frame in range(1, length + 1):
-                            image = np.full((*SIZE, 3), colour(pid, modality, frame), np.uint8)
-                            Image.fromarray(image).save(target / f"{frame}.jpg", quality=95, subsampling=0)
+                            image = np.full((*SIZE, 3), color(pid, modality, frame), np.uint8)
+                            Image.fromarray(image).save(
+                                target / f"{frame}.jpg", quality=95, subsampling=0
+                            )
         names.append("0999M1D1T1F1.jpg")  # belongs to no tracklet, as in the real set
         (info / f"{split}_name.txt").write_text("\n".join(names) + "\n")
         (info / f"track_{split}_info.txt").write_text("\n".join(lines) + "\n")

@@ -22,7 +22,11 @@ from fastreid_star.errors import UserError
 @pytest.fixture
 def cfg(vcm_root):
     cfg = get_cfg()
-    cfg.DATASETS.ROOT, cfg.DATASETS.NAMES, cfg.DATASETS.TESTS = str(vcm_root), ("HITSZVCM",), ("HITSZVCM",)
+    cfg.DATASETS.ROOT, cfg.DATASETS.NAMES, cfg.DATASETS.TESTS = (
+        str(vcm_root),
+        ("HITSZVCM",),
+        ("HITSZVCM",),
+    )
     cfg.INPUT.SIZE_TRAIN = cfg.INPUT.SIZE_TEST = [16, 8]
     cfg.INPUT.CLIP.LENGTH = 4
     cfg.INPUT.PADDING.ENABLED = cfg.INPUT.FLIP.ENABLED = cfg.INPUT.REA.ENABLED = True
@@ -121,7 +125,9 @@ def test_train_loader(cfg):
 
 def test_train_loader_does_not_depend_on_workers_or_ranks(cfg):
     alone = take(build_clip_train_loader(cfg, seed=0), 4)
-    ranks = [take(build_clip_train_loader(cfg, seed=0, rank=rank, world_size=2), 4) for rank in (0, 1)]
+    ranks = [
+        take(build_clip_train_loader(cfg, seed=0, rank=rank, world_size=2), 4) for rank in (0, 1)
+    ]
     cfg.DATALOADER.NUM_WORKERS = 2
     assert all(map(equal, alone, take(build_clip_train_loader(cfg, seed=0), 4)))
     assert not any(map(equal, alone, take(build_clip_train_loader(cfg, seed=1), 4)))
@@ -180,12 +186,17 @@ def test_combineall(cfg):
 
 @pytest.mark.parametrize("world_size", [1, 3, 5, 9])
 def test_test_loader_shows_each_tracklet_once_and_in_order(cfg, world_size):
-    loaders = [build_clip_test_loader(cfg, "HITSZVCM", rank=r, world_size=world_size) for r in range(world_size)]
+    loaders = [
+        build_clip_test_loader(cfg, "HITSZVCM", rank=r, world_size=world_size)
+        for r in range(world_size)
+    ]
     batches = [batch for loader in loaders for batch in loader]
     assert [len(loader) for loader in loaders] == [len(list(loader)) for loader in loaders]
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(8))
     assert torch.cat([batch["modality"] for batch in batches]).tolist() == [1] * 4 + [2] * 4
-    assert torch.cat([batch["targets"] for batch in batches]).tolist() == [4, 4, 5, 5] * 2  # identities, not labels
+    assert (
+        torch.cat([batch["targets"] for batch in batches]).tolist() == [4, 4, 5, 5] * 2
+    )  # identities, not labels
     # the same batches in any number of processes: a feature must not depend on what is computed beside it
     assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert [t.pid for t in loaders[0].dataset.tracklets] == [4, 4, 5, 5] * 2
@@ -212,7 +223,9 @@ def test_device_loader(cfg):
 
 
 def test_device_loader_leaves_what_is_no_tensor():
-    (batch,) = DeviceLoader([{"images": torch.zeros(1), "img_paths": ["a.jpg"]}], torch.device("meta"))
+    (batch,) = DeviceLoader(
+        [{"images": torch.zeros(1), "img_paths": ["a.jpg"]}], torch.device("meta")
+    )
     assert batch["img_paths"] == ["a.jpg"]
     assert batch["images"].device.type == "meta"
 
@@ -225,7 +238,9 @@ def test_a_workers_error_is_one_line(cfg, make_vcm, workers):
     for index in range(len(tracklet)):
         with open(tracklet.path(index), "wb"):
             pass
-    with pytest.raises(UserError, match=r"^none of the 12 frames of .*0004/ir/D1.* can be read") as error:
+    with pytest.raises(
+        UserError, match=r"^none of the 12 frames of .*0004/ir/D1.* can be read"
+    ) as error:
         list(DeviceLoader(loader, torch.device("cpu")))
     assert "\n" not in str(error.value)
 
@@ -240,7 +255,10 @@ def with_skeletons(cfg, tmp_path):
     tracklets = [*data.train, *data.query, *data.gallery]
     keys = [tracklet.key(index) for tracklet in tracklets for index in range(len(tracklet))]
     joints = np.concatenate(
-        [np.full((len(t), 17, 3), 100 * t.pid + 10 * int(t.modality) + t.camid, np.float32) for t in tracklets]
+        [
+            np.full((len(t), 17, 3), 100 * t.pid + 10 * int(t.modality) + t.camid, np.float32)
+            for t in tracklets
+        ]
     )
     write_skeleton_store(tmp_path / "store", keys, joints)
     cfg.DATASETS.SKELETONS = str(tmp_path / "store")
@@ -269,7 +287,9 @@ def test_skeletons_of_others(with_skeletons):
             assert (pid != batch["targets"]).all()
             assert torch.equal(modality, batch["modality"])
             assert batch["has_skeleton"].all()
-            for index, score in zip(batch["index"].tolist(), batch["skeletons"][:, 0, 0, 2].tolist(), strict=True):
+            for index, score in zip(
+                batch["index"].tolist(), batch["skeletons"][:, 0, 0, 2].tolist(), strict=True
+            ):
                 assert shown.setdefault(index, score) == score, "always the same one"
     with_skeletons.DATASETS.SKELETONS_TRAIN = "other"
     donors = {}
@@ -277,13 +297,17 @@ def test_skeletons_of_others(with_skeletons):
         assert (whose(batch)[0] - 1 != batch["targets"]).all()
         for index, pid in zip(batch["index"].tolist(), whose(batch)[0].tolist(), strict=True):
             donors.setdefault(index, set()).add(pid)
-    assert all(len(pids) == 2 for pids in donors.values()), "drawn anew, so that none gives its receiver away"
+    assert all(len(pids) == 2 for pids in donors.values()), (
+        "drawn anew, so that none gives its receiver away"
+    )
     with_skeletons.DATASETS.SKELETONS = ""
     with pytest.raises(UserError, match=r"DATASETS\.SKELETONS must name some"):
         build_clip_train_loader(with_skeletons, seed=0)
 
 
-def test_a_store_of_one_split_is_refused_and_a_thin_one_is_mentioned(with_skeletons, tmp_path, caplog):
+def test_a_store_of_one_split_is_refused_and_a_thin_one_is_mentioned(
+    with_skeletons, tmp_path, caplog
+):
     data = build_dataset(with_skeletons, "HITSZVCM")
     keys = [tracklet.key(index) for tracklet in data.train for index in range(len(tracklet))]
     write_skeleton_store(tmp_path / "train", keys, np.ones((len(keys), 17, 3), np.float32))
@@ -303,7 +327,9 @@ def test_no_skeletons(with_skeletons):
         assert not batch["has_skeleton"].any()
         assert not batch["skeletons"].any()
     with_skeletons.DATASETS.SKELETONS_TEST = "yours"
-    with pytest.raises(UserError, match=r"DATASETS\.SKELETONS_TEST is 'yours': choose one of own, other, none"):
+    with pytest.raises(
+        UserError, match=r"DATASETS\.SKELETONS_TEST is 'yours': choose one of own, other, none"
+    ):
         build_clip_test_loader(with_skeletons, "HITSZVCM")
 
 
@@ -314,4 +340,6 @@ def test_blank_frames_keep_their_skeletons(with_skeletons):
     assert seen["images"].any()
     assert not blank["images"].any()
     assert torch.equal(blank["skeletons"][..., 2], seen["skeletons"][..., 2])
-    assert not any(batch["images"].any() for batch in build_clip_test_loader(with_skeletons, "HITSZVCM"))
+    assert not any(
+        batch["images"].any() for batch in build_clip_test_loader(with_skeletons, "HITSZVCM")
+    )

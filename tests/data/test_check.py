@@ -53,7 +53,9 @@ def dataset(folder):
 
 
 def all_keys(dataset):
-    return [t.key(i) for t in (*dataset.train, *dataset.query, *dataset.gallery) for i in range(len(t))]
+    return [
+        t.key(i) for t in (*dataset.train, *dataset.query, *dataset.gallery) for i in range(len(t))
+    ]
 
 
 def skeletons(count):
@@ -63,7 +65,9 @@ def skeletons(count):
 
 
 def store_of(folder, keys, joints=None):
-    write_skeleton_store(folder / "skeletons", keys, skeletons(len(keys)) if joints is None else joints)
+    write_skeleton_store(
+        folder / "skeletons", keys, skeletons(len(keys)) if joints is None else joints
+    )
     return SkeletonStore.open(folder / "skeletons")
 
 
@@ -79,7 +83,9 @@ def test_a_sound_dataset(folder, dataset):
     assert (check.tracklets, check.frames, check.checked, check.stored) == (4, 40, 40, 40)
     assert check.sizes == {SIZE: 40}
     assert list(check.skeletons) == [(Modality.INFRARED, 4), (Modality.VISIBLE, 5)]
-    assert [(stats.frames, stats.found, stats.measured) for stats in check.skeletons.values()] == [(20, 20, 20)] * 2
+    assert [(stats.frames, stats.found, stats.measured) for stats in check.skeletons.values()] == [
+        (20, 20, 20)
+    ] * 2
     assert check.of_modality(Modality.INFRARED).coverage == 1
 
 
@@ -105,7 +111,9 @@ def damage(folder):
 def test_frames_that_are_missing_or_broken(folder, dataset):
     kinds = damage(folder)
     check = check_dataset(dataset)
-    assert found(check) == [(kind, "train infrared", f"1/ir/{frame}.png") for frame, kind in enumerate(kinds, start=1)]
+    assert found(check) == [
+        (kind, "train infrared", f"1/ir/{frame}.png") for frame, kind in enumerate(kinds, start=1)
+    ]
     assert check.problems[0].path == str(folder / "images/1/ir/1.png")
     reasons = [problem.reason for problem in check.problems]
     assert reasons[:2] == ["there is no such file", "the file is empty"]
@@ -155,7 +163,9 @@ def test_skeletons_that_are_missing_not_finite_or_elsewhere(folder, dataset):
     joints[25] = joints[25][:, [1, 0, 2]]  # swapped
     joints[31, :, :2] += 300
     kept = np.delete(np.arange(40), 5)
-    store = store_of(folder, [keys[row] for row in kept] + ["9/ir/0"], np.concatenate([joints[kept], joints[:1]]))
+    store = store_of(
+        folder, [keys[row] for row in kept] + ["9/ir/0"], np.concatenate([joints[kept], joints[:1]])
+    )
     check = check_dataset(dataset, store)
     assert found(check) == [
         (Kind.NO_SKELETON, "train infrared", "1/ir/5"),
@@ -231,7 +241,9 @@ def without_arrays(check):
 def test_several_workers_find_the_same(folder, dataset, monkeypatch):
     damage(folder)
     monkeypatch.setattr("fastreid_star.data.check_frames.CHUNK", 5)
-    store = store_of(folder, all_keys(dataset)[3:-2])  # problems in the first tracklet and in the last
+    store = store_of(
+        folder, all_keys(dataset)[3:-2]
+    )  # problems in the first tracklet and in the last
     one = check_dataset(dataset, store)
     assert len(one.problems) == 3 + 5 + 2
     assert without_arrays(check_dataset(dataset, store, workers=2)) == without_arrays(one)
@@ -253,7 +265,9 @@ def test_a_worker_that_dies(dataset):
 
 def test_a_query_that_is_in_the_gallery_too_is_read_once(folder, dataset):
     infrared, visible = dataset.query[0], dataset.gallery[0]
-    mixed = VideoDataset(list(dataset.train), [infrared, visible], [visible, infrared], folder=str(folder))
+    mixed = VideoDataset(
+        list(dataset.train), [infrared, visible], [visible, infrared], folder=str(folder)
+    )
     check = check_dataset(mixed)
     assert (check.tracklets, check.checked) == (4, 40)
     assert list(splits(mixed)) == ["train", "query", "gallery"]
@@ -267,7 +281,14 @@ def test_a_query_that_is_in_the_gallery_too_is_read_once(folder, dataset):
 def test_counts(make_vcm):
     root = make_vcm(images=False, lengths=(12, 13, 5))
     counts = {c.name: c for c in count_subsets(splits(open_dataset("HITSZVCM", str(root))))}
-    assert list(counts) == ["train infrared", "train visible", "train", "test infrared", "test visible", "test"]
+    assert list(counts) == [
+        "train infrared",
+        "train visible",
+        "train",
+        "test infrared",
+        "test visible",
+        "test",
+    ]
     assert counts["train visible"] == SubsetCounts("train visible", 9, 90, 3, 6, 3)
     assert counts["test infrared"] == SubsetCounts("test infrared", 6, 60, 2, 4, 3)
     assert counts["test"] == SubsetCounts("test", 12, 120, 2, 8, 3)
@@ -286,13 +307,21 @@ def test_the_published_counts(tmp_path):
         ("test visible", 5643, 121348, 427, 5099),
         ("test", 10802, 230739, 427, 9683),
     }
-    assert {c.name: c.cameras for c in counts if "cameras" in c.published} == {"train": 6, "test": 12}
+    assert {c.name: c.cameras for c in counts if "cameras" in c.published} == {
+        "train": 6,
+        "test": 12,
+    }
     assert all(len(c.published) >= 4 and c.differences == [] for c in counts)
 
 
 def test_differences():
-    counts = SubsetCounts("train", 5, 1000, 3, 4, 6, {"tracklets": 5, "frames": 1200, "long": 5, "cameras": 6})
-    assert counts.differences == ["frames 1,000 instead of 1,200", "tracklets of at least 12 frames 4 instead of 5"]
+    counts = SubsetCounts(
+        "train", 5, 1000, 3, 4, 6, {"tracklets": 5, "frames": 1200, "long": 5, "cameras": 6}
+    )
+    assert counts.differences == [
+        "frames 1,000 instead of 1,200",
+        "tracklets of at least 12 frames 4 instead of 5",
+    ]
     check = DatasetCheck("A", "a", [counts, replace(counts, published={})], 5, 1000)
     assert check.differences == [f"train {text}" for text in counts.differences]
     assert not check.good
@@ -314,7 +343,9 @@ def test_which_problems_are_faults():
 
 def test_open_dataset(make_vcm, tmp_path, monkeypatch):
     root = make_vcm(images=False, lengths=(12, 1))
-    assert len(open_dataset("HITSZVCM", str(root)).train) == 12, "short tracklets too, and no frame is there"
+    assert len(open_dataset("HITSZVCM", str(root)).train) == 12, (
+        "short tracklets too, and no frame is there"
+    )
     monkeypatch.setattr("fastreid.data.build._root", str(root))
     assert len(open_dataset("HITSZVCM").train) == 12
     with pytest.raises(UserError, match="no SyntheticVCM in"):

@@ -21,7 +21,11 @@ AUGMENT = Compose([Resize((24, 12)), PadCrop(3), HorizontalFlip(), RandomErasing
     [
         (24, 12, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22]),
         (12, 4, [0, 3, 6, 9]),
-        (13, 12, [0, 2, 4, 6, 8, 10, 12, 12, 12, 12, 12, 12]),  # segments of 2; the last five are padding
+        (
+            13,
+            12,
+            [0, 2, 4, 6, 8, 10, 12, 12, 12, 12, 12, 12],
+        ),  # segments of 2; the last five are padding
         (10, 4, [0, 3, 6, 9]),  # the last segment is 9, 9, 9
         (7, 3, [0, 3, 6]),
         (5, 8, [0, 1, 2, 3, 4, 4, 4, 4]),
@@ -47,7 +51,12 @@ def test_segments(n, length, seed):
 
 def test_training_reaches_every_frame():
     drawn = np.stack([segment_indices(10, 4, np.random.default_rng(seed)) for seed in range(200)])
-    assert [sorted(set(column)) for column in drawn.T.tolist()] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert [sorted(set(column)) for column in drawn.T.tolist()] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6, 7, 8],
+        [9],
+    ]
     assert len(set(map(tuple, drawn[:, :3].tolist()))) == 27  # the segments are drawn independently
 
 
@@ -64,8 +73,12 @@ def data(vcm_root):
 @pytest.fixture
 def store(data, tmp_path):
     """Every joint of frame f is at (f, 2 f) with the score f/100; of the first tracklet, frame 4 is missing."""
-    frames = [(t.key(i), i + 1) for t in data.train for i in range(len(t)) if (t, i) != (data.train[0], 3)]
-    joints = np.stack([np.tile(np.array([f, 2 * f, f / 100], np.float32), (17, 1)) for _, f in frames])
+    frames = [
+        (t.key(i), i + 1) for t in data.train for i in range(len(t)) if (t, i) != (data.train[0], 3)
+    ]
+    joints = np.stack(
+        [np.tile(np.array([f, 2 * f, f / 100], np.float32), (17, 1)) for _, f in frames]
+    )
     write_skeleton_store(tmp_path / "store", [key for key, _ in frames], joints)
     return SkeletonStore.open(tmp_path / "store")
 
@@ -79,14 +92,20 @@ def test_item_in_testing(data, store):
     }
     assert (item["images"].shape, item["images"].dtype) == ((4, 3, 32, 8), torch.uint8)
     assert (item["skeletons"].shape, item["skeletons"].dtype) == ((4, 17, 3), torch.float32)
-    # the frames 1, 4, 7, 10 of the tracklet, by their colour: red is 10 x frame
+    # the frames 1, 4, 7, 10 of the tracklet, by their color: red is 10 x frame
     assert item["images"][:, 0].float().mean((1, 2)).div(10).round().tolist() == [1, 4, 7, 10]
     assert item["has_skeleton"].tolist() == [True, False, True, True]
     # frames of 16 x 8 became 32 x 8
     assert item["skeletons"][:, 3, 0].tolist() == [1, 0, 7, 10]
     assert item["skeletons"][:, 3, 1].tolist() == [4.5, 0, 28.5, 40.5]
     torch.testing.assert_close(item["skeletons"][:, 3, 2], torch.tensor([0.01, 0, 0.07, 0.1]))
-    assert [item[key] for key in ("targets", "camids", "modality", "index", "replaced")] == [1, 1, 2, 0, 0]
+    assert [item[key] for key in ("targets", "camids", "modality", "index", "replaced")] == [
+        1,
+        1,
+        2,
+        0,
+        0,
+    ]
 
 
 def test_item_without_a_store(data):
@@ -110,7 +129,9 @@ def test_a_transform_is_given_joints_of_one_kind_with_and_without_a_store(data, 
 
 
 def test_a_store_for_each_root(data, store):
-    with_store = ClipDataset(data.train, length=3, transform=Resize((16, 8)), store={data.train[0].root: store})
+    with_store = ClipDataset(
+        data.train, length=3, transform=Resize((16, 8)), store={data.train[0].root: store}
+    )
     assert with_store[1]["has_skeleton"].all()
     other = ClipDataset(data.train, length=3, transform=Resize((16, 8)), store={"elsewhere": store})
     assert not other[1]["has_skeleton"].any()
@@ -119,16 +140,18 @@ def test_a_store_for_each_root(data, store):
 def test_labels_and_classes(data):
     build = partial(ClipDataset, data.train, length=3, transform=Resize((16, 8)))
     assert build().num_classes == 3
-    labelled = build(pid_to_label={1: 2, 2: 1, 3: 0})
-    assert labelled.num_classes == 3
-    assert labelled[0]["targets"] == 2
+    labeled = build(pid_to_label={1: 2, 2: 1, 3: 0})
+    assert labeled.num_classes == 3
+    assert labeled[0]["targets"] == 2
 
 
 def test_item_in_training_is_a_function_of_its_seed(data, store):
     dataset = ClipDataset(data.train, length=4, transform=AUGMENT, store=store)
     first, again = dataset[ClipRequest(0, (0, 1, 2))], dataset[ClipRequest(0, (0, 1, 2))]
     other = dataset[ClipRequest(0, (0, 1, 3))]
-    assert all(torch.equal(first[key], again[key]) for key in ("images", "skeletons", "has_skeleton"))
+    assert all(
+        torch.equal(first[key], again[key]) for key in ("images", "skeletons", "has_skeleton")
+    )
     assert not torch.equal(first["images"], other["images"])
 
 
@@ -137,7 +160,9 @@ def test_a_stand_in_frame_brings_its_own_skeleton(make_vcm, store):
     for index in (0, 3):
         with open(data.train[1].path(index), "wb"):
             pass
-    item = ClipDataset(data.train, length=4, transform=Resize((16, 8)), store=store)[1]  # frames 1, 5, 9, 13
+    item = ClipDataset(data.train, length=4, transform=Resize((16, 8)), store=store)[
+        1
+    ]  # frames 1, 5, 9, 13
     assert item["replaced"] == 1
     assert item["images"][0, 0].float().mean().div(10).round() == 2
     assert item["skeletons"][0, 0, 0] == 2
@@ -157,7 +182,9 @@ def test_collate(data):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_same_with_and_without_workers(data, store, training):
-    dataset = ClipDataset(data.train, length=4, transform=AUGMENT if training else Resize((24, 12)), store=store)
+    dataset = ClipDataset(
+        data.train, length=4, transform=AUGMENT if training else Resize((24, 12)), store=store
+    )
     items = [ClipRequest(i, (5, i)) if training else i for i in range(len(dataset))]
     batches = [items[i : i + 3] for i in range(0, len(items), 3)]
     load = partial(DataLoader, dataset, batch_sampler=batches, collate_fn=collate_clips)
@@ -169,4 +196,6 @@ def test_the_same_with_and_without_workers(data, store, training):
 def test_dataset_is_picklable(data, store):
     dataset = ClipDataset(data.train, length=4, transform=AUGMENT, store=store)
     request = ClipRequest(1, (3,))
-    assert torch.equal(pickle.loads(pickle.dumps(dataset))[request]["images"], dataset[request]["images"])
+    assert torch.equal(
+        pickle.loads(pickle.dumps(dataset))[request]["images"], dataset[request]["images"]
+    )

@@ -41,7 +41,9 @@ def test_lines(file, data, lines):
     assert read_lines(file) == lines
 
 
-@given(st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20)), st.data())
+@given(
+    st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20)), st.data()
+)
 def test_lines_whatever_ends_them(tmp_path_factory, texts, data):
     while texts and not texts[-1]:
         texts.pop()
@@ -54,7 +56,10 @@ def test_lines_whatever_ends_them(tmp_path_factory, texts, data):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"a\nb\0c\n", r"list\.txt line 2 holds the byte 0x00, which no text has: the file is damaged"),
+        (
+            b"a\nb\0c\n",
+            r"list\.txt line 2 holds the byte 0x00, which no text has: the file is damaged",
+        ),
         (b"a\r\nb\r\nc\x1b\n", "line 3 holds the byte 0x1b"),
         (b"a\rb\x7f", "line 2 holds the byte 0x7f"),
         (b"a\0\n\0", "line 1 holds the byte 0x00"),  # UTF-16 without a BOM
@@ -144,14 +149,30 @@ def test_json_of_any_size_is_not_read(file):
 
 def test_whole_numbers():
     assert [whole_number(text) for text in ("0", "007", "999999999")] == [0, 7, 999999999]
-    wrong = ["", "-1", "+1", "1_0", "1.0", "1e3", "0x1", " 1", "1\n", "٣", "²", "１", "9999999999", "9" * 5000]
+    wrong = [
+        "",
+        "-1",
+        "+1",
+        "1_0",
+        "1.0",
+        "1e3",
+        "0x1",
+        " 1",
+        "1\n",
+        "٣",
+        "²",
+        "１",
+        "9999999999",
+        "9" * 5000,
+    ]
     assert [whole_number(text) for text in wrong] == [None] * len(wrong)
 
 
 @settings(max_examples=30)
 @given(
     st.recursive(
-        st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+        st.text() | st.integers() | st.none(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     )
 )
 def test_what_is_shown_fits_a_line(value):

@@ -22,7 +22,15 @@ def make(root, *files):
 
 def test_natural_order():
     names = ["10.jpg", "2.jpg", "1.jpg", "b2c10", "b2c9", "b10", "a"]
-    assert sorted(names, key=natural_key) == ["1.jpg", "2.jpg", "10.jpg", "a", "b2c9", "b2c10", "b10"]
+    assert sorted(names, key=natural_key) == [
+        "1.jpg",
+        "2.jpg",
+        "10.jpg",
+        "a",
+        "b2c9",
+        "b2c10",
+        "b10",
+    ]
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, unique=True))
@@ -37,13 +45,29 @@ def test_natural_order_tells_any_two_names_apart(one, other):
 
 
 def test_every_folder_with_images_is_a_tracklet(tmp_path):
-    make(tmp_path, *(f"crops/rgb/p{p}/{k}.jpg" for p in (1, 2, 10) for k in (1, 2, 10)), "crops/ir/p1/a.PNG")
     make(
-        tmp_path, "crops/rgb/p1/notes.txt", "crops/rgb/p1/.hidden.jpg", "crops/.thumbs/1.jpg", "crops/Infrared/x/1.bmp"
+        tmp_path,
+        *(f"crops/rgb/p{p}/{k}.jpg" for p in (1, 2, 10) for k in (1, 2, 10)),
+        "crops/ir/p1/a.PNG",
+    )
+    make(
+        tmp_path,
+        "crops/rgb/p1/notes.txt",
+        "crops/rgb/p1/.hidden.jpg",
+        "crops/.thumbs/1.jpg",
+        "crops/Infrared/x/1.bmp",
     )
     tracklets = tracklets_in(tmp_path / "crops")
-    assert [tracklet.name for tracklet in tracklets] == ["Infrared/x", "ir/p1", "rgb/p1", "rgb/p2", "rgb/p10"]
-    assert [tracklet.modality for tracklet in tracklets] == [Modality.INFRARED] * 2 + [Modality.VISIBLE] * 3
+    assert [tracklet.name for tracklet in tracklets] == [
+        "Infrared/x",
+        "ir/p1",
+        "rgb/p1",
+        "rgb/p2",
+        "rgb/p10",
+    ]
+    assert [tracklet.modality for tracklet in tracklets] == [Modality.INFRARED] * 2 + [
+        Modality.VISIBLE
+    ] * 3
     folder = tmp_path / "crops" / "rgb" / "p1"
     assert tracklets[2].frames == [str(folder / f"{k}.jpg") for k in (1, 2, 10)]
     assert tracklets[2].skeletons is tracklets[2].keys is None
@@ -53,7 +77,9 @@ def test_the_nearest_folder_tells_the_modality_and_a_given_one_comes_first(tmp_p
     make(tmp_path, "ir/sub/visible/p/1.jpg", "ir/q/1.jpg")
     both = [tracklet.modality for tracklet in tracklets_in(tmp_path / "ir")]
     assert both == [Modality.INFRARED, Modality.VISIBLE]  # q, sub/visible/p
-    assert {tracklet.modality for tracklet in tracklets_in(tmp_path / "ir", "visible")} == {Modality.VISIBLE}
+    assert {tracklet.modality for tracklet in tracklets_in(tmp_path / "ir", "visible")} == {
+        Modality.VISIBLE
+    }
     # above the given folder nothing counts
     with pytest.raises(UserError, match=r"nothing tells whether .*ir.q is visible or infrared"):
         tracklets_in(tmp_path / "ir" / "q")
@@ -74,7 +100,10 @@ def test_links_to_folders_are_followed_but_in_no_circle(tmp_path):
 
 def test_names_of_other_bytes_than_utf_8_can_be_printed(tmp_path):
     make(
-        tmp_path, os.fsdecode(b"rgb/\xc4\xe3/1.jpg"), "rgb/\u4f60/1.jpg", os.fsdecode(b"rgb/\xff.mp4")
+        tmp_path,
+        os.fsdecode(b"rgb/\xc4\xe3/1.jpg"),
+        "rgb/\u4f60/1.jpg",
+        os.fsdecode(b"rgb/\xff.mp4"),
     )  # 你 in GBK and in UTF-8
     tracklets = tracklets_in(tmp_path / "rgb")
     assert sorted(tracklet.name for tracklet in tracklets) == ["\\xc4\\xe3", "\u4f60"]
@@ -98,7 +127,10 @@ def test_skeleton_keys_are_the_paths_below_the_folder(tmp_path):
         "rgb/p1/1",
         "rgb/p1/2.x",
     ]
-    with pytest.raises(UserError, match=r"knows none of 2 images that were looked up in .*, such as crops/1: it was"):
+    with pytest.raises(
+        UserError,
+        match=r"knows none of 2 images that were looked up in .*, such as crops/1: it was",
+    ):
         tracklets_in(tmp_path, "visible", skeletons=store)
 
 
@@ -131,9 +163,15 @@ def test_what_is_refused(tmp_path):
         (r"folder .*empty holds no images", lambda: tracklets_in(tmp_path / "empty")),
         (r"none does not exist: give folders", lambda: tracklets_at([tmp_path / "none"])),
         (r"x\.txt is neither a folder nor a video", lambda: tracklets_at([tmp_path / "x.txt"])),
-        (r"1 tracklets have a name .* first 'p1'", lambda: tracklets_at([tmp_path / "rgb", tmp_path / "ir"])),
+        (
+            r"1 tracklets have a name .* first 'p1'",
+            lambda: tracklets_at([tmp_path / "rgb", tmp_path / "ir"]),
+        ),
         (r"nothing tells whether", lambda: tracklets_at([tmp_path / "v.mp4"])),
-        (r"only videos to go with them", lambda: tracklets_at([tmp_path / "v.mp4"], "visible", skeletons=store)),
+        (
+            r"only videos to go with them",
+            lambda: tracklets_at([tmp_path / "v.mp4"], "visible", skeletons=store),
+        ),
         (r"modality 'green' is none", lambda: tracklets_in(tmp_path / "rgb", "green")),
     ):
         with pytest.raises(UserError, match=message) as caught:

@@ -26,11 +26,67 @@ from fastreid_star.structures import Modality
 SECONDS, BYTES = 1.0, 500 << 20
 
 NASTY = [
-    *(b"", b" ", b"\t", b"\n", b"\r", b"\r\n", b"\0", b"\x1c", b"\x7f", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe"),
-    *(b"-1", b"0", b"00", b"+3", b"1_0", b"1e3", b"NaN", b"null", b"true", b"2147483648", b"9223372036854775808"),
-    *(b"9" * 5000, "٣".encode(), "²".encode(), "\u2028".encode(), "\u00a0".encode(), b"\xed\xa0\x80"),
-    *(b"..", b"../", b"/", b"/etc/passwd", b"C:\\", b"..\\", b"./", b"%s", b"{0}", b"\\u0000", b"\\ud800"),
-    *(b"[", b"]", b"{", b"}", b'"', b",", b":", b"[" * 3000, b'{"a":' * 3000, b"x" * 100_000, b"(" * 300),
+    *(
+        b"",
+        b" ",
+        b"\t",
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b"\0",
+        b"\x1c",
+        b"\x7f",
+        b"\xff",
+        b"\xef\xbb\xbf",
+        b"\xff\xfe",
+    ),
+    *(
+        b"-1",
+        b"0",
+        b"00",
+        b"+3",
+        b"1_0",
+        b"1e3",
+        b"NaN",
+        b"null",
+        b"true",
+        b"2147483648",
+        b"9223372036854775808",
+    ),
+    *(
+        b"9" * 5000,
+        "٣".encode(),
+        "²".encode(),
+        "\u2028".encode(),
+        "\u00a0".encode(),
+        b"\xed\xa0\x80",
+    ),
+    *(
+        b"..",
+        b"../",
+        b"/",
+        b"/etc/passwd",
+        b"C:\\",
+        b"..\\",
+        b"./",
+        b"%s",
+        b"{0}",
+        b"\\u0000",
+        b"\\ud800",
+    ),
+    *(
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b'"',
+        b",",
+        b":",
+        b"[" * 3000,
+        b'{"a":' * 3000,
+        b"x" * 100_000,
+        b"(" * 300,
+    ),
 ]
 
 CHANGES = ["byte", "cut", "drop", "repeat", "insert", "token", "token", "swap", "line", "all"]
@@ -39,7 +95,12 @@ CHANGES = ["byte", "cut", "drop", "repeat", "insert", "token", "token", "swap", 
 def damaged(data, rng):
     """A file with some changes: of a byte, of a stretch, of a word or number, of lines, or of all of it."""
     for _ in range(rng.choice((1, 1, 2, 4))):
-        kind, nasty, a, b = rng.choice(CHANGES), rng.choice(NASTY), rng.randrange(1 << 20), rng.randrange(1 << 20)
+        kind, nasty, a, b = (
+            rng.choice(CHANGES),
+            rng.choice(NASTY),
+            rng.randrange(1 << 20),
+            rng.randrange(1 << 20),
+        )
         size = max(1, len(data))
         start, length = a % size, b % 64
         if kind == "byte":
@@ -58,7 +119,9 @@ def damaged(data, rng):
             data = data[:first] + (nasty if kind == "token" else data[other:end]) + data[last:]
         elif kind == "line":
             lines = data.split(b"\n")
-            lines.insert(a % len(lines), lines.pop(b % len(lines)) if b % 2 else lines[b % len(lines)])
+            lines.insert(
+                a % len(lines), lines.pop(b % len(lines)) if b % 2 else lines[b % len(lines)]
+            )
             data = b"\n".join(lines)
         else:
             data = rng.randbytes(b % 41)
@@ -176,7 +239,9 @@ def test_lists_of_bupt_campus(tmp_path, amount):
     for pid in (1, 2, 3):
         for modality in ("RGB", "IR"):
             place = f"{pid}/{modality}/LS3"
-            paths.setdefault(str(pid), {})[modality] = {"LS3": {"1": [f"{place}/{pid}_{n}.jpg" for n in range(3)]}}
+            paths.setdefault(str(pid), {})[modality] = {
+                "LS3": {"1": [f"{place}/{pid}_{n}.jpg" for n in range(3)]}
+            }
             if pid == 1:
                 lists["train.txt"] = ["1 RGB/IR LS3 1"]
             else:
@@ -260,7 +325,9 @@ def damaged_hdf5(data, rng):
         place = rng.choice(told) if rng.random() < 0.8 else rng.randrange(len(data))
         size = rng.choice((1, 1, 2, 4, 8, 32))
         source = rng.choice(told)
-        new = rng.choice((b"\xff" * size, bytes(size), rng.randbytes(size), bytes(data[source : source + size])))
+        new = rng.choice(
+            (b"\xff" * size, bytes(size), rng.randbytes(size), bytes(data[source : source + size]))
+        )
         data[place : place + size] = new[: len(data) - place]
     return bytes(data)
 
@@ -327,6 +394,8 @@ def test_the_limits_bind():
         bytearray(2 * BYTES)
     fuzz, begun = Fuzz(1), time.process_time()
     with pytest.raises(AssertionError):
-        fuzz.once(lambda: [None for _ in iter(lambda: time.process_time() - begun < 1.1 * SECONDS, False)])
+        fuzz.once(
+            lambda: [None for _ in iter(lambda: time.process_time() - begun < 1.1 * SECONDS, False)]
+        )
     with pytest.raises(UnicodeDecodeError):
         fuzz.once(b"\xff".decode)

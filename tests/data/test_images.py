@@ -52,8 +52,8 @@ def test_other_modes(tmp_path, pixels, mode):
 
 
 def test_sixteen_bits_keep_their_range(tmp_path):
-    grey = np.array([[0, 257, 32896, 65535]], np.uint16)
-    Image.fromarray(grey).save(tmp_path / "a.png")
+    gray = np.array([[0, 257, 32896, 65535]], np.uint16)
+    Image.fromarray(gray).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_frame(tmp_path / "a.png")[..., 1], [[0, 1, 128, 255]])
 
 
@@ -73,7 +73,9 @@ def damage(path, how):
     if how == "missing":
         path.unlink()
     else:
-        path.write_bytes({"empty": b"", "truncated": data[: len(data) // 2], "text": b"not an image"}[how])
+        path.write_bytes(
+            {"empty": b"", "truncated": data[: len(data) // 2], "text": b"not an image"}[how]
+        )
 
 
 DAMAGES = ["missing", "empty", "truncated", "text"]
@@ -90,12 +92,14 @@ def test_broken_image(tmp_path, pixels, how):
 
 @pytest.fixture
 def tracklet(tmp_path):
-    """Ten frames, each of the grey value 20 x its position, of a size of its own."""
+    """Ten frames, each of the gray value 20 x its position, of a size of its own."""
     folder = tmp_path / "0001" / "ir" / "D4"
     folder.mkdir(parents=True)
     for index in range(10):
         Image.new("RGB", (40 + index, 80), (20 * index,) * 3).save(folder / f"{index}.jpg")
-    return Tracklet(1, 4, Modality.INFRARED, str(tmp_path), tuple(f"0001/ir/D4/{i}.jpg" for i in range(10)))
+    return Tracklet(
+        1, 4, Modality.INFRARED, str(tmp_path), tuple(f"0001/ir/D4/{i}.jpg" for i in range(10))
+    )
 
 
 def shown(frames):
@@ -110,7 +114,7 @@ def test_read_clip(tracklet):
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_nearest_good_neighbour(tmp_path, tracklet, caplog, how):
+def test_nearest_good_neighbor(tmp_path, tracklet, caplog, how):
     for index in (0, 1, 4, 5, 9):
         damage(tmp_path / "0001" / "ir" / "D4" / f"{index}.jpg", how)
     for _ in range(3):
@@ -161,10 +165,17 @@ def png_of(width, height, pixels=b""):
     """A PNG by hand, of a size that Pillow would not write."""
 
     def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(pixels))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -188,9 +199,15 @@ def test_truncated_at_any_byte(tmp_path, kind, amount):
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP"])
 def test_a_kind_is_told_by_what_is_in_the_file(tmp_path, pixels, kind):
     image = Image.fromarray(pixels)
-    (tmp_path / "a.jpg").write_bytes(encoded(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
-    expected = image.convert("P", palette=Image.Palette.ADAPTIVE).convert("RGB") if kind == "GIF" else image
-    if kind == "GIF":  # 256 colours
+    (tmp_path / "a.jpg").write_bytes(
+        encoded(image, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    )
+    expected = (
+        image.convert("P", palette=Image.Palette.ADAPTIVE).convert("RGB")
+        if kind == "GIF"
+        else image
+    )
+    if kind == "GIF":  # 256 colors
         np.testing.assert_allclose(read_frame(tmp_path / "a.jpg"), np.asarray(expected), atol=40)
     else:
         np.testing.assert_array_equal(read_frame(tmp_path / "a.jpg"), pixels)
@@ -229,7 +246,9 @@ def test_extreme_shapes_are_read_and_resized(tmp_path, width, height):
     (tmp_path / "a.png").write_bytes(png_of(width, height, row * height))
     frame = read_frame(tmp_path / "a.png")
     assert frame.shape == (height, width, 3)
-    clip = Resize((16, 8))(Clip([frame], np.ones((1, 17, 3), np.float32), np.ones(1, bool)), np.random.default_rng(0))
+    clip = Resize((16, 8))(
+        Clip([frame], np.ones((1, 17, 3), np.float32), np.ones(1, bool)), np.random.default_rng(0)
+    )
     assert clip.frames.shape == (1, 16, 8, 3)
     assert (clip.frames == [10, 20, 30]).all()
     assert np.isfinite(clip.joints).all()
@@ -250,13 +269,13 @@ def test_of_several_pictures_in_a_file_the_first(tmp_path, kind):
 
 @pytest.mark.parametrize(("mode", "order"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2")])
 def test_sixteen_bits_of_any_order(tmp_path, mode, order):
-    grey = np.array([[0, 257, 32896, 65535]], np.uint16).astype(order)
-    (tmp_path / "a.png").write_bytes(encoded(Image.fromarray(grey), mode))
+    gray = np.array([[0, 257, 32896, 65535]], np.uint16).astype(order)
+    (tmp_path / "a.png").write_bytes(encoded(Image.fromarray(gray), mode))
     np.testing.assert_array_equal(read_frame(tmp_path / "a.png")[..., 1], [[0, 1, 128, 255]])
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-def test_transparency_is_dropped_and_not_drawn_on_a_colour(tmp_path):
+def test_transparency_is_dropped_and_not_drawn_on_a_color(tmp_path):
     palette = Image.new("P", (3, 1))
     palette.putpalette([255, 0, 0, 0, 255, 0])
     palette.putpixel((1, 0), 1)
@@ -279,7 +298,9 @@ def test_floats_have_no_white(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_as_pillow_has_it_and_the_given_image_stays(tmp_path, pixels, orientation):
+def test_every_exif_orientation_as_pillow_has_it_and_the_given_image_stays(
+    tmp_path, pixels, orientation
+):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
@@ -296,7 +317,9 @@ def test_every_exif_orientation_as_pillow_has_it_and_the_given_image_stays(tmp_p
 
 @pytest.mark.parametrize("what", ["folder", "pipe", "loop", "null", "long"])
 def test_what_is_no_file_is_broken(tmp_path, what):
-    path = {"null": f"{tmp_path}/a\0.jpg", "long": f"{tmp_path}/{'x' * 5000}.jpg"}.get(what, f"{tmp_path}/a.jpg")
+    path = {"null": f"{tmp_path}/a\0.jpg", "long": f"{tmp_path}/{'x' * 5000}.jpg"}.get(
+        what, f"{tmp_path}/a.jpg"
+    )
     if what == "folder":
         os.mkdir(path)
     elif what == "pipe":  # a reader would wait for ever
@@ -358,8 +381,12 @@ def test_a_disk_that_is_away_for_a_moment(tracklet, disk, caplog):
 
 
 def test_a_disk_that_stays_away(tracklet, disk):
-    disk.faults = {f"{index}.jpg": (errno.EIO, 99) for index in range(9)} | {"9.jpg": (errno.ENOENT, 99)}
-    with pytest.raises(UserError, match=r"none of the 10 frames .*: check the disk and the files' rights") as error:
+    disk.faults = {f"{index}.jpg": (errno.EIO, 99) for index in range(9)} | {
+        "9.jpg": (errno.ENOENT, 99)
+    }
+    with pytest.raises(
+        UserError, match=r"none of the 10 frames .*: check the disk and the files' rights"
+    ) as error:
         read_clip(tracklet, [0, 4, 9])
     assert disk.pauses == list(images.PAUSES)
     assert len(str(error.value).splitlines()) == 1
@@ -399,7 +426,9 @@ def test_a_tracklet_of_one_frame(tracklet):
     st.lists(st.tuples(st.integers(0, 1 << 12), st.binary(max_size=8)), min_size=1, max_size=4),
 )
 def test_damaged_bytes_are_a_picture_or_broken(tmp_path_factory, kind, changes):
-    data = bytearray(encoded(Image.fromarray(np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)), kind))
+    data = bytearray(
+        encoded(Image.fromarray(np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)), kind)
+    )
     for place, new in changes:
         data[place % len(data) : place % len(data) + len(new)] = new
     path = tmp_path_factory.getbasetemp() / "damaged.jpg"

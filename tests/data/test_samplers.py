@@ -24,7 +24,9 @@ TRACKLETS = make_tracklets()
 
 
 def sampler(tracklets=TRACKLETS, p=4, k=2, seed=0, **options):
-    return CrossModalIdentitySampler(tracklets, num_identities=p, num_instances=k, seed=seed, **options)
+    return CrossModalIdentitySampler(
+        tracklets, num_identities=p, num_instances=k, seed=seed, **options
+    )
 
 
 def take(batches, count):
@@ -36,10 +38,14 @@ def test_composition(p, k):
     for batch in take(sampler(p=p, k=k), 20):
         assert len(batch) == 2 * p * k
         chosen = [TRACKLETS[request.index] for request in batch]
-        assert [t.modality for t in chosen] == [Modality.VISIBLE] * (p * k) + [Modality.INFRARED] * (p * k)
+        assert [t.modality for t in chosen] == [Modality.VISIBLE] * (p * k) + [
+            Modality.INFRARED
+        ] * (p * k)
         pids = [t.pid for t in chosen]
         assert pids[: p * k] == pids[p * k :]  # the same identities in the same order
-        assert pids[: p * k] == [pid for pid in pids[: p * k : k] for _ in range(k)]  # identity by identity
+        assert pids[: p * k] == [
+            pid for pid in pids[: p * k : k] for _ in range(k)
+        ]  # identity by identity
         assert len(set(pids)) == p  # none twice
 
 
@@ -103,13 +109,17 @@ def test_each_request_has_a_seed_of_its_own():
 def test_ranks_share_one_global_batch(world_size):
     ranks = [sampler(rank=rank, world_size=world_size) for rank in range(world_size)]
     for whole, *parts in zip(take(sampler(), 9), *(take(rank, 9) for rank in ranks), strict=True):
-        assert sorted(request for part in parts for request in part) == sorted(whole)  # indices and seeds
+        assert sorted(request for part in parts for request in part) == sorted(
+            whole
+        )  # indices and seeds
         pids = [{TRACKLETS[request.index].pid for request in part} for part in parts]
         assert sum(map(len, pids)) == 4  # whole identities, each on one rank
         for part in parts:
             assert len(part) == 16 // world_size
             halves = part[: len(part) // 2], part[len(part) // 2 :]
-            assert [TRACKLETS[r.index].pid for r in halves[0]] == [TRACKLETS[r.index].pid for r in halves[1]]
+            assert [TRACKLETS[r.index].pid for r in halves[0]] == [
+                TRACKLETS[r.index].pid for r in halves[1]
+            ]
             assert {TRACKLETS[r.index].modality for r in halves[0]} == {Modality.VISIBLE}
             assert {TRACKLETS[r.index].modality for r in halves[1]} == {Modality.INFRARED}
 
@@ -128,12 +138,17 @@ def test_set_start_with_the_seed_of_another_run():
 
 
 def test_more_identities_than_there_are():
-    with pytest.raises(UserError, match=r"11 identities, but the training set has 10: .*IMS_PER_BATCH to at most 40"):
+    with pytest.raises(
+        UserError,
+        match=r"11 identities, but the training set has 10: .*IMS_PER_BATCH to at most 40",
+    ):
         sampler(p=11)
 
 
 def test_identities_that_do_not_divide_among_the_ranks():
-    with pytest.raises(UserError, match=r"4 identities a batch do not divide among 3 processes: .* multiple of 12"):
+    with pytest.raises(
+        UserError, match=r"4 identities a batch do not divide among 3 processes: .* multiple of 12"
+    ):
         sampler(world_size=3)
 
 

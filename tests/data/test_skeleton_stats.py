@@ -34,7 +34,9 @@ def test_scores_by_bin():
 
 def test_the_edges_of_a_frame():
     points = np.array([[-0.5, 0], [49.5, 99.5], [-0.6, 50], [25, 99.6], [-5.5, 119.5], [59.5, 0]])
-    np.testing.assert_allclose(beyond(points, np.array(SIZE)), [0, 0, 0.002, 0.001, 0.2, 0.2], atol=1e-12)
+    np.testing.assert_allclose(
+        beyond(points, np.array(SIZE)), [0, 0, 0.002, 0.001, 0.2, 0.2], atol=1e-12
+    )
 
 
 def test_joints_outside_are_counted_for_each_frame_by_its_own_size():
@@ -69,7 +71,10 @@ def test_many_joints_a_little_outside_are_no_fault():
         (standing() + np.array([400, 0, 0]), "in the camera's whole picture, not in the crop?"),
         (standing() + np.array([400, 800, 0]), "in the camera's whole picture, not in the crop?"),
         (standing() * (30, 3, 1) - (600, 0, 0), "made for other frames?"),
-        (standing() / (50, 100, 1), "all joints within 0.9 pixels: are the coordinates shares of the frame"),
+        (
+            standing() / (50, 100, 1),
+            "all joints within 0.9 pixels: are the coordinates shares of the frame",
+        ),
         (standing() * 0, r"all joints at (0, 0): nobody found?"),
         (standing() * 0 + 30, r"all joints at (30, 30): nobody found?"),
     ],
@@ -143,7 +148,11 @@ def test_nothing_measured():
     stats, wrong = measure(4, np.empty((0, 17, 3)), np.empty((0, 2)))
     assert wrong == []
     assert stats.coverage == 0
-    assert all(np.isnan([stats.mean_score, stats.mean_height, stats.outside_share, SkeletonStats().coverage]))
+    assert all(
+        np.isnan(
+            [stats.mean_score, stats.mean_height, stats.outside_share, SkeletonStats().coverage]
+        )
+    )
     stats, wrong = measure(1, standing()[None] * 10, None)
     assert (stats.found, stats.measured, wrong) == (1, 0, [""])
 

@@ -42,7 +42,15 @@ def test_read(path, joints):
     read, present = store.read(keys)
     assert read.dtype == np.float32
     assert read.shape == (7, 17, 3)
-    assert present.tolist() == [True, True, False, False, False, True, False]  # absent, not finite, a group
+    assert present.tolist() == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]  # absent, not finite, a group
     np.testing.assert_array_equal(read[present], joints[[7, 0, 0]])
     assert not read[~present].any()
 
@@ -107,7 +115,9 @@ def read_sum(store):
 
 
 def test_both_forms_are_equal(paths):
-    flat, hdf5 = (SkeletonStore.open(paths[name]).read([*KEYS, "none"]) for name in ("flat", "hdf5"))
+    flat, hdf5 = (
+        SkeletonStore.open(paths[name]).read([*KEYS, "none"]) for name in ("flat", "hdf5")
+    )
     np.testing.assert_array_equal(flat[0], hdf5[0])
     np.testing.assert_array_equal(flat[1], hdf5[1])
 
@@ -134,7 +144,9 @@ def test_inherited_through_fork_without_pickling(path):
     children = [context.Process(target=read_in_child, args=(store, queue)) for _ in range(3)]
     for child in children:
         child.start()
-    assert [queue.get(timeout=20) for _ in children] == [(expected, True)] * 3  # with handles of their own
+    assert [queue.get(timeout=20) for _ in children] == [
+        (expected, True)
+    ] * 3  # with handles of their own
     for child in children:
         child.join()
 
@@ -228,7 +240,9 @@ NO_NAMES = ["", "/etc/passwd", "..", "../a", "a/../b", "a/..", "./a", "a//b", "a
 @pytest.mark.parametrize("key", NO_NAMES, ids=repr)
 def test_keys_that_lead_elsewhere(tmp_path, joints, key):
     folder = tmp_path / "store"
-    with pytest.raises(UserError, match=r"the skeletons for .*store names a frame .*: it cannot be a name"):
+    with pytest.raises(
+        UserError, match=r"the skeletons for .*store names a frame .*: it cannot be a name"
+    ):
         write_skeleton_store(folder, ["a", key], joints[:2])
     assert not folder.exists()
     write_skeleton_store(folder, ["a", "b"], joints[:2])
@@ -253,7 +267,9 @@ def test_an_array_of_another_type(tmp_path, joints, dtype):
     write_skeleton_store(folder, KEYS, joints)
     array = np.zeros(joints.shape, dtype)
     np.save(folder / "skeletons.npy", array, allow_pickle=True)
-    with pytest.raises(UserError, match=r"skeletons\.npy (holds .*, expected float32|cannot be read)"):
+    with pytest.raises(
+        UserError, match=r"skeletons\.npy (holds .*, expected float32|cannot be read)"
+    ):
         SkeletonStore.open(folder)
 
 
@@ -291,7 +307,9 @@ def test_an_array_cut_off_at_any_byte(tmp_path, joints):
     whole = (folder / "skeletons.npy").read_bytes()
     for length in [*range(0, 130, 3), *range(130, len(whole), 97), len(whole) - 1]:
         (folder / "skeletons.npy").write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"skeletons\.npy cannot be read .*: make the store again") as error:
+        with pytest.raises(
+            UserError, match=r"skeletons\.npy cannot be read .*: make the store again"
+        ) as error:
             SkeletonStore.open(folder)
         assert len(str(error.value).splitlines()) == 1
 
@@ -300,7 +318,9 @@ def test_a_header_is_not_repeated_at_length(tmp_path, joints):
     folder = tmp_path / "store"
     write_skeleton_store(folder, KEYS, joints)
     text = b"[" * 9000
-    (folder / "skeletons.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    (folder / "skeletons.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    )
     with pytest.raises(UserError, match="cannot be read") as error:
         SkeletonStore.open(folder)
     assert len(str(error.value)) < 600
@@ -327,8 +347,12 @@ def test_an_archive_or_a_pipe_in_place_of_the_array(tmp_path, joints):
         SkeletonStore.open(tmp_path / "a.h5")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, -1e300, 3e38, -1e20, 1.1e6, -1.1e6])
-def test_a_joint_that_is_not_finite_or_beyond_all_images_makes_its_frame_a_missing_one(tmp_path, value):
+@pytest.mark.parametrize(
+    "value", [np.nan, np.inf, -np.inf, 1e300, -1e300, 3e38, -1e20, 1.1e6, -1.1e6]
+)
+def test_a_joint_that_is_not_finite_or_beyond_all_images_makes_its_frame_a_missing_one(
+    tmp_path, value
+):
     joints = np.ones((3, 17, 3))
     joints[1, 16, 2] = value
     write_skeleton_store(tmp_path / "flat", ["a", "b", "c"], joints)
@@ -356,7 +380,9 @@ def test_any_other_joint_is_taken_as_it_is(path):
     np.testing.assert_array_equal(read, joints)
 
 
-@pytest.mark.parametrize("values", [np.full((1, 17, 3), "1"), np.full((1, 17, 3), None), [[[1, 2]], [[1]]], {"a": 1}])
+@pytest.mark.parametrize(
+    "values", [np.full((1, 17, 3), "1"), np.full((1, 17, 3), None), [[[1, 2]], [[1]]], {"a": 1}]
+)
 def test_what_is_no_array_of_numbers_is_not_written(tmp_path, values):
     for joints in (values, iter([values])):
         with pytest.raises(UserError, match="skeletons must be numbers in an array"):
@@ -395,20 +421,27 @@ def test_write_replaces_a_store_and_nothing_else(tmp_path, joints):
 
 def test_write_in_blocks(tmp_path, joints):
     write_skeleton_store(tmp_path / "whole", KEYS, joints)
-    write_skeleton_store(tmp_path / "blocks", KEYS, iter([joints[:4], joints[4:5].tolist(), joints[5:]]))
+    write_skeleton_store(
+        tmp_path / "blocks", KEYS, iter([joints[:4], joints[4:5].tolist(), joints[5:]])
+    )
     for name in ("skeletons.npy", "index.json"):
         assert (tmp_path / "blocks" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     np.save(tmp_path / "plain.npy", joints)
-    assert (tmp_path / "whole" / "skeletons.npy").read_bytes() == (tmp_path / "plain.npy").read_bytes()
+    assert (tmp_path / "whole" / "skeletons.npy").read_bytes() == (
+        tmp_path / "plain.npy"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("ends", "message"), [((4, 9), "10 keys but 9"), ((4, 10, 11), r"after 10 of 10"), ((4,), "10 keys but 4")]
+    ("ends", "message"),
+    [((4, 9), "10 keys but 9"), ((4, 10, 11), r"after 10 of 10"), ((4,), "10 keys but 4")],
 )
 def test_blocks_must_add_up(tmp_path, joints, ends, message):
     joints = np.concatenate([joints, joints[:1]])
     with pytest.raises(UserError, match=message):
-        write_skeleton_store(tmp_path / "store", KEYS, (joints[a:b] for a, b in zip((0, *ends), ends, strict=False)))
+        write_skeleton_store(
+            tmp_path / "store", KEYS, (joints[a:b] for a, b in zip((0, *ends), ends, strict=False))
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -446,7 +479,9 @@ def test_a_store_is_on_disk_before_it_is_seen(tmp_path, joints, monkeypatch):
         synced[os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))] = os.fstat(handle).st_size
 
     def move(source, target):
-        sizes.update({file: os.stat(os.path.join(source, file)).st_size for file in os.listdir(source)})
+        sizes.update(
+            {file: os.stat(os.path.join(source, file)).st_size for file in os.listdir(source)}
+        )
         rename(source, target)
 
     sizes = {}
@@ -457,7 +492,9 @@ def test_a_store_is_on_disk_before_it_is_seen(tmp_path, joints, monkeypatch):
     assert set(sizes) == {"skeletons.npy", "index.json"}
 
 
-def test_the_old_store_stays_where_the_new_one_cannot_be_put_in_place(tmp_path, joints, monkeypatch):
+def test_the_old_store_stays_where_the_new_one_cannot_be_put_in_place(
+    tmp_path, joints, monkeypatch
+):
     folder, rename = tmp_path / "store", os.rename
     write_skeleton_store(folder, KEYS[:2], joints[:2])
 
@@ -475,7 +512,11 @@ def test_the_old_store_stays_where_the_new_one_cannot_be_put_in_place(tmp_path, 
 
 @pytest.mark.parametrize(
     ("keys", "shape", "message"),
-    [([], (0, 17, 3), "no skeletons"), (["a"], (1, 16, 3), "shape"), (["a", "a"], (2, 17, 3), "twice")],
+    [
+        ([], (0, 17, 3), "no skeletons"),
+        (["a"], (1, 16, 3), "shape"),
+        (["a", "a"], (2, 17, 3), "twice"),
+    ],
 )
 def test_write_refuses(tmp_path, keys, shape, message):
     with pytest.raises(UserError, match=message):

@@ -9,14 +9,24 @@ import pytest
 
 from fastreid_star.data import skeletons_hdf5
 from fastreid_star.data.skeletons import FlatStore, SkeletonStore, write_skeleton_store
-from fastreid_star.data.skeletons_hdf5 import Conversion, Hdf5Store, convert_skeletons, write_hdf5_store
+from fastreid_star.data.skeletons_hdf5 import (
+    Conversion,
+    Hdf5Store,
+    convert_skeletons,
+    write_hdf5_store,
+)
 from fastreid_star.errors import UserError
 
 TOOL = Path(__file__).parent.parent.parent / "tools" / "convert_skeletons.py"
 META = {"model": "hrnet", "options": {"flip": True, "sizes": [256, 192]}, "ünï": None}
 
 # neither sorted nor with the frames of a camera in one run
-KEYS = [f"{pid:04d}/{folder}/{n}" for pid in (2, 1) for n in range(9, 13) for folder in ("rgb/D3", "ir/D1")]
+KEYS = [
+    f"{pid:04d}/{folder}/{n}"
+    for pid in (2, 1)
+    for n in range(9, 13)
+    for folder in ("rgb/D3", "ir/D1")
+]
 
 
 def bits(values):
@@ -57,7 +67,9 @@ def test_the_authors_program_can_read_it(tmp_path, joints):
             assert file[key].shape == (17, 3)
             np.testing.assert_array_equal(bits(file[key][()]), bits(values))
         found = []
-        file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+        file.visititems(
+            lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None
+        )
         assert sorted(found) == sorted(KEYS), "and nothing else is in it"
 
 
@@ -212,7 +224,9 @@ def test_a_target_that_cannot_be_written(tmp_path, joints):
     write_hdf5_store(tmp_path / "a.h5", KEYS, joints)
     (tmp_path / "file").touch()
     for source, target in (("flat", "file/a.h5"), ("a.h5", "file/flat")):
-        with pytest.raises(UserError, match=rf"{target} cannot be written, .*: (Not a directory|File exists)$"):
+        with pytest.raises(
+            UserError, match=rf"{target} cannot be written, .*: (Not a directory|File exists)$"
+        ):
             convert_skeletons(tmp_path / source, tmp_path / target)
 
 
@@ -250,7 +264,9 @@ def test_links_are_not_followed(tmp_path, outside, kind, place):
     store = Hdf5Store(tmp_path / "a.h5")
     asked = [key for key in ("0001/ir/D1/2", "0002/ir/D1/2") if key.startswith(place)]
     for read in (store.read, store.raw, lambda keys: keys[0] in store):
-        with pytest.raises(UserError, match=rf"a\.h5: {place} is a link, perhaps to another file: none is followed"):
+        with pytest.raises(
+            UserError, match=rf"a\.h5: {place} is a link, perhaps to another file: none is followed"
+        ):
             read(asked)
     assert store.read(["0001/ir/D1/1"])[1].tolist() == [True]
     assert store.keys() == ["0001/ir/D1/1"]
@@ -287,7 +303,9 @@ def test_values_in_another_file_are_not_read(tmp_path):
         file.create_virtual_dataset("a/3", layout)
     store = Hdf5Store(tmp_path / "a.h5")
     for key in ("a/2", "a/3"):
-        with pytest.raises(UserError, match=rf"the values of {key} lie in another file, which is not read"):
+        with pytest.raises(
+            UserError, match=rf"the values of {key} lie in another file, which is not read"
+        ):
             store.read([key])
 
 
@@ -313,7 +331,15 @@ def test_groups_in_place_of_frames(tmp_path):
 
 @pytest.mark.parametrize(
     ("dtype", "exact"),
-    [("f8", True), ("f2", True), (">f4", True), (">f8", True), ("i4", True), ("u1", True), ("g", True)],
+    [
+        ("f8", True),
+        ("f2", True),
+        (">f4", True),
+        (">f8", True),
+        ("i4", True),
+        ("u1", True),
+        ("g", True),
+    ],
 )
 def test_numbers_of_any_type(tmp_path, dtype, exact):
     values = np.arange(51).reshape(17, 3)
@@ -332,7 +358,12 @@ def test_what_is_no_number_and_blocks_of_gigabytes(tmp_path):
         file["pair"] = np.zeros((17, 3), [("x", "f4"), ("y", "f4")])
         file.create_dataset("text", (17, 3), h5py.string_dtype())
         file.create_dataset(
-            "block", (17, 3), "f4", chunks=(1 << 14, 1 << 12), maxshape=(None, None), compression="gzip"
+            "block",
+            (17, 3),
+            "f4",
+            chunks=(1 << 14, 1 << 12),
+            maxshape=(None, None),
+            compression="gzip",
         )
     store = Hdf5Store(tmp_path / "a.h5")
     for key in ("complex", "pair", "text"):

@@ -9,7 +9,12 @@ from PIL import Image
 from fastreid_star.data import tracklet_input
 from fastreid_star.data.clips import segment_indices
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
-from fastreid_star.data.tracklet_input import TrackletInput, as_modality, check_input, read_test_clip
+from fastreid_star.data.tracklet_input import (
+    TrackletInput,
+    as_modality,
+    check_input,
+    read_test_clip,
+)
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
@@ -31,7 +36,9 @@ def shown(tracklet, length=4):
     check_input(tracklet)
     clip, replaced = read_test_clip(tracklet, length)
     assert all(frame.shape == (16, 8, 3) and frame.dtype == np.uint8 for frame in clip.frames)
-    joints = [int(j[0, 0]) if there else None for j, there in zip(clip.joints, clip.present, strict=True)]
+    joints = [
+        int(j[0, 0]) if there else None for j, there in zip(clip.joints, clip.present, strict=True)
+    ]
     assert not clip.joints[~clip.present].any()
     return [int(frame[0, 0, 0]) - 1 for frame in clip.frames], joints, replaced
 
@@ -40,9 +47,9 @@ def kinds(files):
     return {
         "arrays": ARRAYS,
         "one array": np.stack(ARRAYS),
-        "grey arrays": [array[..., 0] for array in ARRAYS],
+        "gray arrays": [array[..., 0] for array in ARRAYS],
         "PIL": [Image.fromarray(array) for array in ARRAYS],
-        "grey PIL": [Image.fromarray(array[..., 0]) for array in ARRAYS],
+        "gray PIL": [Image.fromarray(array[..., 0]) for array in ARRAYS],
         "opened files": [Image.open(file) for file in files],
         "paths": files,
         "strings": [str(file) for file in files],
@@ -59,9 +66,9 @@ def test_the_frames_are_those_of_a_test(files, kind):
 
 
 def test_rgb_stays_rgb(tmp_path):
-    colour = np.tile(np.array([200, 100, 50], np.uint8), (16, 8, 1))
-    Image.fromarray(colour).save(tmp_path / "a.png")
-    for frames in ([colour], [Image.fromarray(colour)], [tmp_path / "a.png"]):
+    color = np.tile(np.array([200, 100, 50], np.uint8), (16, 8, 1))
+    Image.fromarray(color).save(tmp_path / "a.png")
+    for frames in ([color], [Image.fromarray(color)], [tmp_path / "a.png"]):
         clip, _ = read_test_clip(TrackletInput(frames, "visible"), 1)
         assert clip.frames[0][0, 0].tolist() == [200, 100, 50]
 
@@ -78,13 +85,17 @@ def test_joints_of_a_store_and_missing_ones(tmp_path, files):
     keys = [f"p/{k}" for k in range(N)]
     write_skeleton_store(tmp_path / "store", keys[:6] + keys[7:], np.delete(JOINTS, 6, axis=0))
     store = SkeletonStore.open(tmp_path / "store")
-    assert shown(TrackletInput(files, "infrared", store, keys)) == ([0, 3, 6, 9], [0, 3, None, 9], 0)
+    assert shown(TrackletInput(files, "infrared", store, keys)) == (
+        [0, 3, 6, 9],
+        [0, 3, None, 9],
+        0,
+    )
     missing = JOINTS.copy()
     missing[6, 4, 1] = np.nan
     assert shown(TrackletInput(files, "infrared", missing)) == ([0, 3, 6, 9], [0, 3, None, 9], 0)
 
 
-def test_a_broken_frame_is_replaced_by_its_nearest_good_neighbour(files):
+def test_a_broken_frame_is_replaced_by_its_nearest_good_neighbor(files):
     files[3].write_bytes(b"")
     files[2].write_bytes(files[2].read_bytes()[:40])
     in_memory = [None if k in (2, 3) else array for k, array in enumerate(ARRAYS)]
@@ -114,14 +125,17 @@ def video(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("video_frames", "n", "expected"), [(None, 10, [0, 3, 6, 9]), (5, 5, [0, 4, 8, 8]), (50, 10, [0, 3, 6, 9])]
+    ("video_frames", "n", "expected"),
+    [(None, 10, [0, 3, 6, 9]), (5, 5, [0, 4, 8, 8]), (50, 10, [0, 3, 6, 9])],
 )
 def test_a_video_whole_or_spread(video, video_frames, n, expected):
     tracklet = TrackletInput(video, "infrared", JOINTS[:n], video_frames=video_frames)
     check_input(tracklet)
     clip, replaced = read_test_clip(tracklet, 4)
     assert [round(float(frame[..., 0].mean()) / 25) for frame in clip.frames] == expected
-    assert clip.joints[:, 0, 0].tolist() == segment_indices(n, 4).tolist()  # counted in the frames that were taken
+    assert (
+        clip.joints[:, 0, 0].tolist() == segment_indices(n, 4).tolist()
+    )  # counted in the frames that were taken
     assert replaced == 0
     wrong = TrackletInput(video, "infrared", JOINTS[: n - 1], video_frames=video_frames)
     with pytest.raises(UserError, match=rf"it has {n} frames and {n - 1} skeletons"):
@@ -130,9 +144,15 @@ def test_a_video_whole_or_spread(video, video_frames, n, expected):
 
 def test_joints_of_a_video_frame_that_stands_in_for_another(monkeypatch):
     # of 10 frames the tracklet has 0, 2, 4, 6, 8; 2 and 6 are broken, and 1 and 7 shown instead
-    monkeypatch.setattr(tracklet_input, "read_video", lambda path, choose: ([ARRAYS[k] for k in used], used, 10))
+    monkeypatch.setattr(
+        tracklet_input, "read_video", lambda path, choose: ([ARRAYS[k] for k in used], used, 10)
+    )
     used = [0, 1, 4, 7, 8]
-    assert shown(TrackletInput("a.mp4", "visible", JOINTS[:5], video_frames=5), 5) == (used, [0, 0, 2, 3, 4], 2)
+    assert shown(TrackletInput("a.mp4", "visible", JOINTS[:5], video_frames=5), 5) == (
+        used,
+        [0, 0, 2, 3, 4],
+        2,
+    )
 
 
 def test_modalities():
@@ -150,14 +170,29 @@ def test_modalities():
     [
         ({"frames": []}, "it has no frames"),
         ({"modality": "thermal"}, "modality 'thermal' is none"),
-        ({"frames": [ARRAYS[0], "a.jpg"]}, "frame 1 is a str: give arrays and PIL images, or paths alone"),
-        ({"frames": [ARRAYS[0], ARRAYS[1] / 255]}, r"frame 1 is float64 of the shape \(16, 8, 3\): expected uint8"),
-        ({"frames": [np.zeros((16, 8, 4), np.uint8)]}, r"frame 0 is uint8 of the shape \(16, 8, 4\)"),
+        (
+            {"frames": [ARRAYS[0], "a.jpg"]},
+            "frame 1 is a str: give arrays and PIL images, or paths alone",
+        ),
+        (
+            {"frames": [ARRAYS[0], ARRAYS[1] / 255]},
+            r"frame 1 is float64 of the shape \(16, 8, 3\): expected uint8",
+        ),
+        (
+            {"frames": [np.zeros((16, 8, 4), np.uint8)]},
+            r"frame 0 is uint8 of the shape \(16, 8, 4\)",
+        ),
         ({"frames": [np.zeros((0, 8, 3), np.uint8)]}, r"the shape \(0, 8, 3\)"),
         ({"frames": [np.zeros(8, np.uint8)]}, r"the shape \(8,\)"),
-        ({"frames": [Image.new("I;16", (8, 16))]}, "a PIL image of mode I;16: give the file's path"),
+        (
+            {"frames": [Image.new("I;16", (8, 16))]},
+            "a PIL image of mode I;16: give the file's path",
+        ),
         ({"skeletons": JOINTS[:9]}, "it has 10 frames and 9 skeletons"),
-        ({"skeletons": JOINTS[:, :16]}, r"skeletons of the shape \(10, 16, 3\): expected \(frames, 17, 3\)"),
+        (
+            {"skeletons": JOINTS[:, :16]},
+            r"skeletons of the shape \(10, 16, 3\): expected \(frames, 17, 3\)",
+        ),
         ({"skeletons": JOINTS[0]}, r"skeletons of the shape \(17, 3\)"),
         ({"skeletons": JOINTS.astype(str)}, "skeletons must be numbers in an array"),
         ({"skeletons": JOINTS.astype(object)}, "skeletons must be numbers in an array"),
@@ -178,7 +213,12 @@ def test_what_is_refused_before_a_frame_is_read(arguments, message):
 @pytest.mark.parametrize("dtype", ["f8", "f2", ">f4", "i4", "u1"])
 def test_skeletons_of_any_real_type_and_order(files, dtype):
     joints = JOINTS.astype(dtype)
-    for given in (joints, np.asfortranarray(joints), joints.tolist(), torch.from_numpy(joints.astype("f4"))):
+    for given in (
+        joints,
+        np.asfortranarray(joints),
+        joints.tolist(),
+        torch.from_numpy(joints.astype("f4")),
+    ):
         tracklet = TrackletInput(files, "visible", given)
         check_input(tracklet)
         clip, _ = read_test_clip(tracklet, 4)
@@ -187,7 +227,9 @@ def test_skeletons_of_any_real_type_and_order(files, dtype):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, -1.1e6])
-def test_a_joint_that_is_not_finite_or_beyond_all_images_makes_its_frame_a_missing_one(files, value):
+def test_a_joint_that_is_not_finite_or_beyond_all_images_makes_its_frame_a_missing_one(
+    files, value
+):
     joints = JOINTS.astype(np.float64)
     joints[3, 16, 2] = value
     clip, _ = read_test_clip(TrackletInput(files, "visible", joints), 4)

@@ -29,7 +29,9 @@ def random_clip(seed=0, length=4, height=9, width=7):
     joints = generator.uniform(0, 20, (length, 17, 3)).astype(np.float32)
     present = np.arange(length) != 1
     joints[~present] = 0
-    return Clip(generator.integers(0, 256, (length, height, width, 3), dtype=np.uint8), joints, present)
+    return Clip(
+        generator.integers(0, 256, (length, height, width, 3), dtype=np.uint8), joints, present
+    )
 
 
 def dot_clip(seed, height, width, length=3):
@@ -45,7 +47,10 @@ def dot_clip(seed, height, width, length=3):
 
 
 def same(a: Clip, b: Clip) -> bool:
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("frames", "joints", "present"))
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name))
+        for name in ("frames", "joints", "present")
+    )
 
 
 def assert_dots_on_joints(clip: Clip):
@@ -64,14 +69,25 @@ def test_a_dot_stays_on_its_joint_through_pad_and_crop(height, width, padding, s
     assert_dots_on_joints(PadCrop(padding, shared=shared)(dot_clip(seed, height, width), rng(seed)))
 
 
-@given(height=sizes, width=sizes, prob=st.sampled_from([0, 0.5, 1]), shared=st.booleans(), seed=seeds)
+@given(
+    height=sizes, width=sizes, prob=st.sampled_from([0, 0.5, 1]), shared=st.booleans(), seed=seeds
+)
 def test_a_dot_stays_on_its_joint_through_flips(height, width, prob, shared, seed):
-    assert_dots_on_joints(HorizontalFlip(prob, shared=shared)(dot_clip(seed, height, width), rng(seed)))
+    assert_dots_on_joints(
+        HorizontalFlip(prob, shared=shared)(dot_clip(seed, height, width), rng(seed))
+    )
 
 
 @given(height=sizes, width=sizes, seed=seeds)
 def test_a_dot_stays_on_its_joint_through_all_together(height, width, seed):
-    transform = Compose([Resize((height, width)), HorizontalFlip(0.5), PadCrop(4), HorizontalFlip(0.5, shared=False)])
+    transform = Compose(
+        [
+            Resize((height, width)),
+            HorizontalFlip(0.5),
+            PadCrop(4),
+            HorizontalFlip(0.5, shared=False),
+        ]
+    )
     assert_dots_on_joints(transform(dot_clip(seed, height, width), rng(seed)))
 
 
@@ -82,7 +98,7 @@ def test_a_dot_stays_on_its_joint_through_all_together(height, width, seed):
     where=st.tuples(st.floats(0.3, 0.7), st.floats(0.3, 0.7)),
 )
 def test_a_dot_stays_on_its_joint_through_resize(size, target, where):
-    """A smooth dot's centre of mass is where the joint is, to a tenth of a pixel."""
+    """A smooth dot's center of mass is where the joint is, to a tenth of a pixel."""
     y, x = (part * side for part, side in zip(where, size, strict=True))
     rows, columns = np.indices(size)
     frame = 250 * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 8)
@@ -98,7 +114,7 @@ def test_a_dot_stays_on_its_joint_through_resize(size, target, where):
 
 
 def test_resize_by_hand():
-    """Twice as wide: the first pixel's centre, 0, moves to 0.5; the frame's left edge, -0.5, stays."""
+    """Twice as wide: the first pixel's center, 0, moves to 0.5; the frame's left edge, -0.5, stays."""
     frames = [np.zeros((4, 2, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)]
     joints = np.zeros((2, 17, 3), np.float32)
     joints[:, 1, :2] = -0.5
@@ -157,7 +173,9 @@ def test_missing_skeletons_stay_zero_and_scores_stay(transform):
         result = transform(clip, rng(seed))
         assert not result.joints[~clip.present].any()
         assert result.present.tolist() == clip.present.tolist()
-        np.testing.assert_array_equal(np.sort(result.joints[..., 2], axis=1), np.sort(clip.joints[..., 2], axis=1))
+        np.testing.assert_array_equal(
+            np.sort(result.joints[..., 2], axis=1), np.sort(clip.joints[..., 2], axis=1)
+        )
 
 
 def shifts(clip, result):
@@ -169,7 +187,9 @@ def test_one_crop_for_the_clip_or_one_for_each_frame():
     assert all(len(shifts(clip, PadCrop(9)(clip, rng(seed)))) == 1 for seed in range(5))
     assert len(shifts(clip, PadCrop(9, shared=False)(clip, rng(0)))) > 5
     seen = {move for seed in range(400) for move in shifts(clip, PadCrop(2)(clip, rng(seed)))}
-    assert seen == {(x, y) for x in range(-2, 3) for y in range(-2, 3)}  # each shift occurs, none is larger
+    assert seen == {
+        (x, y) for x in range(-2, 3) for y in range(-2, 3)
+    }  # each shift occurs, none is larger
 
 
 def flipped(clip, result):
@@ -225,7 +245,12 @@ def cfg():
 def test_build(cfg):
     assert [type(t) for t in build_transforms(cfg, True).transforms] == [Resize]
     cfg.INPUT.PADDING.ENABLED = cfg.INPUT.FLIP.ENABLED = cfg.INPUT.REA.ENABLED = True
-    cfg.INPUT.PADDING.SIZE, cfg.INPUT.FLIP.PROB, cfg.INPUT.REA.PROB, cfg.INPUT.REA.AREA = 3, 0.2, 0.3, [0.1, 0.2]
+    cfg.INPUT.PADDING.SIZE, cfg.INPUT.FLIP.PROB, cfg.INPUT.REA.PROB, cfg.INPUT.REA.AREA = (
+        3,
+        0.2,
+        0.3,
+        [0.1, 0.2],
+    )
     resize, crop, erase, flip = build_transforms(cfg, True).transforms
     assert (resize.height, resize.width) == (24, 12)
     assert (crop.padding, crop.shared) == (3, True)

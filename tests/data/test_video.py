@@ -14,17 +14,19 @@ from fastreid_star.errors import UserError
 
 
 def write_video(path, frames=10, fourcc="MJPG", size=(48, 32)):
-    """Frame k has the RGB colour (20 k, 120, 250 - 20 k)."""
+    """Frame k has the RGB color (20 k, 120, 250 - 20 k)."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), 10, size)
     assert writer.isOpened()
     for k in range(frames):
-        writer.write(np.full((size[1], size[0], 3), (250 - 20 * k, 120, 20 * k), np.uint8))  # OpenCV wants BGR
+        writer.write(
+            np.full((size[1], size[0], 3), (250 - 20 * k, 120, 20 * k), np.uint8)
+        )  # OpenCV wants BGR
     writer.release()
     return path
 
 
 def numbers(frames):
-    """Which frames these are, by their colour; red and blue must agree."""
+    """Which frames these are, by their color; red and blue must agree."""
     red = [round(float(frame[..., 0].mean()) / 20) for frame in frames]
     blue = [round((250 - float(frame[..., 2].mean())) / 20) for frame in frames]
     assert red == blue
@@ -36,7 +38,10 @@ def test_all_frames_in_rgb(tmp_path, name, fourcc):
     frames, used, n = read_video(write_video(tmp_path / name, fourcc=fourcc))
     assert (used, n) == (list(range(10)), 10)
     assert numbers(frames) == list(range(10))
-    assert all(frame.shape == (32, 48, 3) and frame.dtype == np.uint8 and frame.flags.c_contiguous for frame in frames)
+    assert all(
+        frame.shape == (32, 48, 3) and frame.dtype == np.uint8 and frame.flags.c_contiguous
+        for frame in frames
+    )
 
 
 def test_a_video_filmed_sideways_is_turned_upright(tmp_path):
@@ -48,8 +53,12 @@ def test_a_video_filmed_sideways_is_turned_upright(tmp_path):
     writer.write(frame)
     writer.release()
     data = bytearray(path.read_bytes())
-    matrix = data.index(b"tkhd") + 4 + 40  # of the track: after its version, times, number, duration, layer and volume
-    assert data[matrix : matrix + 36] == struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    matrix = (
+        data.index(b"tkhd") + 4 + 40
+    )  # of the track: after its version, times, number, duration, layer and volume
+    assert data[matrix : matrix + 36] == struct.pack(
+        ">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30
+    )
     data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
     ((upright,), _, _) = read_video(path)
@@ -85,7 +94,7 @@ def damaged(tmp_path):
     return path
 
 
-def test_the_nearest_good_neighbour_stands_in_for_a_broken_frame(damaged, caplog):
+def test_the_nearest_good_neighbor_stands_in_for_a_broken_frame(damaged, caplog):
     with caplog.at_level(logging.WARNING):
         frames, used, n = read_video(damaged, lambda n: [0, 4, 5, 6, n - 1])
     expected = [0, 3, 3, 7, 9]  # of two as near the earlier one
@@ -121,7 +130,13 @@ def test_no_video(tmp_path):
 
 @pytest.mark.parametrize(
     ("n", "count", "expected"),
-    [(10, 5, [0, 2, 4, 6, 8]), (10, 4, [0, 2, 5, 7]), (3, 5, [0, 1, 2]), (3, 3, [0, 1, 2]), (7, 1, [0])],
+    [
+        (10, 5, [0, 2, 4, 6, 8]),
+        (10, 4, [0, 2, 5, 7]),
+        (3, 5, [0, 1, 2]),
+        (3, 3, [0, 1, 2]),
+        (7, 1, [0]),
+    ],
 )
 def test_evenly_spread(n, count, expected):
     assert spread(n, count).tolist() == expected

@@ -51,7 +51,9 @@ def tiny_config(root, output, *more):
 def tiny_root(tmp_path_factory):
     """A datasets folder with the tiny SyntheticVCM in it."""
     root = tmp_path_factory.mktemp("datasets")
-    write_synthetic_vcm(root / "SyntheticVCM", SyntheticOptions.from_config(tiny_config(root, root)))
+    write_synthetic_vcm(
+        root / "SyntheticVCM", SyntheticOptions.from_config(tiny_config(root, root))
+    )
     return root
 
 

@@ -20,7 +20,9 @@ def runs(tmp_path):
     """Two configs x two seeds; the last has not finished."""
     for name in ("A", "STAR_R50"):
         (tmp_path / f"{name}.yml").write_text("SEED: 0\n")
-    runs = ablation.plan([str(tmp_path / "A.yml"), str(tmp_path / "STAR_R50.yml")], [0, 1], [None], tmp_path / "out")
+    runs = ablation.plan(
+        [str(tmp_path / "A.yml"), str(tmp_path / "STAR_R50.yml")], [0, 1], [None], tmp_path / "out"
+    )
     for number, run in enumerate(runs[:-1]):
         run.folder.mkdir(parents=True)
         numbers = {column: 10.0 * number + place for place, column in enumerate(ablation.COLUMNS)}
@@ -34,7 +36,9 @@ def finish(run, mean):
 
 
 def test_the_plan_keeps_the_runs_of_a_seed_together(runs, tmp_path):
-    assert [(run.config.stem, run.seed, run.folder.relative_to(tmp_path).as_posix()) for run in runs] == [
+    assert [
+        (run.config.stem, run.seed, run.folder.relative_to(tmp_path).as_posix()) for run in runs
+    ] == [
         ("A", 0, "out/seed0/A"),
         ("STAR_R50", 0, "out/seed0/STAR_R50"),
         ("A", 1, "out/seed1/A"),
@@ -51,7 +55,9 @@ def test_the_plan_refuses_what_cannot_run(tmp_path):
     with pytest.raises(UserError, match="each may be there once"):
         ablation.plan([str(tmp_path / "a.yml")], [0, 1, 0], [None], tmp_path)
     with pytest.raises(UserError, match="two configs have one name"):
-        ablation.plan([str(tmp_path / "a.yml"), str(tmp_path / "x" / "a.yml")], [0], [None], tmp_path)
+        ablation.plan(
+            [str(tmp_path / "a.yml"), str(tmp_path / "x" / "a.yml")], [0], [None], tmp_path
+        )
 
 
 def test_options_of_a_run(runs, tmp_path):
@@ -61,11 +67,16 @@ def test_options_of_a_run(runs, tmp_path):
         "DATASETS.SYNTHETIC.SEED", "7", "DATASETS.ROOT", "data/data7",
         "MODEL.WEIGHTS", str(tmp_path / "w.pth"), "MODEL.LOSSES.CE_ONLY_EPOCHS", "0",
     ]  # fmt: skip
-    assert ablation.options_of(runs[0], [], None, "") == ["SEED", "0", "OUTPUT_DIR", str(runs[0].folder)]
+    assert ablation.options_of(runs[0], [], None, "") == [
+        "SEED",
+        "0",
+        "OUTPUT_DIR",
+        str(runs[0].folder),
+    ]
 
 
 def test_the_table_has_mean_spread_and_the_papers_numbers(runs):
-    table = ablation.summarise(runs)
+    table = ablation.summarize(runs)
     assert table["A"]["I2V/Rank-1"] == [0.0, 20.0]
     assert table["STAR_R50"]["I2V/Rank-1"] == [10.0], "only what has finished"
     lines = [
@@ -81,14 +92,18 @@ def test_the_table_has_mean_spread_and_the_papers_numbers(runs):
 
 def test_the_csv_has_every_number_of_every_run(runs):
     lines = ablation.to_csv(runs).splitlines()
-    assert lines[0] == "config,data_seed,seed,I2V/Rank-1,I2V/mAP,I2V/mINP,V2I/Rank-1,V2I/mAP,mean/mAP"
+    assert (
+        lines[0] == "config,data_seed,seed,I2V/Rank-1,I2V/mAP,I2V/mINP,V2I/Rank-1,V2I/mAP,mean/mAP"
+    )
     assert lines[1] == "A,,0,0.0,1.0,1.5,2.0,3.0,4.0"
     assert len(lines) == 4
 
 
 def test_a_failing_run_names_its_folder_and_leaves_no_result(tmp_path):
     run = ablation.plan([str(SYNTHETIC / "SAD_demo.yml")], [0], [None], tmp_path)[0]
-    with pytest.raises(UserError, match=r"SAD_demo failed \(error: no dataset is named .*see console\.txt"):
+    with pytest.raises(
+        UserError, match=r"SAD_demo failed \(error: no dataset is named .*see console\.txt"
+    ):
         ablation.execute(run, ["DATASETS.NAMES", "('none',)"])
     assert run.result is None
 
@@ -98,23 +113,32 @@ def test_pairs_are_compared_seed_by_seed(runs, tmp_path):
     retest.folder.mkdir()
     (retest.folder / ablation.RESULT).write_text(json.dumps({"mean/mAP": 1.25}))
     lines = ablation.pairs_to_markdown([*runs, retest], "A").splitlines()
-    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])] == [
+    assert [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])
+    ] == [
         ["mean mAP against it", "seed0", "seed1", "mean", "least"],
         ["A", "4.00", "24.00", "", ""],
         ["STAR_R50", "+10.00", "", "+10.00", "+10.00"],
         ["A, blind", "-2.75", "", "-2.75", "-2.75"],
     ]
     finish(runs[-1], 21.0)
-    assert "| STAR_R50              | +10.00  | -3.00   | +3.50  | -3.00   |" in ablation.pairs_to_markdown(runs, "A")
+    assert (
+        "| STAR_R50              | +10.00  | -3.00   | +3.50  | -3.00   |"
+        in ablation.pairs_to_markdown(runs, "A")
+    )
     with pytest.raises(UserError, match="--against B: no such run has finished"):
         ablation.pairs_to_markdown(runs, "B")
 
 
 def test_retests_are_kept_beside_what_they_test(runs):
     planned = ablation.plan_retests(
-        runs, [ablation.Retest("A", "swapped", ("K", "V")), ablation.Retest("A", "blind", ("L", "W"))]
+        runs,
+        [ablation.Retest("A", "swapped", ("K", "V")), ablation.Retest("A", "blind", ("L", "W"))],
     )
-    assert [(run.name, run.seed, run.folder.name, run.folder.parent, options) for run, options in planned] == [
+    assert [
+        (run.name, run.seed, run.folder.name, run.folder.parent, options)
+        for run, options in planned
+    ] == [
         ("A, swapped", 0, "retest-swapped", runs[0].folder, ("K", "V")),
         ("A, blind", 0, "retest-blind", runs[0].folder, ("L", "W")),
         ("A, swapped", 1, "retest-swapped", runs[2].folder, ("K", "V")),
@@ -133,7 +157,10 @@ def test_retests_are_kept_beside_what_they_test(runs):
     [
         ([("B", "x", ("K", "V"))], "--retest B: no such config is trained; there are A, STAR_R50"),
         ([("A", "x", ("K", "V"))] * 2, "--retest A x: each test needs a name of its own"),
-        ([("A", "../x", ("K", "V"))], r"--retest A \.\./x: each test needs a name of its own, in plain letters"),
+        (
+            [("A", "../x", ("K", "V"))],
+            r"--retest A \.\./x: each test needs a name of its own, in plain letters",
+        ),
         ([("A", "x", ("K",))], "--retest A x: what is to be changed"),
     ],
 )
@@ -177,7 +204,9 @@ def test_two_at_a_time_and_none_after_a_failure(tmp_path, monkeypatch):
     (tmp_path / "A.yml").write_text("SEED: 0\n")
     runs = ablation.plan([str(tmp_path / "A.yml")], range(6), [None], tmp_path / "out")
     finish(runs[1], 5.0)
-    together = threading.Barrier(2)  # broken, and the test with it, unless two runs are under way at once
+    together = threading.Barrier(
+        2
+    )  # broken, and the test with it, unless two runs are under way at once
     started = []
 
     def execute(run, options):
@@ -202,24 +231,55 @@ def test_whole_ablation_stops_and_goes_on(tiny_root, tmp_path):
     output = tmp_path / "out"
     options = tiny_options(tiny_root, "unused", "SOLVER.MAX_EPOCH", "1", "SOLVER.STEPS", "()")
     pairs = list(zip(options[::2], options[1::2], strict=True))
-    options = [part for key, value in pairs if key not in ("OUTPUT_DIR", "DATASETS.ROOT") for part in (key, value)]
+    options = [
+        part
+        for key, value in pairs
+        if key not in ("OUTPUT_DIR", "DATASETS.ROOT")
+        for part in (key, value)
+    ]
 
     def ablate(*configs, then=()):
-        command = [sys.executable, "tools/ablate.py", "--configs", *(str(SYNTHETIC / name) for name in configs)]
-        command += ["--output", str(output), "--root", str(tiny_root), "--warm-start", str(SYNTHETIC / "SAD_demo.yml")]
-        done = subprocess.run([*command, *then, "--set", *options], cwd=REPOSITORY, capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "tools/ablate.py",
+            "--configs",
+            *(str(SYNTHETIC / name) for name in configs),
+        ]
+        command += [
+            "--output",
+            str(output),
+            "--root",
+            str(tiny_root),
+            "--warm-start",
+            str(SYNTHETIC / "SAD_demo.yml"),
+        ]
+        done = subprocess.run(
+            [*command, *then, "--set", *options], cwd=REPOSITORY, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     assert "seed0/warm-start ..." in ablate("SAD_demo.yml")
     first = (output / "seed0" / "SAD_demo" / "result.json").stat().st_mtime_ns
     # with the joints of nobody at hand, a network that was trained with them must give other numbers
-    retest = ("--retest", "STAR_demo", "missing", "DATASETS.SKELETONS_TEST", "none", "--against", "SAD_demo")
+    retest = (
+        "--retest",
+        "STAR_demo",
+        "missing",
+        "DATASETS.SKELETONS_TEST",
+        "none",
+        "--against",
+        "SAD_demo",
+    )
     said = ablate("SAD_demo.yml", "STAR_demo.yml", then=("--jobs", "2", *retest))
     assert "warm-start" not in said
     assert said.count("run 1 of 1") == 2, "the second config, then its test; nothing again"
     assert (output / "seed0" / "SAD_demo" / "result.json").stat().st_mtime_ns == first
-    assert [line.split("|")[1].strip() for line in (output / "table.md").read_text().splitlines()[2:] if line] == [
+    assert [
+        line.split("|")[1].strip()
+        for line in (output / "table.md").read_text().splitlines()[2:]
+        if line
+    ] == [
         "SAD_demo",
         "STAR_demo",
         "STAR_demo, missing",

@@ -42,7 +42,9 @@ def test_everything_comes_back(tmp_path):
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     schedulers["warmup_sched"].step()
-    Checkpointer(model, str(tmp_path), optimizer=optimizer, scaler=scaler, **schedulers).save("model_last", epoch=4)
+    Checkpointer(model, str(tmp_path), optimizer=optimizer, scaler=scaler, **schedulers).save(
+        "model_last", epoch=4
+    )
 
     other, other_optimizer, other_schedulers, other_scaler = parts()
     checkpointer = Checkpointer(
@@ -115,7 +117,9 @@ def test_a_scalers_state_travels_between_kinds_of_devices():
 
         def load_state_dict(self, state):
             self.dynamic = state["dynamic"]
-            super().load_state_dict({key: value for key, value in state.items() if key != "dynamic"})
+            super().load_state_dict(
+                {key: value for key, value in state.items() if key != "dynamic"}
+            )
 
     plain, npu = torch.amp.GradScaler("cpu", init_scale=512.0), NpuScaler("cpu")
     ScalerState(npu).load_state_dict(ScalerState(plain).state_dict())
@@ -270,7 +274,9 @@ def test_where_two_are_damaged_the_best_is_still_good(tmp_path):
     assert checkpointer.newest() == "model_best.pth"
 
 
-@pytest.mark.parametrize("said", [b"", b"\x00\xff\n\x07", b"model_0007.pth", b"../" * 2000, b"model_last.pth\n"])
+@pytest.mark.parametrize(
+    "said", [b"", b"\x00\xff\n\x07", b"model_0007.pth", b"../" * 2000, b"model_last.pth\n"]
+)
 def test_whatever_last_checkpoint_says(tmp_path, caplog, said):
     checkpointer = three(tmp_path)
     (tmp_path / "last_checkpoint").write_bytes(said)
@@ -296,9 +302,13 @@ def test_where_none_is_good_there_is_one_line(tmp_path):
     assert Checkpointer(torch.nn.Linear(1, 1), str(tmp_path / "none")).newest() is None
     path = saved(tmp_path, epoch=1)
     flip(path)
-    torch.save({"model": {}}, tmp_path / "model_weights.pth")  # weights alone are nothing to resume from
+    torch.save(
+        {"model": {}}, tmp_path / "model_weights.pth"
+    )  # weights alone are nothing to resume from
     for _ in range(2):
-        with pytest.raises(UserError, match=r"^--resume: .*model_last\.pth is damaged.*train anew, without --res") as e:
+        with pytest.raises(
+            UserError, match=r"^--resume: .*model_last\.pth is damaged.*train anew, without --res"
+        ) as e:
             Checkpointer(torch.nn.Linear(3, 2), str(tmp_path)).newest()
         assert "\n" not in str(e.value)
 
@@ -306,7 +316,9 @@ def test_where_none_is_good_there_is_one_line(tmp_path):
 def test_weights_without_the_optimizer_are_not_gone_on_from(tmp_path):
     model = torch.nn.Linear(3, 2)
     saved(tmp_path, "model_best", epoch=9, iteration=90)
-    checkpointer = Checkpointer(model, str(tmp_path), optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    checkpointer = Checkpointer(
+        model, str(tmp_path), optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
+    )
     checkpointer.save("model_final", epoch=1, iteration=10)
     lose(tmp_path / "last_checkpoint")
     assert checkpointer.newest() == "model_final.pth"
@@ -321,7 +333,9 @@ def test_a_disk_that_takes_no_more_is_one_line_and_the_last_one_stays(tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(UserError, match=r"model_last\.pth cannot be written \(No space left on dev.*make"):
+        with pytest.raises(
+            UserError, match=r"model_last\.pth cannot be written \(No space left on dev.*make"
+        ):
             saved(tmp_path, epoch=2)
     assert path.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_last.pth"]
@@ -384,6 +398,8 @@ def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint(tmp_path):
         checkpointer.save("model_last", epoch=7, iteration=7)
         assert checkpointer.newest() == "model_last.pth"
     assert found[0] is None
-    assert found == sorted(found, key=lambda epoch: -1 if epoch is None else epoch), "no kill takes back what was there"
+    assert found == sorted(found, key=lambda epoch: -1 if epoch is None else epoch), (
+        "no kill takes back what was there"
+    )
     assert {0, 1, 2} < {*found}
     assert len(found) > 20

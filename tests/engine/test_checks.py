@@ -54,7 +54,9 @@ def test_everything_is_told_at_once_numbered(tiny_root, tmp_path):
     first, *lines = str(caught.value).splitlines()
     assert first == "10 problems:"
     assert [line.split(". ")[0] for line in lines] == [str(number) for number in range(1, 11)]
-    for words in (*(key for key in wrong if key not in ("TEST.RANKS", "DATASETS.SKELETONS", "MODEL.WEIGHTS")),):
+    for words in (
+        *(key for key in wrong if key not in ("TEST.RANKS", "DATASETS.SKELETONS", "MODEL.WEIGHTS")),
+    ):
         assert sum(words in line for line in lines) == 1, words
     assert any("ranks (TEST.RANKS) must be" in line for line in lines)
     assert any("skeleton store" in line and "nowhere" in line for line in lines)
@@ -66,7 +68,9 @@ def test_a_good_run_has_nothing_to_be_told(tiny_root, tmp_path):
         assert problems(Job(load_config(path, tiny_options(tiny_root, tmp_path)))) == []
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*/**/*.yml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "configs").glob("*/**/*.yml")), ids=lambda path: path.stem
+)
 def test_configs_that_come_with_the_project_have_no_problem_of_their_own(path, tmp_path):
     job = Job(load_config(str(path), ["OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"]))
     assert [problem for one in checks_config.CHECKS for problem in one(job)] == []
@@ -79,18 +83,33 @@ def test_configs_that_come_with_the_project_have_no_problem_of_their_own(path, t
         (("SOLVER.BASE_LR", "1e999"), r"SOLVER\.BASE_LR is inf"),
         (("SOLVER.MAX_EPOCH", "0"), r"SOLVER\.MAX_EPOCH is 0: give 1 or more"),
         (("SOLVER.MOMENTUM", "1.0"), r"SOLVER\.MOMENTUM is 1\.0"),
-        (("SOLVER.OPT", "SGD", "SOLVER.MOMENTUM", "0.0"), r"SOLVER\.NESTEROV needs SOLVER\.MOMENTUM"),
-        (("SOLVER.WARMUP_METHOD", "cubic"), r"WARMUP_METHOD is 'cubic': choose one of linear, constant, exp"),
-        (("SOLVER.STEPS", "[2, 1]"), r"SOLVER\.STEPS is \[2, 1\]: give whole numbers .* in ascending order"),
+        (
+            ("SOLVER.OPT", "SGD", "SOLVER.MOMENTUM", "0.0"),
+            r"SOLVER\.NESTEROV needs SOLVER\.MOMENTUM",
+        ),
+        (
+            ("SOLVER.WARMUP_METHOD", "cubic"),
+            r"WARMUP_METHOD is 'cubic': choose one of linear, constant, exp",
+        ),
+        (
+            ("SOLVER.STEPS", "[2, 1]"),
+            r"SOLVER\.STEPS is \[2, 1\]: give whole numbers .* in ascending order",
+        ),
         (("SOLVER.STEPS", "['two']"), r"SOLVER\.STEPS is \['two'\]"),
         (("SOLVER.STEPS", "[1]", "SOLVER.WARMUP_EPOCHS", "2"), r"inside the warm-up"),
-        (("SOLVER.SCHED", "CosineAnnealingLR", "SOLVER.WARMUP_EPOCHS", "3"), r"no epoch is left for Cosine"),
+        (
+            ("SOLVER.SCHED", "CosineAnnealingLR", "SOLVER.WARMUP_EPOCHS", "3"),
+            r"no epoch is left for Cosine",
+        ),
         (("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float8"), r"AMP\.DTYPE is 'float8'"),
         (("SOLVER.IMS_PER_BATCH", "28"), r"a batch of 7 identities, but the training set has 6"),
         (("SOLVER.IMS_PER_BATCH", "4"), r"TripletLoss needs two identities"),
         (("MODEL.LOSSES.CE.EPSILON", "-1.0"), r"CE\.EPSILON is -1\.0"),
         (("MODEL.LOSSES.TRI.MARGIN", "-0.3"), r"TRI\.MARGIN is -0\.3"),
-        (("MODEL.LOSSES.NAME", "('SkeletonConsistencyLoss',)"), r"has SkeletonConsistencyLoss: SAD knows"),
+        (
+            ("MODEL.LOSSES.NAME", "('SkeletonConsistencyLoss',)"),
+            r"has SkeletonConsistencyLoss: SAD knows",
+        ),
         (("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"), r"MODEL\.PIXEL_STD is"),
         (("MODEL.SAD.AUGMENT_RANGE", "[2.0, 0.5]"), r"AUGMENT_RANGE is \[2\.0, 0\.5\]"),
         (("INPUT.FLIP.PROB", "1.5"), r"INPUT\.FLIP\.PROB is 1\.5: give a share"),
@@ -99,8 +118,14 @@ def test_configs_that_come_with_the_project_have_no_problem_of_their_own(path, t
         (("DATASETS.NAMES", "[['SyntheticVCM']]"), r"no dataset is named \['SyntheticVCM'\]"),
         (("DATASETS.TESTS", "()"), r"DATASETS\.TESTS must name datasets"),
         (("DATASETS.SKELETONS_TRAIN", "other"), r"DATASETS\.SKELETONS_TRAIN other shows"),
-        (("DATASETS.SKELETONS_TEST", "mine"), r"SKELETONS_TEST is 'mine': choose one of own, other, none"),
-        (("MODEL.BACKBONE.PRETRAIN", "True", "MODEL.BACKBONE.PRETRAIN_PATH", "no.pth"), r"no\.pth does not exist"),
+        (
+            ("DATASETS.SKELETONS_TEST", "mine"),
+            r"SKELETONS_TEST is 'mine': choose one of own, other, none",
+        ),
+        (
+            ("MODEL.BACKBONE.PRETRAIN", "True", "MODEL.BACKBONE.PRETRAIN_PATH", "no.pth"),
+            r"no\.pth does not exist",
+        ),
     ],
 )
 def test_one_problem_is_one_line(tiny_root, tmp_path, options, message):
@@ -116,7 +141,10 @@ def test_one_problem_is_one_line(tiny_root, tmp_path, options, message):
     ("options", "message"),
     [
         (("MODEL.HEADS.NAME", "ClipHead"), r"set MODEL\.HEADS\.NAME GATGeMHead"),
-        (("MODEL.STAR.BONES", "raw"), r"MODEL\.STAR\.BONES is 'raw': choose one of normalised, release"),
+        (
+            ("MODEL.STAR.BONES", "raw"),
+            r"MODEL\.STAR\.BONES is 'raw': choose one of normalized, release",
+        ),
         (("MODEL.STAR.EXPONENTS", "[0.0, 1.0]"), r"MODEL\.STAR\.EXPONENTS is \[0\.0, 1\.0\]"),
         (("MODEL.STAR.SKELETON_DROPOUT", "2.0"), r"SKELETON_DROPOUT is 2\.0"),
     ],
@@ -139,7 +167,14 @@ def test_processes_must_share_the_batch(tiny_root, tmp_path):
 def test_an_evaluation_is_not_refused_for_what_only_training_reads(tiny_root, tmp_path):
     weights = tmp_path / "model.pth"
     torch.save({"model": {}}, weights)
-    unread = ("SOLVER.BASE_LR", "0.0", "SOLVER.IMS_PER_BATCH", "7", "DATASETS.NAMES", "('HITSZVCM',)")
+    unread = (
+        "SOLVER.BASE_LR",
+        "0.0",
+        "SOLVER.IMS_PER_BATCH",
+        "7",
+        "DATASETS.NAMES",
+        "('HITSZVCM',)",
+    )
     cfg = tiny_config(tiny_root, tmp_path, *unread, "MODEL.WEIGHTS", weights)
     assert texts(cfg, training=False) == []
     assert len(texts(cfg)) == 3
@@ -147,11 +182,17 @@ def test_an_evaluation_is_not_refused_for_what_only_training_reads(tiny_root, tm
 
 def test_an_evaluation_tells_everything_at_once(tiny_root, tmp_path):
     options = tiny_options(tiny_root, tmp_path, "TEST.RANKS", "[0]", "MODEL.WEIGHTS", "none.pth")
-    with pytest.raises(UserError, match=r"^2 problems:\n1\. ranks .*\n2\. checkpoint none\.pth does not exist"):
-        train_or_evaluate(argument_parser("test").parse_args(["--config-file", DEMO, "--eval-only", *options]))
+    with pytest.raises(
+        UserError, match=r"^2 problems:\n1\. ranks .*\n2\. checkpoint none\.pth does not exist"
+    ):
+        train_or_evaluate(
+            argument_parser("test").parse_args(["--config-file", DEMO, "--eval-only", *options])
+        )
     options = tiny_options(tiny_root, tmp_path)
     with pytest.raises(UserError, match=r"^--eval-only needs weights"):
-        train_or_evaluate(argument_parser("test").parse_args(["--config-file", DEMO, "--eval-only", *options]))
+        train_or_evaluate(
+            argument_parser("test").parse_args(["--config-file", DEMO, "--eval-only", *options])
+        )
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -168,7 +209,10 @@ def test_tracklets_without_images_are_found_before_training_comes_to_them(own_ro
     for path in (own_root / "SyntheticVCM" / "Test").rglob("*.jpg"):
         path.unlink()
     (text,) = texts(tiny_config(own_root, tmp_path))
-    assert re.match(r"16 of 16 test tracklets looked up in .*SyntheticVCM have no images, such as .*1\.jpg: ", text)
+    assert re.match(
+        r"16 of 16 test tracklets looked up in .*SyntheticVCM have no images, such as .*1\.jpg: ",
+        text,
+    )
     shutil.rmtree(own_root / "SyntheticVCM" / "Train" / "0003" / "ir")
     train, test = texts(tiny_config(own_root, tmp_path))
     assert re.match(r"[12] of 20 training tracklets looked up .*0003/ir", train)
@@ -201,7 +245,10 @@ def test_a_store_for_frames_of_another_size_is_warned_of(own_root, tmp_path, cap
     cfg = star_config(own_root, tmp_path)
     assert texts(cfg) == []
     (text,) = texts(cfg, fatal=False)
-    assert re.match(r"\d+ of \d+ skeletons looked up in .* do not fit their frames; the first: .*times as large", text)
+    assert re.match(
+        r"\d+ of \d+ skeletons looked up in .* do not fit their frames; the first: .*times as large",
+        text,
+    )
     check(cfg)
     assert text in caplog.text
 
@@ -217,7 +264,9 @@ def test_datasets_are_opened_once(own_root, tmp_path, monkeypatch):
 
 
 def test_combined_training_counts_the_test_identities_too(tiny_root, tmp_path):
-    cfg = tiny_config(tiny_root, tmp_path, "SOLVER.IMS_PER_BATCH", "40", "DATASETS.COMBINEALL", "True")
+    cfg = tiny_config(
+        tiny_root, tmp_path, "SOLVER.IMS_PER_BATCH", "40", "DATASETS.COMBINEALL", "True"
+    )
     assert texts(cfg) == []
 
 
@@ -225,7 +274,14 @@ def test_the_real_size_is_looked_through_in_seconds(tmp_path, monkeypatch):
     without_images = functools.partial(build_dataset, check_frames=False)
     monkeypatch.setattr("fastreid_star.engine.job.build_dataset", without_images)
     write_info_files_at_true_size(tmp_path / "HITSZ-VCM")
-    options = ["DATASETS.ROOT", str(tmp_path), "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "out")]
+    options = [
+        "DATASETS.ROOT",
+        str(tmp_path),
+        "MODEL.DEVICE",
+        "cpu",
+        "OUTPUT_DIR",
+        str(tmp_path / "out"),
+    ]
     cfg = load_config(str(REPOSITORY / "configs" / "HITSZ-VCM" / "SAD_R50.yml"), options)
     start = time.process_time()
     train, test = texts(cfg)
@@ -264,7 +320,9 @@ def test_little_shared_memory_is_warned_of(tiny_root, tmp_path, monkeypatch):
     assert checks_machine.bytes_of_workers(Job(cfg, training=False)) == 4 * 3 * 3 * 32 * 16 * 3 * 2
     monkeypatch.setattr(checks_machine, "SHARED_MEMORY", str(tmp_path))
     for free, count in ((221184, 0), (221183, 1)):
-        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(0, 0, free))
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(0, 0, free)
+        )
         assert len(texts(cfg, fatal=False)) == count
 
 
@@ -275,14 +333,18 @@ def test_little_room_for_checkpoints_is_warned_of(tiny_root, tmp_path, monkeypat
     size = (tmp_path / "model_final.pth").stat().st_size
     estimates = []
     for free in (0, 10**12):
-        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(0, 0, free))
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(0, 0, free)
+        )
         estimates.append(checks_machine.little_room(cfg, trainer.model, trainer.optimizer))
     assert estimates[1] is None
     estimate = float(re.search(r"about ([\d.,]+) MiB", estimates[0])[1]) * 2**20
     assert estimate == pytest.approx(3 * size, rel=0.15)
 
 
-@pytest.mark.parametrize(("name", "momentum", "copies"), [("SGD", 0.0, 0), ("SGD", 0.9, 1), ("AdamW", 0.9, 2)])
+@pytest.mark.parametrize(
+    ("name", "momentum", "copies"), [("SGD", 0.0, 0), ("SGD", 0.9, 1), ("AdamW", 0.9, 2)]
+)
 def test_what_an_optimizer_keeps_is_counted(tmp_path, monkeypatch, name, momentum, copies):
     options = ["SOLVER.OPT", name, "SOLVER.MOMENTUM", str(momentum), "OUTPUT_DIR", str(tmp_path)]
     cfg = load_config("", [*options, "SOLVER.CHECKPOINT_KEEP", "2"])

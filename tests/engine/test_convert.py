@@ -32,7 +32,14 @@ CONFIGS = {
     "sdtg": str(REPOSITORY / "configs" / "HITSZ-VCM" / "STAR_R50_release.yml"),
 }
 CLASSES, LENGTH, SIZE, WIDTH, JOINTS = 5, 3, (64, 32), 2048, 17
-SMALL = ["MODEL.BACKBONE.PRETRAIN", "False", "MODEL.DEVICE", "cpu", "INPUT.SIZE_TRAIN", str(list(SIZE))]
+SMALL = [
+    "MODEL.BACKBONE.PRETRAIN",
+    "False",
+    "MODEL.DEVICE",
+    "cpu",
+    "INPUT.SIZE_TRAIN",
+    str(list(SIZE)),
+]
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
@@ -45,8 +52,14 @@ class Unit(nn.Module):
     def __init__(self, inputs, middle, stride):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(inputs, middle, 1, bias=False), nn.BatchNorm2d(middle)
-        self.conv2, self.bn2 = nn.Conv2d(middle, middle, 3, stride, 1, bias=False), nn.BatchNorm2d(middle)
-        self.conv3, self.bn3 = nn.Conv2d(middle, 4 * middle, 1, bias=False), nn.BatchNorm2d(4 * middle)
+        self.conv2, self.bn2 = (
+            nn.Conv2d(middle, middle, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(middle),
+        )
+        self.conv3, self.bn3 = (
+            nn.Conv2d(middle, 4 * middle, 1, bias=False),
+            nn.BatchNorm2d(4 * middle),
+        )
         if stride > 1 or inputs != 4 * middle:
             shortcut = nn.Conv2d(inputs, 4 * middle, 1, stride, bias=False)
             self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(4 * middle))
@@ -71,8 +84,13 @@ class Stages(nn.Module):
     def __init__(self):
         super().__init__()
         inputs = 64
-        for stage, (units, middle, stride) in enumerate([(3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 1)], start=1):
-            layer = [Unit(inputs, middle, stride), *(Unit(4 * middle, middle, 1) for _ in range(units - 1))]
+        for stage, (units, middle, stride) in enumerate(
+            [(3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 1)], start=1
+        ):
+            layer = [
+                Unit(inputs, middle, stride),
+                *(Unit(4 * middle, middle, 1) for _ in range(units - 1)),
+            ]
             setattr(self, f"layer{stage}", nn.Sequential(*layer))
             inputs = 4 * middle
 
@@ -93,7 +111,7 @@ class Saadg(nn.Module):
             setattr(self, f"{name}_classifier", nn.Linear(WIDTH, CLASSES, bias=False))
 
     def frames(self, images, visible):
-        """Normalised images ``[B, T, 3, H, W]`` to ``[B, T, D]``."""
+        """Normalized images ``[B, T, 3, H, W]`` to ``[B, T, D]``."""
         stem = self.visible_module["visible"] if visible else self.thermal_module["thermal"]
         maps = self.base_resnet["base"](stem(images.flatten(0, 1)))
         return maps.mean((2, 3)).view(*images.shape[:2], WIDTH)
@@ -113,20 +131,38 @@ class Attention(nn.Module):
     def __init__(self, inputs, outputs, heads):
         super().__init__()
         self.lin = nn.Linear(inputs, heads * outputs, bias=False)
-        self.att_src, self.att_dst = (nn.Parameter(torch.randn(1, heads, outputs) * 0.3) for _ in range(2))
+        self.att_src, self.att_dst = (
+            nn.Parameter(torch.randn(1, heads, outputs) * 0.3) for _ in range(2)
+        )
         self.bias = nn.Parameter(torch.randn(heads * outputs))
 
     def forward(self, x, listens):
         heads = []
         for h, source, target in zip(
-            self.lin(x).chunk(self.att_src.shape[1], -1), self.att_src[0], self.att_dst[0], strict=True
+            self.lin(x).chunk(self.att_src.shape[1], -1),
+            self.att_src[0],
+            self.att_dst[0],
+            strict=True,
         ):
             scores = F.leaky_relu((h @ target)[..., :, None] + (h @ source)[..., None, :], 0.2)
             heads.append(scores.masked_fill(~listens, -math.inf).softmax(-1) @ h)
         return torch.cat(heads, -1) + self.bias
 
 
-SKELETON = [(15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10)]
+SKELETON = [
+    (15, 13),
+    (13, 11),
+    (16, 14),
+    (14, 12),
+    (11, 12),
+    (5, 11),
+    (6, 12),
+    (5, 6),
+    (5, 7),
+    (6, 8),
+    (7, 9),
+    (8, 10),
+]
 SKELETON += [(1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6)]
 
 
@@ -144,7 +180,9 @@ class Sdtg(Saadg):
                 "reverse_cross_attn": nn.MultiheadAttention(WIDTH, 4, batch_first=True),
                 "bn_enhanced_origin": nn.BatchNorm1d(WIDTH),
                 "bn_enhanced_time_guide": nn.BatchNorm1d(WIDTH),
-                "ffn": nn.Sequential(nn.Linear(2 * WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()),
+                "ffn": nn.Sequential(
+                    nn.Linear(2 * WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()
+                ),
             }
         )
         layers = nn.ModuleList(nn.Linear(2 * WIDTH, WIDTH) for _ in range(5))
@@ -155,7 +193,9 @@ class Sdtg(Saadg):
 
     def forward(self, images, poses, visible):
         frames, clips = self.frames(images, visible), len(images)
-        vectors = torch.stack([poses[:, :, end, :2] - poses[:, :, start, :2] for start, end in SKELETON], 2)
+        vectors = torch.stack(
+            [poses[:, :, end, :2] - poses[:, :, start, :2] for start, end in SKELETON], 2
+        )
         angles = torch.atan2(vectors[..., 1], vectors[..., 0])
         bones = torch.stack([vectors.norm(dim=-1), angles], -1).view(clips, LENGTH, 38)
         guide, _ = self.lstm_edge(self.fc1(bones))
@@ -166,18 +206,24 @@ class Sdtg(Saadg):
             listens[a, b] = listens[b, a] = True
         graph = F.elu(self.gat["conv1"](poses.view(clips, nodes, 3), listens))
         graph = F.elu(self.gat["conv2"](graph, listens)).reshape(clips, -1)
-        pose = self.pose_bottleneck(torch.cat([guide[:, -1], F.adaptive_avg_pool1d(graph, WIDTH)], -1))
+        pose = self.pose_bottleneck(
+            torch.cat([guide[:, -1], F.adaptive_avg_pool1d(graph, WIDTH)], -1)
+        )
 
         sight, _ = self.time_guide["cross_attn"](guide, frames, frames)
         time, _ = self.time_guide["reverse_cross_attn"](frames, guide, guide)
         frames = self.time_guide["ffn"](torch.cat([sight, time], -1)) + frames + 1e-3
-        pooled = torch.stack([((frames**p).mean(1) + 1e-12) ** (1 / p) for p in (0.7, 1.0, 3.0, 5.0, 7.0)], 1)
-        weights = torch.stack([layer(pose) for layer in self.GuidedAggModule["fc_layers"]], 1).softmax(1)
+        pooled = torch.stack(
+            [((frames**p).mean(1) + 1e-12) ** (1 / p) for p in (0.7, 1.0, 3.0, 5.0, 7.0)], 1
+        )
+        weights = torch.stack(
+            [layer(pose) for layer in self.GuidedAggModule["fc_layers"]], 1
+        ).softmax(1)
         return self.out((pooled * weights).sum(1))
 
 
 def make(cls):
-    """A network of theirs with weights and statistics that no initialisation gives."""
+    """A network of theirs with weights and statistics that no initialization gives."""
     torch.manual_seed(1)
     network = cls().eval()
     for module in network.modules():
@@ -189,12 +235,14 @@ def make(cls):
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 2.0)
             module.num_batches_tracked.fill_(7)
-    # As after training, what goes into the last norms is about centred: the clips are told apart, and the guide is
+    # As after training, what goes into the last norms is about centerd: the clips are told apart, and the guide is
     # neither flat nor one exponent alone.
     for name in ("pose_bottleneck", "global_bottleneck"):
         if hasattr(network, name):
             norm, inputs = getattr(network, name), []
-            hook = norm.register_forward_pre_hook(lambda _, given, inputs=inputs: inputs.append(given[0]))
+            hook = norm.register_forward_pre_hook(
+                lambda _, given, inputs=inputs: inputs.append(given[0])
+            )
             features_of_theirs(network, clips())
             hook.remove()
             variance, mean = torch.var_mean(torch.cat(inputs), 0)
@@ -209,13 +257,25 @@ def as_saved(network, kind):
     for name in list(state):
         if name.startswith("base_resnet.base.layer"):
             rest = name.removeprefix("base_resnet.base.")
-            state[f"visible_module.visible.{rest}"] = state[f"thermal_module.thermal.{rest}"] = nothing
+            state[f"visible_module.visible.{rest}"] = state[f"thermal_module.thermal.{rest}"] = (
+                nothing
+            )
         if name.startswith("visible_module.visible."):
             state[name.replace("visible_module.visible.", "base_resnet.base.")] = nothing
     if kind == "saadg":
         for graph in ("intra", "inter"):
-            names = ("conv.bias", "conv.lin.weight", "bottleneck.weight", "bottleneck.bias", "bottleneck.running_mean")
-            names += ("bottleneck.running_var", "bottleneck.num_batches_tracked", "classifier.weight")
+            names = (
+                "conv.bias",
+                "conv.lin.weight",
+                "bottleneck.weight",
+                "bottleneck.bias",
+                "bottleneck.running_mean",
+            )
+            names += (
+                "bottleneck.running_var",
+                "bottleneck.num_batches_tracked",
+                "classifier.weight",
+            )
             state.update({f"{graph}_gcn_{name}": nothing for name in names})
     return state
 
@@ -241,7 +301,12 @@ def clips():
     skeletons[1, 0] = 0
     skeletons[2, 1, :, :2] = 9
     coarse = torch.rand(4 * LENGTH, 3, 8, 4) * 255
-    images = F.interpolate(coarse, SIZE, mode="bilinear").round().to(torch.uint8).view(4, LENGTH, 3, *SIZE)
+    images = (
+        F.interpolate(coarse, SIZE, mode="bilinear")
+        .round()
+        .to(torch.uint8)
+        .view(4, LENGTH, 3, *SIZE)
+    )
     return {
         "images": images,
         "modality": torch.tensor([2, 1, 1, 2]),
@@ -288,7 +353,9 @@ def test_features_agree(kind, request):
         moved = (model({**batch, "skeletons": batch["skeletons"].roll(1, 0)}) - found).norm(dim=1)
         for stem in (model.backbone.visible_stem, model.backbone.infrared_stem):
             stem[3] = nn.MaxPool2d(kernel_size=3, stride=2, ceil_mode=True)
-        assert (model(batch) - expected).norm(dim=1).min() > 0.05, "fast-reid's own pool gives other features"
+        assert (model(batch) - expected).norm(dim=1).min() > 0.05, (
+            "fast-reid's own pool gives other features"
+        )
     assert moved.min() > 0.05 if kind == "sdtg" else moved.max() == 0
 
 
@@ -298,20 +365,35 @@ def test_features_agree(kind, request):
 @pytest.mark.parametrize("kind", ["saadg", "sdtg"])
 def test_every_name_is_accounted_for(kind, request):
     state = as_saved(request.getfixturevalue(kind), kind)
-    extra = {"visible_module.gate.weight": torch.zeros(1), "cross_modal_attention.bias": torch.zeros(1)}
+    extra = {
+        "visible_module.gate.weight": torch.zeros(1),
+        "cross_modal_attention.bias": torch.zeros(1),
+    }
     conversion = convert({**state, **extra})
     assert conversion.unknown == list(extra)
-    assert sorted([*conversion.used, *conversion.dropped, *conversion.unknown]) == sorted([*state, *extra])
+    assert sorted([*conversion.used, *conversion.dropped, *conversion.unknown]) == sorted(
+        [*state, *extra]
+    )
     for own, name in (("heads", "global"), ("frame_heads", "local")):
         assert torch.equal(conversion.weights[f"{own}.weight"], state[f"{name}_classifier.weight"])
-        assert torch.equal(conversion.weights[f"{own}.bottleneck.0.weight"], state[f"{name}_bottleneck.weight"])
+        assert torch.equal(
+            conversion.weights[f"{own}.bottleneck.0.weight"], state[f"{name}_bottleneck.weight"]
+        )
     report = conversion.report()
     assert all(f"unknown, not used: {name}" in report for name in extra)
-    assert "dropped visible_module.visible.layer4.* (60 names): only the stem of this ResNet is run" in report
+    assert (
+        "dropped visible_module.visible.layer4.* (60 names): only the stem of this ResNet is run"
+        in report
+    )
     if kind == "saadg":
-        assert "dropped inter_gcn_conv.lin.* (1 names): the graph interaction takes part in training only" in report
+        assert (
+            "dropped inter_gcn_conv.lin.* (1 names): the graph interaction takes part in training only"
+            in report
+        )
     else:
-        assert torch.equal(conversion.weights["heads.pose_classifier.bias"], state["pose_classifier.bias"])
+        assert torch.equal(
+            conversion.weights["heads.pose_classifier.bias"], state["pose_classifier.bias"]
+        )
         assert {"bn.weight", "time_guide.bn_enhanced_origin.bias"} <= set(conversion.dropped)
 
 
@@ -344,19 +426,39 @@ def test_a_missing_or_misshapen_weight_is_refused_by_name(sdtg):
 
 def test_settings_that_no_shape_gives_away_are_checked():
     conversion = conversion_of.Conversion("sdtg")
-    changed = ("MODEL.STAR.GRAPH", "paper", "MODEL.STAR.EXPONENTS", "[1.0,0.7,3.0,5.0,7.0]", "MODEL.HEADS.GEM_P", "2.0")
-    with pytest.raises(UserError, match=r"GEM_P is 2.0, theirs 3.0; .*GRAPH is paper.*EXPONENTS is \[1.0, 0.7"):
+    changed = (
+        "MODEL.STAR.GRAPH",
+        "paper",
+        "MODEL.STAR.EXPONENTS",
+        "[1.0,0.7,3.0,5.0,7.0]",
+        "MODEL.HEADS.GEM_P",
+        "2.0",
+    )
+    with pytest.raises(
+        UserError, match=r"GEM_P is 2.0, theirs 3.0; .*GRAPH is paper.*EXPONENTS is \[1.0, 0.7"
+    ):
         require_fit(conversion, config("sdtg", *changed))
     with pytest.raises(UserError, match="PADDED_POOL is False, theirs True"):
-        require_fit(conversion_of.Conversion("saadg"), config("saadg", "MODEL.BACKBONE.PADDED_POOL", "False"))
+        require_fit(
+            conversion_of.Conversion("saadg"),
+            config("saadg", "MODEL.BACKBONE.PADDED_POOL", "False"),
+        )
 
 
 def test_an_older_torch_geometric_is_read(sdtg):
     state = sdtg.state_dict()
-    older = {re.sub(r"(gat.conv\d\.)lin\.", r"\1lin_src.", name): value for name, value in state.items()}
-    older |= {name.replace("lin_src", "lin_dst"): value for name, value in older.items() if "lin_src" in name}
+    older = {
+        re.sub(r"(gat.conv\d\.)lin\.", r"\1lin_src.", name): value for name, value in state.items()
+    }
+    older |= {
+        name.replace("lin_src", "lin_dst"): value
+        for name, value in older.items()
+        if "lin_src" in name
+    }
     conversion = convert_sdtg(older)
-    assert torch.equal(conversion.weights["heads.gat.conv2.lin.weight"], sdtg.gat["conv2"].lin.weight)
+    assert torch.equal(
+        conversion.weights["heads.gat.conv2.lin.weight"], sdtg.gat["conv2"].lin.weight
+    )
     assert set(conversion.dropped) >= {"gat.conv1.lin_dst.weight", "gat.conv2.lin_dst.weight"}
     assert not conversion.unknown
     older["gat.conv1.lin_dst.weight"] = torch.zeros(32, 3)
@@ -385,13 +487,18 @@ def test_whose_it_is(saadg, sdtg):
 @pytest.mark.parametrize("numpy_1", [False, True])
 def test_a_number_of_numpy_is_no_obstacle(tmp_path, numpy_1):
     path = tmp_path / "best.t"
-    torch.save({"net": {"a.b": torch.ones(2)}, "mAP": np.float64(0.5), "top": np.float32(0.1), "epoch": 3}, path)
+    torch.save(
+        {"net": {"a.b": torch.ones(2)}, "mAP": np.float64(0.5), "top": np.float32(0.1), "epoch": 3},
+        path,
+    )
     if numpy_1:
         with zipfile.ZipFile(path) as file:
             members = {name: file.read(name) for name in file.namelist()}
         with zipfile.ZipFile(path, "w") as file:
             for name, content in members.items():
-                file.writestr(name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+                file.writestr(
+                    name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+                )
     assert torch.equal(read_published(str(path))["a.b"], torch.ones(2))
 
 
@@ -400,7 +507,9 @@ class Payload:
         return (os.mkdir, ("executed",))
 
 
-@pytest.mark.parametrize("extra", [Payload(), np.str_("text"), np.zeros(3)], ids=["code", "text", "array"])
+@pytest.mark.parametrize(
+    "extra", [Payload(), np.str_("text"), np.zeros(3)], ids=["code", "text", "array"]
+)
 def test_a_file_that_holds_more_than_numbers_is_refused(tmp_path, monkeypatch, extra):
     monkeypatch.chdir(tmp_path)
     torch.save({"net": {"a": torch.ones(1)}, "mAP": extra}, "evil.t", pickle_module=pickle)
@@ -481,8 +590,12 @@ def test_the_padded_pool():
     backbone = build_two_stream(config("saadg", "MODEL.BACKBONE.DEPTH", "18x"))
     for stem in (backbone.visible_stem, backbone.infrared_stem):
         assert (stem[3].padding, stem[3].ceil_mode) == (1, False)
-    plain = build_two_stream(config("saadg", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.PADDED_POOL", "False"))
+    plain = build_two_stream(
+        config("saadg", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.PADDED_POOL", "False")
+    )
     assert (plain.visible_stem[3].padding, plain.visible_stem[3].ceil_mode) == (0, True)
     for name, depth in (("build_small_resnet_backbone", "tiny"), ("build_resnest_backbone", "50x")):
         with pytest.raises(UserError, match=r"PADDED_POOL: \w+ has no max-pool with ceil_mode"):
-            build_two_stream(config("saadg", "MODEL.BACKBONE.NAME", name, "MODEL.BACKBONE.DEPTH", depth))
+            build_two_stream(
+                config("saadg", "MODEL.BACKBONE.NAME", name, "MODEL.BACKBONE.DEPTH", depth)
+            )

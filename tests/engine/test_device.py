@@ -77,7 +77,9 @@ def fake_npu(monkeypatch, *, version=None, available=True, broken=None):
     module.__version__ = version or torch.__version__
     module.__spec__ = importlib.util.spec_from_loader("torch_npu", loader=None)
     monkeypatch.setitem(sys.modules, "torch_npu", module)
-    monkeypatch.setattr(torch, "npu", types.SimpleNamespace(is_available=lambda: available), raising=False)
+    monkeypatch.setattr(
+        torch, "npu", types.SimpleNamespace(is_available=lambda: available), raising=False
+    )
     if broken:
         real = importlib.import_module
 
@@ -97,7 +99,10 @@ def test_npu_without_torch_npu():
 
 
 def test_npu_beside_cuda(monkeypatch):
-    fake_npu(monkeypatch, broken="Two accelerators cannot be used at the same time in PyTorch: npu and cuda")
+    fake_npu(
+        monkeypatch,
+        broken="Two accelerators cannot be used at the same time in PyTorch: npu and cuda",
+    )
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     with pytest.raises(UserError, match=r"Two accelerators .* install a torch built without CUDA"):
         devices.choose_device("npu")
@@ -151,7 +156,9 @@ def test_switches_of_a_gpu(monkeypatch):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the switch")
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_cpu_keeps_freed_memory_for_the_next_step(keep):
-    done = subprocess.run([sys.executable, "-c", BLOCKS, str(keep)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKS, str(keep)], capture_output=True, text=True, check=True
+    )
     fresh = float(done.stdout)
     assert fresh < 1 if keep else 110 < fresh < 130  # of 40 + 80 MB a round
 
@@ -167,11 +174,11 @@ def test_a_c_library_without_the_switch(monkeypatch, error):
 
 def test_memory_and_waiting(monkeypatch):
     assert devices.peak_memory(torch.device("cpu")) is None
-    devices.synchronise(torch.device("cpu"))
+    devices.synchronize(torch.device("cpu"))
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000 + device.index)
-    devices.synchronise(torch.device("cuda", 1))
+    devices.synchronize(torch.device("cuda", 1))
     assert waited == [torch.device("cuda", 1)]
     assert devices.peak_memory(torch.device("cuda", 3)) == 1003
 

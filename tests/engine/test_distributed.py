@@ -25,7 +25,9 @@ def environment():
 
 
 def run(*command):
-    done = subprocess.run([sys.executable, *map(str, command)], env=environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout
 
@@ -62,7 +64,9 @@ def test_evaluation_is_the_same_in_one_to_four_processes(tiny_root, tmp_path):
     results = []
     for world in (1, 2, 3, 4):
         output = tmp_path / str(world)
-        options = tiny_options(tiny_root, output, "MODEL.WEIGHTS", trained / "model_final.pth", "TEST.IMS_PER_BATCH", 3)
+        options = tiny_options(
+            tiny_root, output, "MODEL.WEIGHTS", trained / "model_final.pth", "TEST.IMS_PER_BATCH", 3
+        )
         run(TRAIN_NET, "--config-file", STAR_DEMO, "--eval-only", "--num-devices", world, *options)
         results.append(per_query(output))
     assert len(results[0]) == 1 + 2 * 8  # 4 identities x 2 tracklets, asked in both directions
@@ -78,11 +82,23 @@ def free_port():
 def torchrun_on_two_machines(*arguments):
     """Two agents on the loopback interface, two processes each; what the first one printed."""
     port = free_port()
-    rendezvous = ["--nnodes=2", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    rendezvous = [
+        "--nnodes=2",
+        "--nproc-per-node=2",
+        "--master-addr=127.0.0.1",
+        f"--master-port={port}",
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     agents = [
         subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *rendezvous, f"--node-rank={node}", TRAIN_NET]
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                *rendezvous,
+                f"--node-rank={node}",
+                TRAIN_NET,
+            ]
             + [str(argument) for argument in arguments],
             env=environment(),
             **pipes,
@@ -101,9 +117,19 @@ def torchrun_on_two_machines(*arguments):
 def test_two_machines_under_torchrun_train_resume_and_evaluate(tiny_root, tmp_path):
     output = tmp_path / "run"
     # 16 clips: one identity of 2 clips and 2 modalities for each of four processes; no triplets in one's own share
-    options = tiny_options(tiny_root, output, "SOLVER.IMS_PER_BATCH", "16", "MODEL.LOSSES.TRI.ALL_RANKS", "True")
+    options = tiny_options(
+        tiny_root, output, "SOLVER.IMS_PER_BATCH", "16", "MODEL.LOSSES.TRI.ALL_RANKS", "True"
+    )
     said = torchrun_on_two_machines(
-        "--config-file", STAR_DEMO, *options, "SOLVER.MAX_EPOCH", "2", "SOLVER.STEPS", "()", "TEST.EVAL_PERIOD", "2"
+        "--config-file",
+        STAR_DEMO,
+        *options,
+        "SOLVER.MAX_EPOCH",
+        "2",
+        "SOLVER.STEPS",
+        "()",
+        "TEST.EVAL_PERIOD",
+        "2",
     )
     assert "4 process(es)" in said
     said = torchrun_on_two_machines("--config-file", STAR_DEMO, "--resume", *options)
@@ -111,7 +137,13 @@ def test_two_machines_under_torchrun_train_resume_and_evaluate(tiny_root, tmp_pa
     ended = json.loads((output / "metrics.json").read_text().splitlines()[-1])
     alone = tmp_path / "alone"
     weights = ("MODEL.WEIGHTS", output / "model_final.pth")
-    run(TRAIN_NET, "--config-file", STAR_DEMO, "--eval-only", *tiny_options(tiny_root, alone, *weights))
+    run(
+        TRAIN_NET,
+        "--config-file",
+        STAR_DEMO,
+        "--eval-only",
+        *tiny_options(tiny_root, alone, *weights),
+    )
     assert per_query(alone) == per_query(output)  # the similarities too, to the last digit
     assert ended["iteration"] == 3 * 2 - 1
 
@@ -119,9 +151,26 @@ def test_two_machines_under_torchrun_train_resume_and_evaluate(tiny_root, tmp_pa
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_and_leaves_whole_checkpoints(tiny_root, tmp_path, victim):
     output = tmp_path / "run"
-    endless = ("SOLVER.MAX_EPOCH", "10000", "SOLVER.STEPS", "()", "TEST.EVAL_PERIOD", "0", "SOLVER.IMS_PER_BATCH", "16")
+    endless = (
+        "SOLVER.MAX_EPOCH",
+        "10000",
+        "SOLVER.STEPS",
+        "()",
+        "TEST.EVAL_PERIOD",
+        "0",
+        "SOLVER.IMS_PER_BATCH",
+        "16",
+    )
     options = tiny_options(tiny_root, output, *endless)
-    command = [sys.executable, TRAIN_NET, "--config-file", STAR_DEMO, "--num-devices", "2", *options]
+    command = [
+        sys.executable,
+        TRAIN_NET,
+        "--config-file",
+        STAR_DEMO,
+        "--num-devices",
+        "2",
+        *options,
+    ]
     with open(tmp_path / "said", "w") as said:
         process = subprocess.Popen(command, env=environment(), stdout=said, stderr=said)
         try:

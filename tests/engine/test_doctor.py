@@ -42,15 +42,22 @@ def test_a_device_that_is_not_there():
 
 
 def findings(**what):
-    return {finding.name: finding for finding in doctor.examine(**{"device": "cpu", "num_devices": 1, **what})}
+    return {
+        finding.name: finding
+        for finding in doctor.examine(**{"device": "cpu", "num_devices": 1, **what})
+    }
 
 
 def test_a_plugin_that_does_not_import_is_a_finding(tmp_path):
     (tmp_path / "fastreid").mkdir()
-    (tmp_path / "fastreid" / "__init__.py").write_text("raise ImportError('no such thing as fastreid')")
+    (tmp_path / "fastreid" / "__init__.py").write_text(
+        "raise ImportError('no such thing as fastreid')"
+    )
     done = run("--device", "cpu", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.returncode == 1
-    assert done.stdout == "FAIL  import         no such thing as fastreid\nnot ready: see FAIL above\n"
+    assert (
+        done.stdout == "FAIL  import         no such thing as fastreid\nnot ready: see FAIL above\n"
+    )
     assert not done.stderr
 
 
@@ -73,7 +80,9 @@ def test_a_driver_that_cannot_count_is_a_finding(monkeypatch):
 
 
 def test_a_device_nobody_asked_for_is_no_failure(monkeypatch):
-    monkeypatch.setattr(devices, "why_unusable", lambda kind: "MODEL.DEVICE x: gone" if kind == "cuda" else None)
+    monkeypatch.setattr(
+        devices, "why_unusable", lambda kind: "MODEL.DEVICE x: gone" if kind == "cuda" else None
+    )
     monkeypatch.setattr(devices, "device_count", lambda kind: None if kind == "cpu" else 3)
     found = findings()
     assert (found["cuda"].good, found["cuda"].text) == (None, "gone")
@@ -114,7 +123,9 @@ def test_a_sum_that_is_wrong(monkeypatch):
                 file.write("2.0")
 
     monkeypatch.setattr(doctor, "launch", launch)
-    with pytest.raises(UserError, match=r"1 \+ \.\.\. \+ 2 is 3, but the processes got \[2\.0, 2\.0\]"):
+    with pytest.raises(
+        UserError, match=r"1 \+ \.\.\. \+ 2 is 3, but the processes got \[2\.0, 2\.0\]"
+    ):
         doctor.add_up("cpu", 2)
 
 
@@ -125,7 +136,9 @@ def test_inventory_of_an_ascend_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
     assert devices.inventory()["CANN"] == str(tmp_path)
     (tmp_path / "aarch64-linux").mkdir()
-    (tmp_path / "aarch64-linux" / "ascend_toolkit_install.info").write_text("package_name=x\nversion=8.9.9\n")
+    (tmp_path / "aarch64-linux" / "ascend_toolkit_install.info").write_text(
+        "package_name=x\nversion=8.9.9\n"
+    )
     assert devices.inventory()["CANN"] == f"8.9.9 in {tmp_path}"
 
 
@@ -145,13 +158,22 @@ def test_each_problem_of_a_run_is_a_finding(tiny_root, tmp_path):
     assert {finding.name for finding in found} == {"run"}
     assert [finding.good for finding in found] == [False, False, None, False]
     said = " ".join(finding.text for finding in found)
-    for words in ("SOLVER.BASE_LR is 0.0", "TripletLoss needs two", "SKELETONS is empty", "among 4 processes"):
+    for words in (
+        "SOLVER.BASE_LR is 0.0",
+        "TripletLoss needs two",
+        "SKELETONS is empty",
+        "among 4 processes",
+    ):
         assert words in said
 
 
 def test_a_config_that_cannot_be_read_is_a_finding():
     (finding,) = doctor.examine_run("nowhere.yml", [], 1)
-    assert (finding.name, finding.good, finding.text) == ("config", False, "config file nowhere.yml does not exist")
+    assert (finding.name, finding.good, finding.text) == (
+        "config",
+        False,
+        "config file nowhere.yml does not exist",
+    )
 
 
 def test_both_in_one_command(tiny_root, tmp_path):

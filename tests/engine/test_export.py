@@ -29,7 +29,9 @@ from fastreid_star.structures import Modality
 from .conftest import REPOSITORY
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
-ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
+ort = pytest.importorskip(
+    "onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]"
+)
 
 LENGTH, CONFIGS, CLOSE = 3, REPOSITORY / "configs", 1e-5
 TINY = ("MODEL.BACKBONE.DEPTH", "tiny", "INPUT.SIZE_TRAIN", "[32,16]", "INPUT.SIZE_TEST", "[32,16]")
@@ -39,15 +41,26 @@ INPUTS = ["images", "is_visible", "skeletons", "has_skeleton"]
 
 
 def config(name, *options):
-    fixed = ("MODEL.BACKBONE.PRETRAIN", "False", "MODEL.HEADS.NUM_CLASSES", "3", "MODEL.DEVICE", "cpu")
-    return load_config(str(CONFIGS / f"{name}.yml"), [*fixed, "INPUT.CLIP.LENGTH", str(LENGTH), *options])
+    fixed = (
+        "MODEL.BACKBONE.PRETRAIN",
+        "False",
+        "MODEL.HEADS.NUM_CLASSES",
+        "3",
+        "MODEL.DEVICE",
+        "cpu",
+    )
+    return load_config(
+        str(CONFIGS / f"{name}.yml"), [*fixed, "INPUT.CLIP.LENGTH", str(LENGTH), *options]
+    )
 
 
 def build(cfg):
     """A model that tells random clips apart: BatchNorms of all kinds, with the statistics of what they see."""
     torch.manual_seed(0)
     model = Trainer.build_model(cfg)
-    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    norms = [
+        module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
+    ]
     for norm in norms:
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, 0, 0.2)
@@ -56,7 +69,9 @@ def build(cfg):
     model.train()
     with torch.no_grad():
         for seed in range(2):
-            model({**clips(6, cfg.INPUT.SIZE_TEST, seed), "targets": torch.tensor([0, 0, 1, 1, 2, 2])})
+            model(
+                {**clips(6, cfg.INPUT.SIZE_TEST, seed), "targets": torch.tensor([0, 0, 1, 1, 2, 2])}
+            )
     return model.eval()
 
 
@@ -71,7 +86,9 @@ def clips(number, size, seed=5):
     return {
         "images": images.unflatten(0, (number, LENGTH)),
         "modality": torch.tensor([1, 2, 2, 1, 1, 2])[:number],
-        "skeletons": (torch.rand(number, LENGTH, 17, 3, generator=generator) * scale).round(decimals=1),
+        "skeletons": (torch.rand(number, LENGTH, 17, 3, generator=generator) * scale).round(
+            decimals=1
+        ),
         "has_skeleton": has_skeleton,
     }
 
@@ -82,7 +99,9 @@ def opened(path):
 
     def features(batch):
         known = {**batch, "is_visible": batch["modality"] == 2}
-        return session.run(["features"], {i.name: known[i.name].float().numpy() for i in session.get_inputs()})[0]
+        return session.run(
+            ["features"], {i.name: known[i.name].float().numpy() for i in session.get_inputs()}
+        )[0]
 
     return features
 
@@ -105,7 +124,8 @@ def star(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("name", "depth"), [("SAD_R50", "18x"), ("SAD_R50", "50x"), ("STAR_R50", "18x"), ("STAR_R50", "50x")]
+    ("name", "depth"),
+    [("SAD_R50", "18x"), ("SAD_R50", "50x"), ("STAR_R50", "18x"), ("STAR_R50", "50x")],
 )
 def test_the_features_are_the_models(tmp_path, name, depth):
     cfg = config(f"HITSZ-VCM/{name}", "MODEL.BACKBONE.DEPTH", depth, *RESNET)
@@ -146,7 +166,14 @@ OPTIONS = {
     "softmax guide": (STAR, "MODEL.STAR.GUIDE", "softmax"),
     "release": (
         STAR,
-        *("MODEL.STAR.BONES", "release", "MODEL.STAR.CORRECTOR", "release", "MODEL.STAR.GUIDE", "release"),
+        *(
+            "MODEL.STAR.BONES",
+            "release",
+            "MODEL.STAR.CORRECTOR",
+            "release",
+            "MODEL.STAR.GUIDE",
+            "release",
+        ),
         *("MODEL.STAR.GRAPH", "release", "MODEL.STAR.KL", "release"),
     ),
     "embedding": (SAD, "MODEL.HEADS.EMBEDDING_DIM", "64"),
@@ -167,7 +194,9 @@ def test_tokens_pass_as_maps_do(tmp_path, monkeypatch):
     monkeypatch.setitem(
         BACKBONE_REGISTRY._obj_map,
         "tiny_vit",
-        lambda cfg: VisionTransformer(img_size=(64, 32), stride_size=16, embed_dim=33, depth=4, num_heads=3),
+        lambda cfg: VisionTransformer(
+            img_size=(64, 32), stride_size=16, embed_dim=33, depth=4, num_heads=3
+        ),
     )
     cfg = config(SAD, *RESNET, "MODEL.BACKBONE.NAME", "tiny_vit")
     model = build(cfg)
@@ -185,7 +214,8 @@ def test_a_graph_of_one_modality_has_one_stem(star, tmp_path, modality):
     batch["modality"][:] = modality
     assert difference(tmp_path / "one.onnx", model, batch) < CLOSE
     convolutions = [
-        sum(node.op_type == "Conv" for node in onnx.load(path).graph.node) for path in (both, tmp_path / "one.onnx")
+        sum(node.op_type == "Conv" for node in onnx.load(path).graph.node)
+        for path in (both, tmp_path / "one.onnx")
     ]
     assert convolutions[0] - convolutions[1] == 1, "the stem of the small ResNet is one convolution"
 
@@ -195,7 +225,10 @@ def test_other_numbers_of_frames(star, tmp_path):
     done = export.export_onnx(model, cfg, tmp_path / "model.onnx", length=2)
     assert done.inputs["images"] == (2, 3, 32, 16)
     assert done.metadata["frames"] == "2"
-    batch = {key: value if key == "modality" else value[:, :2] for key, value in clips(3, cfg.INPUT.SIZE_TEST).items()}
+    batch = {
+        key: value if key == "modality" else value[:, :2]
+        for key, value in clips(3, cfg.INPUT.SIZE_TEST).items()
+    }
     assert difference(tmp_path / "model.onnx", model, batch) < CLOSE
 
 
@@ -217,9 +250,9 @@ def test_what_the_file_says_of_itself(star):
         "has_skeleton": ["batch", LENGTH],
         "features": ["batch", 128],
     }
-    assert {value.type.tensor_type.elem_type for value in [*proto.graph.input, *proto.graph.output]} == {
-        onnx.TensorProto.FLOAT
-    }
+    assert {
+        value.type.tensor_type.elem_type for value in [*proto.graph.input, *proto.graph.output]
+    } == {onnx.TensorProto.FLOAT}
     assert all(value.doc_string for value in [*proto.graph.input, *proto.graph.output])
     assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", 13)]
     assert not proto.functions
@@ -248,7 +281,15 @@ def test_what_the_file_says_of_itself(star):
 
 def test_no_operator_that_ascends_compiler_lacks(star):
     operators = {node.op_type for node in onnx.load(star[2]).graph.node}
-    assert not operators & {"Einsum", "LayerNormalization", "Loop", "If", "Scan", "NonZero", "SequenceAt"}
+    assert not operators & {
+        "Einsum",
+        "LayerNormalization",
+        "Loop",
+        "If",
+        "Scan",
+        "NonZero",
+        "SequenceAt",
+    }
     assert {"LSTM", "Softmax", "Where"} <= operators
 
 
@@ -268,30 +309,43 @@ def refused(model, cfg, folder, **arguments):
     (folder / "model.onnx").write_text("earlier")
     with pytest.raises(UserError) as caught:
         export.export_onnx(model, cfg, folder / "model.onnx", **arguments)
-    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("model.onnx", "earlier")]
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [
+        ("model.onnx", "earlier")
+    ]
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_backbone_that_cannot_be_exported_is_named(tmp_path):
-    backbone = ("MODEL.BACKBONE.NAME", "build_shufflenetv2_backbone", "MODEL.BACKBONE.DEPTH", "0.5x")
+    backbone = (
+        "MODEL.BACKBONE.NAME",
+        "build_shufflenetv2_backbone",
+        "MODEL.BACKBONE.DEPTH",
+        "0.5x",
+    )
     cfg = config(SAD, *RESNET, *backbone)
     message = refused(build(cfg), cfg, tmp_path)
-    assert re.search(r"1 clip\(s\): .*Reshape.*it is the backbone, MODEL.BACKBONE.NAME build_shuffle", message)
+    assert re.search(
+        r"1 clip\(s\): .*Reshape.*it is the backbone, MODEL.BACKBONE.NAME build_shuffle", message
+    )
 
 
 def test_a_frame_level_that_cannot_be_exported_is_named(star, tmp_path, monkeypatch):
     model, cfg, _, _ = star
     original = model.corrector.ffn.forward
     monkeypatch.setattr(
-        model.corrector.ffn, "forward", lambda x: original(x) + 0 * torch.linalg.svdvals(x)[..., :1, None]
+        model.corrector.ffn,
+        "forward",
+        lambda x: original(x) + 0 * torch.linalg.svdvals(x)[..., :1, None],
     )
     message = refused(model, cfg, tmp_path)
     assert "svd" in message
-    assert "it is the frame level, MODEL.STAR.FRAME_LEVEL True with BONES normalised" in message
+    assert "it is the frame level, MODEL.STAR.FRAME_LEVEL True with BONES normalized" in message
 
 
-@pytest.mark.parametrize(("by", "found"), [(1.0, r"\d\.\de-0\d"), (torch.nan, "inf")], ids=["numbers", "nan"])
+@pytest.mark.parametrize(
+    ("by", "found"), [(1.0, r"\d\.\de-0\d"), (torch.nan, "inf")], ids=["numbers", "nan"]
+)
 def test_a_head_that_computes_something_else_is_named(star, tmp_path, monkeypatch, by, found):
     model, cfg, _, _ = star
     original = type(model.heads).pool
@@ -301,7 +355,10 @@ def test_a_head_that_computes_something_else_is_named(star, tmp_path, monkeypatc
 
     monkeypatch.setattr(type(model.heads), "pool", pool)
     message = refused(model, cfg, tmp_path)
-    assert re.search(rf"differ by {found}, 1e-04 is allowed\): it is the head, MODEL.HEADS.NAME GATGeMHead", message)
+    assert re.search(
+        rf"differ by {found}, 1e-04 is allowed\): it is the head, MODEL.HEADS.NAME GATGeMHead",
+        message,
+    )
 
 
 @pytest.mark.parametrize(
@@ -312,7 +369,9 @@ def test_a_head_that_computes_something_else_is_named(star, tmp_path, monkeypatc
         (OPTIONS["release"], torch.adaptive_avg_pool1d, "head"),
     ],
 )
-def test_the_comparison_finds_what_the_exporter_gets_wrong(tmp_path, monkeypatch, options, function, level):
+def test_the_comparison_finds_what_the_exporter_gets_wrong(
+    tmp_path, monkeypatch, options, function, level
+):
     cfg = config(*options, *TINY)
     monkeypatch.delitem(export_graph._REPLACEMENTS, function)
     assert f"it is the {level}" in refused(build(cfg), cfg, tmp_path)
@@ -322,7 +381,9 @@ def test_what_is_compared():
     batches = export.comparison_batches(LENGTH, (64, 32))
     assert [len(batch["images"]) for batch in batches] == [1, 2, 5, 2]
     again = export.comparison_batches(LENGTH, (64, 32))
-    assert all(torch.equal(a["images"], b["images"]) for a, b in zip(batches, again, strict=True)), "always the same"
+    assert all(
+        torch.equal(a["images"], b["images"]) for a, b in zip(batches, again, strict=True)
+    ), "always the same"
     assert all(set(batch["modality"].tolist()) == {1, 2} for batch in batches[1:])
     assert not batches[3]["has_skeleton"].any()
     mixed = batches[2]
@@ -333,14 +394,19 @@ def test_what_is_compared():
     assert ((with_skeleton > 0) & (with_skeleton < 1)).any(), "a clip that lacks some"
     for batch in batches[:3]:
         seen = batch["has_skeleton"][..., None] & (batch["skeletons"][..., 2] > 0.3)
-        start, end = (batch["skeletons"][:, :, list(joints), :2] for joints in zip(*BONES, strict=True))
+        start, end = (
+            batch["skeletons"][:, :, list(joints), :2] for joints in zip(*BONES, strict=True)
+        )
         both = seen[:, :, [a for a, _ in BONES]] & seen[:, :, [b for _, b in BONES]]
         vector = (end - start)[both]
         assert (vector == 0).all(-1).any(), "a bone without a length"
         assert ((vector[:, 0] < 0) & (vector[:, 1] == 0)).any(), "a level one, to the left"
         assert batch["skeletons"].isnan().any()
         assert (batch["skeletons"] == 0).all(-1).any()
-    assert all((batch["modality"] == 1).all() for batch in export.comparison_batches(2, (8, 8), Modality.INFRARED))
+    assert all(
+        (batch["modality"] == 1).all()
+        for batch in export.comparison_batches(2, (8, 8), Modality.INFRARED)
+    )
 
 
 def test_arguments_that_are_of_no_use(star, tmp_path):
@@ -361,7 +427,9 @@ def test_arguments_that_are_of_no_use(star, tmp_path):
 
 def test_weights_that_give_no_numbers(star, tmp_path, monkeypatch):
     model, cfg, _, _ = star
-    monkeypatch.setitem(model.heads.bottleneck[0]._buffers, "running_var", torch.full((128,), torch.nan))
+    monkeypatch.setitem(
+        model.heads.bottleneck[0]._buffers, "running_var", torch.full((128,), torch.nan)
+    )
     assert "the model's features" in refused(model, cfg, tmp_path)
 
 
@@ -392,7 +460,11 @@ def test_a_package_that_is_missing_is_named(star, tmp_path, monkeypatch, package
 # --- other words for operators ------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(*[st.sampled_from([-3.5, -1.0, 0.0, 1e-30, 0.3, 1.0, 200.0])] * 2), min_size=1))
+@given(
+    st.lists(
+        st.tuples(*[st.sampled_from([-3.5, -1.0, 0.0, 1e-30, 0.3, 1.0, 200.0])] * 2), min_size=1
+    )
+)
 @settings(max_examples=30, deadline=None)
 def test_atan2(points):
     y, x = torch.tensor(points).unbind(1)
@@ -403,7 +475,9 @@ def test_atan2(points):
 @settings(max_examples=50, deadline=None)
 def test_adaptive_pooling(length, size):
     x = torch.rand(2, 1, length)
-    torch.testing.assert_close(export_graph._adaptive_avg_pool1d(x, size), F.adaptive_avg_pool1d(x, size))
+    torch.testing.assert_close(
+        export_graph._adaptive_avg_pool1d(x, size), F.adaptive_avg_pool1d(x, size)
+    )
 
 
 def test_the_parts_products():
@@ -431,7 +505,17 @@ def test_the_tool_exports_a_run(star, tmp_path, monkeypatch, capsys):
     assert difference(tmp_path / "model.onnx", model, batch) < CLOSE
 
     weights = ("--config-file", tmp_path / "config.yaml", "--weights", tmp_path / "model_best.pth")
-    tool(monkeypatch, *weights, "--modality", "infrared", "--frames", "2", "--opset", "15", tmp_path / "ir.onnx")
+    tool(
+        monkeypatch,
+        *weights,
+        "--modality",
+        "infrared",
+        "--frames",
+        "2",
+        "--opset",
+        "15",
+        tmp_path / "ir.onnx",
+    )
     assert "opset 15, STAR, infrared clips only" in capsys.readouterr().out
     assert "is_visible" not in {value.name for value in onnx.load(tmp_path / "ir.onnx").graph.input}
 

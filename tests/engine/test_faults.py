@@ -53,7 +53,13 @@ def train(monkeypatch, root, output, hooks, *more):
 
 def test_a_disk_too_small_for_a_checkpoint_ends_in_one_line(tiny_root, disk):
     output = disk("300k") / "out"
-    command = [sys.executable, "tools/train_net.py", "--config-file", DEMO, *tiny_options(tiny_root, output)]
+    command = [
+        sys.executable,
+        "tools/train_net.py",
+        "--config-file",
+        DEMO,
+        *tiny_options(tiny_root, output),
+    ]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
@@ -86,7 +92,9 @@ def test_a_disk_full_between_checkpoints_does_not_end_the_run(monkeypatch, tiny_
     folder = disk("30m")
     hooks = [At(2, lambda: fill(folder)), At(28, (folder / "filler").unlink)]
     options = ["SOLVER.CHECKPOINT_PERIOD", "0", "SOLVER.LOG_PERIOD", "1", "SOLVER.MAX_EPOCH", "10"]
-    results = train(monkeypatch, tiny_root, folder / "out", hooks, *options, "TEST.EVAL_PERIOD", "10")
+    results = train(
+        monkeypatch, tiny_root, folder / "out", hooks, *options, "TEST.EVAL_PERIOD", "10"
+    )
     assert results["mean/mAP"] > 0
     assert read_checkpoint(str(folder / "out" / "model_final.pth"))["epoch"] == 9
     said = capsys.readouterr()
@@ -102,10 +110,15 @@ def test_a_disk_full_between_checkpoints_does_not_end_the_run(monkeypatch, tiny_
 def test_a_read_only_folder_is_one_line_with_all_else_that_is_wrong(monkeypatch, tiny_root, disk):
     folder = disk("1m")
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-    with pytest.raises(UserError, match=r"^OUTPUT_DIR .* cannot be written: Read-only file system") as caught:
+    with pytest.raises(
+        UserError, match=r"^OUTPUT_DIR .* cannot be written: Read-only file system"
+    ) as caught:
         train(monkeypatch, tiny_root, folder, [])
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"^2 problems:\n1\. SOLVER\.BASE_LR .*\n2\. OUTPUT_DIR .* cannot be written"):
+    with pytest.raises(
+        UserError,
+        match=r"^2 problems:\n1\. SOLVER\.BASE_LR .*\n2\. OUTPUT_DIR .* cannot be written",
+    ):
         train(monkeypatch, tiny_root, folder, [], "SOLVER.BASE_LR", "0.0")
 
 
@@ -121,11 +134,16 @@ def hit_a_worker(number):
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (signal.SIGKILL, r"^a loading worker was killed \(Killed\), .* lower DATALOADER\.NUM_WORKERS, .* --resume$"),
+        (
+            signal.SIGKILL,
+            r"^a loading worker was killed \(Killed\), .* lower DATALOADER\.NUM_WORKERS, .* --resume$",
+        ),
         (signal.SIGBUS, r"^the loading workers found no room in shared memory .* --shm-size"),
     ],
 )
-def test_a_loading_worker_that_is_killed_is_one_line(monkeypatch, tiny_root, tmp_path, number, message):
+def test_a_loading_worker_that_is_killed_is_one_line(
+    monkeypatch, tiny_root, tmp_path, number, message
+):
     options = ["DATALOADER.NUM_WORKERS", "1", "SOLVER.MAX_EPOCH", "2000", "TEST.EVAL_PERIOD", "0"]
     with pytest.raises(UserError, match=message) as caught:
         train(monkeypatch, tiny_root, tmp_path, [At(4, hit_a_worker(number))], *options)
@@ -144,7 +162,9 @@ def too_much():
 
 
 @pytest.mark.parametrize("fail", [DEVICE_FULL, NPU_FULL, too_much], ids=["cuda", "npu", "cpu"])
-def test_a_step_without_memory_is_one_line_that_says_what_to_lower(monkeypatch, tiny_root, tmp_path, fail):
+def test_a_step_without_memory_is_one_line_that_says_what_to_lower(
+    monkeypatch, tiny_root, tmp_path, fail
+):
     def forward(self, batch):
         if callable(fail):
             fail()
@@ -152,7 +172,9 @@ def test_a_step_without_memory_is_one_line_that_says_what_to_lower(monkeypatch, 
 
     monkeypatch.setattr(SAD, "forward", forward)
     monkeypatch.setattr(devices, "peak_memory", lambda device: 3 * 2**30)
-    with pytest.raises(UserError, match=r"^out of memory, .* more were wanted: lower SOLVER\.IMS_PER_BATCH") as caught:
+    with pytest.raises(
+        UserError, match=r"^out of memory, .* more were wanted: lower SOLVER\.IMS_PER_BATCH"
+    ) as caught:
         train(monkeypatch, tiny_root, tmp_path, [])
     assert str(caught.value).endswith("; at most 3,072 MiB were in use on cpu")
     assert "\n" not in str(caught.value)
@@ -167,9 +189,20 @@ def test_a_step_without_memory_is_one_line_that_says_what_to_lower(monkeypatch, 
         (OSError(errno.EDQUOT, "x"), "make room"),
         (OSError(errno.EMFILE, "x"), "ulimit -n"),
         (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
-        (RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2>: No space (28)"), "/dev/shm"),
-        (RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"), "/dev/shm"),
-        (RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), "a loading worker was killed, as"),
+        (
+            RuntimeError(
+                "unable to allocate shared memory(shm) for file </torch_1_2>: No space (28)"
+            ),
+            "/dev/shm",
+        ),
+        (
+            RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"),
+            "/dev/shm",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"),
+            "a loading worker was killed, as",
+        ),
     ],
 )
 def test_what_else_is_known(error, said):
@@ -185,7 +218,13 @@ def test_a_cause_further_down_is_found():
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("x"), RuntimeError("shapes differ"), FileNotFoundError(errno.ENOENT, "x"), KeyError(1)]
+    "error",
+    [
+        ValueError("x"),
+        RuntimeError("shapes differ"),
+        FileNotFoundError(errno.ENOENT, "x"),
+        KeyError(1),
+    ],
 )
 def test_bugs_are_left_alone(error):
     assert explain(error) is None
@@ -200,7 +239,9 @@ def test_tools_end_with_the_line(capsys):
     with pytest.raises(SystemExit) as caught:
         run_tool(main)
     assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith("error: features.npz: No space left on device: make room")
+    assert capsys.readouterr().err.startswith(
+        "error: features.npz: No space left on device: make room"
+    )
 
 
 def test_the_last_line_of_a_run_is_in_its_log_without_a_traceback_on_the_terminal(

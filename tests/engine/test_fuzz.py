@@ -149,7 +149,12 @@ def test_config_files(fuzz, tmp_path):
         (tmp_path / name).write_bytes(content)
     own = tmp_path / "sub" / "own.yml"
     own.parent.mkdir()
-    strategy = st.one_of(damaged(list(CONFIGS.values())), patched(), st.binary(max_size=400), st.text().map(str.encode))
+    strategy = st.one_of(
+        damaged(list(CONFIGS.values())),
+        patched(),
+        st.binary(max_size=400),
+        st.text().map(str.encode),
+    )
 
     def read(content):
         own.write_bytes(content)
@@ -175,11 +180,17 @@ VALUES = ("None", "()", "[]", "(" * 300, "-" * 3000 + "1", "[" * 5000, "9" * 500
 
 
 def test_options(fuzz):
-    keys = st.one_of(st.sampled_from(KEYS), st.text(max_size=20), st.sampled_from(KEYS).map(lambda key: f"{key}.X"))
-    values = st.one_of(st.sampled_from(VALUES), st.text(max_size=30), st.integers().map(str), st.floats().map(str))
-    strategy = st.lists(st.one_of(keys, values), max_size=6) | st.lists(st.tuples(keys, values), max_size=3).map(
-        lambda pairs: [part for pair in pairs for part in pair]
+    keys = st.one_of(
+        st.sampled_from(KEYS),
+        st.text(max_size=20),
+        st.sampled_from(KEYS).map(lambda key: f"{key}.X"),
     )
+    values = st.one_of(
+        st.sampled_from(VALUES), st.text(max_size=30), st.integers().map(str), st.floats().map(str)
+    )
+    strategy = st.lists(st.one_of(keys, values), max_size=6) | st.lists(
+        st.tuples(keys, values), max_size=3
+    ).map(lambda pairs: [part for pair in pairs for part in pair])
 
     def read(options):
         with quick_and_refused():
@@ -193,9 +204,25 @@ OF_A_TYPE = {
     float: ("0.0", "-0.5", "1.5", "1e999", "1e-30"),
     bool: ("True", "False"),
     str: ("''", "a", "'a b'", "SyntheticVCM"),
-    list: ("[]", "[0]", "[1, 2]", "[2, 1]", "['a', 'b']", "[[1], 2]", "[None]", "[-1, -1]", "[0.5, 0.1]", "[32, 16]"),
+    list: (
+        "[]",
+        "[0]",
+        "[1, 2]",
+        "[2, 1]",
+        "['a', 'b']",
+        "[[1], 2]",
+        "[None]",
+        "[-1, -1]",
+        "[0.5, 0.1]",
+        "[32, 16]",
+    ),
 }
-OF_A_TYPE[tuple] = (*OF_A_TYPE[list], "('SyntheticVCM',)", "('CrossEntropyLoss',)", "('SyntheticVCM', 'Market1501')")
+OF_A_TYPE[tuple] = (
+    *OF_A_TYPE[list],
+    "('SyntheticVCM',)",
+    "('CrossEntropyLoss',)",
+    "('SyntheticVCM', 'Market1501')",
+)
 SECTIONS = ("SOLVER", "INPUT", "TEST", "DATALOADER", "DATASETS", "MODEL")
 
 
@@ -206,12 +233,16 @@ def test_checks_of_any_config_end_in_words(fuzz, tiny_root, tmp_path):
     for key in [key for key in types if "SYNTHETIC" in key or types[key] not in OF_A_TYPE]:
         del types[key]
     del types["DATASETS.ROOT"], types["DATASETS.MIN_FRAMES"]
-    pair = st.sampled_from(sorted(types)).flatmap(lambda k: st.tuples(st.just(k), st.sampled_from(OF_A_TYPE[types[k]])))
+    pair = st.sampled_from(sorted(types)).flatmap(
+        lambda k: st.tuples(st.just(k), st.sampled_from(OF_A_TYPE[types[k]]))
+    )
     told = []
 
     def look(pairs):
         with quick_and_refused():
-            found = problems(Job(tiny_config(tiny_root, tmp_path, *(part for pair in pairs for part in pair))))
+            found = problems(
+                Job(tiny_config(tiny_root, tmp_path, *(part for pair in pairs for part in pair)))
+            )
             assert not [problem for problem in found if "\n" in problem.text or not problem.text]
             told.append(any(problem.fatal for problem in found))
 
@@ -221,7 +252,9 @@ def test_checks_of_any_config_end_in_words(fuzz, tiny_root, tmp_path):
 
 
 NESTED = "[" * 20_000
-LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
 DICT_LAUGHS = "A0: &a0 {X: 1}\n" + "".join(
     f"A{n}: &a{n} {{{', '.join(f'K{k}: *a{n - 1}' for k in range(9))}}}\n" for n in range(1, 12)
 )
@@ -278,7 +311,13 @@ def test_no_code_in_a_config_is_run(tmp_path, monkeypatch, tag):
         load_config("own.yml")
     with pytest.raises(UserError):
         load_config(
-            "", ["OUTPUT_DIR", "__import__('os').system('touch RAN')", "SEED", "__import__('os').system('touch RAN')"]
+            "",
+            [
+                "OUTPUT_DIR",
+                "__import__('os').system('touch RAN')",
+                "SEED",
+                "__import__('os').system('touch RAN')",
+            ],
         )
     assert os.listdir(tmp_path) == ["own.yml"]
 
@@ -303,7 +342,10 @@ def checkpoints(folder):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     Checkpointer(model, str(folder), optimizer=optimizer).save("sealed", epoch=3)
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
-    published = {"net": {"base_resnet.x": torch.ones(2), "global_bottleneck.weight": torch.ones(2)}, "mAP": 0.5}
+    published = {
+        "net": {"base_resnet.x": torch.ones(2), "global_bottleneck.weight": torch.ones(2)},
+        "mAP": 0.5,
+    }
     files = [(folder / "sealed.pth").read_bytes()]
     for what, new in ((content, True), (content, False), (published, True), (published, False)):
         file = io.BytesIO()
@@ -344,7 +386,9 @@ def test_a_flipped_bit_of_a_checkpoint_with_a_hash_changes_nothing_that_is_read(
             return
         kept.append(place)
         assert found["epoch"] == whole["epoch"]
-        assert all(torch.equal(found["model"][name], value) for name, value in whole["model"].items())
+        assert all(
+            torch.equal(found["model"][name], value) for name, value in whole["model"].items()
+        )
 
     fuzz(st.integers(0, 8 * len(content) - 1), read)
     assert all(place // 8 >= len(content) - 100 for place in kept)
@@ -408,7 +452,11 @@ def gallery(tmp_path):
 def test_gallery_indexes(fuzz, gallery):
     folder, index, _ = gallery
     nested = b'{"version": 1, "names": ' + b"[" * 100_000
-    originals = [index.read_bytes(), json.dumps(json.loads(index.read_text()), indent=1).encode(), nested]
+    originals = [
+        index.read_bytes(),
+        json.dumps(json.loads(index.read_text()), indent=1).encode(),
+        nested,
+    ]
 
     def read(content):
         index.write_bytes(content)

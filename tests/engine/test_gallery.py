@@ -34,19 +34,28 @@ def filled(n=40, width=16, seed=0):
     """Entries e0, e1, ...; every third is infrared."""
     gallery = Gallery(MADE_WITH)
     modality = ["infrared" if k % 3 == 0 else "visible" for k in range(n)]
-    gallery.add(random_features(n, width, seed), [f"e{k}" for k in range(n)], modality, [{"k": k} for k in range(n)])
+    gallery.add(
+        random_features(n, width, seed),
+        [f"e{k}" for k in range(n)],
+        modality,
+        [{"k": k} for k in range(n)],
+    )
     return gallery
 
 
 def brute_force(query, features, keep, k):
     """Positions and cosines by numpy in double precision, the earlier entry first where two are equal."""
-    unit = [x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (query, features)]
+    unit = [
+        x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (query, features)
+    ]
     similarity = np.where(keep, unit[0] @ unit[1].T, -np.inf)
     order = np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, keep.sum())]
     return order, np.take_along_axis(similarity, order, axis=1)
 
 
-@pytest.mark.parametrize("queries", [1, 7, 50])  # FAISS goes another way for many queries than for few
+@pytest.mark.parametrize(
+    "queries", [1, 7, 50]
+)  # FAISS goes another way for many queries than for few
 @pytest.mark.parametrize("modality", [None, "visible", "infrared", VISIBLE])
 def test_ranks_as_brute_force(queries, modality):
     gallery = filled(500, 64)
@@ -73,7 +82,9 @@ def test_equal_similarities_keep_the_gallerys_order_also_at_the_cut(queries):
     query = np.tile(one, (queries, 1))
     for k in (1, 3, 10, 20, 30):
         expected = [*range(0, 40, 2), *range(1, 40, 2)][:k]
-        assert [ranked.indices.tolist() for ranked in gallery.search(query, k)] == [expected] * queries
+        assert [ranked.indices.tolist() for ranked in gallery.search(query, k)] == [
+            expected
+        ] * queries
     infrared = [k for k in range(0, 40, 2) if k % 4 < 2]
     assert gallery.search(query, 4, modality="infrared")[0].indices.tolist() == infrared[:4]
 
@@ -108,7 +119,10 @@ def assert_same(gallery, entries):
     assert gallery.modalities == [modality for _, _, modality in entries]
     assert [entry["name"] for entry in gallery.metadata] == gallery.names
     assert len(gallery) == len(entries)
-    assert all(gallery.position(name) == place and name in gallery for place, (name, _, _) in enumerate(entries))
+    assert all(
+        gallery.position(name) == place and name in gallery
+        for place, (name, _, _) in enumerate(entries)
+    )
     vectors = np.array([vector for _, vector, _ in entries], np.float32).reshape(-1, 4)
     np.testing.assert_allclose(gallery.features(), vectors, atol=1e-6)
     if entries:  # each entry finds itself
@@ -117,7 +131,8 @@ def assert_same(gallery, entries):
 
 
 STEPS = st.lists(
-    st.tuples(st.integers(1, 4), st.integers(0, 2**16), st.sets(st.integers(0, 12), max_size=4)), max_size=6
+    st.tuples(st.integers(1, 4), st.integers(0, 2**16), st.sets(st.integers(0, 12), max_size=4)),
+    max_size=6,
 )
 
 
@@ -134,7 +149,9 @@ def test_adding_and_removing_is_that_of_a_list(steps):
         gallery.add(vectors, names, modality, [{"name": name} for name in names])
         entries += zip(names, vectors, modality, strict=True)
         count += size
-        leaving = [entries[place][0] for place in sorted(gone, reverse=True) if place < len(entries)]
+        leaving = [
+            entries[place][0] for place in sorted(gone, reverse=True) if place < len(entries)
+        ]
         gallery.remove(leaving)
         entries = [entry for entry in entries if entry[0] not in leaving]
         assert_same(gallery, entries)
@@ -153,7 +170,11 @@ def test_what_is_added_is_all_or_nothing():
         (UserError, "1 features are zero, index 0", (two * [[0], [1]], ["a", "b"], "visible")),
         (ValueError, "2 features, 1 names, 1 modalities and 1 metadata", (two, ["a"], "visible")),
         (ValueError, "2 features, 2 names, 3 modalities", (two, ["a", "b"], ["visible"] * 3)),
-        (ValueError, r"must be \[tracklets, 16\], got \[2, 5\]", (two[:, :5], ["a", "b"], "visible")),
+        (
+            ValueError,
+            r"must be \[tracklets, 16\], got \[2, 5\]",
+            (two[:, :5], ["a", "b"], "visible"),
+        ),
         (ValueError, r"must be", (two[0], ["a", "b"], "visible")),
         (TypeError, "JSON", (two, ["a", "b"], "visible", [{"x": object()}, {}])),
     ):
@@ -186,9 +207,15 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     gallery.remove(["e4", "e9"])
     gallery.save(tmp_path / "g")
     again = Gallery.load(tmp_path / "g", MADE_WITH)
-    assert (again.names, again.modalities, again.metadata) == (gallery.names, gallery.modalities, gallery.metadata)
+    assert (again.names, again.modalities, again.metadata) == (
+        gallery.names,
+        gallery.modalities,
+        gallery.metadata,
+    )
     np.testing.assert_array_equal(again.features(), gallery.features())
-    for one, other in zip(gallery.search(random_features(3), 5), again.search(random_features(3), 5), strict=True):
+    for one, other in zip(
+        gallery.search(random_features(3), 5), again.search(random_features(3), 5), strict=True
+    ):
         np.testing.assert_array_equal(one.similarities, other.similarities)
         assert one.names == other.names
     again.add(random_features(1, seed=5), ["new"], "visible")  # and it goes on from there
@@ -221,7 +248,9 @@ def test_an_interrupted_save_leaves_the_gallery_before_it(tmp_path, monkeypatch,
 def test_another_model_or_config_is_refused(tmp_path):
     filled(3).save(tmp_path / "g")
     other = Fingerprint("def", {"INPUT.CLIP.LENGTH": 12})
-    with pytest.raises(UserError, match=r"other weights, INPUT\.CLIP\.LENGTH 6 there, 12 here") as caught:
+    with pytest.raises(
+        UserError, match=r"other weights, INPUT\.CLIP\.LENGTH 6 there, 12 here"
+    ) as caught:
         Gallery.load(tmp_path / "g", other)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="other weights"):
@@ -257,22 +286,37 @@ DAMAGES = {
     "no file": (lambda folder: (folder / "gallery.json").unlink(), "is no gallery"),
     "no JSON": (lambda folder: (folder / "gallery.json").write_text("{"), "cannot be read"),
     "another version": (lambda folder: change(folder, version=2), "no gallery of version 1"),
-    "a list": (lambda folder: (folder / "gallery.json").write_text("[]"), "no gallery of version 1"),
+    "a list": (
+        lambda folder: (folder / "gallery.json").write_text("[]"),
+        "no gallery of version 1",
+    ),
     "no names": (lambda folder: change(folder, names=None), r"damaged \(names\)"),
     "a name twice": (lambda folder: change(folder, names=["a", "a", "b"]), "damaged .*first 'a'"),
-    "a name too few": (lambda folder: change(folder, names=["a", "b"]), "damaged .*3 features, 2 names"),
+    "a name too few": (
+        lambda folder: change(folder, names=["a", "b"]),
+        "damaged .*3 features, 2 names",
+    ),
     "another modality": (lambda folder: change(folder, modality=[1, 2, 3]), "damaged .*modality 3"),
     "metadata": (lambda folder: change(folder, metadata=[1, 2, 3]), "damaged"),
     "no fingerprint": (lambda folder: change(folder, fingerprint={}), "damaged .*no fingerprint"),
-    "a path": (lambda folder: change(folder, features="../features-0123456789abcdef.npy"), r"damaged \(features\)"),
+    "a path": (
+        lambda folder: change(folder, features="../features-0123456789abcdef.npy"),
+        r"damaged \(features\)",
+    ),
     "no features": (lambda folder: next(folder.glob("*.npy")).unlink(), "cannot be read"),
     "cut features": (lambda folder: cut(next(folder.glob("*.npy"))), "cannot be read"),
     "a pickle": (
         lambda folder: np.save(next(folder.glob("*.npy")), np.array([{}]), allow_pickle=True),
         "cannot be read",
     ),
-    "other features": (lambda folder: np.save(next(folder.glob("*.npy")), random_features(3)), "other features"),
-    "double features": (lambda folder: np.save(next(folder.glob("*.npy")), np.zeros((3, 16))), "other features"),
+    "other features": (
+        lambda folder: np.save(next(folder.glob("*.npy")), random_features(3)),
+        "other features",
+    ),
+    "double features": (
+        lambda folder: np.save(next(folder.glob("*.npy")), np.zeros((3, 16))),
+        "other features",
+    ),
 }
 
 
@@ -298,7 +342,10 @@ def test_the_five_lines_of_the_module_run_as_they_stand(tmp_path, monkeypatch):
     cfg.INPUT.SIZE_TEST, cfg.INPUT.CLIP.LENGTH = [32, 16], 2
     (tmp_path / "logs" / "run").mkdir(parents=True)
     (tmp_path / "logs" / "run" / "config.yaml").write_text(cfg.dump())
-    torch.save({"model": Trainer.build_model(cfg).state_dict()}, tmp_path / "logs" / "run" / "model_final.pth")
+    torch.save(
+        {"model": Trainer.build_model(cfg).state_dict()},
+        tmp_path / "logs" / "run" / "model_final.pth",
+    )
     rng = np.random.default_rng(0)
     for modality in ("rgb", "ir"):
         for person in range(7):
@@ -313,7 +360,10 @@ def test_the_five_lines_of_the_module_run_as_they_stand(tmp_path, monkeypatch):
     names = {"StarPredictor": StarPredictor, "Gallery": Gallery, "tracklets_in": tracklets_in}
     exec(textwrap.dedent("\n".join(lines)), names)
     assert len(names["lists"]) == 7
-    features = names["predictor"].features(names["infrared"]) @ names["predictor"].features(names["visible"]).T
+    features = (
+        names["predictor"].features(names["infrared"])
+        @ names["predictor"].features(names["visible"]).T
+    )
     for ranked, row in zip(names["lists"], features, strict=True):
         order = row.argsort(descending=True)[:5].tolist()
         assert ranked.names == tuple(f"person {k}" for k in order)

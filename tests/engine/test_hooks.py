@@ -26,7 +26,9 @@ class Loop(TrainerBase):
 
         evaluation = EvalHook(eval_period, evaluate)
         checkpointer = Checkpointer(self.model, str(folder), progress=self.progress)
-        self.register_hooks([evaluation, CheckpointHook(checkpointer, checkpoint_period, evaluation, "metric")])
+        self.register_hooks(
+            [evaluation, CheckpointHook(checkpointer, checkpoint_period, evaluation, "metric")]
+        )
         self.train(0, epochs, 1)
 
     def run_step(self):
@@ -40,7 +42,8 @@ def epoch_of(path):
 
 
 @pytest.mark.parametrize(
-    ("period", "epochs", "expected"), [(2, 5, [1, 3, 4]), (1, 3, [0, 1, 2]), (0, 3, []), (9, 3, [2])]
+    ("period", "epochs", "expected"),
+    [(2, 5, [1, 3, 4]), (1, 3, [0, 1, 2]), (0, 3, []), (9, 3, [2])],
 )
 def test_evaluation_every_period_and_after_the_last(tmp_path, period, epochs, expected):
     assert Loop(tmp_path, range(9), epochs, eval_period=period).evaluated == expected

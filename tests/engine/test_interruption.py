@@ -71,7 +71,9 @@ def history(output):
         ((9,), signal.SIGHUP),  # after the last step of all: the evaluation is still to come
     ],
 )
-def test_a_signal_ends_a_run_that_goes_on_bit_for_bit(tiny_root, whole_run, tmp_path, caplog, steps, number):
+def test_a_signal_ends_a_run_that_goes_on_bit_for_bit(
+    tiny_root, whole_run, tmp_path, caplog, steps, number
+):
     for step in steps:
         with pytest.raises(Interrupted) as ended:
             train(tiny_root, tmp_path, SignalAfter(step, number))
@@ -89,10 +91,14 @@ def test_a_signal_ends_a_run_that_goes_on_bit_for_bit(tiny_root, whole_run, tmp_
     # the line of an epoch's last step is written after the epoch; stopped in between, it lacks what the step alone knew
     assert [line[:2] for line in history(tmp_path)] == [line[:2] for line in whole]
     for mine, theirs in zip(history(tmp_path), whole, strict=True):
-        assert mine == theirs or (mine[0] + 1 in steps and mine[0] % 3 == 2 and mine[3:] == theirs[3:])
+        assert mine == theirs or (
+            mine[0] + 1 in steps and mine[0] % 3 == 2 and mine[3:] == theirs[3:]
+        )
 
 
-def test_a_run_that_dies_in_its_evaluation_has_its_steps(tiny_root, whole_run, tmp_path, monkeypatch):
+def test_a_run_that_dies_in_its_evaluation_has_its_steps(
+    tiny_root, whole_run, tmp_path, monkeypatch
+):
     def fail(cfg, model):
         raise MemoryError("in the evaluation")
 
@@ -116,11 +122,20 @@ def test_the_scaler_of_mixed_precision_goes_on_too(tiny_root, tmp_path):
     with pytest.raises(Interrupted):
         train(tiny_root, tmp_path / "parts", SignalAfter(2), options=options)
     train(tiny_root, tmp_path / "parts", options=options)
-    assert_same_checkpoint(tmp_path / "parts" / "model_final.pth", tmp_path / "whole" / "model_final.pth")
-    assert read_checkpoint(str(tmp_path / "parts" / "model_final.pth"))["grad_scaler"]["_growth_tracker"] > 0
+    assert_same_checkpoint(
+        tmp_path / "parts" / "model_final.pth", tmp_path / "whole" / "model_final.pth"
+    )
+    assert (
+        read_checkpoint(str(tmp_path / "parts" / "model_final.pth"))["grad_scaler"][
+            "_growth_tracker"
+        ]
+        > 0
+    )
 
 
-def test_a_signal_during_the_last_evaluation_comes_too_late_to_lose_anything(tiny_root, whole_run, tmp_path, caplog):
+def test_a_signal_during_the_last_evaluation_comes_too_late_to_lose_anything(
+    tiny_root, whole_run, tmp_path, caplog
+):
     class InEvaluation(HookBase):
         def after_epoch(self):
             if self.trainer.epoch == 2:
@@ -133,13 +148,19 @@ def test_a_signal_during_the_last_evaluation_comes_too_late_to_lose_anything(tin
     assert train(tiny_root, tmp_path) == whole_run[1], "nothing is left but the result"
 
 
-def test_the_middle_of_an_epoch_of_another_length_is_refused_and_its_end_is_not(tiny_root, tmp_path):
+def test_the_middle_of_an_epoch_of_another_length_is_refused_and_its_end_is_not(
+    tiny_root, tmp_path
+):
     other = (*OPTIONS, "SOLVER.IMS_PER_BATCH", "16")
     with pytest.raises(Interrupted):
         train(tiny_root, tmp_path, SignalAfter(4))
-    with pytest.raises(UserError, match=r"model_last\.pth is from the middle of an epoch of 3 steps, .*have 2"):
+    with pytest.raises(
+        UserError, match=r"model_last\.pth is from the middle of an epoch of 3 steps, .*have 2"
+    ):
         train(tiny_root, tmp_path, options=other)
-    os.replace(tmp_path / "model_last-1.pth", tmp_path / "model_last.pth")  # of the first epoch's end
+    os.replace(
+        tmp_path / "model_last-1.pth", tmp_path / "model_last.pth"
+    )  # of the first epoch's end
     trainer = Trainer(tiny_config(tiny_root, tmp_path, *other))
     trainer.resume_or_load(resume=True)
     assert (trainer.start_epoch, trainer.start_iter) == (1, 2)
@@ -159,7 +180,9 @@ def interrupted_twice(root, output):
         try:
             train(root, parts, *hooks, options=options)
         except Interrupted as error:
-            stopped.append((error.code, read_checkpoint(os.path.join(parts, "model_last.pth"))["iteration"]))
+            stopped.append(
+                (error.code, read_checkpoint(os.path.join(parts, "model_last.pth"))["iteration"])
+            )
     comm.synchronize()
     if comm.is_main_process():
         os.truncate(os.path.join(parts, "model_last.pth"), 1000)
@@ -179,7 +202,9 @@ def test_two_processes_stop_after_the_same_step_whoever_gets_the_signal(tiny_roo
     assert other in ([143, 6], [143, 7]), "through the parent it may take a moment"
     # and both went on from the same one where the newest was damaged
     assert (tmp_path / "parts" / "model_last.pth.damaged").stat().st_size == 1000
-    assert_same_checkpoint(tmp_path / "parts" / "model_final.pth", tmp_path / "whole" / "model_final.pth")
+    assert_same_checkpoint(
+        tmp_path / "parts" / "model_final.pth", tmp_path / "whole" / "model_final.pth"
+    )
 
 
 ENDLESS = (
@@ -193,7 +218,13 @@ def start(said, root, output, *arguments, before=(sys.executable,), workers=0):
 
     SIGINT is ignored, as a shell has it for what is to run in the background.
     """
-    command = [*before, str(REPOSITORY / "tools" / "train_net.py"), "--config-file", DEMO, *arguments]
+    command = [
+        *before,
+        str(REPOSITORY / "tools" / "train_net.py"),
+        "--config-file",
+        DEMO,
+        *arguments,
+    ]
     process = subprocess.Popen(
         [*command, *tiny_options(root, output, *ENDLESS, "DATALOADER.NUM_WORKERS", workers)],
         env=environment(),
@@ -249,7 +280,9 @@ def test_torchrun_ends_them_with_a_checkpoint(tiny_root, tmp_path, amount):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     with open(tmp_path / "said", "w") as said:
         process = start(said, tiny_root, tmp_path, before=torchrun)
-        os.killpg(process.pid, signal.SIGTERM)  # so that the processes get it twice, from here and from torchrun
+        os.killpg(
+            process.pid, signal.SIGTERM
+        )  # so that the processes get it twice, from here and from torchrun
         assert process.wait(timeout=60) == 1
     text = (tmp_path / "said").read_text()
     assert text.count("SIGTERM: stopped after step") == 1
@@ -327,7 +360,9 @@ def test_what_was_ignored_stays_ignored(monkeypatch):
 def test_a_run_in_another_thread_is_left_alone(tiny_root, tmp_path):
     ended = []
     options = (*OPTIONS, "SOLVER.MAX_EPOCH", "1", "SOLVER.STEPS", "()", "TEST.EVAL_PERIOD", "0")
-    thread = threading.Thread(target=lambda: ended.append(train(tiny_root, tmp_path, options=options)))
+    thread = threading.Thread(
+        target=lambda: ended.append(train(tiny_root, tmp_path, options=options))
+    )
     thread.start()
     thread.join()
     assert ended == [{}]

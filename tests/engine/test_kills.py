@@ -19,15 +19,29 @@ TRAIN_NET = REPOSITORY / "tools" / "train_net.py"
 KILLED = Path(__file__).parent / "programs" / "killed.py"
 STARTED = re.compile(rb"Starting training from epoch (\d+)")
 # 10 epochs of 3 steps; a checkpoint after each, and one more before each of 5 evaluations
-OPTIONS = ("SOLVER.MAX_EPOCH", "10", "SOLVER.STEPS", "[6]", "TEST.EVAL_PERIOD", "2", "SOLVER.LOG_PERIOD", "1")
-REQUESTS = 80  # to the disk in one such run, about; of what is left of it after a kill there are fewer
+OPTIONS = (
+    "SOLVER.MAX_EPOCH",
+    "10",
+    "SOLVER.STEPS",
+    "[6]",
+    "TEST.EVAL_PERIOD",
+    "2",
+    "SOLVER.LOG_PERIOD",
+    "1",
+)
+REQUESTS = (
+    80  # to the disk in one such run, about; of what is left of it after a kill there are fewer
+)
 
 
 def attempt(root, output, said, *before):
     command = [sys.executable, *map(str, before or (TRAIN_NET,)), "--config-file", DEMO, "--resume"]
     with open(said, "wb") as file:
         return subprocess.Popen(
-            [*command, *tiny_options(root, output, *OPTIONS)], env=environment(), stdout=file, stderr=file
+            [*command, *tiny_options(root, output, *OPTIONS)],
+            env=environment(),
+            stdout=file,
+            stderr=file,
         )
 
 
@@ -62,7 +76,10 @@ def test_killed_at_any_moment_and_resumed(tiny_root, whole_run, tmp_path, amount
     landed, runs, folder = Counter(), 0, tmp_path / "0"
     folder.mkdir()
     said = tmp_path / "said.txt"
-    kinds = [("training", "writing", "training", "start-up", "training")[number % 5] for number in range(kills)]
+    kinds = [
+        ("training", "writing", "training", "start-up", "training")[number % 5]
+        for number in range(kills)
+    ]
     planted = kinds.count("writing")
     while kinds:
         kind = kinds[0]

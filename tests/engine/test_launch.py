@@ -50,10 +50,14 @@ def fail_on_one(folder):
 def test_two_spawned_processes(tmp_path):
     launch(report, 2, device="cpu", args=(str(tmp_path),))
     lines = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert lines == {f"rank{rank}": f"2 {rank} 2 3.0 [{{'rank': 0}}, {{'rank': 1}}]" for rank in (0, 1)}
+    assert lines == {
+        f"rank{rank}": f"2 {rank} 2 3.0 [{{'rank': 0}}, {{'rank': 1}}]" for rank in (0, 1)
+    }
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted by Linux's /proc")
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self/task"), reason="threads are counted by Linux's /proc"
+)
 def test_no_thread_of_the_group_outlives_it(tmp_path):
     """One that frees a tensor while the interpreter closes aborts a process that has done its work.
 
@@ -96,7 +100,9 @@ def be_killed(number):
 
 
 def test_a_process_that_the_system_kills_is_one_line(capfd):
-    with pytest.raises(UserError, match=r"^process 1 of 2 was killed \(SIGKILL\): most .* out of memory; .*") as caught:
+    with pytest.raises(
+        UserError, match=r"^process 1 of 2 was killed \(SIGKILL\): most .* out of memory; .*"
+    ) as caught:
         run_processes(be_killed, 2)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
@@ -107,7 +113,9 @@ def end_oddly(number):
 
 
 def test_a_process_that_just_ends(capfd):
-    with pytest.raises(torch.multiprocessing.ProcessExitedException, match="process 0 ended with status 3"):
+    with pytest.raises(
+        torch.multiprocessing.ProcessExitedException, match="process 0 ended with status 3"
+    ):
         run_processes(end_oddly, 1)
 
 
@@ -139,7 +147,12 @@ def test_a_clusters_own_rank_is_not_torchruns(tmp_path, monkeypatch):
 def test_one_device_for_several_processes(monkeypatch):
     with pytest.raises(UserError, match="npu:1 names one device for 2 processes"):
         launch(report, 2, device="npu:1")
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")):
+    for name, value in (
+        ("RANK", "0"),
+        ("WORLD_SIZE", "2"),
+        ("LOCAL_RANK", "0"),
+        ("LOCAL_WORLD_SIZE", "2"),
+    ):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="npu:1 names one device for 2 processes"):
         launch(report, 1, device="npu:1")
@@ -172,6 +185,14 @@ def test_under_torchrun(tmp_path):
         """)
     )
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script], check=True
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            script,
+        ],
+        check=True,
     )
     assert [(tmp_path / f"out{rank}").read_text() for rank in (0, 1)] == ["3.0 0 2", "3.0 1 2"]

@@ -10,7 +10,11 @@ from fastreid_star.engine.numerics import Buffers, StepNumbers, measure, not_fin
 
 
 def test_losses_come_to_the_host_as_they_are():
-    losses = {"one": torch.tensor(0.1), "half": torch.tensor(2.5, dtype=torch.float16), "many": torch.tensor([7.0])}
+    losses = {
+        "one": torch.tensor(0.1),
+        "half": torch.tensor(2.5, dtype=torch.float16),
+        "many": torch.tensor([7.0]),
+    }
     numbers = measure(losses, {"w": torch.ones(3)}, {"b": torch.zeros(2)})
     assert numbers.losses == {"one": torch.tensor(0.1).item(), "half": 2.5, "many": 7.0}
     assert numbers.is_finite
@@ -30,21 +34,25 @@ def test_one_number_is_enough_and_is_named(place, value):
     bad = list(tensors[place])[1]
     tensors[place][bad].view(-1)[-1] = value
     numbers = measure(*tensors.values())
-    assert {"loss": numbers.bad_losses, "gradient": numbers.gradients, "buffer": numbers.buffers} == {
-        name: (bad,) if name == place else () for name in tensors
-    }
+    assert {
+        "loss": numbers.bad_losses,
+        "gradient": numbers.gradients,
+        "buffer": numbers.buffers,
+    } == {name: (bad,) if name == place else () for name in tensors}
     assert not numbers.is_finite
     assert numbers.forward_is_finite == (place == "gradient")
 
 
 def test_numbers_too_large_to_square_count_as_infinite():
     numbers = measure(
-        {"loss": torch.tensor(1.0)}, {"fine": torch.full((9,), 1e18), "large": torch.full((9,), 1e20)}, {}
+        {"loss": torch.tensor(1.0)},
+        {"fine": torch.full((9,), 1e18), "large": torch.full((9,), 1e20)},
+        {},
     )
     assert numbers.gradients == ("large",)
-    assert not_finite({"large": torch.full((9,), 1e20), "whole": torch.tensor(1), "nan": torch.tensor(math.nan)}) == (
-        "nan",
-    )
+    assert not_finite(
+        {"large": torch.full((9,), 1e20), "whole": torch.tensor(1), "nan": torch.tensor(math.nan)}
+    ) == ("nan",)
 
 
 class Network(nn.Module):
@@ -52,7 +60,7 @@ class Network(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm1d(2)
         self.register_buffer("mask", torch.tensor([0.0, -math.inf]))
-        self.register_buffer("colour", torch.tensor([7.0]), persistent=False)
+        self.register_buffer("color", torch.tensor([7.0]), persistent=False)
 
 
 def test_buffers_are_put_back_bit_for_bit():
@@ -71,25 +79,30 @@ def test_buffers_are_put_back_bit_for_bit():
         assert before.keys() == buffers.noted.keys()
     assert network.norm.num_batches_tracked == 2
     network.norm(torch.randn(4, 2))
-    assert not torch.equal(buffers.noted["norm.running_mean"], network.norm.running_mean), "noted is a copy"
+    assert not torch.equal(buffers.noted["norm.running_mean"], network.norm.running_mean), (
+        "noted is a copy"
+    )
 
 
 def test_a_mask_of_infinities_is_no_finding():
     network = Network()
     buffers = Buffers(network)
     buffers.note()
-    assert set(buffers.watched()) == {"norm.running_mean", "norm.running_var", "colour"}
+    assert set(buffers.watched()) == {"norm.running_mean", "norm.running_var", "color"}
     network.norm.running_var[0] = math.inf
     assert measure({}, {}, buffers.watched()).buffers == ("norm.running_var",)
 
 
 def test_what_is_told():
     fine = StepNumbers({"loss_cls": 1.0})
-    bad = StepNumbers({"loss_cls": math.nan, "loss_triplet": -math.inf}, gradients=("x",), buffers=("y",))
+    bad = StepNumbers(
+        {"loss_cls": math.nan, "loss_triplet": -math.inf}, gradients=("x",), buffers=("y",)
+    )
     assert tell([bad]) == "loss_cls is nan, loss_triplet is -inf"
     assert tell([fine, bad]) == "loss_cls is nan, loss_triplet is -inf on rank 1"
     assert (
-        tell([StepNumbers({"loss_cls": 1.0}, buffers=("y",))]) == "1 buffer (y) is not finite, or too large to square"
+        tell([StepNumbers({"loss_cls": 1.0}, buffers=("y",))])
+        == "1 buffer (y) is not finite, or too large to square"
     )
     gradients = StepNumbers({"loss_cls": 1.0}, gradients=tuple("abcde"))
     assert tell([gradients, gradients]) == (

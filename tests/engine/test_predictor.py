@@ -34,7 +34,16 @@ def runs(tiny_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name in NAMES:
         config = str(REPOSITORY / "configs" / "Synthetic" / f"{name}_demo.yml")
-        more = ("SOLVER.MAX_EPOCH", 1, "SOLVER.STEPS", "[]", "TEST.EVAL_PERIOD", 1, "TEST.IMS_PER_BATCH", 5)
+        more = (
+            "SOLVER.MAX_EPOCH",
+            1,
+            "SOLVER.STEPS",
+            "[]",
+            "TEST.EVAL_PERIOD",
+            1,
+            "TEST.IMS_PER_BATCH",
+            5,
+        )
         arguments = ["--config-file", config, *tiny_options(tiny_root, folder / name, *more)]
         train_or_evaluate(argument_parser("test").parse_args(arguments))
     return folder
@@ -60,7 +69,10 @@ def data(star):
 def from_files(tracklets, store):
     return [
         TrackletInput(
-            [t.path(k) for k in range(len(t))], t.modality, skeletons=store, keys=[t.key(k) for k in range(len(t))]
+            [t.path(k) for k in range(len(t))],
+            t.modality,
+            skeletons=store,
+            keys=[t.key(k) for k in range(len(t))],
         )
         for t in tracklets
     ]
@@ -93,11 +105,15 @@ def compared(predictor):
     evaluate = cross_modal.evaluate_retrieval
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_modal, "evaluate_retrieval", spy)
-        inference_on_dataset(predictor.model, *Trainer.build_evaluator(predictor.cfg, "SyntheticVCM"))
+        inference_on_dataset(
+            predictor.model, *Trainer.build_evaluator(predictor.cfg, "SyntheticVCM")
+        )
     return torch.cat(seen[0])  # I2V: the infrared queries, the visible gallery
 
 
-@pytest.mark.parametrize("make", [from_files, from_memory, lambda *data: from_memory(*data, image=Image.fromarray)])
+@pytest.mark.parametrize(
+    "make", [from_files, from_memory, lambda *data: from_memory(*data, image=Image.fromarray)]
+)
 def test_features_are_the_evaluators_to_the_bit(predictor, compared, data, make):
     features = predictor.features(make(*data))
     assert (features.dtype, features.device.type) == (torch.float32, "cpu")
@@ -131,7 +147,9 @@ def test_star_without_skeletons_is_a_clip_without_and_says_so_once(runs, data, c
     tracklets, store = data
     inputs = from_memory(tracklets[:4], store)
     bare = [TrackletInput(tracklet.frames, tracklet.modality) for tracklet in inputs]
-    missing = [TrackletInput(i.frames, i.modality, np.full_like(i.skeletons, np.nan)) for i in inputs]
+    missing = [
+        TrackletInput(i.frames, i.modality, np.full_like(i.skeletons, np.nan)) for i in inputs
+    ]
     with caplog.at_level(logging.WARNING, logger="fastreid_star"):
         without = star.features([inputs[0], *bare[1:]])
         star.features(bare)
@@ -172,7 +190,9 @@ def test_a_video_is_its_frames(star, tmp_path):
 
 def test_the_modality_chooses_the_stem(predictor, data):
     frames = [data[0][0].path(0)]
-    visible, infrared = predictor.features([TrackletInput(frames, "visible"), TrackletInput(frames, "infrared")])
+    visible, infrared = predictor.features(
+        [TrackletInput(frames, "visible"), TrackletInput(frames, "infrared")]
+    )
     assert not torch.allclose(visible, infrared, atol=1e-3)
 
 
@@ -187,7 +207,7 @@ def test_broken_frames_are_replaced_and_counted(predictor, data, caplog):
     ])  # fmt: skip
     with caplog.at_level(logging.WARNING, logger="fastreid_star"):
         feature = predictor.features([TrackletInput(broken, good.modality, joints)])
-    assert "1 broken frames were replaced by their nearest good neighbour" in caplog.text
+    assert "1 broken frames were replaced by their nearest good neighbor" in caplog.text
     assert torch.equal(feature, predictor.features([same]))
 
 
@@ -258,13 +278,19 @@ def test_the_best_weights_come_before_the_final_ones(runs, tmp_path):
     torch.testing.assert_close(mean(final), mean(best) + 1)
     (folder / "model_best.pth").unlink()
     assert torch.equal(mean(StarPredictor.from_run(folder, "cpu")), mean(final))
-    by_hand = StarPredictor(load_config(str(folder / "config.yaml")), folder / "model_final.pth", "cpu")
+    by_hand = StarPredictor(
+        load_config(str(folder / "config.yaml")), folder / "model_final.pth", "cpu"
+    )
     assert by_hand.fingerprint == final.fingerprint != best.fingerprint
 
     (folder / "model_final.pth").unlink()
-    with pytest.raises(UserError, match=r"neither model_best\.pth nor model_final\.pth: there is model_last\.pth"):
+    with pytest.raises(
+        UserError, match=r"neither model_best\.pth nor model_final\.pth: there is model_last\.pth"
+    ):
         StarPredictor.from_run(folder, "cpu")
-    assert torch.equal(mean(StarPredictor.from_run(folder, "cpu", weights="model_last.pth")), mean(final))
+    assert torch.equal(
+        mean(StarPredictor.from_run(folder, "cpu", weights="model_last.pth")), mean(final)
+    )
     with pytest.raises(UserError, match=r"holds no model_7\.pth"):
         StarPredictor.from_run(folder, "cpu", weights="model_7.pth")
     (folder / "config.yaml").unlink()
@@ -293,7 +319,9 @@ def test_models_that_do_not_fit_are_refused(runs):
 
 def test_fingerprints_tell_what_differs(runs, star):
     def fingerprint(*options):
-        return Fingerprint.of(star.model, load_config(str(runs / "STAR" / "config.yaml"), list(options)))
+        return Fingerprint.of(
+            star.model, load_config(str(runs / "STAR" / "config.yaml"), list(options))
+        )
 
     own = star.fingerprint
     assert own == fingerprint() == Fingerprint.from_dict(own.to_dict())
@@ -324,12 +352,16 @@ def test_any_weight_or_buffer_changes_the_fingerprint(runs, star):
     for name, value in other.model.state_dict().items():
         before = value.clone()
         value.view(-1)[-1] += 1
-        assert Fingerprint.of(other.model, other.cfg).differences(star.fingerprint) == ["other weights"], name
+        assert Fingerprint.of(other.model, other.cfg).differences(star.fingerprint) == [
+            "other weights"
+        ], name
         value.copy_(before)
     assert Fingerprint.of(other.model, other.cfg) == star.fingerprint
 
 
-@pytest.mark.parametrize("data", [None, [], {}, {"weights_sha256": 1, "config": {}}, {"weights_sha256": "a"}])
+@pytest.mark.parametrize(
+    "data", [None, [], {}, {"weights_sha256": 1, "config": {}}, {"weights_sha256": "a"}]
+)
 def test_what_is_no_fingerprint(data):
     with pytest.raises(ValueError, match="no fingerprint"):
         Fingerprint.from_dict(data)

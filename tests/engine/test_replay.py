@@ -18,8 +18,22 @@ from fastreid_star.modeling.star import STAR as STARNetwork
 from .conftest import REPOSITORY, tiny_options
 
 STAR = str(REPOSITORY / "configs" / "Synthetic" / "STAR_demo.yml")
-BFLOAT16 = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16", "INPUT.SIZE_TRAIN", "[64, 32]")
-FLOAT16 = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16", "SOLVER.AMP.MAX_SKIPPED", "1")
+BFLOAT16 = (
+    "SOLVER.AMP.ENABLED",
+    "True",
+    "SOLVER.AMP.DTYPE",
+    "bfloat16",
+    "INPUT.SIZE_TRAIN",
+    "[64, 32]",
+)
+FLOAT16 = (
+    "SOLVER.AMP.ENABLED",
+    "True",
+    "SOLVER.AMP.DTYPE",
+    "float16",
+    "SOLVER.AMP.MAX_SKIPPED",
+    "1",
+)
 STAGE = "backbone.stages.1.conv2"
 
 
@@ -61,13 +75,17 @@ def endless_gradient(trainer):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "more"), [(huge, ()), (half_huge, FLOAT16), (huge, BFLOAT16)], ids=["float32", "float16", "bfloat16"]
+    ("spoil", "more"),
+    [(huge, ()), (half_huge, FLOAT16), (huge, BFLOAT16)],
+    ids=["float32", "float16", "bfloat16"],
 )
 def test_the_step_is_the_same_and_the_planted_module_is_found(fail, spoil, more):
     step = fail(spoil, *more)
     found = replay(step)
     assert found.reproduces
-    assert found.numbers.bad_losses == tuple(name for name, value in step["losses"].items() if not math.isfinite(value))
+    assert found.numbers.bad_losses == tuple(
+        name for name, value in step["losses"].items() if not math.isfinite(value)
+    )
     assert found.numbers.bad_losses
     assert (found.origin.module, found.origin.backward) == (STAGE, False)
     assert "conv" in found.origin.operator
@@ -111,7 +129,9 @@ def test_early_epochs_and_frozen_parts_are_as_they_were(fail):
     model = replay_module.rebuild(step, "cpu")
     assert model.training
     assert not any(module.training for module in model.corrector.modules())
-    assert {name for name, p in model.named_parameters() if not p.requires_grad} == set(step["frozen"])
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == set(
+        step["frozen"]
+    )
     assert "backbone.visible_stem.0.weight" in step["frozen"]
 
 
@@ -137,7 +157,9 @@ def test_what_came_in_spoiled_is_named(fail):
     assert found.reproduces
     told = describe(found)
     assert f"It began before the step: {STAGE}.weight came in with " in told
-    assert next(line for line in told.splitlines() if line.startswith(f"{STAGE}.weight")).endswith("not finite")
+    assert next(line for line in told.splitlines() if line.startswith(f"{STAGE}.weight")).endswith(
+        "not finite"
+    )
 
 
 @pytest.fixture
@@ -180,7 +202,10 @@ def test_gradients_too_large_to_square_are_told_with_their_peak(fail, add_to_the
     assert name == "heads.weight"
     assert peak == pytest.approx(1e30 / step["model"]["heads.weight"].numel(), rel=1e-3)
     told = " ".join(describe(found).split())
-    assert f"No single number overflows, the sum of their squares does: up to {peak:.3g} in heads.weight" in told
+    assert (
+        f"No single number overflows, the sum of their squares does: up to {peak:.3g} in heads.weight"
+        in told
+    )
 
 
 def test_what_differs_is_explained(fail):
@@ -194,18 +219,29 @@ def test_what_differs_is_explained(fail):
     ):
         assert reason in " ".join(describe(replace(found, step={**found.step, **facts})).split())
     alone = replace(replay(step), step={**step, "world_size": 2})
-    assert "averaged over the processes; replay the other ranks' files" in " ".join(describe(alone).split())
+    assert "averaged over the processes; replay the other ranks' files" in " ".join(
+        describe(alone).split()
+    )
 
 
 def test_files_that_do_not_fit_are_refused(fail):
     step = fail(endless_gradient)
     weights = {**step["model"], "heads.weight": torch.zeros(1)}
-    with pytest.raises(UserError, match=r"1 of the file's weights do not fit its config, first heads\.weight"):
+    with pytest.raises(
+        UserError, match=r"1 of the file's weights do not fit its config, first heads\.weight"
+    ):
         replay({**step, "model": weights})
     with pytest.raises(UserError, match="config is of another version"):
         replay({**step, "config": step["config"] + "NO_SUCH_KEY: 1\n"})
     with pytest.raises(UserError, match=r"network cannot be built here: .*MINE"):
-        replay({**step, "config": step["config"].replace("META_ARCHITECTURE: STAR", "META_ARCHITECTURE: MINE")})
+        replay(
+            {
+                **step,
+                "config": step["config"].replace(
+                    "META_ARCHITECTURE: STAR", "META_ARCHITECTURE: MINE"
+                ),
+            }
+        )
 
 
 def test_files_that_are_no_step_are_refused(fail, tmp_path):
@@ -217,6 +253,8 @@ def test_files_that_are_no_step_are_refused(fail, tmp_path):
     with pytest.raises(UserError, match="is no training step of this version"):
         read_step(str(tmp_path / "model.pth"))
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="cannot be read: it is damaged or no training step") as raised:
+    with pytest.raises(
+        UserError, match="cannot be read: it is damaged or no training step"
+    ) as raised:
         read_step(str(path))
     assert "\n" not in str(raised.value)

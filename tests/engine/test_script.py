@@ -79,7 +79,7 @@ from fastreid.solver import build_optimizer
 from fastreid.utils import comm
 from fastreid.utils.checkpoint import Checkpointer
 
-from neighbour import ENDING  # in the script's folder
+from neighbor import ENDING  # in the script's folder
 
 
 class Note:
@@ -196,7 +196,9 @@ def train_net(tmp_path_factory):
 def star_options(*arguments):
     """STAR_small.yml's run, tiny, on the data of `tiny_root`."""
     drawn = {"OCCLUSION": 0.0, "BLUR": 0.3, "BACKGROUND": False}
-    return tiny_options(*arguments, *(part for key in drawn for part in (f"DATASETS.SYNTHETIC.{key}", drawn[key])))
+    return tiny_options(
+        *arguments, *(part for key in drawn for part in (f"DATASETS.SYNTHETIC.{key}", drawn[key]))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -226,14 +228,23 @@ def test_evaluation_only_repeats_the_result(star_run, train_net, tiny_root, tmp_
 def test_a_resumed_run_ends_with_the_same_weights(star_run, train_net, tiny_root, tmp_path):
     shutil.copy(star_run / "model_last.pth", tmp_path)
     (tmp_path / "last_checkpoint").write_text("model_last.pth")
-    start("fastreid_star", train_net, "--config-file", STAR, "--resume", *star_options(tiny_root, tmp_path))
+    start(
+        "fastreid_star",
+        train_net,
+        "--config-file",
+        STAR,
+        "--resume",
+        *star_options(tiny_root, tmp_path),
+    )
     assert_same(weights(star_run), weights(tmp_path))
     assert "Starting training from epoch 2" in (tmp_path / "log.txt").read_text()
 
 
 def test_two_processes_spawned_or_torchruns(train_net, tiny_root, tmp_path):
     def arguments(name):
-        options = star_options(tiny_root, tmp_path / name, "SOLVER.IMS_PER_BATCH", "16", "SOLVER.MAX_EPOCH", "1")
+        options = star_options(
+            tiny_root, tmp_path / name, "SOLVER.IMS_PER_BATCH", "16", "SOLVER.MAX_EPOCH", "1"
+        )
         return train_net, "--config-file", STAR, "--num-gpus", "2", *options
 
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
@@ -249,7 +260,7 @@ def test_two_processes_spawned_or_torchruns(train_net, tiny_root, tmp_path):
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory):
-    """Config and options for a folder in Market-1501's layout: people of one colour each, two cameras."""
+    """Config and options for a folder in Market-1501's layout: people of one color each, two cameras."""
     root = tmp_path_factory.mktemp("market")
     rng = np.random.default_rng(0)
     for folder, people, images in (
@@ -259,9 +270,9 @@ def market(tmp_path_factory):
     ):
         (root / "Market-1501-v15.09.15" / folder).mkdir(parents=True)
         for pid in people:
-            colour = np.random.default_rng(pid).integers(40, 215, 3)
+            color = np.random.default_rng(pid).integers(40, 215, 3)
             for camera, number in np.ndindex(2, images):
-                image = np.clip(colour + rng.normal(0, 20, (32, 16, 3)), 0, 255).astype(np.uint8)
+                image = np.clip(color + rng.normal(0, 20, (32, 16, 3)), 0, 255).astype(np.uint8)
                 name = f"{pid:04d}_c{camera + 1}s1_{number:06d}_00.jpg"
                 Image.fromarray(image).save(root / "Market-1501-v15.09.15" / folder / name)
     config = root / "bagtricks.yml"
@@ -279,7 +290,11 @@ def image_run(train_net, market, tmp_path_factory):
 
 def result_line(output):
     """The row of numbers of the last evaluation in the log."""
-    return [line for line in (output / "log.txt").read_text().splitlines() if line.startswith("| Market1501")][-1]
+    return [
+        line
+        for line in (output / "log.txt").read_text().splitlines()
+        if line.startswith("| Market1501")
+    ][-1]
 
 
 def test_images_train_and_evaluate(image_run, train_net, market, tmp_path):
@@ -305,13 +320,22 @@ def project(tmp_path_factory):
     """A project's script, by a path relative to the working directory."""
     path = tmp_path_factory.mktemp("project") / "run.py"
     path.write_text(PROJECT)
-    (path.parent / "neighbour.py").write_text('ENDING = ".txt"\n')
+    (path.parent / "neighbor.py").write_text('ENDING = ".txt"\n')
     return os.path.relpath(path, REPOSITORY)
 
 
 def test_a_projects_own_trainer(project, image_run, market, tmp_path):
     config, options = market
-    start("fastreid_star", project, *config, *options, "OUTPUT_DIR", tmp_path, "PROJECT.NOTE", "signed")
+    start(
+        "fastreid_star",
+        project,
+        *config,
+        *options,
+        "OUTPUT_DIR",
+        tmp_path,
+        "PROJECT.NOTE",
+        "signed",
+    )
     assert_same(weights(tmp_path), weights(image_run))
     assert (tmp_path / "rank0.txt").read_text() == "signed"
     assert "Note" in (tmp_path / "log.txt").read_text()
@@ -330,9 +354,12 @@ def test_a_projects_own_trainer_in_two_processes(project, market, tmp_path):
 
 
 def test_a_wrong_key_is_one_line(train_net):
-    ended = start("fastreid_star", train_net, "--config-file", STAR, "SOLVER.BASE_LT", "1", expect=2)
+    ended = start(
+        "fastreid_star", train_net, "--config-file", STAR, "SOLVER.BASE_LT", "1", expect=2
+    )
     assert (
-        ended.stderr == "error: the command line: there is no config key SOLVER.BASE_LT; did you mean SOLVER.BASE_LR?\n"
+        ended.stderr
+        == "error: the command line: there is no config key SOLVER.BASE_LT; did you mean SOLVER.BASE_LR?\n"
     )
 
 
@@ -393,4 +420,7 @@ def test_the_device_is_found_before_the_script_reads_its_config(tmp_path):
     assert device_of((args("own.yml"),)) == "cuda"
     assert device_of((args("own.yml", "PROJECT.KEY", "2", "MODEL.DEVICE", "npu"),)) == "npu"
     assert device_of((args("nowhere.yml", "MODEL.DEVICE", "cpu"),)) == "cpu"
-    assert device_of((argparse.Namespace(config_file=str(tmp_path / "base.yml"), opts=None),)) == "cuda"
+    assert (
+        device_of((argparse.Namespace(config_file=str(tmp_path / "base.yml"), opts=None),))
+        == "cuda"
+    )

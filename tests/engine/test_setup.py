@@ -14,7 +14,12 @@ def test_file_and_options(tmp_path):
     (tmp_path / "base.yml").write_text("SOLVER:\n  BASE_LR: 0.5\n  MAX_EPOCH: 7\n")
     (tmp_path / "own.yml").write_text("_BASE_: base.yml\nSOLVER:\n  MAX_EPOCH: 9\nSEED: 3\n")
     cfg = load_config(str(tmp_path / "own.yml"), ["SOLVER.IMS_PER_BATCH", "8"])
-    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED) == (0.5, 9, 8, 3)
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED) == (
+        0.5,
+        9,
+        8,
+        3,
+    )
     assert cfg.is_frozen()
 
 
@@ -27,7 +32,10 @@ def test_a_negative_seed_becomes_a_fresh_one_that_the_config_keeps():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("SOLVER:\n  BASE_LT: 1.0\n", r"no config key SOLVER\.BASE_LT; did you mean SOLVER\.BASE_LR\?"),
+        (
+            "SOLVER:\n  BASE_LT: 1.0\n",
+            r"no config key SOLVER\.BASE_LT; did you mean SOLVER\.BASE_LR\?",
+        ),
         ("SOLVER:\n  MAX_EPOCH: many\n", r"MAX_EPOCH"),
         ("SOLVER: [\n", "own.yml"),
         ("_BASE_: none.yml\n", r"none\.yml"),
@@ -51,7 +59,10 @@ def test_a_bad_file_is_one_clear_line(tmp_path, text, message):
         (["SOLVER.MAX_EPOCH"], "has no value"),
         (["-" * 5000], r"-{300}.* \.\.\. has no value"),
         (["SOLVER.MAX_EPOCH", "x"], "MAX_EPOCH"),
-        (["SOLVER.MAX_EPOCH", "None"], r"SOLVER\.MAX_EPOCH has no value; give one, or leave the key out"),
+        (
+            ["SOLVER.MAX_EPOCH", "None"],
+            r"SOLVER\.MAX_EPOCH has no value; give one, or leave the key out",
+        ),
         (["SEED", "4294967296"], r"SEED is 4294967296: give one below 2147483648, or -1"),
     ],
 )
@@ -68,8 +79,15 @@ def test_a_missing_file():
 
 
 def test_arguments_are_fastreids():
-    args = argument_parser("x").parse_args(["--config-file", "a.yml", "--num-gpus", "2", "--resume", "A.B", "1"])
-    assert (args.config_file, args.num_devices, args.resume, args.opts) == ("a.yml", 2, True, ["A.B", "1"])
+    args = argument_parser("x").parse_args(
+        ["--config-file", "a.yml", "--num-gpus", "2", "--resume", "A.B", "1"]
+    )
+    assert (args.config_file, args.num_devices, args.resume, args.opts) == (
+        "a.yml",
+        2,
+        True,
+        ["A.B", "1"],
+    )
 
 
 def test_a_tool_prints_the_line_and_ends_with_2(capsys):
@@ -84,7 +102,9 @@ def test_a_tool_prints_the_line_and_ends_with_2(capsys):
 
 def test_a_name_that_is_no_text_is_printed_all_the_same(monkeypatch):
     written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8", write_through=True))
+    monkeypatch.setattr(
+        sys, "stdout", io.TextIOWrapper(written, encoding="utf-8", write_through=True)
+    )
     run_tool(lambda: print("run \udcff é"))
     assert written.getvalue() == "run \\udcff é\n".encode()
 

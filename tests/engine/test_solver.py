@@ -70,7 +70,9 @@ def test_frozen_layers_thaw_after_so_many_steps_of_the_run(name):
 
 
 def test_groups_are_merged_and_the_backbone_learns_at_its_factor():
-    cfg = config(HEADS_LR_FACTOR=2.0, WEIGHT_DECAY=0.5, WEIGHT_DECAY_NORM=0.0, WEIGHT_DECAY_BIAS=0.5)
+    cfg = config(
+        HEADS_LR_FACTOR=2.0, WEIGHT_DECAY=0.5, WEIGHT_DECAY_NORM=0.0, WEIGHT_DECAY_BIAS=0.5
+    )
     net = Net()
     optimizer = build_optimizer(cfg, net)
     settings = {
@@ -108,7 +110,10 @@ class ScheduleOnly(TrainerBase):
     def __init__(self, cfg, iters_per_epoch):
         super().__init__()
         self.cfg = resolve_schedule(cfg, iters_per_epoch)
-        self.warmup_iters, self.delay_epochs = self.cfg.SOLVER.WARMUP_ITERS, self.cfg.SOLVER.DELAY_EPOCHS
+        self.warmup_iters, self.delay_epochs = (
+            self.cfg.SOLVER.WARMUP_ITERS,
+            self.cfg.SOLVER.DELAY_EPOCHS,
+        )
         self.optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=cfg.SOLVER.BASE_LR)
         self.rates = []
         scheduler = build_lr_scheduler(self.cfg, self.optimizer, iters_per_epoch)
@@ -126,7 +131,12 @@ class ScheduleOnly(TrainerBase):
 @pytest.mark.parametrize("warmup", [0, 1, 10])
 def test_rates_over_a_whole_run_are_the_papers(iters, warmup):
     cfg = config(
-        MAX_EPOCH=130, STEPS=[60, 100], STEPS_FROM_START=True, WARMUP_EPOCHS=warmup, WARMUP_ITERS=0, WARMUP_FACTOR=0.1
+        MAX_EPOCH=130,
+        STEPS=[60, 100],
+        STEPS_FROM_START=True,
+        WARMUP_EPOCHS=warmup,
+        WARMUP_ITERS=0,
+        WARMUP_FACTOR=0.1,
     )
     rates = ScheduleOnly(cfg, iters).rates
     for iteration, rate in enumerate(rates):
@@ -165,7 +175,9 @@ def trained(optimizer, net, steps=5):
     for _ in range(steps):
         for parameter in net.parameters():
             drawn = torch.randn(parameter.shape, generator=generator)
-            parameter.grad = torch.empty_like(parameter).copy_(drawn)  # in memory as the weight is, as autograd's are
+            parameter.grad = torch.empty_like(parameter).copy_(
+                drawn
+            )  # in memory as the weight is, as autograd's are
         optimizer.step()
     return [parameter.detach().clone() for parameter in net.parameters()]
 
@@ -187,7 +199,14 @@ def test_on_a_cpu_one_kernel_updates_as_many_do(name, tolerance):
 def test_weights_whose_first_gradient_comes_late(name):
     """As with MODEL.LOSSES.CE_ONLY_EPOCHS; also after a checkpoint of which they have no momentum yet."""
     # one factor: early and late weights are updated together
-    cfg = config(OPT=name, BASE_LR=0.01, WEIGHT_DECAY=0.1, MOMENTUM=0.9, NESTEROV=True, BACKBONE_LR_FACTOR=1.0)
+    cfg = config(
+        OPT=name,
+        BASE_LR=0.01,
+        WEIGHT_DECAY=0.1,
+        MOMENTUM=0.9,
+        NESTEROV=True,
+        BACKBONE_LR_FACTOR=1.0,
+    )
     results = []
     for fused in (True, False):
         torch.manual_seed(0)
@@ -231,7 +250,9 @@ def test_a_checkpoint_does_not_say_which_kernel_runs(name, saved_by_fused):
     other = build_optimizer(second, other_net)
     other.load_state_dict(state)
     assert {bool(group["fused"]) for group in other.param_groups} == {not saved_by_fused}
-    assert {bool(group["fused"]) for group in state["param_groups"]} == {saved_by_fused}, "the caller's stays as it is"
+    assert {bool(group["fused"]) for group in state["param_groups"]} == {saved_by_fused}, (
+        "the caller's stays as it is"
+    )
     for ours, theirs in zip(trained(other, other_net), trained(optimizer, net), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 

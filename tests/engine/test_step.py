@@ -20,9 +20,23 @@ from fastreid_star.errors import UserError
 from .conftest import REPOSITORY, tiny_options
 
 STAR = str(REPOSITORY / "configs" / "Synthetic" / "STAR_demo.yml")
-LOSSES = ("loss_cls", "loss_cls_frame", "loss_triplet", "loss_cls_attack", "loss_defense", "loss_skeleton")
+LOSSES = (
+    "loss_cls",
+    "loss_cls_frame",
+    "loss_triplet",
+    "loss_cls_attack",
+    "loss_defense",
+    "loss_skeleton",
+)
 # torch's bfloat16 convolution on the CPU gives NaN for maps of 4x2 with stride 2: keep the maps larger
-BFLOAT16 = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16", "INPUT.SIZE_TRAIN", "[64, 32]")
+BFLOAT16 = (
+    "SOLVER.AMP.ENABLED",
+    "True",
+    "SOLVER.AMP.DTYPE",
+    "bfloat16",
+    "INPUT.SIZE_TRAIN",
+    "[64, 32]",
+)
 FLOAT16 = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16")
 
 
@@ -41,7 +55,10 @@ def state(trainer):
     """Everything that a checkpoint would hold, copied."""
     tensors = {f"model.{name}": value.clone() for name, value in trainer.model.state_dict().items()}
     for number, (_, entry) in enumerate(trainer.optimizer.state_dict()["state"].items()):
-        tensors |= {f"optimizer.{number}.{key}": torch.as_tensor(value).clone() for key, value in entry.items()}
+        tensors |= {
+            f"optimizer.{number}.{key}": torch.as_tensor(value).clone()
+            for key, value in entry.items()
+        }
     return tensors
 
 
@@ -95,7 +112,10 @@ def test_what_is_kept(build, tmp_path):
     with pytest.raises(UserError, match="loss_cls is inf, loss_triplet is inf at iteration 1"):
         take_steps(trainer, bad={1}, first=1, losses=("loss_cls", "loss_triplet"), value=math.inf)
     kept = read_step(str(tmp_path / "nonfinite-1.pth"))
-    facts = {key: kept[key] for key in ("seed", "rank", "world_size", "iteration", "amp_dtype", "device", "frozen")}
+    facts = {
+        key: kept[key]
+        for key in ("seed", "rank", "world_size", "iteration", "amp_dtype", "device", "frozen")
+    }
     assert facts == {
         "seed": 5, "rank": 0, "world_size": 1, "iteration": 1, "amp_dtype": None, "device": "cpu",
         "frozen": ["heads.bottleneck.0.bias", "frame_heads.bottleneck.0.bias"],
@@ -107,7 +127,10 @@ def test_what_is_kept(build, tmp_path):
     assert kept["clips"] == [tracklets[index].key(0) for index in kept["batch"]["index"]]
     theirs, ours = kept["optimizer"], trainer.optimizer.state_dict()
     assert theirs["state"].keys() == ours["state"].keys()
-    assert all(torch.equal(theirs["state"][0][key], ours["state"][0][key]) for key in ("exp_avg", "exp_avg_sq"))
+    assert all(
+        torch.equal(theirs["state"][0][key], ours["state"][0][key])
+        for key in ("exp_avg", "exp_avg_sq")
+    )
     assert kept["grad_scaler"] is None
 
 
@@ -116,11 +139,15 @@ def test_a_gradient_is_caught_where_the_losses_are_finite(build, tmp_path, value
     trainer = build()
     take_steps(trainer)
     before = state(trainer)
-    name, parameter = next(item for item in trainer.model.named_parameters() if item[0].endswith("conv2.weight"))
+    name, parameter = next(
+        item for item in trainer.model.named_parameters() if item[0].endswith("conv2.weight")
+    )
     hook = parameter.register_hook(lambda gradient: torch.full_like(gradient, value))
     with pytest.raises(UserError, match="the losses are finite, but 1 gradient") as raised:
         take_steps(trainer, first=1)
-    assert f"1 gradient ({name}) is not finite, or too large to square at iteration 1 " in str(raised.value)
+    assert f"1 gradient ({name}) is not finite, or too large to square at iteration 1 " in str(
+        raised.value
+    )
     assert same({k: v for k, v in state(trainer).items() if "running" not in k and "num_batches" not in k}, {
         k: v for k, v in before.items() if "running" not in k and "num_batches" not in k
     })  # fmt: skip
@@ -134,7 +161,11 @@ def test_a_gradient_is_caught_where_the_losses_are_finite(build, tmp_path, value
 def test_statistics_that_overflow_are_caught_where_losses_and_gradients_are_finite(build):
     """A variance that overflows hides in training, where a BatchNorm divides by it, and spoils every evaluation."""
     trainer = build()
-    norm = next(m for m in trainer.model.backbone.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm))
+    norm = next(
+        m
+        for m in trainer.model.backbone.modules()
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)
+    )
     take_steps(trainer)
 
     def overflow(module, *_):
@@ -163,7 +194,9 @@ def test_weights_that_came_in_spoiled_are_told(build):
     trainer = build()
     with torch.no_grad():
         trainer.model.heads.weight[0, 0] = math.nan
-    with pytest.raises(UserError, match=r"1 weight \(heads\.weight\) is not finite, and came in like that"):
+    with pytest.raises(
+        UserError, match=r"1 weight \(heads\.weight\) is not finite, and came in like that"
+    ):
         take_steps(trainer)
 
 
@@ -173,7 +206,10 @@ def test_a_full_disk_does_not_hide_the_reason(build, tmp_path, monkeypatch):
 
     monkeypatch.setattr(step_module, "keep_step", full)
     trainer = build()
-    with pytest.raises(UserError, match=r"^loss_cls is nan .* could not be kept: OSError: .* No space left on device$"):
+    with pytest.raises(
+        UserError,
+        match=r"^loss_cls is nan .* could not be kept: OSError: .* No space left on device$",
+    ):
         take_steps(trainer, bad={0})
     assert not list(tmp_path.glob("nonfinite*"))
 
@@ -182,7 +218,8 @@ def test_bfloat16_has_no_scaler_and_stops(build, tmp_path):
     trainer = build(*BFLOAT16)
     before = state(trainer)
     with pytest.raises(
-        UserError, match=r"loss_defense is nan at iteration 0 .*: set SOLVER\.AMP\.ENABLED False, lower"
+        UserError,
+        match=r"loss_defense is nan at iteration 0 .*: set SOLVER\.AMP\.ENABLED False, lower",
     ):
         take_steps(trainer, bad={0}, losses=("loss_defense",))
     assert same(state(trainer), before)
@@ -196,7 +233,11 @@ def test_overflowing_gradients_are_skipped_by_the_scaler_and_counted(build, capl
     before = state(trainer)
     with caplog.at_level(logging.DEBUG, logger="fastreid_star"):
         take_steps(trainer)
-    assert (runner.skipped, runner._skipped_in_a_row, runner.grad_scaler.get_scale()) == (1, 1, 2.0**19)
+    assert (runner.skipped, runner._skipped_in_a_row, runner.grad_scaler.get_scale()) == (
+        1,
+        1,
+        2.0**19,
+    )
     after = state(trainer)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed, "the forward pass was sound: its statistics count"
@@ -213,7 +254,9 @@ def test_overflowing_gradients_are_skipped_by_the_scaler_and_counted(build, capl
 
 def test_a_scale_that_collapses_ends_the_run(build, tmp_path):
     trainer = build(*FLOAT16, "SOLVER.AMP.MAX_SKIPPED", "4")
-    name, parameter = next(item for item in trainer.model.named_parameters() if item[0].endswith("conv2.weight"))
+    name, parameter = next(
+        item for item in trainer.model.named_parameters() if item[0].endswith("conv2.weight")
+    )
     trainer._trainer.grad_scaler._init_scale = 16.0
     parameter.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
     with pytest.raises(
@@ -223,7 +266,9 @@ def test_a_scale_that_collapses_ends_the_run(build, tmp_path):
     assert f"1 gradient ({name})" in str(end.value)
     assert "at iteration 3 " in str(end.value)
     assert "set SOLVER.AMP.DTYPE bfloat16" in str(end.value)
-    assert read_step(str(tmp_path / "nonfinite-3.pth"))["grad_scaler"]["scale"] == 2.0, "as it was before that step"
+    assert read_step(str(tmp_path / "nonfinite-3.pth"))["grad_scaler"]["scale"] == 2.0, (
+        "as it was before that step"
+    )
 
 
 def test_a_loss_that_overflows_in_float16_is_skipped_and_the_next_step_taken(build, caplog):
@@ -241,9 +286,14 @@ def test_a_loss_that_overflows_in_float16_is_skipped_and_the_next_step_taken(bui
     assert not same(state(trainer), before)
     assert runner.skipped == 2
     assert math.isfinite(storage.history("total_loss").median(20))
-    assert len(storage.history("total_loss").values()) == len(storage.history("loss_cls").values()) == 2
+    assert (
+        len(storage.history("total_loss").values())
+        == len(storage.history("loss_cls").values())
+        == 2
+    )
     with pytest.raises(
-        UserError, match=r"^2 steps in a row were skipped, the last because loss_cls is nan at iteration 6"
+        UserError,
+        match=r"^2 steps in a row were skipped, the last because loss_cls is nan at iteration 6",
     ):
         take_steps(trainer, bad={5, 6, 7}, first=5, count=3)
 
@@ -253,7 +303,9 @@ def on_rank_1(tiny_root, tmp_path_factory):
     """Three runs in two processes, ended by something on rank 1 only: their folder, and how the program ended."""
     folder = tmp_path_factory.mktemp("ranks")
     program = Path(__file__).parent / "programs" / "nonfinite.py"
-    options = tiny_options(tiny_root, folder, "SOLVER.IMS_PER_BATCH", "16", "MODEL.LOSSES.CE_ONLY_EPOCHS", "0")
+    options = tiny_options(
+        tiny_root, folder, "SOLVER.IMS_PER_BATCH", "16", "MODEL.LOSSES.CE_ONLY_EPOCHS", "0"
+    )
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, str(program), STAR, str(folder), *options]
     return folder, subprocess.run(command, env=env, capture_output=True, text=True, timeout=180)

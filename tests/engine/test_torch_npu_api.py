@@ -49,7 +49,11 @@ class Use(NamedTuple):
 
 def uses_of_package() -> list[Use]:
     sources = sorted((REPOSITORY / "fastreid_star").rglob("*.py"))
-    return [use for path in sources for use in uses_in(path.read_text(), path.relative_to(REPOSITORY).as_posix())]
+    return [
+        use
+        for path in sources
+        for use in uses_in(path.read_text(), path.relative_to(REPOSITORY).as_posix())
+    ]
 
 
 def uses_in(source: str, file: str) -> list[Use]:
@@ -77,12 +81,16 @@ def uses_in(source: str, file: str) -> list[Use]:
         if node in seen:
             continue
         if isinstance(node, ast.Call) and _names(node.func, imported):
-            if any(isinstance(part, ast.Starred) for part in node.args) or any(k.arg is None for k in node.keywords):
+            if any(isinstance(part, ast.Starred) for part in node.args) or any(
+                k.arg is None for k in node.keywords
+            ):
                 raise ValueError(f"{file}:{node.lineno}: write the arguments out, not * and **")
             note(node.func, "call", len(node.args), tuple(keyword.arg for keyword in node.keywords))
         elif isinstance(node, ast.Attribute) and _names(node, imported):
             note(node, "assign" if isinstance(node.ctx, ast.Store) else "read")
-        elif isinstance(node, ast.Call) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)):
+        elif isinstance(node, ast.Call) or (
+            isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+        ):
             note(node, "read")
     return uses
 
@@ -96,10 +104,14 @@ def _imports(tree: ast.Module, file: str) -> tuple[dict[str, str], list[Use]]:
             imported |= {alias.asname: alias.name for alias in node.names if alias.asname}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            imported |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            imported |= {
+                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
         else:
             continue
-        uses += [Use(f"{file}:{node.lineno}", name, "read") for name in names if name.startswith(_INSIDE)]
+        uses += [
+            Use(f"{file}:{node.lineno}", name, "read") for name in names if name.startswith(_INSIDE)
+        ]
     return imported, uses
 
 
@@ -114,7 +126,9 @@ def _names(node: ast.expr, imported: dict[str, str]) -> list[str]:
         node = node.value
     if isinstance(node, ast.Name):
         starts = [imported.get(node.id, node.id)]
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_module":
+    elif (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_module"
+    ):
         starts = ["torch.npu", "torch.cuda"]
     else:
         return []
@@ -132,7 +146,9 @@ def problem(use: Use) -> str | None:
         owner = _find(path)
         if use.kind == "assign":
             return None if _takes(owner, last) else f"{use.where}: {use.name} takes no value"
-        value = getattr(owner, last, None)  # torch.npu.matmul and its like answer None to names they do not have
+        value = getattr(
+            owner, last, None
+        )  # torch.npu.matmul and its like answer None to names they do not have
         value = _find(use.name) if value is None else value
         if use.kind == "call":
             inspect.signature(value).bind(*range(use.positional), **dict.fromkeys(use.keywords))
@@ -155,7 +171,9 @@ def _takes(owner, name: str) -> bool:
     import torch_npu
 
     existed = getattr(owner, name, None) is not None
-    with mock.patch.object(torch_npu._C, "_npu_setOption", wraps=torch_npu._C._npu_setOption) as set_option:
+    with mock.patch.object(
+        torch_npu._C, "_npu_setOption", wraps=torch_npu._C._npu_setOption
+    ) as set_option:
         setattr(owner, name, False)
     return existed or set_option.called
 
@@ -198,7 +216,11 @@ def ask(environment: dict[str, str], function: str, *arguments):
     """Call a function of this file in a process of its own."""
     call = f"here.{function}(*json.load(sys.stdin))"
     run = subprocess.run(
-        [sys.executable, "-c", f"import json, sys, {Path(__file__).stem} as here; print(json.dumps({call}))"],
+        [
+            sys.executable,
+            "-c",
+            f"import json, sys, {Path(__file__).stem} as here; print(json.dumps({call}))",
+        ],
         env=environment,
         input=json.dumps(arguments),
         capture_output=True,
@@ -229,13 +251,19 @@ def with_stubs(environment: dict[str, str], wheel: Path, folder: Path) -> dict[s
     linked = subprocess.run(["ldd", "-r", extension], env=libraries, capture_output=True, text=True)
     report = linked.stdout + linked.stderr
     symbols = set(re.findall(r"undefined symbol:\s+(\w+)", report))
-    functions = sorted(name for name in symbols if not re.match("_?Py", name))  # Python's are in the executable
+    functions = sorted(
+        name for name in symbols if not re.match("_?Py", name)
+    )  # Python's are in the executable
     missing = sorted(set(re.findall(r"(\S+) => not found", report)))
     assert functions, report
     assert missing, report
     folder.mkdir()
-    (folder / "stubs.c").write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in functions))
-    subprocess.run([compiler(), "-shared", "-fPIC", "-o", "stubs.so", "stubs.c"], cwd=folder, check=True)
+    (folder / "stubs.c").write_text(
+        "".join(f"int {name}(void) {{ return 0; }}\n" for name in functions)
+    )
+    subprocess.run(
+        [compiler(), "-shared", "-fPIC", "-o", "stubs.so", "stubs.c"], cwd=folder, check=True
+    )
     for library in missing:
         (folder / library).symlink_to("stubs.so")
     return {**environment, "LD_LIBRARY_PATH": str(folder)}
@@ -250,7 +278,9 @@ def environments(tmp_path_factory):
     """Without the stubs and with them."""
     wheel = os.environ.get("TORCH_NPU_WHEEL")
     if not wheel:
-        pytest.skip("set TORCH_NPU_WHEEL to the file that `pip download --no-deps torch-npu==2.13.0` gets")
+        pytest.skip(
+            "set TORCH_NPU_WHEEL to the file that `pip download --no-deps torch-npu==2.13.0` gets"
+        )
     if not compiler() or not shutil.which("ldd"):
         pytest.skip("needs a C compiler and ldd")
     folder = tmp_path_factory.mktemp("torch_npu")
@@ -259,7 +289,7 @@ def environments(tmp_path_factory):
 
 
 PLANTED = [
-    Use("planted", "torch.npu.synchronise", "call"),
+    Use("planted", "torch.npu.synchronize", "call"),
     Use("planted", "torch.npu.no_such.thing", "read"),
     Use("planted", "torch.npu.matmul.allow_hf33", "read"),
     Use("planted", "torch.npu.matmul.allow_hf33", "assign"),
@@ -314,7 +344,9 @@ _module(kind).f(g=0)
     }
 
 
-@pytest.mark.parametrize("source", ["x = _module(kind)", "f(torch.npu)", "x = torch_npu", "torch.npu.f(*x)"])
+@pytest.mark.parametrize(
+    "source", ["x = _module(kind)", "f(torch.npu)", "x = torch_npu", "torch.npu.f(*x)"]
+)
 def test_the_collector_refuses_what_it_cannot_follow(source):
     with pytest.raises(ValueError, match="file:1"):
         uses_in(source, "file")
@@ -322,8 +354,13 @@ def test_the_collector_refuses_what_it_cannot_follow(source):
 
 def test_a_wrong_use_is_found():
     assert problem(Use("here", "torch.cuda.synchronize", "call", 1)) is None
-    assert problem(Use("here", "torch.cuda.synchronise", "call")) == "here: torch.cuda.synchronise does not exist"
-    assert "unexpected keyword argument 'jit'" in problem(Use("here", "torch.cuda.synchronize", "call", 0, ("jit",)))
+    assert (
+        problem(Use("here", "torch.cuda.synchronize", "call"))
+        == "here: torch.cuda.synchronize does not exist"
+    )
+    assert "unexpected keyword argument 'jit'" in problem(
+        Use("here", "torch.cuda.synchronize", "call", 0, ("jit",))
+    )
     assert "too many positional" in problem(Use("here", "torch.cuda.synchronize", "call", 2))
 
 
@@ -357,11 +394,15 @@ def test_the_backend_of_collectives(real):
 
 def test_without_cann(environments):
     for reason in ask(environments[0], "refusals"):
-        assert re.search(r"does not load \(lib\w+\.so: cannot open shared object file.*set_env\.sh", reason)
+        assert re.search(
+            r"does not load \(lib\w+\.so: cannot open shared object file.*set_env\.sh", reason
+        )
 
 
 def test_the_list_of_operators(real):
-    assert OPERATORS.read_text() == operators_text(real), f"python {Path(__file__).name} WHEEL writes it anew"
+    assert OPERATORS.read_text() == operators_text(real), (
+        f"python {Path(__file__).name} WHEEL writes it anew"
+    )
 
 
 def operators_text(real: dict) -> str:
@@ -375,5 +416,7 @@ def operators_text(real: dict) -> str:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         plain = unpack(Path(sys.argv[1]), Path(scratch, "wheel"))
-        found = ask(with_stubs(plain, Path(scratch, "wheel"), Path(scratch, "stubs")), "answers", [])
+        found = ask(
+            with_stubs(plain, Path(scratch, "wheel"), Path(scratch, "stubs")), "answers", []
+        )
     OPERATORS.write_text(operators_text(found))

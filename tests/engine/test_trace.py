@@ -39,7 +39,11 @@ def test_the_operator_the_module_and_the_line():
     assert origin.inputs == (Range(0.0, 2.0, 0, 2),)
     assert (origin.output.bad, origin.output.count) == (1, 2)
     assert origin.output.high == pytest.approx(math.log(2))
-    assert [(passage.module, passage.output.bad) for passage in trace.forward] == [("0", 0), ("1", 1), ("2", 1)]
+    assert [(passage.module, passage.output.bad) for passage in trace.forward] == [
+        ("0", 0),
+        ("1", 1),
+        ("2", 1),
+    ]
 
 
 def masked(x, hidden):
@@ -85,7 +89,9 @@ def test_what_came_in_is_named(where):
 
 def test_the_backward_pass_is_told_by_the_line_of_the_forward_pass():
     """The slope of sqrt at 0 is infinite, and 0 times infinity is NaN."""
-    model = nn.Sequential(nn.Linear(2, 2), Part(lambda x: x + 0), Part(lambda x: x.sqrt()), Part(lambda x: x * 0))
+    model = nn.Sequential(
+        nn.Linear(2, 2), Part(lambda x: x + 0), Part(lambda x: x.sqrt()), Part(lambda x: x * 0)
+    )
     nn.init.zeros_(model[0].weight)
     nn.init.zeros_(model[0].bias)
     trace, origin = follow(model, torch.ones(1, 2), backward=True)
@@ -122,7 +128,9 @@ def test_following_changes_nothing():
             trace, origin = follow(model, x, backward=True)
         else:
             model(x).sum().backward()
-        results.append([tensor for p in model.parameters() for tensor in (p, p.grad)] + list(model.buffers()))
+        results.append(
+            [tensor for p in model.parameters() for tensor in (p, p.grad)] + list(model.buffers())
+        )
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
     assert origin is None
     assert trace.births == []

@@ -27,7 +27,9 @@ def assert_same_checkpoint(one, other):
         assert "OUTPUT_DIR" in data.pop("config")  # in which they differ
     assert one.keys() == other.keys()
     assert torch.utils._pytree.tree_structure(one) == torch.utils._pytree.tree_structure(other)
-    for a, b in zip(torch.utils._pytree.tree_leaves(one), torch.utils._pytree.tree_leaves(other), strict=True):
+    for a, b in zip(
+        torch.utils._pytree.tree_leaves(one), torch.utils._pytree.tree_leaves(other), strict=True
+    ):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
@@ -42,22 +44,34 @@ def whole_run(tiny_root, tmp_path_factory):
 
 def test_training_changes_every_weight_and_reports_both_directions(tiny_root, tmp_path):
     trainer = Trainer(tiny_config(tiny_root, tmp_path))
-    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    before = {
+        name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad
+    }
     results = trainer.train()
     assert before
     for name, p in trainer.model.named_parameters():
         if p.requires_grad:
             assert not torch.equal(p, before[name]), name
-    assert {f"{way}/{what}" for way in ("I2V", "V2I") for what in ("Rank-1", "Rank-20", "mAP", "mINP")} <= set(results)
-    assert results["metric"] == results["mean/mAP"] == pytest.approx((results["I2V/mAP"] + results["V2I/mAP"]) / 2)
+    assert {
+        f"{way}/{what}" for way in ("I2V", "V2I") for what in ("Rank-1", "Rank-20", "mAP", "mINP")
+    } <= set(results)
+    assert (
+        results["metric"]
+        == results["mean/mAP"]
+        == pytest.approx((results["I2V/mAP"] + results["V2I/mAP"]) / 2)
+    )
     assert all(0 <= value <= 100 for value in results.values())
 
 
 def test_what_a_run_leaves_behind(whole_run):
     output, results = whole_run
-    assert {"config.yaml", "metrics.json", "model_best.pth", "model_final.pth", "model_last.pth"} <= {
-        *os.listdir(output)
-    }
+    assert {
+        "config.yaml",
+        "metrics.json",
+        "model_best.pth",
+        "model_final.pth",
+        "model_last.pth",
+    } <= {*os.listdir(output)}
     assert any(name.startswith("events.out.tfevents") for name in os.listdir(output))
     assert (output / "per_query_SyntheticVCM.csv").read_text().count("\n") == 1 + 2 * 8
     final = read_checkpoint(str(output / "model_final.pth"))
@@ -115,22 +129,40 @@ def test_a_run_goes_on_from_the_last_good_checkpoint(tiny_root, whole_run, tmp_p
 
 def test_where_no_checkpoint_is_good_nothing_is_trained(tiny_root, tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_last.pth")
-    with pytest.raises(UserError, match=r"^--resume: .*last_checkpoint names 'model_last\.pth', which is not t"):
+    with pytest.raises(
+        UserError, match=r"^--resume: .*last_checkpoint names 'model_last\.pth', which is not t"
+    ):
         Trainer(tiny_config(tiny_root, tmp_path)).resume_or_load(resume=True)
 
 
-def test_a_new_run_does_not_pass_an_earlier_ones_checkpoints_for_its_own(tiny_root, whole_run, tmp_path, caplog):
+def test_a_new_run_does_not_pass_an_earlier_ones_checkpoints_for_its_own(
+    tiny_root, whole_run, tmp_path, caplog
+):
     shutil.copytree(whole_run[0], tmp_path, dirs_exist_ok=True)
     weights = str(tmp_path / "model_best.pth")  # which is moved, but only once it is loaded
-    options = ("TEST.EVAL_PERIOD", "0", "SOLVER.MAX_EPOCH", "1", "SOLVER.STEPS", "()", "MODEL.WEIGHTS", weights)
+    options = (
+        "TEST.EVAL_PERIOD",
+        "0",
+        "SOLVER.MAX_EPOCH",
+        "1",
+        "SOLVER.STEPS",
+        "()",
+        "MODEL.WEIGHTS",
+        weights,
+    )
     trainer = Trainer(tiny_config(tiny_root, tmp_path, *options))
     trainer.resume_or_load(resume=False)
     assert f"checkpoints of an earlier one are now in {tmp_path}/earlier-1" in caplog.text
     before = read_checkpoint(str(tmp_path / "earlier-1" / "model_best.pth"))["model"]
-    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+    assert all(
+        torch.equal(before[name], value) for name, value in trainer.model.state_dict().items()
+    )
     trainer.train()
     assert [path.name for path in tmp_path.glob("*.pth")] == ["model_final.pth"]
-    names, aside = ({path.name for path in folder.glob("*.pth")} for folder in (whole_run[0], tmp_path / "earlier-1"))
+    names, aside = (
+        {path.name for path in folder.glob("*.pth")}
+        for folder in (whole_run[0], tmp_path / "earlier-1")
+    )
     assert aside == names
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
@@ -158,7 +190,9 @@ def test_trained_weights_evaluate_to_what_training_reported(tiny_root, whole_run
 
 def test_weights_of_another_model_are_refused(tiny_root, whole_run, tmp_path):
     cfg = tiny_config(tiny_root, tmp_path, "MODEL.BACKBONE.DEPTH", "small")
-    with pytest.raises(UserError, match=r"is of another model: .* use the config it was trained with"):
+    with pytest.raises(
+        UserError, match=r"is of another model: .* use the config it was trained with"
+    ):
         load_trained(cfg, str(whole_run[0] / "model_final.pth"))
 
 
@@ -182,7 +216,9 @@ def test_mixed_precision_trains_and_keeps_its_scaler(tiny_root, tmp_path, dtype)
 
 
 def test_style_and_dropout_of_a_step_follow_from_its_number():
-    seeds = {step_seed(seed, rank, step) for seed in range(3) for rank in range(3) for step in range(50)}
+    seeds = {
+        step_seed(seed, rank, step) for seed in range(3) for rank in range(3) for step in range(50)
+    }
     assert len(seeds) == 450
     assert step_seed(1, 2, 3) == step_seed(1, 2, 3)
     assert min(seeds) >= 0
@@ -194,19 +230,29 @@ def test_cross_entropy_alone_for_the_first_epochs(tiny_root, tmp_path):
 
     class Watch(HookBase):
         def after_step(self):
-            seen.append(set(self.trainer.storage.latest()) & {"loss_cls", "loss_cls_frame", "loss_defense"})
+            seen.append(
+                set(self.trainer.storage.latest()) & {"loss_cls", "loss_cls_frame", "loss_defense"}
+            )
 
     trainer = Trainer(tiny_config(tiny_root, tmp_path, "TEST.EVAL_PERIOD", "0"))
     trainer.register_hooks([Watch()])
     assert trainer.train() == {}
-    assert seen == [{"loss_cls", "loss_cls_frame"}] * 3 + [{"loss_cls", "loss_cls_frame", "loss_defense"}] * 6
+    assert (
+        seen
+        == [{"loss_cls", "loss_cls_frame"}] * 3
+        + [{"loss_cls", "loss_cls_frame", "loss_defense"}] * 6
+    )
 
 
 def train_on_ranks(root, output, config, *more):
     # two identities for each process, or there is no negative
-    trainer = Trainer(load_config(config, tiny_options(root, output, "SOLVER.IMS_PER_BATCH", "16", *more)))
+    trainer = Trainer(
+        load_config(config, tiny_options(root, output, "SOLVER.IMS_PER_BATCH", "16", *more))
+    )
     results = trainer.train()
-    weights = comm.gather({name: value.clone() for name, value in trainer.model.module.named_parameters()})
+    weights = comm.gather(
+        {name: value.clone() for name, value in trainer.model.module.named_parameters()}
+    )
     if comm.is_main_process():
         torch.save({"weights": weights, "results": dict(results)}, os.path.join(output, "ranks.pt"))
 
@@ -217,12 +263,20 @@ def test_two_processes_end_with_equal_weights_and_evaluate_as_one(tiny_root, tmp
     first, second = ranks["weights"]
     assert all(torch.equal(first[name], second[name]) for name in first)
     cfg = tiny_config(tiny_root, tmp_path)
-    assert dict(Trainer.test(cfg, load_trained(cfg, str(tmp_path / "model_final.pth")))) == ranks["results"]
+    assert (
+        dict(Trainer.test(cfg, load_trained(cfg, str(tmp_path / "model_final.pth"))))
+        == ranks["results"]
+    )
 
 
 def test_star_trains_in_two_processes_while_some_of_its_losses_rest(tiny_root, tmp_path):
     star = DEMO.replace("SAD_demo", "STAR_demo")
-    launch(train_on_ranks, 2, device="cpu", args=(str(tiny_root), str(tmp_path), star, "TEST.EVAL_PERIOD", "0"))
+    launch(
+        train_on_ranks,
+        2,
+        device="cpu",
+        args=(str(tiny_root), str(tmp_path), star, "TEST.EVAL_PERIOD", "0"),
+    )
     first, second = torch.load(tmp_path / "ranks.pt", weights_only=True)["weights"]
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert "consistency.fc.weight" in first
@@ -255,7 +309,9 @@ def test_a_fresh_seed_is_the_same_in_all_processes(tiny_root, tmp_path):
 
 
 def test_one_identity_has_no_negative(tiny_root, tmp_path):
-    with pytest.raises(UserError, match=r"TripletLoss needs two identities .* raise SOLVER\.IMS_PER_BATCH"):
+    with pytest.raises(
+        UserError, match=r"TripletLoss needs two identities .* raise SOLVER\.IMS_PER_BATCH"
+    ):
         Trainer(tiny_config(tiny_root, tmp_path, "SOLVER.IMS_PER_BATCH", "4"))
 
 
@@ -273,7 +329,14 @@ def test_the_config_says_whether_memory_is_kept(tiny_root, tmp_path, monkeypatch
 
 def test_channels_last_gives_the_same_step_in_another_layout(tiny_root, tmp_path):
     """Same losses and gradients up to the rounding of sums in another order, by maps that do lie otherwise."""
-    star = ("MODEL.META_ARCHITECTURE", "STAR", "MODEL.HEADS.NAME", "GATGeMHead", "DATASETS.SKELETONS", "skeletons")
+    star = (
+        "MODEL.META_ARCHITECTURE",
+        "STAR",
+        "MODEL.HEADS.NAME",
+        "GATGeMHead",
+        "DATASETS.SKELETONS",
+        "skeletons",
+    )
     runs = {}
     for value in ("False", "True"):
         cfg = tiny_config(tiny_root, tmp_path / value, *star, "MODEL.CHANNELS_LAST", value)

@@ -22,12 +22,16 @@ def test_a_writer_that_fails_is_left_with_one_warning(caplog):
             writer.write()
         writer.close()
     (record,) = caplog.records
-    assert record.getMessage().startswith("metrics.json cannot be written any more (No space left on device)")
+    assert record.getMessage().startswith(
+        "metrics.json cannot be written any more (No space left on device)"
+    )
 
 
 def test_one_that_cannot_be_opened_is_left_too(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    writer = Dispensable("metrics.json", lambda: JSONWriter(str(tmp_path / "file" / "metrics.json")))
+    writer = Dispensable(
+        "metrics.json", lambda: JSONWriter(str(tmp_path / "file" / "metrics.json"))
+    )
     writer.write()
     writer.close()
     assert len(caplog.records) == 1
@@ -54,7 +58,10 @@ def test_tensorboard_without_room(disk, caplog, capfd):
             put(storage, 200)  # more than fits into the last page
             writer.write()
         writer.close()
-    assert [record.getMessage().count("TensorBoard cannot be written any more") for record in caplog.records] == [1]
+    assert [
+        record.getMessage().count("TensorBoard cannot be written any more")
+        for record in caplog.records
+    ] == [1]
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -23,7 +23,12 @@ from fastreid_star.data.datasets import ListedTracklet
 from fastreid_star.engine.launch import launch
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation import cross_modal
-from fastreid_star.evaluation.cross_modal import CrossModalEvaluator, cross_modal_results, format_table, write_query_csv
+from fastreid_star.evaluation.cross_modal import (
+    CrossModalEvaluator,
+    cross_modal_results,
+    format_table,
+    write_query_csv,
+)
 from fastreid_star.evaluation.retrieval import evaluate_retrieval
 from fastreid_star.structures import Modality, Tracklet
 
@@ -32,7 +37,13 @@ PROTOCOL = {"min_frames": 2, "dataset_name": "Toy"}
 
 def make_tracklet(pid, camid, modality, number=0, frames=2):
     folder = f"{pid:04d}/{modality.folder}/D{camid}"
-    return Tracklet(pid, camid, modality, "/data", tuple(f"{folder}/{number}_{frame}.jpg" for frame in range(frames)))
+    return Tracklet(
+        pid,
+        camid,
+        modality,
+        "/data",
+        tuple(f"{folder}/{number}_{frame}.jpg" for frame in range(frames)),
+    )
 
 
 def toy(seed=0, infrared=30, visible=40, pids=8, width=12):
@@ -43,15 +54,19 @@ def toy(seed=0, infrared=30, visible=40, pids=8, width=12):
         for modality, count in ((Modality.INFRARED, infrared), (Modality.VISIBLE, visible))
         for number in range(count)
     ]
-    centres = random.standard_normal((pids, width))
-    features = np.array([centres[t.pid] for t in tracklets]) + 1.5 * random.standard_normal((len(tracklets), width))
+    centers = random.standard_normal((pids, width))
+    features = np.array([centers[t.pid] for t in tracklets]) + 1.5 * random.standard_normal(
+        (len(tracklets), width)
+    )
     return torch.tensor(features, dtype=torch.float32), tracklets
 
 
 def count_matches(tracklet, tracklets):
     """By the definition, camera rule included."""
     return sum(
-        other.modality != tracklet.modality and other.pid == tracklet.pid and other.camid != tracklet.camid
+        other.modality != tracklet.modality
+        and other.pid == tracklet.pid
+        and other.camid != tracklet.camid
         for other in tracklets
     )
 
@@ -81,7 +96,9 @@ def test_metrics_are_both_directions_in_percent():
     for direction, q, g in (("I2V", infrared, visible), ("V2I", visible, infrared)):
         expected = evaluate_retrieval(unit[q], unit[g], pids[q], pids[g], camids[q], camids[g])
         got = [metrics[f"{direction}/{measure}"] for measure in measures]
-        assert got == pytest.approx([100 * value for value in (*expected.cmc, expected.mAP, expected.mINP)])
+        assert got == pytest.approx(
+            [100 * value for value in (*expected.cmc, expected.mAP, expected.mINP)]
+        )
     assert metrics["I2V/mAP"] != metrics["V2I/mAP"]
     for measure in ("Rank-1", "mAP", "mINP"):
         both = (metrics[f"I2V/{measure}"] + metrics[f"V2I/{measure}"]) / 2
@@ -92,7 +109,9 @@ def test_metrics_are_both_directions_in_percent():
 def direction_by_itself(features, tracklets, query, gallery):
     unit = torch.nn.functional.normalize(features, dim=1)
     pids, camids = np.array([t.pid for t in tracklets]), np.array([t.camid for t in tracklets])
-    return evaluate_retrieval(unit[query], unit[gallery], pids[query], pids[gallery], camids[query], camids[gallery])
+    return evaluate_retrieval(
+        unit[query], unit[gallery], pids[query], pids[gallery], camids[query], camids[gallery]
+    )
 
 
 def assert_equal(a, b):
@@ -116,7 +135,9 @@ def products(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("limit", [30 * 40, 30 * 40 - 1])
-def test_one_product_serves_both_directions_unless_it_is_too_large(seed, limit, products, monkeypatch):
+def test_one_product_serves_both_directions_unless_it_is_too_large(
+    seed, limit, products, monkeypatch
+):
     monkeypatch.setattr(cross_modal, "MAX_SHARED", limit)
     _, tracklets = toy(seed)
     # one of four axes and a sign each: products are 1, 0 or -1 without rounding, and nearly all tied
@@ -150,9 +171,16 @@ def test_similarities_are_kept_where_they_are_asked_for(limit, monkeypatch):
     features, tracklets = toy()
     results = cross_modal_results(features, tracklets, **PROTOCOL, keep_similarity=True)
     unit = torch.nn.functional.normalize(features, dim=1)
-    for direction, queries, gallery in ((results.i2v, unit[:30], unit[30:]), (results.v2i, unit[30:], unit[:30])):
-        np.testing.assert_allclose(direction.similarity, (queries @ gallery.T).numpy(), rtol=0, atol=1e-6)
-        top1 = np.take_along_axis(direction.similarity, direction.per_query.top1[:, None], axis=1)[:, 0]
+    for direction, queries, gallery in (
+        (results.i2v, unit[:30], unit[30:]),
+        (results.v2i, unit[30:], unit[:30]),
+    ):
+        np.testing.assert_allclose(
+            direction.similarity, (queries @ gallery.T).numpy(), rtol=0, atol=1e-6
+        )
+        top1 = np.take_along_axis(direction.similarity, direction.per_query.top1[:, None], axis=1)[
+            :, 0
+        ]
         np.testing.assert_array_equal(top1, direction.per_query.top1_similarity)
 
 
@@ -169,7 +197,9 @@ def test_a_hand_computed_pair_of_directions():
     def metrics(*degrees):
         angle = torch.deg2rad(torch.tensor(degrees))
         # Lengths differ: only the angle may count.
-        features = torch.stack([angle.cos(), angle.sin()], dim=1) * torch.tensor([[1.0], [5.0], [0.1], [30.0]])
+        features = torch.stack([angle.cos(), angle.sin()], dim=1) * torch.tensor(
+            [[1.0], [5.0], [0.1], [30.0]]
+        )
         tracklets = [
             make_tracklet(pid, camid, modality)
             for pid, camid, modality in (
@@ -194,7 +224,10 @@ def test_swapping_the_modalities_swaps_the_directions():
     after = cross_modal_results(features, swapped, **PROTOCOL).metrics()
     for key in before:
         direction, _, measure = key.partition("/")
-        assert before[key] == after[{"I2V": "V2I", "V2I": "I2V"}.get(direction, direction) + _ + measure]
+        assert (
+            before[key]
+            == after[{"I2V": "V2I", "V2I": "I2V"}.get(direction, direction) + _ + measure]
+        )
 
 
 def test_tracklets_need_no_order():
@@ -294,9 +327,14 @@ def test_identities_of_one_modality_only():
         cross_modal_results(torch.eye(2), tracklets, **PROTOCOL)
 
 
-@pytest.mark.parametrize("build", [CrossModalEvaluator, lambda **kw: cross_modal_results(torch.eye(2), **kw)])
+@pytest.mark.parametrize(
+    "build", [CrossModalEvaluator, lambda **kw: cross_modal_results(torch.eye(2), **kw)]
+)
 def test_a_protocol_that_cannot_hold_is_refused_at_once(build):
-    infrared, visible = make_tracklet(1, 1, Modality.INFRARED), make_tracklet(1, 2, Modality.VISIBLE)
+    infrared, visible = (
+        make_tracklet(1, 1, Modality.INFRARED),
+        make_tracklet(1, 2, Modality.VISIBLE),
+    )
     with pytest.raises(UserError, match="Toy: 2 infrared and 0 visible"):
         build(tracklets=[infrared, infrared], **PROTOCOL)
     with pytest.raises(UserError, match="0 infrared and 0 visible"):
@@ -304,13 +342,17 @@ def test_a_protocol_that_cannot_hold_is_refused_at_once(build):
     with pytest.raises(UserError, match=r"1 of 2 tracklets have fewer than 2 frames, index 1"):
         build(tracklets=[infrared, make_tracklet(1, 2, Modality.VISIBLE, frames=1)], **PROTOCOL)
     with pytest.raises(UserError, match=r"fewer than 1 frames"):
-        build(tracklets=[infrared, make_tracklet(1, 2, Modality.VISIBLE, frames=0)], min_frames=0, dataset_name="Toy")
+        build(
+            tracklets=[infrared, make_tracklet(1, 2, Modality.VISIBLE, frames=0)],
+            min_frames=0,
+            dataset_name="Toy",
+        )
     with pytest.raises(UserError, match=r"TEST\.RANKS"):
         build(tracklets=[infrared, visible], ranks=(5, 1), **PROTOCOL)
 
 
 def test_the_camera_rule_reaches_both_directions():
-    """Each query's nearest neighbour is itself under its own camera; the rule takes that away."""
+    """Each query's nearest neighbor is itself under its own camera; the rule takes that away."""
     tracklets = [
         make_tracklet(pid, camid, modality)
         for modality in (Modality.INFRARED, Modality.VISIBLE)
@@ -320,7 +362,11 @@ def test_the_camera_rule_reaches_both_directions():
     kept = cross_modal_results(features, tracklets, camera_filter=False, **PROTOCOL)
     removed = cross_modal_results(features, tracklets, camera_filter=True, **PROTOCOL)
     assert kept.metrics()["I2V/Rank-1"] == kept.metrics()["V2I/Rank-1"] == 100
-    assert removed.i2v.per_query.n_matches.tolist() == removed.v2i.per_query.n_matches.tolist() == [1, 1, 1, 1]
+    assert (
+        removed.i2v.per_query.n_matches.tolist()
+        == removed.v2i.per_query.n_matches.tolist()
+        == [1, 1, 1, 1]
+    )
     assert removed.metrics()["I2V/Rank-1"] == removed.metrics()["V2I/Rank-1"] == 25
     assert "camera kept in" in kept.protocol()
     assert "camera removed from" in removed.protocol()
@@ -328,7 +374,9 @@ def test_the_camera_rule_reaches_both_directions():
 
 def test_results_that_are_not_each_others_reverse():
     results = cross_modal_results(*toy(), **PROTOCOL)
-    with pytest.raises(ValueError, match="I2V must use all of 30 queries and 40 gallery entries, V2I of 40 and 30"):
+    with pytest.raises(
+        ValueError, match="I2V must use all of 30 queries and 40 gallery entries, V2I of 40 and 30"
+    ):
         replace(results, v2i=results.i2v)
     with pytest.raises(ValueError, match="ranks"):
         replace(results, v2i=replace(results.v2i, ranks=(1, 2, 3, 4)))
@@ -357,9 +405,15 @@ def by_brute_force(features, tracklets, query_modality, *, camera_filter):
     for i, one in enumerate(tracklets):
         if one.role != "query" or one.modality != query_modality:
             continue
-        gallery = [j for j, t in enumerate(tracklets) if t.role == "gallery" and t.modality != query_modality]
+        gallery = [
+            j
+            for j, t in enumerate(tracklets)
+            if t.role == "gallery" and t.modality != query_modality
+        ]
         if camera_filter:
-            gallery = [j for j in gallery if (tracklets[j].pid, tracklets[j].camid) != (one.pid, one.camid)]
+            gallery = [
+                j for j in gallery if (tracklets[j].pid, tracklets[j].camid) != (one.pid, one.camid)
+            ]
         gallery.sort(key=lambda j: -(unit[i] @ unit[j]))
         ranks = [rank for rank, j in enumerate(gallery, start=1) if tracklets[j].pid == one.pid]
         if ranks:
@@ -373,11 +427,15 @@ def by_brute_force(features, tracklets, query_modality, *, camera_filter):
 def test_listed_queries_against_brute_force(seed, camera_filter):
     features, tracklets = listed(seed)
     ranks = range(1, 21)
-    evaluator = CrossModalEvaluator(tracklets=tracklets, ranks=ranks, camera_filter=camera_filter, **PROTOCOL)
+    evaluator = CrossModalEvaluator(
+        tracklets=tracklets, ranks=ranks, camera_filter=camera_filter, **PROTOCOL
+    )
     feed(evaluator, features, range(len(tracklets)))
     metrics = evaluator.evaluate()
     for direction, modality in (("I2V", Modality.INFRARED), ("V2I", Modality.VISIBLE)):
-        cmc, mean_precision = by_brute_force(features, tracklets, modality, camera_filter=camera_filter)
+        cmc, mean_precision = by_brute_force(
+            features, tracklets, modality, camera_filter=camera_filter
+        )
         assert [metrics[f"{direction}/Rank-{k}"] for k in ranks] == pytest.approx(cmc)
         assert metrics[f"{direction}/mAP"] == pytest.approx(mean_precision)
 
@@ -391,12 +449,17 @@ def test_a_listed_query_is_never_found_and_a_gallery_entry_never_looked_for(tmp_
         return [ListedTracklet(t.pid, t.camid, t.modality, t.root, t.frames, role) for t in plain]
 
     tracklets = [*both(1, "query"), *both(2, "query"), *both(1, "gallery"), *both(2, "gallery")]
-    features = torch.eye(2)[[0, 0, 1, 1, 1, 1, 0, 0]]  # a gallery entry looks like the other identity's query
+    features = torch.eye(2)[
+        [0, 0, 1, 1, 1, 1, 0, 0]
+    ]  # a gallery entry looks like the other identity's query
     results = cross_modal_results(features, tracklets, camera_filter=False, **PROTOCOL)
     assert [side.tolist() for side in results.sides] == [[0, 2], [5, 7], [1, 3], [4, 6]]
     assert results.metrics()["I2V/Rank-1"] == results.metrics()["V2I/Rank-1"] == 0
     assert results.metrics()["I2V/mAP"] == results.metrics()["V2I/mAP"] == 50
-    assert "I2V: 2 infrared queries x 2 visible gallery tracklets, 2 identities, 2 valid queries" in results.protocol()
+    assert (
+        "I2V: 2 infrared queries x 2 visible gallery tracklets, 2 identities, 2 valid queries"
+        in results.protocol()
+    )
     write_query_csv(tmp_path / "per_query.csv", results, tracklets)
     rows = read_csv(tmp_path / "per_query.csv")
     assert [(row["direction"], row["tracklet"], row["top1_tracklet"]) for row in rows] == [
@@ -412,7 +475,8 @@ def test_listed_queries_of_one_modality_only():
     kept = [t for t in tracklets if t.role == "gallery" or t.modality is Modality.INFRARED]
     queries = sum(t.role == "query" for t in kept)
     with pytest.raises(
-        UserError, match=rf"Toy: {queries} infrared and 0 visible queries, \d+ infrared and \d+ visible"
+        UserError,
+        match=rf"Toy: {queries} infrared and 0 visible queries, \d+ infrared and \d+ visible",
     ):
         CrossModalEvaluator(tracklets=kept, **PROTOCOL)
 
@@ -459,12 +523,20 @@ def test_the_table_shows_runs_side_by_side():
     results = cross_modal_results(*toy(), **PROTOCOL)
     metrics = cross_modal_results(*toy(seed=1), **PROTOCOL).metrics()
     # The metrics an evaluator returned, and fast-reid adds the dataset's name to.
-    header, rule, *rows = cells(format_table({"untrained": results, "trained": {**metrics, "dataset": "Toy"}}))
+    header, rule, *rows = cells(
+        format_table({"untrained": results, "trained": {**metrics, "dataset": "Toy"}})
+    )
     assert header == ["%", "Rank-1", "Rank-5", "Rank-10", "Rank-20", "mAP", "mINP"]
     assert set("".join(rule)) <= set(":-")
-    names = [f"{run} {direction}" for run in ("untrained", "trained") for direction in ("I2V", "V2I", "mean")]
+    names = [
+        f"{run} {direction}"
+        for run in ("untrained", "trained")
+        for direction in ("I2V", "V2I", "mean")
+    ]
     assert [row[0] for row in rows] == names
-    assert rows[0][1:] == [f"{100 * value:.2f}" for value in (*results.i2v.cmc, results.i2v.mAP, results.i2v.mINP)]
+    assert rows[0][1:] == [
+        f"{100 * value:.2f}" for value in (*results.i2v.cmc, results.i2v.mAP, results.i2v.mINP)
+    ]
     assert rows[4][5] == f"{metrics['V2I/mAP']:.2f}"
     assert rows[5][5] == f"{metrics['metric']:.2f}"
     assert rows[5][2] == f"{(metrics['I2V/Rank-5'] + metrics['V2I/Rank-5']) / 2:.2f}"
@@ -516,7 +588,9 @@ def test_the_csv_has_a_row_for_each_query_and_direction(tmp_path):
         assert row["first_frame"] == tracklet.path(0)
         assert tracklets[top1].modality != tracklet.modality
         assert int(row["top1_pid"]) == tracklets[top1].pid
-        assert float(row["top1_similarity"]) == pytest.approx(float(unit[index] @ unit[top1]), abs=1e-6)
+        assert float(row["top1_similarity"]) == pytest.approx(
+            float(unit[index] @ unit[top1]), abs=1e-6
+        )
         assert (row["first_match_rank"] == "1") == (tracklets[top1].pid == tracklet.pid)
         assert int(row["n_matches"]) == count_matches(tracklet, tracklets)
 
@@ -541,7 +615,9 @@ def test_the_csv_leaves_out_what_does_not_exist(tmp_path):
     assert [int(row["n_matches"]) for row in rows] == [1, 1, 0, 0]
     measures = ("first_match_rank", "AP", "INP")
     top1 = ("top1_pid", "top1_tracklet", "top1_similarity")
-    assert [rows[2][name] for name in measures] == [rows[3][name] for name in measures] == ["", "", ""]
+    assert (
+        [rows[2][name] for name in measures] == [rows[3][name] for name in measures] == ["", "", ""]
+    )
     assert [rows[2][name] for name in top1[:2]] == ["1", "0"]
     assert [rows[3][name] for name in top1] == ["", "", ""]
 
@@ -580,7 +656,11 @@ def _worker(folder):
     features, tracklets = toy()
     evaluator = CrossModalEvaluator(tracklets=tracklets, csv_path=folder / "two.csv", **PROTOCOL)
     # Neither contiguous nor equally many a process.
-    feed(evaluator, features, list(range(len(tracklets)))[::3] if rank else [i for i in range(70) if i % 3])
+    feed(
+        evaluator,
+        features,
+        list(range(len(tracklets)))[::3] if rank else [i for i in range(70) if i % 3],
+    )
     torch.save(dict(evaluator.evaluate()), folder / f"rank{rank}.pt")
 
 

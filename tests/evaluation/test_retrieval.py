@@ -46,7 +46,9 @@ def brute_force(similarity, q_pids, g_pids, q_camids, g_camids, camera_filter):
                 if other <= rank:
                     hits += 1
             precision.append(hits / rank)
-        rows.append((len(ranks), ranks[0], sum(precision) / len(precision), len(ranks) / ranks[-1], top1))
+        rows.append(
+            (len(ranks), ranks[0], sum(precision) / len(precision), len(ranks) / ranks[-1], top1)
+        )
     return rows
 
 
@@ -71,14 +73,18 @@ def problems(draw):
     q, g = draw(st.integers(1, 7)), draw(st.integers(1, 10))
     integers = lambda size, top: draw(st.lists(st.integers(0, top), min_size=size, max_size=size))  # noqa: E731
     values = draw(st.sampled_from([1, 4, 1000]))
-    similarity = np.array(integers(q * g, values), dtype=draw(st.sampled_from([np.float32, np.float64]))).reshape(q, g)
+    similarity = np.array(
+        integers(q * g, values), dtype=draw(st.sampled_from([np.float32, np.float64]))
+    ).reshape(q, g)
     return similarity, integers(q, 3), integers(g, 3), integers(q, 2), integers(g, 2)
 
 
 @settings(max_examples=400, deadline=None)
 @given(problem=problems(), camera_filter=st.booleans(), counted=st.sampled_from([0, 2, 64]))
 def test_every_measure_against_brute_force(problem, camera_filter, counted):
-    with mock.patch.object(retrieval, "_COUNTED", counted):  # more matches than this, and the whole gallery is sorted
+    with mock.patch.object(
+        retrieval, "_COUNTED", counted
+    ):  # more matches than this, and the whole gallery is sorted
         results = rank_queries(*problem, camera_filter=camera_filter)
     assert_same(results, brute_force(*problem, camera_filter))
     for row, top1 in enumerate(results.top1):
@@ -95,7 +101,12 @@ def test_every_way_to_place_matches_in_a_small_gallery(size):
     similarity = np.array(permutations, dtype=np.float32)
     g_pids = [1 if g % 3 == 0 else 2 for g in range(size)]
     for pid in {1, 2} if size > 1 else {1}:
-        labels = ([pid] * len(similarity), g_pids, [0] * len(similarity), [g % 2 for g in range(size)])
+        labels = (
+            [pid] * len(similarity),
+            g_pids,
+            [0] * len(similarity),
+            [g % 2 for g in range(size)],
+        )
         for camera_filter in (False, True):
             results = rank_queries(similarity, *labels, camera_filter=camera_filter)
             assert_same(results, brute_force(similarity.tolist(), *labels, camera_filter))
@@ -116,7 +127,12 @@ def hand_example():
 
     First matches at 1, 3, 2:  CMC_1 = 1/3, CMC_2 = 2/3, CMC_3 = 1.
     """
-    similarity = np.array([[9, 8, 7, 6, 5], [9, 1, 8, 7, 6], [9, 8, 7, 6, 5], [1, 2, 3, 4, 5]], dtype=np.float32) / 10
+    similarity = (
+        np.array(
+            [[9, 8, 7, 6, 5], [9, 1, 8, 7, 6], [9, 8, 7, 6, 5], [1, 2, 3, 4, 5]], dtype=np.float32
+        )
+        / 10
+    )
     return similarity, [1, 2, 1, 3], [1, 2, 1, 2, 1], [9, 9, 1, 1], [1, 1, 2, 2, 3]
 
 
@@ -152,9 +168,15 @@ def random_features(seed, q=60, g=90, width=16, pids=12, cameras=4, integer=Fals
     random = np.random.default_rng(seed)
     shape = lambda n: (n, width)  # noqa: E731
     # Small whole numbers have exact dot products, whatever the order of the sum.
-    draw = (lambda n: random.integers(-3, 4, shape(n))) if integer else (lambda n: random.standard_normal(shape(n)))
+    draw = (
+        (lambda n: random.integers(-3, 4, shape(n)))
+        if integer
+        else (lambda n: random.standard_normal(shape(n)))
+    )
     features = [torch.tensor(draw(n), dtype=torch.float32) for n in (q, g)]
-    labels = [random.integers(0, top, n) for top, n in ((pids, q), (pids, g), (cameras, q), (cameras, g))]
+    labels = [
+        random.integers(0, top, n) for top, n in ((pids, q), (pids, g), (cameras, q), (cameras, g))
+    ]
     return *features, *labels
 
 
@@ -180,18 +202,26 @@ def test_many_matches_are_sorted_few_are_counted_and_both_rank_alike(values, mon
 def features_of_whole_numbers(draw):
     """Dot products are exact, whatever the order of the sum, and many are tied."""
     seed, q, g = draw(st.integers(0, 10**6)), draw(st.integers(1, 30)), draw(st.integers(1, 30))
-    problem = random_features(seed, q=q, g=g, width=draw(st.integers(1, 4)), pids=3, cameras=2, integer=True)
+    problem = random_features(
+        seed, q=q, g=g, width=draw(st.integers(1, 4)), pids=3, cameras=2, integer=True
+    )
     _, _, q_pids, g_pids, q_camids, g_camids = problem
     q_pids[0], q_camids[0] = g_pids[0], 1 - g_camids[0]  # there is a match
     return problem
 
 
 @settings(max_examples=150, deadline=None)
-@given(problem=features_of_whole_numbers(), block_size=st.integers(1, 40), camera_filter=st.booleans())
-def test_a_matrix_or_the_transpose_of_another_ranks_as_the_features_do(problem, block_size, camera_filter):
+@given(
+    problem=features_of_whole_numbers(), block_size=st.integers(1, 40), camera_filter=st.booleans()
+)
+def test_a_matrix_or_the_transpose_of_another_ranks_as_the_features_do(
+    problem, block_size, camera_filter
+):
     query, gallery, *labels = problem
     settings = {"block_size": block_size, "camera_filter": camera_filter}
-    expected = evaluate_retrieval(query, gallery, *labels, camera_filter=camera_filter, keep_similarity=True)
+    expected = evaluate_retrieval(
+        query, gallery, *labels, camera_filter=camera_filter, keep_similarity=True
+    )
     np.testing.assert_array_equal(expected.similarity, (query @ gallery.T).numpy())
     backwards = (gallery @ query.T).numpy()
     before = backwards.copy()
@@ -216,7 +246,9 @@ def test_a_matrix_or_the_transpose_of_another_ranks_as_the_features_do(problem, 
 def test_against_fastreid(seed):
     query, gallery, *labels = random_features(seed)
     result = evaluate_retrieval(query, gallery, *labels, ranks=(1, 5, 10, 20))
-    cmc, ap, inp = evaluate_rank((-(query @ gallery.T)).numpy(), *labels, max_rank=20, use_cython=False)
+    cmc, ap, inp = evaluate_rank(
+        (-(query @ gallery.T)).numpy(), *labels, max_rank=20, use_cython=False
+    )
     assert result.cmc == pytest.approx([cmc[rank - 1] for rank in result.ranks], abs=1e-6)
     assert result.per_query.ap[result.per_query.valid] == pytest.approx(np.array(ap), abs=1e-12)
     assert result.per_query.inp[result.per_query.valid] == pytest.approx(np.array(inp), abs=1e-12)
@@ -242,7 +274,10 @@ def assert_identical(a: QueryResults, b: QueryResults):
 @pytest.mark.parametrize("block_size", [1, 2, 7, 59, 60, 1000])
 def test_block_size_has_no_part_in_the_result(block_size):
     problem = random_features(1, integer=True)  # many ties
-    whole, blocks = evaluate_retrieval(*problem), evaluate_retrieval(*problem, block_size=block_size)
+    whole, blocks = (
+        evaluate_retrieval(*problem),
+        evaluate_retrieval(*problem, block_size=block_size),
+    )
     assert_identical(whole.per_query, blocks.per_query)
     assert (whole.cmc, whole.mAP, whole.mINP) == (blocks.cmc, blocks.mAP, blocks.mINP)
 
@@ -251,7 +286,9 @@ def test_permuting_the_gallery_changes_nothing_without_ties():
     query, gallery, q_pids, g_pids, q_camids, g_camids = random_features(2)
     order = np.random.default_rng(0).permutation(len(gallery))
     before = evaluate_retrieval(query, gallery, q_pids, g_pids, q_camids, g_camids)
-    after = evaluate_retrieval(query, gallery[order], q_pids, g_pids[order], q_camids, g_camids[order])
+    after = evaluate_retrieval(
+        query, gallery[order], q_pids, g_pids[order], q_camids, g_camids[order]
+    )
     assert (before.cmc, before.mAP, before.mINP) == (after.cmc, after.mAP, after.mINP)
     np.testing.assert_array_equal(order[after.per_query.top1], before.per_query.top1)
 
@@ -264,21 +301,27 @@ def test_the_inputs_are_left_alone():
 
 
 def test_a_curve_keeps_its_last_value_above_the_gallery():
-    result = evaluate_retrieval(np.eye(2), np.eye(2), [1, 2], [2, 1], [0, 0], [1, 1], ranks=(1, 2, 3, 50))
+    result = evaluate_retrieval(
+        np.eye(2), np.eye(2), [1, 2], [2, 1], [0, 0], [1, 1], ranks=(1, 2, 3, 50)
+    )
     assert result.cmc == (0, 1, 1, 1)
 
 
 def test_labels_may_be_strings_or_tensors():
     similarity, q_pids, g_pids, q_camids, g_camids = hand_example()
     expected = rank_queries(similarity, q_pids, g_pids, q_camids, g_camids)
-    names = [[f"set_{value}" for value in labels] for labels in (q_pids, g_pids, q_camids, g_camids)]
+    names = [
+        [f"set_{value}" for value in labels] for labels in (q_pids, g_pids, q_camids, g_camids)
+    ]
     assert_identical(expected, rank_queries(similarity, *names))
     tensors = [torch.tensor(labels) for labels in (q_pids, g_pids, q_camids, g_camids)]
     assert_identical(expected, rank_queries(torch.tensor(similarity), *tensors))
 
 
 def test_foreign_identities_are_named():
-    with pytest.raises(UserError, match=r"no query identity.* 2 query pids \(1, 2\), 2 gallery pids \(7, 8\)") as error:
+    with pytest.raises(
+        UserError, match=r"no query identity.* 2 query pids \(1, 2\), 2 gallery pids \(7, 8\)"
+    ) as error:
         evaluate_retrieval(np.eye(2), np.eye(2), [1, 2], [7, 8], [0, 0], [0, 0])
     assert "MIN_FRAMES" in str(error.value)
     assert "\n" not in str(error.value)
@@ -286,7 +329,9 @@ def test_foreign_identities_are_named():
 
 def test_a_camera_rule_that_leaves_nothing_is_named():
     problem = (np.eye(2), np.eye(2), [1, 2], [1, 2], [0, 0], [0, 0])
-    with pytest.raises(UserError, match=r"camera rule.*2 identities .*\(1, 2\).*CAMERA_FILTER False"):
+    with pytest.raises(
+        UserError, match=r"camera rule.*2 identities .*\(1, 2\).*CAMERA_FILTER False"
+    ):
         evaluate_retrieval(*problem)
     assert evaluate_retrieval(*problem, camera_filter=False).mAP == 1
 
@@ -297,7 +342,9 @@ def test_broken_features_are_counted_and_named(value, side):
     query, gallery, *labels = random_features(3)
     broken = query if side == "query" else gallery
     broken[4, 2] = broken[11, 0] = broken[11, 1] = value
-    with pytest.raises(UserError, match=rf"{side} features: 2 of {len(broken)} tracklets .* index 4, 11;"):
+    with pytest.raises(
+        UserError, match=rf"{side} features: 2 of {len(broken)} tracklets .* index 4, 11;"
+    ):
         evaluate_retrieval(query, gallery, *labels)
 
 

@@ -14,7 +14,10 @@ D, HEADS = 12, 3
 
 def pair(dtype=torch.float32):
     torch.manual_seed(0)
-    ours, torchs = CrossAttention(D, HEADS).to(dtype), nn.MultiheadAttention(D, HEADS, batch_first=True).to(dtype)
+    ours, torchs = (
+        CrossAttention(D, HEADS).to(dtype),
+        nn.MultiheadAttention(D, HEADS, batch_first=True).to(dtype),
+    )
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.normal_()
@@ -31,7 +34,9 @@ def sequences(dtype=torch.float32):
 
 def results(model, call, query, key):
     output = call()
-    weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
+    weight = torch.randn(
+        output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype
+    )
     return [output, *torch.autograd.grad(output, [query, key, *model.parameters()], weight)]
 
 
@@ -43,9 +48,14 @@ def test_output_and_every_gradient_are_torchs(biased):
         got = results(ours, lambda: ours(query, key, key_bias=bias)[0], query, key)
     assert used.call_count == 3, "queries, keys with values, and what is heard"
     expected = results(
-        torchs, lambda: torchs(query, key, key, key_padding_mask=bias, need_weights=False)[0], query, key
+        torchs,
+        lambda: torchs(query, key, key, key_padding_mask=bias, need_weights=False)[0],
+        query,
+        key,
     )
-    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in torchs.named_parameters()]
+    assert [name for name, _ in ours.named_parameters()] == [
+        name for name, _ in torchs.named_parameters()
+    ]
     for a, b in zip(got, expected, strict=True):
         assert a.shape == b.shape
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
@@ -57,7 +67,9 @@ def test_the_gradient_by_finite_differences():
     weight = ours.in_proj_weight.detach().clone().requires_grad_()
 
     def attend(query, key, weight):
-        return torch.func.functional_call(ours, {"in_proj_weight": weight}, (query, key), {"key_bias": bias})[0]
+        return torch.func.functional_call(
+            ours, {"in_proj_weight": weight}, (query, key), {"key_bias": bias}
+        )[0]
 
     assert torch.autograd.gradcheck(attend, (query, key, weight))
 
@@ -66,7 +78,10 @@ def test_in_float32_it_is_torchs_up_to_rounding():
     (ours, torchs), (query, key, bias) = pair(), sequences()
     got = results(ours, lambda: ours(query, key, key_bias=bias)[0], query, key)
     expected = results(
-        torchs, lambda: torchs(query, key, key, key_padding_mask=bias, need_weights=False)[0], query, key
+        torchs,
+        lambda: torchs(query, key, key, key_padding_mask=bias, need_weights=False)[0],
+        query,
+        key,
     )
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

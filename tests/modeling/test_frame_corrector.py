@@ -16,7 +16,7 @@ from fastreid_star.modeling.frame_corrector import BoneEncoder, FrameCorrector, 
 D = 16
 
 
-def corrector(reading="paper", bones="normalised", feat_dim=D, **kwargs) -> FrameCorrector:
+def corrector(reading="paper", bones="normalized", feat_dim=D, **kwargs) -> FrameCorrector:
     encoder = BoneEncoder(feat_dim=feat_dim, bones=bones, hidden=8, **kwargs)
     return FrameCorrector(feat_dim=feat_dim, encoder=encoder, reading=reading, reduction=4)
 
@@ -42,7 +42,9 @@ def loop_bones(skeleton, ok, reading):
     for i, j in BONES:
         dx, dy = xy[j] - xy[i]
         d, theta = torch.sqrt(dx**2 + dy**2), torch.atan2(dy, dx)
-        row = [d, theta] if reading == "release" else [d / scale, torch.sin(theta), torch.cos(theta)]
+        row = (
+            [d, theta] if reading == "release" else [d / scale, torch.sin(theta), torch.cos(theta)]
+        )
         rows.append(torch.stack(row) * float(ok[i] and ok[j]))
     return torch.stack(rows).flatten()
 
@@ -66,7 +68,10 @@ def loop_attention(module, queries, sources, open_keys):
     projected = [
         x @ w.T + b
         for x, w, b in zip(
-            (queries, sources, sources), state["in_proj_weight"].chunk(3), state["in_proj_bias"].chunk(3), strict=True
+            (queries, sources, sources),
+            state["in_proj_weight"].chunk(3),
+            state["in_proj_bias"].chunk(3),
+            strict=True,
         )
     ]
     size, out = queries.shape[1] // heads, []
@@ -85,7 +90,9 @@ def loop_corrector(model, x, skeleton, has, bones, threshold):
     inputs = (features @ state["encoder.fc.weight"].T + state["encoder.fc.bias"]) * seen[:, None]
     names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
     forward = loop_lstm(inputs, [state[f"encoder.lstm.{name}"] for name in names])
-    backward = loop_lstm(inputs.flip(0), [state[f"encoder.lstm.{name}_reverse"] for name in names]).flip(0)
+    backward = loop_lstm(
+        inputs.flip(0), [state[f"encoder.lstm.{name}_reverse"] for name in names]
+    ).flip(0)
     s = torch.cat([forward, backward], dim=1)
     h_t = loop_attention(model.attend_time, x, s, seen.double())
     h_o = loop_attention(model.attend_visual, s, x, torch.ones(len(x)).double())
@@ -93,25 +100,31 @@ def loop_corrector(model, x, skeleton, has, bones, threshold):
     update = hidden.clamp(min=0) @ state["ffn.2.weight"].T + state["ffn.2.bias"]
     gates = torch.ones_like(update)
     if model.se is not None:
-        update = (update - update.mean(1, keepdim=True)) / (update.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        update = (update - update.mean(1, keepdim=True)) / (
+            update.var(1, unbiased=False, keepdim=True) + 1e-5
+        ).sqrt()
         update = update * state["norm.weight"] + state["norm.bias"]
         gates = sigmoid((h_t @ state["se.0.weight"].T).clamp(min=0) @ state["se.2.weight"].T)
     y = update.clamp(min=0) * gates + x + 1e-3
     return s, torch.where(seen[:, None], y, x)
 
 
-@pytest.mark.parametrize(("reading", "bones"), [("paper", "normalised"), ("paper", "release"), ("release", "release")])
+@pytest.mark.parametrize(
+    ("reading", "bones"), [("paper", "normalized"), ("paper", "release"), ("release", "release")]
+)
 @pytest.mark.parametrize("missing", [False, True])
 def test_equations_1_to_7(reading, bones, missing):
     model = corrector(reading, bones).double().eval()
     x, skeletons, has = clips(dtype=torch.float64)
     if missing:
         has[0, 1] = has[1, 3] = False
-        if bones == "normalised":
+        if bones == "normalized":
             skeletons[1, 0, 13:, 2] = 0.1
     result = model(x, skeletons, has)
     for b in range(len(x)):
-        s, y = loop_corrector(model, x[b], skeletons[b], has[b], bones, -1 if bones == "release" else 0.3)
+        s, y = loop_corrector(
+            model, x[b], skeletons[b], has[b], bones, -1 if bones == "release" else 0.3
+        )
         torch.testing.assert_close(result.bone_states.states[b], s, atol=1e-9, rtol=1e-7)
         torch.testing.assert_close(result.frames[b], y, atol=1e-9, rtol=1e-7)
 
@@ -198,9 +211,11 @@ def test_a_frame_without_a_skeleton():
 
 @pytest.mark.parametrize("case", ["zero features", "no skeletons", "one point", "one joint"])
 @pytest.mark.parametrize("reading", ["paper", "release"])
-@pytest.mark.parametrize("with_attention", [False, True])  # two kernels, one of which turns a closed row into NaN
+@pytest.mark.parametrize(
+    "with_attention", [False, True]
+)  # two kernels, one of which turns a closed row into NaN
 def test_gradients_stay_finite(case, reading, with_attention):
-    model = corrector(reading, "release" if reading == "release" else "normalised")
+    model = corrector(reading, "release" if reading == "release" else "normalized")
     x, skeletons, has = clips()
     if case == "zero features":
         x.zero_()
@@ -248,7 +263,9 @@ def test_the_size_of_the_crop_does_not_matter():
     model = corrector()
     x, skeletons, has = clips()
     moved = skeletons * torch.tensor([2.5, 2.5, 1]) + torch.tensor([11.0, -7.0, 0])
-    torch.testing.assert_close(model(x, moved, has).frames, model(x, skeletons, has).frames, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        model(x, moved, has).frames, model(x, skeletons, has).frames, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_what_it_looked_at():
@@ -269,25 +286,34 @@ def test_what_it_looked_at():
     torch.testing.assert_close(seen["bone_weights"].sum(-1), has.float())
     assert (seen["bone_weights"][:, :, BONES.index((7, 9))] == 0).all()
     bone, weight = result.bone_states.bones[1, 2, 5], model.encoder.fc.weight
-    norms = [(weight[:, 3 * e : 3 * e + 3] @ result.bone_states.bones[1, 2, e]).norm() for e in range(19)]
+    norms = [
+        (weight[:, 3 * e : 3 * e + 3] @ result.bone_states.bones[1, 2, e]).norm() for e in range(19)
+    ]
     assert bone.shape == (3,)
     torch.testing.assert_close(seen["bone_weights"][1, 2], torch.stack(norms) / sum(norms))
-    assert "frame_gates" not in corrector("release", "release")(x, skeletons, has, with_attention=True).attention
+    assert (
+        "frame_gates"
+        not in corrector("release", "release")(x, skeletons, has, with_attention=True).attention
+    )
 
 
 def test_from_config():
     cfg = get_cfg()
-    cfg.MODEL.STAR = CN({"BONES": "release", "CORRECTOR": "release", "SCORE_THRESHOLD": 0.2, "SPLIT_LSTM": True})
+    cfg.MODEL.STAR = CN(
+        {"BONES": "release", "CORRECTOR": "release", "SCORE_THRESHOLD": 0.2, "SPLIT_LSTM": True}
+    )
     model = FrameCorrector(cfg, feat_dim=32)
     assert model.encoder.fc.weight.shape == (64, 38)
     assert isinstance(model.encoder.lstm, TwoOneWayLSTMs)
     assert model.se is None
-    cfg.MODEL.STAR.BONES = "normalised"
+    cfg.MODEL.STAR.BONES = "normalized"
     assert FrameCorrector(cfg, feat_dim=32).encoder.score_threshold == 0.2
 
 
 def test_errors_name_the_way_out():
-    with pytest.raises(UserError, match=r"MODEL\.STAR\.CORRECTOR is 'authors': choose one of paper, release"):
+    with pytest.raises(
+        UserError, match=r"MODEL\.STAR\.CORRECTOR is 'authors': choose one of paper, release"
+    ):
         corrector("authors")
     with pytest.raises(UserError, match="even width"):
         BoneEncoder(feat_dim=7)

@@ -51,7 +51,12 @@ def loop_gat_layer(state, name, heads, x, ok, near):
     for i in range(len(x)):
         parts = []
         for h, (w, a_s, a_d) in enumerate(
-            zip(weight.chunk(heads), state[f"{name}.att_src"][0], state[f"{name}.att_dst"][0], strict=True)
+            zip(
+                weight.chunk(heads),
+                state[f"{name}.att_src"][0],
+                state[f"{name}.att_dst"][0],
+                strict=True,
+            )
         ):
             sources = [i] + [j for j in near[i] if ok[j]]
             e = torch.stack([a_d @ (w @ x[i]) + a_s @ (w @ x[j]) for j in sources])
@@ -105,7 +110,8 @@ def loop_aggregate(model, frames, skeleton, ok, edge_state):
     if model.guide == "release":
         flat, width = nodes.flatten(), frames.shape[1]
         bins = [  # adaptive average pooling
-            flat[len(flat) * d // width : -(-len(flat) * (d + 1) // width)].mean() for d in range(width)
+            flat[len(flat) * d // width : -(-len(flat) * (d + 1) // width)].mean()
+            for d in range(width)
         ]
         guide = loop_norm(state, "guide_norm", torch.cat([edge_state, torch.stack(bins)]))
         logits = [
@@ -125,7 +131,12 @@ def loop_aggregate(model, frames, skeleton, ok, edge_state):
     tokens = loop_norm(state, "token_norm", torch.cat(tokens)).view(len(PARTS), -1)
     logits = torch.stack(
         [
-            torch.stack([state["gate_weight"][k, p] @ tokens[p] + state["gate_bias"][k, p] for p in range(len(PARTS))])
+            torch.stack(
+                [
+                    state["gate_weight"][k, p] @ tokens[p] + state["gate_bias"][k, p]
+                    for p in range(len(PARTS))
+                ]
+            )
             for k in range(len(pooled))
         ]
     )
@@ -140,7 +151,8 @@ def loop_aggregate(model, frames, skeleton, ok, edge_state):
 
 
 @pytest.mark.parametrize(
-    ("guide", "graph"), [("sigmoid", "paper"), ("softmax", "paper"), ("release", "release"), ("sigmoid", "release")]
+    ("guide", "graph"),
+    [("sigmoid", "paper"), ("softmax", "paper"), ("release", "release"), ("sigmoid", "release")],
 )
 @pytest.mark.parametrize("missing", [False, True])
 def test_equations_8_to_13(guide, graph, missing):
@@ -165,7 +177,9 @@ def test_equation_11():
     for k, p in enumerate(EXPONENTS):
         expected = torch.stack([loop_gem(clip, p) for clip in frames])
         torch.testing.assert_close(pooled[:, k], expected, atol=1e-12, rtol=1e-10)
-    assert (pooled[:, 1:] >= pooled[:, :-1] - 1e-9).all()  # the mean at 1, towards the maximum as p grows
+    assert (
+        pooled[:, 1:] >= pooled[:, :-1] - 1e-9
+    ).all()  # the mean at 1, towards the maximum as p grows
     torch.testing.assert_close(pooled[:, 1], frames.mean(1))
 
 
@@ -254,7 +268,9 @@ def test_with_no_skeleton_at_all_it_is_the_baselines_head():
             assert torch.equal(value, torch.nn.BatchNorm1d(12).state_dict()[name])
 
 
-@pytest.mark.parametrize("case", ["zero features", "no skeletons", "one point", "one joint", "one clip"])
+@pytest.mark.parametrize(
+    "case", ["zero features", "no skeletons", "one point", "one joint", "one clip"]
+)
 @pytest.mark.parametrize("guide", gg.GUIDES)
 def test_gradients_stay_finite(case, guide):
     model = head(guide=guide)
@@ -304,7 +320,9 @@ def test_power_pooling_where_single_frames_are_zero():
     half=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_any_length_width_exponents_and_threshold_and_bfloat16(frames, width, exponents, threshold, guide, half, seed):
+def test_any_length_width_exponents_and_threshold_and_bfloat16(
+    frames, width, exponents, threshold, guide, half, seed
+):
     torch.manual_seed(seed)
     model = head(width, exponents=exponents, score_threshold=threshold, guide=guide)
     x, skeletons, has = clips(3, frames, width)
@@ -365,7 +383,9 @@ def test_joint_features_are_means_over_the_frames():
     frames, skeletons, has = clips(2, 4)
     has[1, 3] = False
     joints = model.aggregate(frames, skeletons, has).joints
-    nodes = loop_nodes(model.double().state_dict(), skeletons[1].double(), has[1, :, None].expand(4, 17), "paper")
+    nodes = loop_nodes(
+        model.double().state_dict(), skeletons[1].double(), has[1, :, None].expand(4, 17), "paper"
+    )
     torch.testing.assert_close(joints[1].double(), nodes[:3].mean(0), atol=1e-5, rtol=1e-4)
 
 
@@ -395,7 +415,12 @@ def test_registered_and_built_from_config():
     cfg.MODEL.HEADS.GEM_P = 2.0
     cfg.MODEL.STAR = CN(
         {
-            **{"EXPONENTS": [1.0, 3.0], "GUIDE": "softmax", "GRAPH": "release", "SCORE_THRESHOLD": 0.1},
+            **{
+                "EXPONENTS": [1.0, 3.0],
+                "GUIDE": "softmax",
+                "GRAPH": "release",
+                "SCORE_THRESHOLD": 0.1,
+            },
             **{"ATTENTION_DROPOUT": 0.2, "GAT_DROPOUT": 0.1, "KL": "release"},
         }
     )
@@ -409,7 +434,10 @@ def test_registered_and_built_from_config():
     cfg.MODEL.STAR.GUIDE = "release"
     assert REID_HEADS_REGISTRY.get("GATGeMHead")(cfg, feat_dim=12).pose_classifier is None
     cfg.MODEL.LOSSES.NAME = ("CrossEntropyLoss", "SkeletonConsistencyLoss")
-    assert REID_HEADS_REGISTRY.get("GATGeMHead")(cfg, feat_dim=12).pose_classifier.weight.shape == (6, 24)
+    assert REID_HEADS_REGISTRY.get("GATGeMHead")(cfg, feat_dim=12).pose_classifier.weight.shape == (
+        6,
+        24,
+    )
 
 
 def test_the_whole_head_trains_on_frames_and_skeletons():
@@ -417,7 +445,11 @@ def test_the_whole_head_trains_on_frames_and_skeletons():
     frames, skeletons, has = clips(4)
     outputs = model(frames, torch.arange(4), skeletons=skeletons, has_skeleton=has)
     F.cross_entropy(outputs["cls_outputs"], torch.arange(4)).backward()
-    untouched = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    untouched = [
+        n
+        for n, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
     assert untouched == []
 
 

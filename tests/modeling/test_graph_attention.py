@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastreid_star.modeling import graph_attention as ga
-from fastreid_star.modeling.skeleton_graph import spatial_temporal_edges, spatial_temporal_neighbours
+from fastreid_star.modeling.skeleton_graph import spatial_temporal_edges, spatial_temporal_neighbors
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,10 @@ def test_equation_10(reading, missing):
     torch.nn.init.normal_(layer.bias)
     x = torch.randn(2, 17 * length, 3)
     sends = torch.rand(2, 17 * length) >= missing
-    edges, table = spatial_temporal_edges(length, reading), spatial_temporal_neighbours(length, reading, CPU)
+    edges, table = (
+        spatial_temporal_edges(length, reading),
+        spatial_temporal_neighbors(length, reading, CPU),
+    )
     out, alpha = layer(x, table, sends)
     for b in range(2):
         expected, alphas = loop_attention(layer, x[b].double(), edges, sends[b].tolist())
@@ -54,16 +57,23 @@ def test_equation_10(reading, missing):
             for m, j in enumerate(table.index[i].tolist()):
                 if table.mask[i, m]:
                     for h in range(2):
-                        assert alpha[b, i, m, h].item() == pytest.approx(alphas.get((i, j, h), 0.0), abs=1e-5)
+                        assert alpha[b, i, m, h].item() == pytest.approx(
+                            alphas.get((i, j, h), 0.0), abs=1e-5
+                        )
                         total += alphas.get((i, j, h), 0.0)
         assert total == pytest.approx(2 * 17 * length)
 
 
 @settings(max_examples=15, deadline=None)
-@given(length=st.integers(1, 9), heads=st.integers(1, 3), missing=st.floats(0, 1), seed=st.integers(0, 99))
-def test_attention_sums_to_1_over_every_neighbourhood(length, heads, missing, seed):
+@given(
+    length=st.integers(1, 9),
+    heads=st.integers(1, 3),
+    missing=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_attention_sums_to_1_over_every_neighborhood(length, heads, missing, seed):
     torch.manual_seed(seed)
-    table = spatial_temporal_neighbours(length, "paper", CPU)
+    table = spatial_temporal_neighbors(length, "paper", CPU)
     sends = torch.rand(2, 17 * length) >= missing
     layer = ga.GraphAttention(3, 5, heads=heads).eval()
     out, alpha = layer(30 * torch.randn(2, 17 * length, 3), table, sends)
@@ -91,13 +101,13 @@ def test_equals_torch_geometric_with_gradients(channels, heads, reading, length)
     edges = spatial_temporal_edges(length, reading)
     x = torch.randn(clips, nodes, 3)
     xs = [x.clone().requires_grad_() for _ in range(2)]
-    a, alpha = ours(xs[0], spatial_temporal_neighbours(length, reading, CPU))
+    a, alpha = ours(xs[0], spatial_temporal_neighbors(length, reading, CPU))
     batched = torch.cat([edges + nodes * b for b in range(clips)], dim=1)
     b, (looped, weights) = theirs(xs[1].flatten(0, 1), batched, return_attention_weights=True)
     b = b.view_as(a)
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
-    table = spatial_temporal_neighbours(length, reading, CPU)
+    table = spatial_temporal_neighbors(length, reading, CPU)
     for (source, target), weight in zip(looped.t().tolist(), weights, strict=True):
         clip, node = divmod(target, nodes)
         slot = int(((table.index[node] == source % nodes) & table.mask[node]).nonzero()[0])
@@ -113,7 +123,7 @@ def test_equals_torch_geometric_with_gradients(channels, heads, reading, length)
 
 
 def test_dropout_acts_on_the_attention_in_training_only():
-    table = spatial_temporal_neighbours(3, "paper", CPU)
+    table = spatial_temporal_neighbors(3, "paper", CPU)
     layer = ga.GraphAttention(3, 4, dropout=0.6)
     x = torch.randn(200, 51, 3)
     with torch.no_grad():
@@ -123,7 +133,9 @@ def test_dropout_acts_on_the_attention_in_training_only():
     assert torch.equal(kept, again)
     torch.testing.assert_close(alpha.sum(2), torch.ones(2000, 51, 1))
     assert not torch.allclose(dropped[0], dropped[1])
-    torch.testing.assert_close(dropped.mean(0), kept[0], atol=0.15, rtol=0)  # dropout keeps the mean
+    torch.testing.assert_close(
+        dropped.mean(0), kept[0], atol=0.15, rtol=0
+    )  # dropout keeps the mean
 
 
 def test_masked_batch_norm_is_batch_norm_where_nothing_is_missing():
@@ -171,7 +183,7 @@ def test_two_layers_with_elu(norm):
     gat = ga.SkeletonGAT(norm=norm).double().eval()
     joints, valid = torch.randn(2, 3, 17, 3).double(), torch.ones(2, 3, 17, dtype=torch.bool)
     nodes, alpha = gat(joints, valid)
-    table = spatial_temporal_neighbours(3, "paper", CPU)
+    table = spatial_temporal_neighbors(3, "paper", CPU)
     first, _ = gat.conv1(joints.flatten(1, 2), table)
     assert first.shape[-1] == 32
     first = torch.where(first > 0, first, first.exp() - 1)
@@ -189,7 +201,7 @@ def test_received_attention():
     valid = torch.rand(2, 4, 17) > 0.3
     _, alpha = gat(torch.randn(2, 4, 17, 3), valid)
     received = ga.received_attention(alpha, valid)
-    table = spatial_temporal_neighbours(4, "paper", CPU)
+    table = spatial_temporal_neighbors(4, "paper", CPU)
     expected = torch.zeros(2, 68)
     for b in range(2):
         for i in range(68):
@@ -204,7 +216,7 @@ def test_received_attention():
 def test_autocast_keeps_the_softmax_in_float32():
     layer = ga.GraphAttention(3, 4, heads=2)
     x = torch.randn(2, 34, 3)
-    table = spatial_temporal_neighbours(2, "paper", CPU)
+    table = spatial_temporal_neighbors(2, "paper", CPU)
     exact, _ = layer(x, table)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out, alpha = layer(x, table)

@@ -17,12 +17,16 @@ def test_bnneck_by_hand():
     # per column: mean 2 and 4, population variance 1 and 4, so both rows become -1 and 1, times the scale
     x = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
     outputs = head(x, torch.tensor([0, 1]))
-    assert torch.allclose(outputs["cls_outputs"], torch.tensor([[-1.0, -4.0], [1.0, 4.0]]), atol=1e-4)
+    assert torch.allclose(
+        outputs["cls_outputs"], torch.tensor([[-1.0, -4.0], [1.0, 4.0]]), atol=1e-4
+    )
     assert torch.equal(outputs["features"], x)  # before the neck
 
     # evaluation: running mean 0.1 * batch mean, running variance 0.9 + 0.1 * sample variance (2 and 8)
     head.eval()
-    expected = (x - torch.tensor([0.2, 0.4])) / torch.tensor([1.1, 1.7]).sqrt() * torch.tensor([1.0, 3.0])
+    expected = (
+        (x - torch.tensor([0.2, 0.4])) / torch.tensor([1.1, 1.7]).sqrt() * torch.tensor([1.0, 3.0])
+    )
     assert torch.allclose(head(x), expected, atol=1e-4)
 
 
@@ -70,7 +74,9 @@ def test_built_from_config():
     assert head.gem_p == 2.0
     assert head.weight.shape == (7, 8)
     assert [type(m).__name__ for m in head.bottleneck] == ["Conv2d", "BatchNorm"]
-    assert REID_HEADS_REGISTRY.get("FrameHead")(cfg, feat_dim=16).eval()(torch.rand(3, 16)).shape == (3, 8)
+    assert REID_HEADS_REGISTRY.get("FrameHead")(cfg, feat_dim=16).eval()(
+        torch.rand(3, 16)
+    ).shape == (3, 8)
 
 
 @pytest.mark.parametrize("cls_type", ["ArcSoftmax", "CosSoftmax", "CircleSoftmax"])

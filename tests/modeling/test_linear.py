@@ -17,7 +17,9 @@ sizes = st.integers(1, 9)
 
 def inputs(shape, out, dtype=torch.float32):
     generator = torch.Generator().manual_seed(len(shape) + out)
-    drawn = (torch.randn(s, generator=generator, dtype=dtype) for s in (shape, (out, shape[-1]), (out,)))
+    drawn = (
+        torch.randn(s, generator=generator, dtype=dtype) for s in (shape, (out, shape[-1]), (out,))
+    )
     return [tensor.requires_grad_() for tensor in drawn]
 
 
@@ -37,7 +39,9 @@ class Products(TorchDispatchMode):
 def results(call, tensors, turn_gradient=False):
     with Products() as products:
         y = call(*tensors)
-        gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+        gradient = torch.randn(
+            y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        ).to(y.dtype)
         if turn_gradient:  # the same numbers, the last axis with the largest stride
             gradient = gradient.transpose(0, -1).contiguous().transpose(0, -1)
         return [y, *torch.autograd.grad(y, tensors, gradient)], products.names

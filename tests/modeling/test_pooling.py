@@ -8,17 +8,23 @@ from hypothesis import strategies as st
 
 from fastreid_star.modeling.pooling import at_least_float32, gem
 
-rows = st.lists(st.floats(0, 10), min_size=1, max_size=8).map(lambda v: torch.tensor(v, dtype=torch.float64))
+rows = st.lists(st.floats(0, 10), min_size=1, max_size=8).map(
+    lambda v: torch.tensor(v, dtype=torch.float64)
+)
 
 
 def test_by_hand():
     x = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [3.0, 6.0]]])  # one clip, three frames, two channels
     # (1 + 8 + 27) / 3 = 12; 216 / 3 = 72
-    assert torch.allclose(gem(x, 3.0, dim=1), torch.tensor([[12 ** (1 / 3), 72 ** (1 / 3)]]), rtol=1e-6)
+    assert torch.allclose(
+        gem(x, 3.0, dim=1), torch.tensor([[12 ** (1 / 3), 72 ** (1 / 3)]]), rtol=1e-6
+    )
 
 
 def test_eps_is_added_after_the_mean():
-    assert gem(torch.zeros(1, 4, dtype=torch.float64), 3.0, dim=1).item() == pytest.approx(1e-4, rel=1e-9)
+    assert gem(torch.zeros(1, 4, dtype=torch.float64), 3.0, dim=1).item() == pytest.approx(
+        1e-4, rel=1e-9
+    )
 
 
 @settings(deadline=None, max_examples=60)

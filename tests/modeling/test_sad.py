@@ -39,9 +39,14 @@ def make_batch(clips_per_half=4, length=3, size=(64, 32), seed=0):
     generator = torch.Generator().manual_seed(seed)
     clips = 2 * clips_per_half
     return {
-        "images": torch.randint(0, 256, (clips, length, 3, *size), generator=generator, dtype=torch.uint8),
+        "images": torch.randint(
+            0, 256, (clips, length, 3, *size), generator=generator, dtype=torch.uint8
+        ),
         "modality": torch.tensor([2] * clips_per_half + [1] * clips_per_half),
-        "targets": torch.arange(clips_per_half).mul(2).div(clips_per_half, rounding_mode="floor").repeat(2),
+        "targets": torch.arange(clips_per_half)
+        .mul(2)
+        .div(clips_per_half, rounding_mode="floor")
+        .repeat(2),
     }
 
 
@@ -158,8 +163,12 @@ def fixed_style(monkeypatch):
         assert is_visible.tolist() == [True] * 12 + [False] * 12
         return written
 
-    monkeypatch.setattr(sad, "style_factors", lambda is_visible, *_: of_this_batch(is_visible, (factors, order)))
-    monkeypatch.setattr(sad, "attack_partners", lambda is_visible: of_this_batch(is_visible, (same, other)))
+    monkeypatch.setattr(
+        sad, "style_factors", lambda is_visible, *_: of_this_batch(is_visible, (factors, order))
+    )
+    monkeypatch.setattr(
+        sad, "attack_partners", lambda is_visible: of_this_batch(is_visible, (same, other))
+    )
     return factors, order, same, other
 
 
@@ -170,18 +179,28 @@ def step_and_rewrite(dtype, style):
     with torch.no_grad():  # nothing at a special value, and classifiers that are not all but 0
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter) * (1 if "bn" in name else parameter.std()))
+                parameter.add_(
+                    0.1 * torch.randn_like(parameter) * (1 if "bn" in name else parameter.std())
+                )
         model.heads.weight.mul_(10)
         model.frame_heads.weight.mul_(10)
     batch = make_batch()
-    parameters = {name: p.detach().double().requires_grad_() for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {
+        name: p.detach().double().requires_grad_()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
     expected = rewrite(parameters, batch, style)
     sum(expected.values()).backward()
 
     model.to(dtype)
     losses = model(batch)
     sum(losses.values()).backward()
-    gradients = {name: (p.grad, parameters[name].grad) for name, p in model.named_parameters() if p.requires_grad}
+    gradients = {
+        name: (p.grad, parameters[name].grad)
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
     return losses, expected, gradients
 
 
@@ -242,7 +261,11 @@ def test_every_family_takes_a_training_step(name, depth, options):
     gradients = {name: p.grad for name, p in model.named_parameters() if name not in frozen}
     assert [name for name, g in gradients.items() if g is None or not g.isfinite().all()] == []
     for stem_name in ("visible_stem", "infrared_stem"):
-        weights = [g for name, g in gradients.items() if name.startswith(f"backbone.{stem_name}") and g.dim() > 1]
+        weights = [
+            g
+            for name, g in gradients.items()
+            if name.startswith(f"backbone.{stem_name}") and g.dim() > 1
+        ]
         assert weights
         assert all(g.abs().max() > 0 for g in weights)
 
@@ -269,7 +292,11 @@ def test_frame_features_are_cut_off_at_zero():
         (["TripletLoss"], ["loss_triplet"], 1),
         (["StyleAttackLoss"], ["loss_cls_attack"], 2),
         (["StyleDefenseLoss"], ["loss_defense"], 2),
-        (ALL[::-1], ["loss_cls", "loss_cls_frame", "loss_triplet", "loss_cls_attack", "loss_defense"], 2),
+        (
+            ALL[::-1],
+            ["loss_cls", "loss_cls_frame", "loss_triplet", "loss_cls_attack", "loss_defense"],
+            2,
+        ),
     ],
 )
 def test_losses_are_chosen_by_name(chosen, given, passes):
@@ -286,7 +313,9 @@ def test_losses_are_chosen_by_name(chosen, given, passes):
 
 
 def test_unknown_loss():
-    with pytest.raises(UserError, match=r"CircleLoss: SAD knows CrossEntropyLoss, TripletLoss, StyleAttackLoss"):
+    with pytest.raises(
+        UserError, match=r"CircleLoss: SAD knows CrossEntropyLoss, TripletLoss, StyleAttackLoss"
+    ):
         small(losses=["CrossEntropyLoss", "CircleLoss"])
 
 
@@ -295,10 +324,20 @@ def test_config_reaches_the_losses():
     cfg.MODEL.LOSSES.CE.EPSILON, cfg.MODEL.LOSSES.CE.SCALE = 0.1, 0.5
     cfg.MODEL.LOSSES.TRI.MARGIN, cfg.MODEL.LOSSES.TRI.SCALE = 0.7, 2.0
     cfg.MODEL.LOSSES.TRI.ALL_RANKS = True
-    cfg.MODEL.HEADS.GEM_P, cfg.MODEL.SAD.STD, cfg.MODEL.SAD.AUGMENT_RANGE = 2.0, "release", [0.8, 1.2]
+    cfg.MODEL.HEADS.GEM_P, cfg.MODEL.SAD.STD, cfg.MODEL.SAD.AUGMENT_RANGE = (
+        2.0,
+        "release",
+        [0.8, 1.2],
+    )
     model = SAD(cfg)
     assert model.cross_entropy == {"epsilon": 0.1, "scale": 0.5}
-    triplet = {"margin": 0.7, "norm_feat": False, "hard_mining": True, "scale": 2.0, "all_ranks": True}
+    triplet = {
+        "margin": 0.7,
+        "norm_feat": False,
+        "hard_mining": True,
+        "scale": 2.0,
+        "all_ranks": True,
+    }
     assert model.triplet == triplet
     assert (model.heads.gem_p, model.std, model.augment_range) == (2.0, "release", (0.8, 1.2))
 
@@ -392,7 +431,7 @@ def test_float_images_and_no_style_in_evaluation(evaluated):
     images = batch["images"].float()
     kept = images.clone()
     assert torch.equal(evaluated({**batch, "images": images}), evaluated(batch))
-    assert torch.equal(images, kept)  # normalised out of place
+    assert torch.equal(images, kept)  # normalized out of place
 
 
 # --- training ------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def scale_of(points: list[list[float]]) -> float:
     return math.sqrt(sum((x - cx) ** 2 + (y - cy) ** 2 for x, y in points) / len(points))
 
 
-@pytest.mark.parametrize("reading", ["normalised", "release"])
+@pytest.mark.parametrize("reading", ["normalized", "release"])
 def test_equations_1_and_2(reading):
     skeletons = random_skeletons(2, 3)
     features = graph.bone_features(skeletons, all_of(skeletons), reading)
@@ -55,7 +55,9 @@ def test_a_bone_is_zeros_where_a_joint_does_not_count_and_the_scale_leaves_it_ou
         assert bool((features[0, 0, e] == 0).all()) == (13 in bone)
     points = [p for v, p in enumerate(skeletons[0, 0, :, :2].tolist()) if v != 13]
     i, j = BONES[7]
-    assert features[0, 0, 7, 0].item() == pytest.approx(math.dist(points[i], points[j]) / scale_of(points), rel=1e-4)
+    assert features[0, 0, 7, 0].item() == pytest.approx(
+        math.dist(points[i], points[j]) / scale_of(points), rel=1e-4
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -67,44 +69,54 @@ def test_a_bone_is_zeros_where_a_joint_does_not_count_and_the_scale_leaves_it_ou
 )
 def test_size_and_place_of_the_crop_do_not_matter(factor, shift, frames, seed):
     skeletons = random_skeletons(2, frames, seed)
-    moved = torch.cat([skeletons[..., :2] * factor + torch.tensor(shift), skeletons[..., 2:]], dim=-1)
+    moved = torch.cat(
+        [skeletons[..., :2] * factor + torch.tensor(shift), skeletons[..., 2:]], dim=-1
+    )
     valid = skeletons[..., 2] > 0.3
     torch.testing.assert_close(
-        graph.bone_features(moved, valid), graph.bone_features(skeletons, valid), atol=2e-3, rtol=1e-3
+        graph.bone_features(moved, valid),
+        graph.bone_features(skeletons, valid),
+        atol=2e-3,
+        rtol=1e-3,
     )
     torch.testing.assert_close(
-        graph.normalise_joints(moved, valid), graph.normalise_joints(skeletons, valid), atol=2e-3, rtol=1e-3
+        graph.normalize_joints(moved, valid),
+        graph.normalize_joints(skeletons, valid),
+        atol=2e-3,
+        rtol=1e-3,
     )
 
 
 def test_release_readings_are_raw():
     skeletons = random_skeletons(1, 2)
     valid = all_of(skeletons)
-    assert torch.equal(graph.normalise_joints(skeletons, valid, "release"), skeletons)
+    assert torch.equal(graph.normalize_joints(skeletons, valid, "release"), skeletons)
     doubled = skeletons * torch.tensor([2.0, 2.0, 1.0])
     raw, large = (graph.bone_features(s, valid, "release") for s in (skeletons, doubled))
     torch.testing.assert_close(large[..., 0], 2 * raw[..., 0])
     torch.testing.assert_close(large[..., 1], raw[..., 1])
 
 
-def test_joints_are_centred_on_the_clip_not_on_the_frame():
+def test_joints_are_centerd_on_the_clip_not_on_the_frame():
     skeletons = random_skeletons(2, 4)
     valid = skeletons[..., 2] > 0.2
-    joints = graph.normalise_joints(skeletons, valid)
+    joints = graph.normalize_joints(skeletons, valid)
     assert (joints[~valid] == 0).all()
     for b in range(2):
         points = skeletons[b][valid[b]][:, :2].double()
-        centred = points - points.mean(0)
-        expected = centred / centred.square().sum(1).mean().sqrt()
-        torch.testing.assert_close(joints[b][valid[b]][:, :2].double(), expected, atol=1e-5, rtol=1e-5)
+        centerd = points - points.mean(0)
+        expected = centerd / centerd.square().sum(1).mean().sqrt()
+        torch.testing.assert_close(
+            joints[b][valid[b]][:, :2].double(), expected, atol=1e-5, rtol=1e-5
+        )
         assert torch.equal(joints[b][valid[b]][:, 2], skeletons[b][valid[b]][:, 2])
 
 
-@pytest.mark.parametrize("reading", ["normalised", "release"])
+@pytest.mark.parametrize("reading", ["normalized", "release"])
 def test_all_joints_on_one_point(reading):
     skeletons = torch.full((1, 2, NUM_JOINTS, 3), 71.3, requires_grad=True)
     features = graph.bone_features(skeletons, all_of(skeletons), reading)
-    joints = graph.normalise_joints(skeletons, all_of(skeletons))
+    joints = graph.normalize_joints(skeletons, all_of(skeletons))
     assert features[..., 0].abs().max() == 0
     assert joints[..., :2].abs().max() < 1e-3
     (features.sum() + joints.sum()).backward()
@@ -123,8 +135,20 @@ def test_validity():
     valid = graph.joint_validity(skeletons, has, 0.3)
     assert valid[0, 0].tolist() == [False, True, False, False, False] + 12 * [True]
     assert not valid[0, 1].any()
-    assert graph.joint_validity(skeletons, has, 0.0)[0, 0].tolist() == [True, True, False, False, False] + 12 * [True]
-    assert graph.joint_validity(skeletons, has, None)[0, 0].tolist() == [True, True, True, False, False] + 12 * [True]
+    assert graph.joint_validity(skeletons, has, 0.0)[0, 0].tolist() == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ] + 12 * [True]
+    assert graph.joint_validity(skeletons, has, None)[0, 0].tolist() == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ] + 12 * [True]
 
 
 @settings(max_examples=20, deadline=None)
@@ -144,7 +168,9 @@ def test_equations_8_and_9(length):
     assert len(undirected) == 19 * length + 17 * (length - 1)
     assert len(edges) == len({tuple(edge) for edge in edges}) == 2 * len(undirected)
     expected = {frozenset((17 * t + i, 17 * t + j)) for t in range(length) for i, j in BONES}
-    expected |= {frozenset((17 * t + i, 17 * (t + 1) + i)) for t in range(length - 1) for i in range(17)}
+    expected |= {
+        frozenset((17 * t + i, 17 * (t + 1) + i)) for t in range(length - 1) for i in range(17)
+    }
     assert undirected == expected
     for a, b in edges:  # no bone across frames
         assert a // 17 == b // 17 or a % 17 == b % 17
@@ -164,9 +190,9 @@ def test_the_release_has_bones_in_frame_0_only():
 
 @pytest.mark.parametrize("reading", ["paper", "release"])
 @pytest.mark.parametrize("length", [1, 2, 5])
-def test_neighbour_table(length, reading):
+def test_neighbor_table(length, reading):
     edges = graph.spatial_temporal_edges(length, reading)
-    index, mask = graph.spatial_temporal_neighbours(length, reading, torch.device("cpu"))
+    index, mask = graph.spatial_temporal_neighbors(length, reading, torch.device("cpu"))
     assert index.shape == mask.shape
     assert index.shape[1] <= 7  # itself, at most four bones, two frames
     for node in range(17 * length):
@@ -177,9 +203,9 @@ def test_neighbour_table(length, reading):
 
 
 def test_a_table_made_in_inference_mode_serves_training():
-    graph.spatial_temporal_neighbours.cache_clear()
+    graph.spatial_temporal_neighbors.cache_clear()
     with torch.inference_mode():
-        index = graph.spatial_temporal_neighbours(3, "paper", torch.device("cpu")).index
+        index = graph.spatial_temporal_neighbors(3, "paper", torch.device("cpu")).index
     assert not index.is_inference()
 
 
@@ -195,5 +221,7 @@ def test_skeleton_dropout_takes_whole_clips():
 
 
 def test_an_unknown_reading_names_the_key():
-    with pytest.raises(UserError, match=r"MODEL\.STAR\.BONES is 'raw': choose one of normalised, release"):
+    with pytest.raises(
+        UserError, match=r"MODEL\.STAR\.BONES is 'raw': choose one of normalized, release"
+    ):
         graph.choose("BONES", "raw", graph.BONE_READINGS)

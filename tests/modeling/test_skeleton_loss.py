@@ -72,9 +72,13 @@ def test_the_release_compares_the_modalities_without_the_half():
     has_clip = torch.tensor([True, True, True, True, True, False])
     pairs = [(0, 1), (2, 4)]  # the third pair (3, 5) lacks a skeleton
     expected = sum(loop_divergence(logits[v].tolist(), logits[i].tolist()) for v, i in pairs) / 2
-    assert sl.modality_consistency(logits, is_visible, has_clip).item() == pytest.approx(expected, rel=1e-5)
+    assert sl.modality_consistency(logits, is_visible, has_clip).item() == pytest.approx(
+        expected, rel=1e-5
+    )
     with pytest.raises(UserError, match="4 and 2"):
-        sl.modality_consistency(logits, torch.tensor([True, True, True, True, False, False]), has_clip)
+        sl.modality_consistency(
+            logits, torch.tensor([True, True, True, True, False, False]), has_clip
+        )
 
 
 @pytest.mark.parametrize("last", sl.LAST_STATES)
@@ -105,5 +109,7 @@ def test_from_config():
     loss = sl.SkeletonConsistency(cfg, feat_dim=10)
     assert loss.last == "final_states"
     assert loss.fc.weight.shape == (10, 17 * 12)
-    with pytest.raises(UserError, match=r"MODEL\.STAR\.KL_LAST is 'first': choose one of last_step, final_states"):
+    with pytest.raises(
+        UserError, match=r"MODEL\.STAR\.KL_LAST is 'first': choose one of last_step, final_states"
+    ):
         sl.SkeletonConsistency(feat_dim=10, last="first")

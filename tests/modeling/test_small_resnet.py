@@ -37,5 +37,7 @@ def test_what_it_has_not():
         build_backbone(config("50x"))
     cfg = config()
     cfg.MODEL.BACKBONE.PRETRAIN = True
-    with pytest.raises(UserError, match=r"PRETRAIN: there are no weights for the small ResNet; set it to False$"):
+    with pytest.raises(
+        UserError, match=r"PRETRAIN: there are no weights for the small ResNet; set it to False$"
+    ):
         build_backbone(cfg)

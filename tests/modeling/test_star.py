@@ -41,7 +41,9 @@ def batch():
     skeletons[..., :2] *= torch.tensor([16.0, 32.0])
     skeletons[..., 2] = 0.5 + skeletons[..., 2] / 2
     return {
-        "images": torch.randint(0, 256, (CLIPS, LENGTH, 3, 32, 16), dtype=torch.uint8, generator=generator),
+        "images": torch.randint(
+            0, 256, (CLIPS, LENGTH, 3, 32, 16), dtype=torch.uint8, generator=generator
+        ),
         "modality": torch.tensor([2, 2, 2, 2, 1, 1, 1, 1]),
         "targets": torch.tensor([0, 0, 1, 1, 0, 0, 1, 1]),
         "skeletons": skeletons,
@@ -92,7 +94,13 @@ READINGS = [
     {"KL_LAST": "final_states"},
     {"SPLIT_LSTM": True},
     {"EXPONENTS": [3.0]},
-    {"GUIDE": "release", "KL": "release", "GRAPH": "release", "BONES": "release", "CORRECTOR": "release"},
+    {
+        "GUIDE": "release",
+        "KL": "release",
+        "GRAPH": "release",
+        "BONES": "release",
+        "CORRECTOR": "release",
+    },
     {"frame": False, "GUIDE": "release", "KL": "release"},
     {"frame": False, "GUIDE": "release", "losses": SAD_LOSSES},
 ]
@@ -152,7 +160,10 @@ def test_bad_skeletons_leave_finite_losses_and_gradients(batch, what):
 def test_a_skeleton_dropout_of_one_is_training_without_skeletons(batch):
     without = {**batch, "has_skeleton": torch.zeros(CLIPS, LENGTH, dtype=torch.bool)}
     cfg = {"AUGMENT": False}
-    models = [build(STAR, config(SKELETON_DROPOUT=share, losses=("CrossEntropyLoss",))) for share in (1.0, 0.0)]
+    models = [
+        build(STAR, config(SKELETON_DROPOUT=share, losses=("CrossEntropyLoss",)))
+        for share in (1.0, 0.0)
+    ]
     for model in models:
         model.augment = cfg["AUGMENT"]
     dropped, bare = step(models[0], batch), step(models[1], without)
@@ -163,7 +174,9 @@ def test_a_skeleton_dropout_of_one_is_training_without_skeletons(batch):
 def test_it_works_under_autocast(batch):
     model = build(STAR, config())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        total = sum(step(model, {**batch, "images": batch["images"].repeat_interleave(2, -1)}).values())
+        total = sum(
+            step(model, {**batch, "images": batch["images"].repeat_interleave(2, -1)}).values()
+        )
     total.backward()
     assert torch.isfinite(total)
 
@@ -180,7 +193,10 @@ def test_look_shows_what_the_parts_looked_at(batch):
         "part_weights": (CLIPS, NUM_PARTS),
         "exponent_weights": (CLIPS, 5),
     }
-    assert all((value[1] == 0).all() and (value[0] >= 0).all() and value[0].any() for value in seen.values())
+    assert all(
+        (value[1] == 0).all() and (value[0] >= 0).all() and value[0].any()
+        for value in seen.values()
+    )
     assert model.training
     assert model.heads.training
     assert torch.allclose(seen["exponent_weights"][0].sum(), torch.tensor(1.0))

@@ -4,7 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastreid_star.errors import UserError
-from fastreid_star.modeling.style import adain, attack_partners, augment_style, channel_statistics, style_factors
+from fastreid_star.modeling.style import (
+    adain,
+    attack_partners,
+    augment_style,
+    channel_statistics,
+    style_factors,
+)
 
 flags = st.lists(st.booleans(), min_size=2, max_size=20).filter(lambda f: any(f) and not all(f))
 
@@ -25,7 +31,9 @@ class TestAugmentation:
         styled = augment_style(images, factors, order)
         for frame in range(2):
             for channel, source in enumerate(order[frame]):
-                assert torch.equal(styled[frame, channel], images[frame, source] * factors[frame, source])
+                assert torch.equal(
+                    styled[frame, channel], images[frame, source] * factors[frame, source]
+                )
 
     @settings(deadline=None, max_examples=40)
     @given(flags, st.integers(0, 2**31))
@@ -59,7 +67,9 @@ class TestAugmentation:
 
 class TestStatistics:
     def test_by_hand(self):
-        x = torch.tensor([1.0, 3.0, 5.0, 7.0]).view(1, 1, 2, 2)  # mean 4, squared deviations 9 1 1 9
+        x = torch.tensor([1.0, 3.0, 5.0, 7.0]).view(
+            1, 1, 2, 2
+        )  # mean 4, squared deviations 9 1 1 9
         mean, sd = channel_statistics(x, (2, 3), "sqrt_var")
         assert (mean.item(), sd.item()) == (4.0, pytest.approx((5 + 1e-5) ** 0.5))
         mean, sd = channel_statistics(x, (2, 3), "release")
@@ -67,14 +77,18 @@ class TestStatistics:
 
     def test_release_is_torch_std(self):
         x = torch.randn(3, 4, 5, 6)
-        torch.testing.assert_close(channel_statistics(x, (2, 3), "release")[1], x.std((2, 3), keepdim=True) + 1e-6)
+        torch.testing.assert_close(
+            channel_statistics(x, (2, 3), "release")[1], x.std((2, 3), keepdim=True) + 1e-6
+        )
 
     def test_shapes_for_maps_and_tokens(self):
         assert channel_statistics(torch.randn(2, 3, 4, 5), (2, 3))[1].shape == (2, 3, 1, 1)
         assert channel_statistics(torch.randn(2, 9, 7), (1,))[1].shape == (2, 1, 7)
 
     def test_float32_for_half_types(self):
-        assert channel_statistics(torch.randn(2, 3, 4, 4).bfloat16(), (2, 3))[0].dtype == torch.float32
+        assert (
+            channel_statistics(torch.randn(2, 3, 4, 4).bfloat16(), (2, 3))[0].dtype == torch.float32
+        )
 
     def test_one_position(self):
         one = torch.randn(2, 3, 1, 1)
@@ -92,7 +106,9 @@ class TestAdaIN:
         # frame 0: mean 2, population sd 1; frame 1: mean 10, sd 4. Each in the style of the other.
         x = torch.tensor([[1.0, 3.0], [6.0, 14.0]], dtype=torch.float64).view(2, 1, 1, 2)
         y = adain(x, torch.tensor([1, 0]))
-        assert torch.allclose(y.flatten(1), torch.tensor([[6.0, 14.0], [1.0, 3.0]], dtype=torch.float64), rtol=1e-4)
+        assert torch.allclose(
+            y.flatten(1), torch.tensor([[6.0, 14.0], [1.0, 3.0]], dtype=torch.float64), rtol=1e-4
+        )
         expected = 2 + (6 - 10) / (16 + 1e-5) ** 0.5 * (1 + 1e-5) ** 0.5
         assert y[1, 0, 0, 0].item() == pytest.approx(expected, rel=1e-12)
 
@@ -102,28 +118,45 @@ class TestAdaIN:
 
     @pytest.mark.parametrize("std", ["sqrt_var", "release"])
     def test_takes_the_partners_statistics(self, std):
-        x = torch.randn(4, 3, 8, 8, dtype=torch.float64) * torch.rand(4, 3, 1, 1) * 9 + torch.randn(4, 3, 1, 1)
+        x = torch.randn(4, 3, 8, 8, dtype=torch.float64) * torch.rand(4, 3, 1, 1) * 9 + torch.randn(
+            4, 3, 1, 1
+        )
         partner = torch.tensor([2, 3, 3, 0])
         for ours, theirs in zip(
-            channel_statistics(adain(x, partner, std=std), (2, 3)), channel_statistics(x, (2, 3)), strict=True
+            channel_statistics(adain(x, partner, std=std), (2, 3)),
+            channel_statistics(x, (2, 3)),
+            strict=True,
         ):
             assert torch.allclose(ours, theirs[partner], rtol=1e-3, atol=1e-9)
 
     @pytest.mark.parametrize("std", ["sqrt_var", "release"])
-    @pytest.mark.parametrize("partner", [[1, 2, 0], [2, 2, 1]])  # frame 2 may lend its style twice, frame 0 never
+    @pytest.mark.parametrize(
+        "partner", [[1, 2, 0], [2, 2, 1]]
+    )  # frame 2 may lend its style twice, frame 0 never
     def test_gradients_flow_through_every_statistic(self, std, partner):
         x = torch.randn(3, 2, 3, 2, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda v: adain(v, torch.tensor(partner), (2, 3), std), (x,))
+        assert torch.autograd.gradcheck(
+            lambda v: adain(v, torch.tensor(partner), (2, 3), std), (x,)
+        )
         tokens = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda v: adain(v, torch.tensor(partner), (1,), std), (tokens,))
+        assert torch.autograd.gradcheck(
+            lambda v: adain(v, torch.tensor(partner), (1,), std), (tokens,)
+        )
 
     @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
     @pytest.mark.parametrize("std", ["sqrt_var", "release"])
     def test_is_the_formula_and_its_gradient(self, std, layout, kind, tolerance):
         """Against the formula as it is written, its gradient by autograd, all in float64."""
-        maps = torch.randn(6, 5, 9, 7).mul(torch.rand(6, 5, 1, 1)).add(torch.randn(6, 5, 1, 1)).to(kind)
-        maps, weights = (part.contiguous(memory_format=layout) for part in (maps, torch.randn_like(maps)))
+        maps = (
+            torch.randn(6, 5, 9, 7)
+            .mul(torch.rand(6, 5, 1, 1))
+            .add(torch.randn(6, 5, 1, 1))
+            .to(kind)
+        )
+        maps, weights = (
+            part.contiguous(memory_format=layout) for part in (maps, torch.randn_like(maps))
+        )
         partner = torch.tensor([2, 0, 5, 5, 1, 4])
         ours, exact = maps.clone().requires_grad_(), maps.double().requires_grad_()
         restyled = adain(ours, partner, std=std)
@@ -140,7 +173,9 @@ class TestAdaIN:
             assert (found - wanted).abs().max() < tolerance * wanted.abs().max()
 
     def test_keeps_the_type(self):
-        assert adain(torch.randn(2, 3, 4, 4).bfloat16(), torch.tensor([1, 0])).dtype == torch.bfloat16
+        assert (
+            adain(torch.randn(2, 3, 4, 4).bfloat16(), torch.tensor([1, 0])).dtype == torch.bfloat16
+        )
 
     def test_constant_map(self):
         """A map without variance: bounded gradients by default, the known blow-up under `release`."""

@@ -8,7 +8,13 @@ from fastreid.modeling.backbones.resnet import ResNet
 from torch import nn
 
 from fastreid_star.errors import UserError
-from fastreid_star.modeling import BackboneSplit, TwoStreamBackbone, build_two_stream, register_split, split_backbone
+from fastreid_star.modeling import (
+    BackboneSplit,
+    TwoStreamBackbone,
+    build_two_stream,
+    register_split,
+    split_backbone,
+)
 from fastreid_star.modeling import two_stream as two_stream_module
 
 SIZE = (64, 32)
@@ -16,7 +22,11 @@ SIZE = (64, 32)
 FAMILIES = {
     "resnet": ("build_resnet_backbone", "18x", {}),
     "resnet34-ibn": ("build_resnet_backbone", "34x", {"WITH_IBN": True}),
-    "resnet50-ibn-se-nl": ("build_resnet_backbone", "50x", {"WITH_IBN": True, "WITH_SE": True, "WITH_NL": True}),
+    "resnet50-ibn-se-nl": (
+        "build_resnet_backbone",
+        "50x",
+        {"WITH_IBN": True, "WITH_SE": True, "WITH_NL": True},
+    ),
     "resnet101-nl": ("build_resnet_backbone", "101x", {"WITH_NL": True}),
     "resnext-ibn-nl": ("build_resnext_backbone", "50x", {"WITH_IBN": True, "WITH_NL": True}),
     "resnest": ("build_resnest_backbone", "50x", {}),
@@ -64,7 +74,7 @@ def config(family="resnet", feat_dim=0):
 
 
 def scramble(network, seed=0):
-    """Move every weight, scale and shift, so that no layer is an identity by initialisation (a non-local block is)."""
+    """Move every weight, scale and shift, so that no layer is an identity by initialization (a non-local block is)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -108,13 +118,19 @@ def test_split_equals_the_original_bit_for_bit(family):
     assert network.feature_width == expected.shape[1]
     assert attacked == ATTACKED.get(family, attacked)
     # nothing left behind, nothing twice: stem and stages hold the backbone's parameters, the other stem a copy
-    own = sum(p.numel() for p in network.parameters()) - sum(p.numel() for p in network.infrared_stem.parameters())
+    own = sum(p.numel() for p in network.parameters()) - sum(
+        p.numel() for p in network.infrared_stem.parameters()
+    )
     assert own == sum(p.numel() for p in original.parameters())
 
 
 def test_children():
     network = build_two_stream(config())
-    assert [name for name, _ in network.named_children()] == ["visible_stem", "infrared_stem", "stages"]
+    assert [name for name, _ in network.named_children()] == [
+        "visible_stem",
+        "infrared_stem",
+        "stages",
+    ]
     assert len(network.stages) == 4
 
 
@@ -137,7 +153,9 @@ class TestStem:
             assert not torch.allclose(visible, infrared, atol=1e-2)
             expected = torch.where(torch.tensor(is_visible).view(-1, 1, 1, 1), visible, infrared)
             assert torch.allclose(two_stream.stem(images, is_visible), expected, atol=1e-5)
-            assert torch.allclose(two_stream.stem(images, torch.tensor(is_visible)), expected, atol=1e-5)
+            assert torch.allclose(
+                two_stream.stem(images, torch.tensor(is_visible)), expected, atol=1e-5
+            )
 
     def test_sorted_halves_need_no_gather(self, two_stream, monkeypatch):
         monkeypatch.setattr(torch.Tensor, "index_select", None)
@@ -182,7 +200,10 @@ class TestProbing:
         monkeypatch.setattr(two_stream_module, "build_backbone", offline)
         cfg = config()
         cfg.MODEL.BACKBONE.PRETRAIN = True
-        with pytest.raises(UserError, match=r"resnet_backbone 18x cannot be had \(no route to host\): .*PRETRAIN_PATH"):
+        with pytest.raises(
+            UserError,
+            match=r"resnet_backbone 18x cannot be had \(no route to host\): .*PRETRAIN_PATH",
+        ):
             build_two_stream(cfg)
         cfg.MODEL.BACKBONE.PRETRAIN = False
         with pytest.raises(OSError, match="no route"):  # it is no matter of weights then
@@ -198,7 +219,9 @@ class TestRegistry:
         class Strange(nn.Module):
             pass
 
-        with pytest.raises(UserError, match=r"Strange.*@fastreid_star.modeling.register_split\(Strange\)"):
+        with pytest.raises(
+            UserError, match=r"Strange.*@fastreid_star.modeling.register_split\(Strange\)"
+        ):
             split_backbone(Strange())
 
     def test_a_backbone_of_your_own(self):
@@ -231,13 +254,17 @@ class TestRegistry:
         net = build_backbone(config("mobilenet-v2"))
         first = next(index for index, block in enumerate(net.features) if index and _halves(block))
         del net.features[first]
-        with pytest.raises(UserError, match="expected 4 blocks of stride 2 behind the first convolution, found 3"):
+        with pytest.raises(
+            UserError, match="expected 4 blocks of stride 2 behind the first convolution, found 3"
+        ):
             split_backbone(net)
 
     def test_a_transformer_that_must_be_told_the_camera(self):
         net = build_backbone(config("vit"))
         net.cam_num = 6
-        with pytest.raises(UserError, match="camera embeddings cannot be split: build it with camera=0"):
+        with pytest.raises(
+            UserError, match="camera embeddings cannot be split: build it with camera=0"
+        ):
             split_backbone(net)
 
     def test_subclasses_are_split_as_their_base(self):
@@ -250,7 +277,9 @@ class TestRegistry:
 
 
 def _halves(block):
-    return any(isinstance(module, nn.Conv2d) and module.stride[0] == 2 for module in block.modules())
+    return any(
+        isinstance(module, nn.Conv2d) and module.stride[0] == 2 for module in block.modules()
+    )
 
 
 def test_pretrained_weights_fill_both_stems(tmp_path):

@@ -14,7 +14,10 @@ WHOLE = torch.ones(1)
 def peaks(*people, size=(HEIGHT, WIDTH), sigma=2.0):
     """One map, [1,1,h,w], with a Gaussian for each (x, y, height)."""
     rows, columns = torch.arange(size[0])[:, None], torch.arange(size[1])
-    maps = [h * torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * sigma**2)) for x, y, h in people]
+    maps = [
+        h * torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * sigma**2))
+        for x, y, h in people
+    ]
     return torch.stack(maps).amax(0)[None, None]
 
 
@@ -57,9 +60,12 @@ def test_there_is_no_window_along_y():
 
 
 def test_each_crop_and_joint_for_itself():
-    edge, centre, clear = (2, 10, 0.9), (24, 40, 0.8), (2, 10, 0.3)
+    edge, center, clear = (2, 10, 0.9), (24, 40, 0.8), (2, 10, 0.3)
     maps = torch.cat(
-        [torch.cat([peaks(edge, centre), peaks(clear, centre)], 1), torch.cat([peaks(edge), peaks(centre)], 1)]
+        [
+            torch.cat([peaks(edge, center), peaks(clear, center)], 1),
+            torch.cat([peaks(edge), peaks(center)], 1),
+        ]
     )
     kept = keep_central_peaks(maps, torch.tensor([1.0, 0.5]))
     assert highest(kept) == [[[24, 40], [24, 40]], [[2, 10], [24, 40]]]
@@ -68,7 +74,12 @@ def test_each_crop_and_joint_for_itself():
 
 
 @settings(deadline=None, max_examples=50)
-@given(x=st.floats(0, 1), y=st.floats(0, HEIGHT - 1), width=st.floats(0.2, 1), seed=st.integers(0, 1000))
+@given(
+    x=st.floats(0, 1),
+    y=st.floats(0, HEIGHT - 1),
+    width=st.floats(0.2, 1),
+    seed=st.integers(0, 1000),
+)
 def test_one_person_is_untouched(x, y, width, seed):
     """To the last bit, noise and all, wherever in the crop the person is."""
     noise = 0.05 * torch.randn(1, 1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed))

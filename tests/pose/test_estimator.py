@@ -10,7 +10,14 @@ import torch
 
 from fastreid_star.errors import UserError
 from fastreid_star.pose import estimator
-from fastreid_star.pose.estimator import BACKENDS, PoseEstimator, build_estimator, joined, mixed_precision, sha256
+from fastreid_star.pose.estimator import (
+    BACKENDS,
+    PoseEstimator,
+    build_estimator,
+    joined,
+    mixed_precision,
+    sha256,
+)
 
 CPU = torch.device("cpu")
 
@@ -22,11 +29,15 @@ def test_backends():
 
 
 def test_no_device_is_chosen():
-    assert inspect.signature(build_estimator).parameters["device"].default is inspect.Parameter.empty
+    assert (
+        inspect.signature(build_estimator).parameters["device"].default is inspect.Parameter.empty
+    )
 
 
 def test_an_unknown_backend():
-    with pytest.raises(UserError, match=r"^there is no pose backend 'openpose': use mmpose or vitpose$"):
+    with pytest.raises(
+        UserError, match=r"^there is no pose backend 'openpose': use mmpose or vitpose$"
+    ):
         build_estimator("openpose", device=CPU)
 
 
@@ -35,10 +46,14 @@ def test_an_unknown_dtype():
         build_estimator("vitpose", device=CPU, dtype="half")
 
 
-@pytest.mark.parametrize(("backend", "missing"), [("mmpose", "mmpose, xtcocotools"), ("vitpose", "transformers")])
+@pytest.mark.parametrize(
+    ("backend", "missing"), [("mmpose", "mmpose, xtcocotools"), ("vitpose", "transformers")]
+)
 def test_missing_libraries_name_the_command(backend, missing, monkeypatch):
     there = {"mmengine", "mmcv"}
-    monkeypatch.setattr(estimator.importlib.util, "find_spec", lambda name: object() if name in there else None)
+    monkeypatch.setattr(
+        estimator.importlib.util, "find_spec", lambda name: object() if name in there else None
+    )
     with pytest.raises(UserError) as caught:
         build_estimator(backend, checkpoint="x", device=CPU)
     text = str(caught.value)
@@ -60,9 +75,19 @@ def test_arguments_reach_the_backend(monkeypatch):
             return {}
 
     monkeypatch.setitem(BACKENDS, "fake", estimator._Backend("fake_module", "Fake", ()))
-    monkeypatch.setattr(estimator.importlib, "import_module", {"fake_module": type("M", (), {"Fake": Fake})}.get)
-    built = build_estimator("fake", model="", checkpoint="c", device=CPU, flip_test=True, dtype="bfloat16")
-    assert built.options == {"model": None, "checkpoint": "c", "device": CPU, "flip_test": True, "dtype": "bfloat16"}
+    monkeypatch.setattr(
+        estimator.importlib, "import_module", {"fake_module": type("M", (), {"Fake": Fake})}.get
+    )
+    built = build_estimator(
+        "fake", model="", checkpoint="c", device=CPU, flip_test=True, dtype="bfloat16"
+    )
+    assert built.options == {
+        "model": None,
+        "checkpoint": "c",
+        "device": CPU,
+        "flip_test": True,
+        "dtype": "bfloat16",
+    }
     assert build_estimator("fake", device=CPU).options["flip_test"] is False
 
 

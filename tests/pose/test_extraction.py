@@ -173,7 +173,9 @@ def test_the_same_command_twice_at_the_same_time(images, tmp_path, whole):
 def test_two_that_end_at_the_same_moment(images, tmp_path, whole, monkeypatch):
     """One looks whether all is there; the other writes the last part, and comes to look, before the first goes."""
     output, stub = tmp_path / "store", Stub()
-    first, last = (Extraction(frames_of_folder(images), output, stub.describe(), **OPTIONS) for _ in range(2))
+    first, last = (
+        Extraction(frames_of_folder(images), output, stub.describe(), **OPTIONS) for _ in range(2)
+    )
     first.run(stub, share=Share(0, 2), workers=0, progress=False)
     ended, looks = [], first.parts.done
 
@@ -276,7 +278,13 @@ def test_killed_at_every_step_of_writing(images, tmp_path, overwrite):
     options = {"batch_size": 20, "batches_a_part": 1, "overwrite": overwrite}
     extract(images, tmp_path / "whole", **options)
     whole = content(tmp_path / "whole")
-    steps = [(os, "replace"), (os, "rename"), (os, "fsync"), (os, "makedirs"), (skeletons.shutil, "rmtree")]
+    steps = [
+        (os, "replace"),
+        (os, "rename"),
+        (os, "fsync"),
+        (os, "makedirs"),
+        (skeletons.shutil, "rmtree"),
+    ]
     steps += [(os, "mkdir"), (os, "unlink"), (os, "rmdir"), (np, "savez")]
     survived = None
     if overwrite:
@@ -298,7 +306,9 @@ def test_killed_at_every_step_of_writing(images, tmp_path, overwrite):
         assert code == -signal.SIGKILL
         stub, made = Stub(), output.exists() and content(output) == whole
         if output.exists():
-            assert content(output) in (whole, content(tmp_path / "old") if overwrite else None), "whole or not there"
+            assert content(output) in (whole, content(tmp_path / "old") if overwrite else None), (
+                "whole or not there"
+            )
         assert extract(images, output, stub, **options)
         assert stub.batches == 0 or not made, f"made twice: killed at step {call}"
         assert content(output) == whole, f"killed at step {call}"
@@ -352,7 +362,7 @@ def test_one_of_several_that_replace_comes_late(images, tmp_path, whole):
     assert stub.batches > 0, "a new command"
 
 
-def test_neighbours_stay_and_what_was_left_behind_goes(images, tmp_path, whole):
+def test_neighbors_stay_and_what_was_left_behind_goes(images, tmp_path, whole):
     for name in ("store.tmp_mine", "store.old", "storex.tmp12", "store.tmp77", "store.old78"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "index.json").touch()
@@ -466,7 +476,9 @@ def test_the_output_folder_goes_away(images, tmp_path):
         if number == 5:
             Path(parts_folder(tmp_path / "store")).rename(tmp_path / "elsewhere")
 
-    with pytest.raises(UserError, match=r"store\.parts cannot be written \(No such file or directory\)"):
+    with pytest.raises(
+        UserError, match=r"store\.parts cannot be written \(No such file or directory\)"
+    ):
         extract(images, tmp_path / "store", Stub(on_batch=lose))
 
 
@@ -490,19 +502,22 @@ def test_a_network_that_gives_nothing_finite_is_not_a_network(images, tmp_path, 
             return super().estimate(prepared) * np.nan
 
     monkeypatch.setattr(module, "SUSPICIOUS", 8)
-    with pytest.raises(UserError, match=r"no finite joints for any of 8 crops from .*0\.png on: check its checkpoint"):
+    with pytest.raises(
+        UserError,
+        match=r"no finite joints for any of 8 crops from .*0\.png on: check its checkpoint",
+    ):
         extract(images, tmp_path / "store", Overflown())
 
 
 def test_crops_as_training_sees_them(tmp_path):
-    """Turned as their EXIF says, grey and CMYK as RGB, whatever the case of their suffix."""
+    """Turned as their EXIF says, gray and CMYK as RGB, whatever the case of their suffix."""
     folder = tmp_path / "crops"
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (6, 10, 3), np.uint8)
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.fromarray(pixels).save(folder / "turned.PNG", exif=turned)
-    Image.fromarray(pixels).convert("L").save(folder / "grey.png")
+    Image.fromarray(pixels).convert("L").save(folder / "gray.png")
     Image.fromarray(pixels).convert("CMYK").save(folder / "cmyk.JPG")
     Image.new("RGB", (1, 1), (7, 8, 9)).save(folder / "ein Punkt, größer nicht.bmp")
 
@@ -521,7 +536,7 @@ def test_crops_as_training_sees_them(tmp_path):
         assert present.all()
         expected = [image.shape[1], image.shape[0], image[0, 0].sum() / 765]
         np.testing.assert_allclose(joints[0], np.tile(expected, (17, 1)), rtol=1e-6)
-    joints, _ = SkeletonStore.open(tmp_path / "store").read(["turned", "grey"])
+    joints, _ = SkeletonStore.open(tmp_path / "store").read(["turned", "gray"])
     assert joints[:, 0, :2].tolist() == [[6, 10], [10, 6]]
 
 
@@ -550,7 +565,9 @@ def test_large_batches_take_no_open_files(images, tmp_path):
     def child():
         few = len(os.listdir("/proc/self/fd")) + 40
         resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))
-        assert extract(images, tmp_path / "store", Tensors(), workers=1, batch_size=50, batches_a_part=1)
+        assert extract(
+            images, tmp_path / "store", Tensors(), workers=1, batch_size=50, batches_a_part=1
+        )
 
     assert end(in_a_child(child)) == 0
 
@@ -597,7 +614,9 @@ class Disk:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_disk_that_fails_for_a_moment_loses_no_crop(images, tmp_path, whole, monkeypatch, workers):
+def test_a_disk_that_fails_for_a_moment_loses_no_crop(
+    images, tmp_path, whole, monkeypatch, workers
+):
     disk = Disk(monkeypatch, errno.ESTALE, {"5.png": 2 if workers else 3, "6.png": 1, "40.png": 2})
     assert extract(images, tmp_path / "store", workers=workers)
     assert content(tmp_path / "store") == whole
@@ -607,22 +626,27 @@ def test_a_disk_that_fails_for_a_moment_loses_no_crop(images, tmp_path, whole, m
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_disk_that_stays_away_ends_it_and_it_goes_on_later(images, tmp_path, whole, monkeypatch, number, workers):
+def test_a_disk_that_stays_away_ends_it_and_it_goes_on_later(
+    images, tmp_path, whole, monkeypatch, number, workers
+):
     """One crop that the disk does not give must not be recorded as one without a skeleton."""
     with monkeypatch.context() as patch:
         disk = Disk(patch, number, {"21.png": 99})
-        message = (
-            rf"21\.png cannot be read \({os.strerror(number)}\), and was tried for 26 s: mend the disk or the file's"
-        )
+        message = rf"21\.png cannot be read \({os.strerror(number)}\), and was tried for 26 s: mend the disk or the file's"
         with pytest.raises(UserError, match=message) as error:
             extract(images, tmp_path / "store", workers=workers)
         assert [pause for pause in disk.pauses if pause] == list(PAUSES)
     assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / "store").exists()
-    assert sorted(file.name for file in (tmp_path / "store.parts").glob("*.npz")) == ["000000.npz", "000001.npz"]
+    assert sorted(file.name for file in (tmp_path / "store.parts").glob("*.npz")) == [
+        "000000.npz",
+        "000001.npz",
+    ]
     stub = Stub()
     assert extract(images, tmp_path / "store", stub)
-    assert stub.estimated == CROPS - len(BROKEN) - 15, "two parts were kept, with 16 crops of which one is broken"
+    assert stub.estimated == CROPS - len(BROKEN) - 15, (
+        "two parts were kept, with 16 crops of which one is broken"
+    )
     assert content(tmp_path / "store") == whole
 
 
@@ -642,7 +666,9 @@ def test_a_pipe_among_the_crops_is_no_crop_and_nobody_waits(tmp_path):
 def test_the_bar_counts_everybodys_crops(images, tmp_path, capfd):
     stub = Stub()
     frames = frames_of_folder(images)
-    first, second = (Extraction(frames, tmp_path / "store", stub.describe(), **OPTIONS) for _ in range(2))
+    first, second = (
+        Extraction(frames, tmp_path / "store", stub.describe(), **OPTIONS) for _ in range(2)
+    )
     first.run(stub, share=Share(0, 2), progress=False, workers=0)
     second.run(stub, share=Share(1, 2), workers=0)
     last = capfd.readouterr().err.split("\r")[-1]
@@ -653,7 +679,9 @@ def test_the_bar_counts_everybodys_crops(images, tmp_path, capfd):
 def test_the_bars_speed_is_of_this_run_alone(images, tmp_path, monkeypatch):
     bars = []
     monkeypatch.setattr(
-        module, "progress_bar", lambda *args, **options: bars.append(progress_bar(*args, **options)) or bars[-1]
+        module,
+        "progress_bar",
+        lambda *args, **options: bars.append(progress_bar(*args, **options)) or bars[-1],
     )
     extract(images, tmp_path / "store", share=Share(0, 2))
     work = Extraction(frames_of_folder(images), tmp_path / "store", Stub().describe(), **OPTIONS)

@@ -2,7 +2,12 @@ import pytest
 
 from fastreid_star.data.datasets.hitsz_vcm_files import Track, frame_paths, write_info_files
 from fastreid_star.errors import UserError
-from fastreid_star.pose.frames import Frames, frames_of_dataset, frames_of_folder, frames_of_tracklets
+from fastreid_star.pose.frames import (
+    Frames,
+    frames_of_dataset,
+    frames_of_folder,
+    frames_of_tracklets,
+)
 from fastreid_star.structures import Modality, Tracklet
 
 
@@ -44,7 +49,9 @@ def test_folder_refusals(tmp_path):
     with pytest.raises(UserError, match="no image is in there"):
         frames_of_folder(tmp_path)
     touch(tmp_path, "a/1.jpg", "a/1.png")
-    with pytest.raises(UserError, match=r"a/1\.(jpg|png) and a/1\.(jpg|png) would share the skeleton a/1"):
+    with pytest.raises(
+        UserError, match=r"a/1\.(jpg|png) and a/1\.(jpg|png) would share the skeleton a/1"
+    ):
         frames_of_folder(tmp_path)
 
 
@@ -74,15 +81,22 @@ def tracklet(root, *frames):
 
 
 def test_tracklets_that_share_frames_and_names(tmp_path):
-    shared = [tracklet(tmp_path / "a", "1.jpg", "2.jpg"), tracklet(tmp_path / "a", "2.jpg", "3.jpg")]
+    shared = [
+        tracklet(tmp_path / "a", "1.jpg", "2.jpg"),
+        tracklet(tmp_path / "a", "2.jpg", "3.jpg"),
+    ]
     assert frames_of_tracklets(shared, str(tmp_path)).paths == ["a/1.jpg", "a/2.jpg", "a/3.jpg"]
     with pytest.raises(UserError, match=r"a/1\.jpg and b/1\.jpg would share"):
-        frames_of_tracklets([tracklet(tmp_path / "a", "1.jpg"), tracklet(tmp_path / "b", "1.jpg")], str(tmp_path))
+        frames_of_tracklets(
+            [tracklet(tmp_path / "a", "1.jpg"), tracklet(tmp_path / "b", "1.jpg")], str(tmp_path)
+        )
     with pytest.raises(UserError, match="no tracklets"):
         frames_of_tracklets([], str(tmp_path))
 
 
 def test_digest_tells_lists_apart():
-    digests = {Frames("r", keys, keys).digest for keys in (["a", "b"], ["b", "a"], ["ab"], ["a\nb"], ["a"])}
+    digests = {
+        Frames("r", keys, keys).digest for keys in (["a", "b"], ["b", "a"], ["ab"], ["a\nb"], ["a"])
+    }
     assert len(digests) == 5
     assert Frames("x", ["a"], ["1.jpg"]).digest == Frames("y", ["a"], ["2.jpg"]).digest

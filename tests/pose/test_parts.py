@@ -24,7 +24,9 @@ def parts(tmp_path):
 def test_rows_cover_all_crops_once(tmp_path):
     for frames, size in ((10, 4), (8, 4), (1, 4), (3, 1)):
         parts = Parts(tmp_path, frames, size)
-        assert [row for number in range(len(parts)) for row in parts.rows(number)] == list(range(frames))
+        assert [row for number in range(len(parts)) for row in parts.rows(number)] == list(
+            range(frames)
+        )
 
 
 def test_what_is_written_is_read(parts):
@@ -48,7 +50,9 @@ def test_other_files_and_other_numbers_do_not_count(parts):
     assert parts.done() == set()
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "locked", "newer", "shape", "text", "pickle"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "cut", "flipped", "locked", "newer", "shape", "text", "pickle"]
+)
 def test_a_damaged_part_is_none_and_gone(parts, damage):
     parts.write(0, part(4))
     file = parts.folder / "000000.npz"
@@ -59,7 +63,10 @@ def test_a_damaged_part_is_none_and_gone(parts, damage):
         del content[len(content) // 2 :]
     elif damage == "flipped":
         content[len(content) // 3] ^= 1
-    elif damage in ("locked", "newer"):  # what the list at the end of a zip file says of its first entry
+    elif damage in (
+        "locked",
+        "newer",
+    ):  # what the list at the end of a zip file says of its first entry
         entry = content.index(b"PK\x01\x02")
         content[entry + {"locked": 8, "newer": 6}[damage]] ^= 1 if damage == "locked" else 64
     elif damage == "text":
@@ -69,7 +76,9 @@ def test_a_damaged_part_is_none_and_gone(parts, damage):
         parts.write(0, part(3))
     if damage == "pickle":
         joints = part(4)
-        np.savez(file, joints=joints.joints, sizes=joints.sizes, problems=np.array([{}] * 4, object))
+        np.savez(
+            file, joints=joints.joints, sizes=joints.sizes, problems=np.array([{}] * 4, object)
+        )
     assert parts.read(0) is None
     assert not file.exists()
     assert parts.done() == set()
@@ -83,7 +92,10 @@ def test_a_part_that_the_disk_does_not_give_is_kept(parts, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.read_bytes", stale)
-        with pytest.raises(UserError, match=r"000000\.npz cannot be read \(Stale file handle\).*what is done is kept"):
+        with pytest.raises(
+            UserError,
+            match=r"000000\.npz cannot be read \(Stale file handle\).*what is done is kept",
+        ):
             parts.read(0)
     assert parts.read(0) is not None
 
@@ -156,7 +168,9 @@ def test_what_cannot_be_written_or_read_says_so(parts, tmp_path, monkeypatch):
         patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="No space left on device"):
             parts.write(0, part(4))
-    assert sorted(os.listdir(parts.folder)) == ["000001.npz", "plan.json"], "nothing half-written is left"
+    assert sorted(os.listdir(parts.folder)) == ["000001.npz", "plan.json"], (
+        "nothing half-written is left"
+    )
     parts.remove()
     with pytest.raises(UserError, match=r"cannot be written \(No such file or directory\)"):
         parts.write(0, part(4))

@@ -35,10 +35,29 @@ def root(tmp_path):
     (dataset / "skeletons").rename(tmp_path / "drawn")
     broken = dataset / "Test" / SkeletonStore.open(tmp_path / "drawn").keys()[-12]
     broken.with_suffix(".jpg").write_bytes(b"no picture")
-    command = [PYTHON, "-c", PROGRAM, MODEL, tmp_path / "pose.pth", "--device", "cpu", "--workers", "1"]
-    command += ["--dataset", "SyntheticVCM", "--root", f"{tmp_path}/", "--output", f"{dataset}/estimated/"]
+    command = [
+        PYTHON,
+        "-c",
+        PROGRAM,
+        MODEL,
+        tmp_path / "pose.pth",
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+    ]
+    command += [
+        "--dataset",
+        "SyntheticVCM",
+        "--root",
+        f"{tmp_path}/",
+        "--output",
+        f"{dataset}/estimated/",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(RUNNER.parent)}
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, env=env)
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, env=env
+    )
     assert done.returncode == 0, done.stderr
     assert "estimated: 143 of 144 crops have a skeleton\n  none: " in done.stdout
     return tmp_path
@@ -48,9 +67,32 @@ def root(tmp_path):
 def test_extracted_skeletons_are_trained_with(root, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     options = ["DATASETS.ROOT", root, "DATASETS.SKELETONS", "estimated", "OUTPUT_DIR", root / "run"]
-    options += ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.DEPTH", "tiny", "MODEL.LOSSES.CE_ONLY_EPOCHS", "0"]
-    options += ["INPUT.SIZE_TRAIN", "[32,16]", "INPUT.SIZE_TEST", "[32,16]", "INPUT.CLIP.LENGTH", "12"]
-    options += ["SOLVER.IMS_PER_BATCH", "8", "SOLVER.MAX_EPOCH", "1", "SOLVER.STEPS", "[]", "TEST.EVAL_PERIOD", "1"]
+    options += [
+        "MODEL.DEVICE",
+        "cpu",
+        "MODEL.BACKBONE.DEPTH",
+        "tiny",
+        "MODEL.LOSSES.CE_ONLY_EPOCHS",
+        "0",
+    ]
+    options += [
+        "INPUT.SIZE_TRAIN",
+        "[32,16]",
+        "INPUT.SIZE_TEST",
+        "[32,16]",
+        "INPUT.CLIP.LENGTH",
+        "12",
+    ]
+    options += [
+        "SOLVER.IMS_PER_BATCH",
+        "8",
+        "SOLVER.MAX_EPOCH",
+        "1",
+        "SOLVER.STEPS",
+        "[]",
+        "TEST.EVAL_PERIOD",
+        "1",
+    ]
     options += ["DATALOADER.NUM_WORKERS", "0"]
     for key, value in DATA.to_dict().items():
         options += [f"DATASETS.SYNTHETIC.{key.upper()}", value]
@@ -61,11 +103,13 @@ def test_extracted_skeletons_are_trained_with(root, monkeypatch):
     loader = build_clip_test_loader(load_config(arguments[1], arguments[2:]), "SyntheticVCM")
     without = 0
     for batch in loader:
-        for position, joints, present in zip(batch["index"], batch["skeletons"], batch["has_skeleton"], strict=True):
+        for position, joints, present in zip(
+            batch["index"], batch["skeletons"], batch["has_skeleton"], strict=True
+        ):
             tracklet = loader.dataset.tracklets[position]
             stored, there = store.read([tracklet.key(frame) for frame in range(12)])
             without += (~there).sum()
-            # a clip shows the neighbour of a frame that cannot be read, and its skeleton
+            # a clip shows the neighbor of a frame that cannot be read, and its skeleton
             assert there.all() or not there[0]
             stored[0] = stored[0] if there[0] else stored[1]
             np.testing.assert_allclose(joints.numpy(), stored, atol=1e-4)
@@ -76,7 +120,9 @@ def test_extracted_skeletons_are_trained_with(root, monkeypatch):
     train_or_evaluate(argument_parser("").parse_args(arguments))
     assert (root / "run" / "model_final.pth").exists()
     logged = [json.loads(line) for line in (root / "run" / "metrics.json").read_text().splitlines()]
-    losses = [value for line in logged for name, value in line.items() if "skeleton" in name.lower()]
+    losses = [
+        value for line in logged for name, value in line.items() if "skeleton" in name.lower()
+    ]
     assert losses
     assert np.isfinite(losses).all()
     assert max(losses) > 0, "clips without skeletons would lose nothing"

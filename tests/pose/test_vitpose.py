@@ -33,7 +33,9 @@ def test_a_gaussian_is_found_between_the_cells(x, y, height):
 
 def test_each_map_for_itself():
     places = torch.tensor([[[10.0, 20.0], [30.25, 40.5]], [[21.0, 9.75], [40.0, 55.0]]])
-    maps = torch.stack([torch.stack([gaussian(*place) for place in crop]) for crop in places.tolist()])
+    maps = torch.stack(
+        [torch.stack([gaussian(*place) for place in crop]) for crop in places.tolist()]
+    )
     torch.testing.assert_close(find_joints(maps)[0], places, atol=2e-3, rtol=0)
 
 
@@ -66,7 +68,9 @@ def test_geometry_of_a_crop(width, height):
     assert prepared.image.dtype == torch.uint8
     tall = 1.25 * max(height, width * 256 / 192)
     assert (prepared.width, prepared.height) == pytest.approx((tall * 0.75, tall))
-    assert (prepared.left, prepared.top) == pytest.approx(((width - tall * 0.75) / 2, (height - tall) / 2))
+    assert (prepared.left, prepared.top) == pytest.approx(
+        ((width - tall * 0.75) / 2, (height - tall) / 2)
+    )
     assert prepared.share == pytest.approx(width / (tall * 0.75))
     shown = (prepared.image[0] > 127).float()
     across, down = shown.amax(0).sum(), shown.amax(1).sum()
@@ -74,7 +78,7 @@ def test_geometry_of_a_crop(width, height):
     assert down == pytest.approx(height * 255 / prepared.height, abs=1.5)
 
 
-def test_colours_and_sides_of_a_crop():
+def test_colors_and_sides_of_a_crop():
     crop = np.zeros((128, 96, 3), np.uint8)
     crop[:, :48, 0] = 200  # red on the left
     crop[:64, :, 2] = 100  # blue above

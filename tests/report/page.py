@@ -58,7 +58,9 @@ class Page(HTMLParser):
         assert self.source.startswith("<!DOCTYPE html>")
         assert self.all("html") == [{"lang": "en"}]
         assert not self.all("script")
-        assert not any(name.startswith("on") for _, attributes in self.elements for name in attributes)
+        assert not any(
+            name.startswith("on") for _, attributes in self.elements for name in attributes
+        )
         levels = [int(tag[1]) for tag, _ in self.elements if re.fullmatch("h[1-6]", tag)]
         assert levels[0] == 1
         assert levels.count(1) == 1
@@ -72,7 +74,8 @@ class Page(HTMLParser):
         assert targets
         assert all(target[0] == "#" and target[1:] in ids for target in targets)
         addresses = re.findall(
-            r"""(?:https?:)?//[\w.]+""", re.sub(r'xmlns(:xlink)?="[^"]*"|base64,[^"]*', "", self.source)
+            r"""(?:https?:)?//[\w.]+""",
+            re.sub(r'xmlns(:xlink)?="[^"]*"|base64,[^"]*', "", self.source),
         )
         assert not addresses, addresses
         assert not re.search(r"url\((?!#)|@import|<(iframe|object|embed|base)\b", self.source)

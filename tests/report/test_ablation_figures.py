@@ -41,7 +41,9 @@ def finish(run, value):
     made_with = {"options": options, "config": load_config(str(run.config), options).dump()}
     (run.folder / ablation.OPTIONS).write_text(json.dumps(made_with))
     shifts = dict(zip(ablation.COLUMNS, (10, -1, 11, 1, 0), strict=True))
-    (run.folder / ablation.RESULT).write_text(json.dumps({key: value + shift for key, shift in shifts.items()}))
+    (run.folder / ablation.RESULT).write_text(
+        json.dumps({key: value + shift for key, shift in shifts.items()})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,9 @@ def folder(tmp_path_factory):
         for run in ablation.plan([str(path) for path in CONFIGS], [seed], [None], output):
             finish(run, CONFIGS[run.config] + 2 * seed)
     warm = ablation.Run(HITSZ / "SAD_R50.yml", 0, None, output / "seed0" / "warm-start")
-    retest = ablation.Run(HITSZ / "SAD_R50.yml", 0, None, output / "seed0" / "SAD_R50" / "retest-blind", "blind")
+    retest = ablation.Run(
+        HITSZ / "SAD_R50.yml", 0, None, output / "seed0" / "SAD_R50" / "retest-blind", "blind"
+    )
     for run in (warm, retest):
         finish(run, 5.0)
     (output / "seed2" / "SAD_R50").mkdir(parents=True)
@@ -72,15 +76,27 @@ def test_the_finished_training_runs_are_found(runs):
 def test_figure_5_has_the_runs_that_differ_in_length_alone(runs):
     (curve,) = length_curves(runs)
     assert (curve.method, curve.baseline) == ("STAR_R50", "SAD_R50")
-    assert curve.values["I2V"] == ({4: [42, 44], 6: [46, 48], 12: [55, 57]}, {4: [39, 41], 12: [49, 51]})
-    assert curve.values["V2I"] == ({4: [44, 46], 6: [48, 50], 12: [57, 59]}, {4: [41, 43], 12: [51, 53]})
+    assert curve.values["I2V"] == (
+        {4: [42, 44], 6: [46, 48], 12: [55, 57]},
+        {4: [39, 41], 12: [49, 51]},
+    )
+    assert curve.values["V2I"] == (
+        {4: [44, 46], 6: [48, 50], 12: [57, 59]},
+        {4: [41, 43], 12: [51, 53]},
+    )
 
 
 def test_names_end_with_a_word(runs):
     """The configs of Figure 5 without those of 12 frames, and of Figure 6 without the default."""
-    some = [found for found in runs if found.run.name not in ("STAR_R50", "STAR_R50_frame", "SAD_R50")]
+    some = [
+        found for found in runs if found.run.name not in ("STAR_R50", "STAR_R50_frame", "SAD_R50")
+    ]
     four = next(found for found in some if found.run.name == "SAD_R50_T4")
-    six = replace(four, run=replace(four.run, config=HITSZ / "SAD_R50_T6.yml"), config={**four.config, LENGTH: 6})
+    six = replace(
+        four,
+        run=replace(four.run, config=HITSZ / "SAD_R50_T6.yml"),
+        config={**four.config, LENGTH: 6},
+    )
     (curve,) = length_curves([*some, six])
     assert (curve.method, curve.baseline) == ("STAR_R50", "SAD_R50")
     assert [found.method for found in exponent_maps(some)] == ["STAR_R50"]
@@ -95,7 +111,9 @@ def test_the_table_counts_10_after_2(tmp_path):
 
 def test_a_baseline_that_differs_otherwise_is_not_compared(runs):
     faster = [
-        replace(found, config={**found.config, "SOLVER.BASE_LR": 7.0}) if found.run.name.startswith("SAD") else found
+        replace(found, config={**found.config, "SOLVER.BASE_LR": 7.0})
+        if found.run.name.startswith("SAD")
+        else found
         for found in runs
     ]
     assert length_curves(faster) == []
@@ -122,7 +140,9 @@ def test_the_page(folder):
     text = " ".join(page.text.split())
     assert "<b>figures" in text, "the name is text"
     assert "STAR_R50 2 67.00 ± 1.41 56.00 ± 1.41" in text
-    assert f"(paper) {' '.join(f'{value:.2f}' for value in ablation.PAPER['STAR_R50'])} 57.28" in text
+    assert (
+        f"(paper) {' '.join(f'{value:.2f}' for value in ablation.PAPER['STAR_R50'])} 57.28" in text
+    )
     assert re.search(r"below \\ above 0 1 3 0 52\.00 – – 1 – – 56\.00", text)
     assert text.count("frames of a clip") == 2, "a drawing a direction"
 

@@ -35,13 +35,19 @@ def test_an_example_has_gates_circles_and_four_charts(star):
         given = seen["joint_attention"][row]
         assert look.span == pytest.approx((given[given > 0].min(), given.max()))
     assert len(made.charts) == 4
-    assert numbers(made.charts[2]) == [signed(value - 0.5, 4) for value in seen["part_weights"].flatten()]
-    assert numbers(made.charts[3]) == [signed(value - 0.2, 4) for value in seen["exponent_weights"].flatten()]
+    assert numbers(made.charts[2]) == [
+        signed(value - 0.5, 4) for value in seen["part_weights"].flatten()
+    ]
+    assert numbers(made.charts[3]) == [
+        signed(value - 0.2, 4) for value in seen["exponent_weights"].flatten()
+    ]
 
 
 def numbers(svg):
     """What is written at the bars: the query's, then the match's."""
-    return [text for text in texts(svg) if re.fullmatch(r"[+−]?\d\.\d{4}", text)][-2 * len(names(svg)) :]
+    return [text for text in texts(svg) if re.fullmatch(r"[+−]?\d\.\d{4}", text)][
+        -2 * len(names(svg)) :
+    ]
 
 
 def names(svg):
@@ -50,12 +56,21 @@ def names(svg):
 
 def test_a_network_with_fewer_parts_has_fewer_charts():
     assert charts({"joint_attention": np.ones((2, 3, 17))}, ["query", "match"], EXPONENTS, "") == []
-    assert len(charts({"bone_weights": np.ones((2, 3, 19)) / 19}, ["query", "match"], EXPONENTS, "a pair")) == 1
+    assert (
+        len(
+            charts(
+                {"bone_weights": np.ones((2, 3, 19)) / 19}, ["query", "match"], EXPONENTS, "a pair"
+            )
+        )
+        == 1
+    )
 
 
 def test_a_clip_without_a_skeleton_has_no_circles(star):
     clip = star.album.clip(2)
-    lost = dataclasses.replace(clip, item={**clip.item, "has_skeleton": torch.zeros(3, dtype=torch.bool)})
+    lost = dataclasses.replace(
+        clip, item={**clip.item, "has_skeleton": torch.zeros(3, dtype=torch.bool)}
+    )
     star.album._clips[2] = lost
     try:
         made = example(star.model, star.album, 2, 20, title="", exponents=EXPONENTS)

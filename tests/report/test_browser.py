@@ -11,14 +11,20 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 
 SIZES = [(1280, 900), (400, 800)]
 FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *(
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ),
     *("--disable-component-update", "--disable-sync"),
 ]
 # the smallest contrast of any text with what is behind it, and where that is; WCAG 2's formula
 CONTRAST = """() => {
   const canvas = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d');
-  const rgba = colour => {
-    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+  const rgba = color => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
   const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255)
@@ -26,8 +32,8 @@ CONTRAST = """() => {
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
   const behind = element => {
     for (; element; element = element.parentElement) {
-      const colour = rgba(getComputedStyle(element).backgroundColor);
-      if (colour[3] > 250) return colour;
+      const color = rgba(getComputedStyle(element).backgroundColor);
+      if (color[3] > 250) return color;
     }
     return [255, 255, 255, 255];
   };
@@ -82,10 +88,16 @@ def test_it_opens_whole_and_fits(browser, address, size, scheme):
     page.goto(address)
     page.wait_for_load_state("load")
     assert troubles == []
-    assert [url for url in asked if not url.startswith("data:")] == [address], "the file, and nothing else"
-    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert [url for url in asked if not url.startswith("data:")] == [address], (
+        "the file, and nothing else"
+    )
+    assert page.evaluate(
+        "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+    )
     assert page.evaluate("document.images.length") > 50
-    assert page.evaluate("document.documentElement.scrollWidth") <= size[0], "the page scrolls sideways"
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0], (
+        "the page scrolls sideways"
+    )
     outside = """() => [...document.querySelectorAll('p, h1, h2, h3, h4, svg, dl, figcaption')].filter(element => {
       const box = element.getBoundingClientRect();
       return !element.closest('.scroll, .strip, .clips') && (box.right > innerWidth + 1 || box.left < -1);
@@ -103,6 +115,8 @@ def test_the_contents_lead_to_the_sections(browser, address):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(address)
     page.get_by_role("link", name="Confusions").click()
-    page.wait_for_function("Math.abs(document.getElementById('confused').getBoundingClientRect().top) < 60")
+    page.wait_for_function(
+        "Math.abs(document.getElementById('confused').getBoundingClientRect().top) < 60"
+    )
     assert page.url.endswith("#confused")
     page.close()

@@ -84,7 +84,9 @@ def test_right_and_wrong_are_those_of_the_lists(both, star):
         tracklet = star.ranking.tracklets[direction.gallery[column]]
         frame, mark = ("right", "✓ right") if direction.right[row, column] else ("wrong", "✗ wrong")
         similarity = f"{direction.similarity[row, column]:.3f}"
-        expected.append((frame, mark, str(rank), similarity, str(tracklet.pid), str(tracklet.camid)))
+        expected.append(
+            (frame, mark, str(rank), similarity, str(tracklet.pid), str(tracklet.camid))
+        )
     assert entries[:5] == expected
 
 
@@ -94,10 +96,15 @@ def test_grad_cam_explains_the_similarity_of_each_pair_in_both_runs(both, star, 
     for number, direction in enumerate(star.ranking.directions.values()):
         row = module.choose_queries(direction, star.ranking.tracklets, 2, number)["random"][0]
         pair = direction.queries[row], direction.gallery[direction.best_right(row)]
-        similarities = [f"{e.ranking.features[pair[0]] @ e.ranking.features[pair[1]]:.3f}" for e in (sad, star)]
+        similarities = [
+            f"{e.ranking.features[pair[0]] @ e.ranking.features[pair[1]]:.3f}" for e in (sad, star)
+        ]
         for role, position in zip(("Query", "Match"), pair, strict=True):
             expected += [f"{role}: {star.album.clip(position).what}"]
-            expected += [f"{name}, similarity {s}" for name, s in zip((HOSTILE, "STAR"), similarities, strict=True)]
+            expected += [
+                f"{name}, similarity {s}"
+                for name, s in zip((HOSTILE, "STAR"), similarities, strict=True)
+            ]
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", shown)
     assert [html.unescape(caption) for caption in captions] == expected
     assert "infrared" in captions[0]
@@ -106,7 +113,9 @@ def test_grad_cam_explains_the_similarity_of_each_pair_in_both_runs(both, star, 
 
 def test_what_differs_is_shown_from_the_baseline_to_the_run(both):
     settings = both[both.index('id="settings"') : both.index('id="ranked"')]
-    rows = Page(settings[settings.index("<table") : settings.index("</table>") + len("</table>")]).tables[0]
+    rows = Page(
+        settings[settings.index("<table") : settings.index("</table>") + len("</table>")]
+    ).tables[0]
     assert rows[0] == ["key", HOSTILE, "STAR"]
     assert ["MODEL.META_ARCHITECTURE", "SAD", "STAR"] in rows
 
@@ -115,7 +124,7 @@ def test_the_cmc_curves_are_the_tables(star, sad, monkeypatch):
     drawn = {}
     monkeypatch.setattr(module.sections.plots, "cmc", lambda lines, title: drawn.update(lines))
     module.sections.cmc_chart([star, sad])
-    assert len({(colour, style) for colour, style, _ in drawn.values()}) == 4
+    assert len({(color, style) for color, style, _ in drawn.values()}) == 4
     for e in (star, sad):
         metrics = e.ranking.results.metrics()
         for way in ("I2V", "V2I"):
@@ -128,10 +137,17 @@ def test_the_queries_that_were_won_and_lost_are_shown(both, star, sad):
     shown = both[both.index('id="compared"') :]
     expected = []
     for way, direction in star.ranking.directions.items():
-        for changed in module.sections.comparison.changes(direction, sad.ranking.directions[way], 2):
-            expected += [f"First match at rank {c.rank} in STAR, at rank {c.other_rank} in {HOSTILE}" for c in changed]
+        for changed in module.sections.comparison.changes(
+            direction, sad.ranking.directions[way], 2
+        ):
+            expected += [
+                f"First match at rank {c.rank} in STAR, at rank {c.other_rank} in {HOSTILE}"
+                for c in changed
+            ]
     assert expected
-    assert [html.unescape(title) for title in re.findall(r'<p class="note">(First match.*?)</p>', shown)] == expected
+    assert [
+        html.unescape(title) for title in re.findall(r'<p class="note">(First match.*?)</p>', shown)
+    ] == expected
 
 
 def test_the_baseline_alone_leaves_out_what_it_has_not(folders, monkeypatch):
@@ -141,8 +157,12 @@ def test_the_baseline_alone_leaves_out_what_it_has_not(folders, monkeypatch):
     shutil.copy(folders.sad / "model_final.pth", folder)
     run = gather(folder, ["TEST.RANKS", "[1,2]"], config_file=str(folders.sad / "config.yaml"))
     with monkeypatch.context() as patch:
-        patch.setattr(module.importlib.util, "find_spec", lambda name: None if name == "ttach" else name)
-        with pytest.raises(UserError, match=r"needs ttach: pip install .*grad-cam ttach, or add --no-gradcam"):
+        patch.setattr(
+            module.importlib.util, "find_spec", lambda name: None if name == "ttach" else name
+        )
+        with pytest.raises(
+            UserError, match=r"needs ttach: pip install .*grad-cam ttach, or add --no-gradcam"
+        ):
             build_report(run)
         with pytest.raises(UserError, match=r"needs ttach: pip install .*grad-cam ttach$"):
             module.require_gradcam()

@@ -15,11 +15,11 @@ from fastreid_star.report.drawing import (
     MIDDLE,
     RIGHT,
     GridRow,
-    bone_colour,
+    bone_color,
     draw_skeleton,
     enlarge,
     frame_grid,
-    joint_colour,
+    joint_color,
     to_png,
 )
 
@@ -51,11 +51,11 @@ def distance_to_segment(shape, start, end):
     return np.linalg.norm(points - share[..., None] * along, axis=-1)
 
 
-def closeness(drawn, point, colour):
-    """How near to a colour the image comes within a pixel of (x, y); 0 is the colour itself."""
+def closeness(drawn, point, color):
+    """How near to a color the image comes within a pixel of (x, y); 0 is the color itself."""
     x, y = (round(value) for value in point)
     around = drawn[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].astype(float)
-    return -np.linalg.norm(around - colour, axis=-1).min()
+    return -np.linalg.norm(around - color, axis=-1).min()
 
 
 @pytest.mark.parametrize("bone", BONES)
@@ -65,8 +65,8 @@ def test_a_bone_is_drawn_between_its_joints_and_nowhere_else(image, bone):
     drawn = draw_skeleton(image, skeleton, scale=8)
     start, end = np.array([35.5, 59.5]), np.array([155.5, 299.5])  # (x + 0.5) * 8 - 0.5
     assert drawn.shape == (384, 192, 3)
-    assert closeness(drawn, (start + end) / 2, bone_colour(bone)) > -10
-    assert closeness(drawn, start, joint_colour(i)) == closeness(drawn, end, joint_colour(j)) == 0
+    assert closeness(drawn, (start + end) / 2, bone_color(bone)) > -10
+    assert closeness(drawn, start, joint_color(i)) == closeness(drawn, end, joint_color(j)) == 0
     distance = distance_to_segment(drawn.shape[:2], start, end)
     touched = changed(drawn, image, 8)
     assert touched[distance < 1].all()
@@ -74,26 +74,40 @@ def test_a_bone_is_drawn_between_its_joints_and_nowhere_else(image, bone):
 
 
 def test_sides():
-    assert joint_colour(NOSE) == MIDDLE
-    assert [joint_colour(joint) for joint in (LEFT_SHOULDER, RIGHT_SHOULDER)] == [LEFT, RIGHT]
+    assert joint_color(NOSE) == MIDDLE
+    assert [joint_color(joint) for joint in (LEFT_SHOULDER, RIGHT_SHOULDER)] == [LEFT, RIGHT]
     mirrored = {LEFT: RIGHT, RIGHT: LEFT, MIDDLE: MIDDLE}
-    assert all(joint_colour(LEFT_RIGHT[joint]) == mirrored[joint_colour(joint)] for joint in range(17))
-    assert bone_colour((15, 13)) == bone_colour((5, 11)) == bone_colour((0, 1)) == LEFT
-    assert bone_colour((16, 14)) == bone_colour((6, 12)) == bone_colour((0, 2)) == RIGHT
-    assert bone_colour((11, 12)) == bone_colour((5, 6)) == bone_colour((1, 2)) == MIDDLE
+    assert all(
+        joint_color(LEFT_RIGHT[joint]) == mirrored[joint_color(joint)] for joint in range(17)
+    )
+    assert bone_color((15, 13)) == bone_color((5, 11)) == bone_color((0, 1)) == LEFT
+    assert bone_color((16, 14)) == bone_color((6, 12)) == bone_color((0, 2)) == RIGHT
+    assert bone_color((11, 12)) == bone_color((5, 6)) == bone_color((1, 2)) == MIDDLE
 
 
 # Machado, Oliveira and Fernandes (2009), full strength, for linear RGB
-COLOUR_VISION = {
+COLOR_VISION = {
     "normal": np.eye(3),
-    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "protan": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deutan": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritan": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
 }
 
 
-@pytest.mark.parametrize("matrix", COLOUR_VISION.values(), ids=COLOUR_VISION)
-def test_the_sides_differ_for_every_colour_vision(matrix):
+@pytest.mark.parametrize("matrix", COLOR_VISION.values(), ids=COLOR_VISION)
+def test_the_sides_differ_for_every_color_vision(matrix):
     linear = (np.array([LEFT, RIGHT, MIDDLE]) / 255) ** 2.2
     seen = 255 * np.clip(linear @ np.transpose(matrix), 0, 1) ** (1 / 2.2)
     for one, other in ((0, 1), (0, 2), (1, 2)):
@@ -102,18 +116,21 @@ def test_the_sides_differ_for_every_colour_vision(matrix):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    x=st.floats(3, 20), y=st.floats(3, 44), scale=st.sampled_from([2, 2.5, 3, 4.4]), joint=st.sampled_from(range(17))
+    x=st.floats(3, 20),
+    y=st.floats(3, 44),
+    scale=st.sampled_from([2, 2.5, 3, 4.4]),
+    joint=st.sampled_from(range(17)),
 )
 def test_a_joint_is_where_its_pixel_went(x, y, scale, joint):
     image = np.full((48, 24, 3), GREY, np.uint8)
     drawn = draw_skeleton(image, only(**{f"j{joint}": (x, y, 1)}), scale=scale)
     factor = np.array(drawn.shape[1::-1]) / (24, 48)  # a whole number of pixels: not quite `scale`
     rows, columns = np.nonzero(changed(drawn, image, scale))
-    centre = [(columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2]
-    np.testing.assert_allclose(centre, (np.array([x, y]) + 0.5) * factor - 0.5, atol=1)
+    center = [(columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2]
+    np.testing.assert_allclose(center, (np.array([x, y]) + 0.5) * factor - 0.5, atol=1)
 
 
-def test_the_whole_numbers_are_the_centres_of_pixels():
+def test_the_whole_numbers_are_the_centers_of_pixels():
     """Which shows on the frame itself: the joint is drawn in the middle of its enlarged pixel."""
     image = np.zeros((30, 20, 3), np.uint8)
     image[12, 8] = 255
@@ -127,18 +144,23 @@ def test_the_surer_the_more_opaque(image):
     seen = []
     for score in (0.1, 0.4, 0.7, 1.0):
         drawn = draw_skeleton(image, only(j5=(5, 8, 1), j7=(18, 40, score)), scale=8)
-        seen.append([closeness(drawn, point, LEFT) for point in ((147.5, 323.5), (95.5, 195.5))])  # joint, bone
+        seen.append(
+            [closeness(drawn, point, LEFT) for point in ((147.5, 323.5), (95.5, 195.5))]
+        )  # joint, bone
     assert seen == sorted(seen)
     assert len({joint for joint, _ in seen}) == len({bone for _, bone in seen}) == 4
     assert seen[-1][0] == 0
     beyond = draw_skeleton(image, only(j5=(5, 8, 7.5), j7=(18, 40, 3)), scale=4)
-    np.testing.assert_array_equal(beyond, draw_skeleton(image, only(j5=(5, 8, 1), j7=(18, 40, 1)), scale=4))
+    np.testing.assert_array_equal(
+        beyond, draw_skeleton(image, only(j5=(5, 8, 1), j7=(18, 40, 1)), scale=4)
+    )
 
 
 def test_a_joint_below_the_least_score_is_a_ring(image):
     skeleton = only(j5=(12, 24, 0.29))
     disc, ring = (
-        changed(draw_skeleton(image, skeleton, scale=16, min_score=least), image, 16) for least in (0.29, 0.3)
+        changed(draw_skeleton(image, skeleton, scale=16, min_score=least), image, 16)
+        for least in (0.29, 0.3)
     )
     x, y = 199, 391
     assert disc[y, x]
@@ -150,7 +172,10 @@ def test_a_joint_below_the_least_score_is_a_ring(image):
 def test_bones_of_a_joint_below_the_least_score_are_faint(image):
     skeleton = only(j5=(5, 8, 0.9), j7=(18, 40, 0.29))
     middle = (95.5, 195.5)
-    sure, unsure = (closeness(draw_skeleton(image, skeleton, scale=8, min_score=s), middle, LEFT) for s in (0.29, 0.3))
+    sure, unsure = (
+        closeness(draw_skeleton(image, skeleton, scale=8, min_score=s), middle, LEFT)
+        for s in (0.29, 0.3)
+    )
     assert -np.linalg.norm(np.subtract(LEFT, GREY)) < unsure < sure - 20
 
 
@@ -176,7 +201,8 @@ def test_a_joint_outside_is_marked_at_the_edge_nearest_to_it(image, point, edge)
 def test_the_very_edge_is_inside(image):
     """Of the first pixel the joint may be anywhere: a disc, not a triangle."""
     inside, outside = (
-        changed(draw_skeleton(image, only(j5=(x, 20, 1)), scale=4), image, 4).sum() for x in (-0.45, -0.55)
+        changed(draw_skeleton(image, only(j5=(x, 20, 1)), scale=4), image, 4).sum()
+        for x in (-0.45, -0.55)
     )
     assert inside < outside
 
@@ -238,13 +264,13 @@ def test_no_threads_are_started():
 RED, GREEN, BLUE = (200, 0, 0), (0, 150, 0), (0, 0, 220)
 
 
-def solid(colour, height, width):
-    return np.full((height, width, 3), colour, np.uint8)
+def solid(color, height, width):
+    return np.full((height, width, 3), color, np.uint8)
 
 
-def box(grid, colour):
-    """Where a colour is: top, left, height, width."""
-    rows, columns = np.nonzero((grid == colour).all(axis=-1))
+def box(grid, color):
+    """Where a color is: top, left, height, width."""
+    rows, columns = np.nonzero((grid == color).all(axis=-1))
     return rows.min(), columns.min(), np.ptp(rows) + 1, np.ptp(columns) + 1
 
 
@@ -254,7 +280,7 @@ def test_frames_of_any_size_get_one_height_and_stand_in_order():
         GridRow("second", [solid(BLUE, 60, 30)]),
     ]
     grid = frame_grid(rows, height=80)
-    red, green, blue = (box(grid, colour) for colour in (RED, GREEN, BLUE))
+    red, green, blue = (box(grid, color) for color in (RED, GREEN, BLUE))
     assert [size[2:] for size in (red, green, blue)] == [(80, 40), (80, 24), (80, 40)]
     assert red[0] == green[0]
     assert red[0] + 80 < blue[0]
@@ -269,10 +295,12 @@ def test_captions_title_and_labels_are_written():
     top = box(captioned, RED)[0]
     assert (plain[:top] == 255).all()
     assert (captioned[:top] < 100).any()
-    assert frame_grid([GridRow("", [image])], height=80, title="HITSZ-VCM").shape[0] > plain.shape[0]
-    labelled = frame_grid([GridRow("", [image], labels=["7"])], height=80)
-    assert (labelled[top : top + 20] != plain[top : top + 20]).any()
-    np.testing.assert_array_equal(labelled[top + 40 :], plain[top + 40 :])
+    assert (
+        frame_grid([GridRow("", [image])], height=80, title="HITSZ-VCM").shape[0] > plain.shape[0]
+    )
+    labeled = frame_grid([GridRow("", [image], labels=["7"])], height=80)
+    assert (labeled[top : top + 20] != plain[top : top + 20]).any()
+    np.testing.assert_array_equal(labeled[top + 40 :], plain[top + 40 :])
 
 
 def test_a_long_caption_is_not_cut_off():
@@ -295,7 +323,7 @@ def test_skeletons_and_a_legend_where_they_are_the_matter():
         left += place * (72 + 8)
         np.testing.assert_array_equal(bare[top : top + 144, left : left + 72], drawn)
     legend = grid[bare.shape[0] :].reshape(-1, 3).tolist()
-    assert all(list(colour) in legend for colour in (LEFT, RIGHT, MIDDLE))
+    assert all(list(color) in legend for color in (LEFT, RIGHT, MIDDLE))
 
 
 def test_the_legend_tells_the_least_score():
@@ -305,7 +333,9 @@ def test_the_legend_tells_the_least_score():
 
 
 def test_a_frame_that_cannot_be_read_keeps_its_place():
-    grid = frame_grid([GridRow("", [None, solid(RED, 60, 30)], [None, only()], ["1", "2"])], height=80)
+    grid = frame_grid(
+        [GridRow("", [None, solid(RED, 60, 30)], [None, only()], ["1", "2"])], height=80
+    )
     assert box(grid, RED)[1] > 40
 
 

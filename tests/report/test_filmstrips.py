@@ -10,9 +10,13 @@ def test_a_ranked_list_shows_the_first_entries(star):
     strip = ranked(direction, 3, star.album, 4)
     assert strip.query.clip.position == direction.queries[3]
     assert (strip.query.right, strip.query.similarity) == (None, None)
-    assert [shown.clip.position for shown in strip.found] == direction.gallery[direction.top(3, 4)].tolist()
+    assert [shown.clip.position for shown in strip.found] == direction.gallery[
+        direction.top(3, 4)
+    ].tolist()
     assert [shown.label for shown in strip.found] == ["rank 1", "rank 2", "rank 3", "rank 4"]
-    assert [shown.right for shown in strip.found] == [shown.clip.pid == strip.query.clip.pid for shown in strip.found]
+    assert [shown.right for shown in strip.found] == [
+        shown.clip.pid == strip.query.clip.pid for shown in strip.found
+    ]
     assert f"{100 * direction.per_query.ap[3]:.1f} %" in strip.title
 
 
@@ -28,7 +32,9 @@ def test_a_confusion_shows_the_wrong_and_the_right(star):
 def test_a_change_shows_both_first_entries_and_the_match_that_was_missed(star, sad):
     ours, theirs = (e.ranking.directions["I2V"] for e in (star, sad))
     for row in range(len(ours.queries)):
-        change = Change(row, int(ours.per_query.first_match[row]), int(theirs.per_query.first_match[row]))
+        change = Change(
+            row, int(ours.per_query.first_match[row]), int(theirs.per_query.first_match[row])
+        )
         strip = changed(ours, theirs, change, star.album, ("A", "B"))
         assert [shown.label for shown in strip.found[:2]] == ["rank 1 in A", "rank 1 in B"]
         assert strip.found[0].clip.position == ours.gallery[ours.top(row, 1)[0]]
@@ -37,4 +43,7 @@ def test_a_change_shows_both_first_entries_and_the_match_that_was_missed(star, s
         if change.rank > 1:
             assert strip.found[2].right
             match = ours.best_right(row)
-            assert strip.found[2].label == f"rank {change.rank} in A, {theirs.rank_of(row, match)} in B"
+            assert (
+                strip.found[2].label
+                == f"rank {change.rank} in A, {theirs.rank_of(row, match)} in B"
+            )

@@ -23,7 +23,9 @@ def test_a_trained_run(folders):
     assert f"torch {torch.__version__}" in run.environments[0]
     assert run.history.unit == "epoch"
     assert len(run.evaluations("mean/mAP")[1]) == 2
-    assert run.recorded["mean/mAP"] == max(run.evaluations("mean/mAP")[1]), "the best weights are those of the best"
+    assert run.recorded["mean/mAP"] == max(run.evaluations("mean/mAP")[1]), (
+        "the best weights are those of the best"
+    )
 
 
 def test_a_log_that_runs_share_is_found_and_anothers_is_not(folders, tmp_path):
@@ -38,7 +40,10 @@ def test_a_log_that_runs_share_is_found_and_anothers_is_not(folders, tmp_path):
 
 
 def test_options_change_the_evaluation_and_not_what_was_trained(folders):
-    run = gather(folders.star, ["TEST.CAMERA_FILTER", "False", "MODEL.WEIGHTS", str(folders.sad / "model_final.pth")])
+    run = gather(
+        folders.star,
+        ["TEST.CAMERA_FILTER", "False", "MODEL.WEIGHTS", str(folders.sad / "model_final.pth")],
+    )
     assert (run.cfg.TEST.CAMERA_FILTER, run.trained.TEST.CAMERA_FILTER) == (False, True)
     assert run.weights.path == folders.sad / "model_final.pth"
     assert run.recorded is None, "this run has not evaluated those weights"
@@ -47,9 +52,13 @@ def test_options_change_the_evaluation_and_not_what_was_trained(folders):
 def test_an_evaluation_of_other_weights_is_not_theirs(folders):
     run = gather(folders.star)
     assert run.weights.metric == run.recorded["mean/mAP"]
-    assert replace(run, weights=replace(run.weights, metric=run.weights.metric + 1)).recorded is None
     assert (
-        gather(folders.star, ["MODEL.WEIGHTS", str(folders.star / "model_final.pth")]).recorded["mean/mAP"]
+        replace(run, weights=replace(run.weights, metric=run.weights.metric + 1)).recorded is None
+    )
+    assert (
+        gather(folders.star, ["MODEL.WEIGHTS", str(folders.star / "model_final.pth")]).recorded[
+            "mean/mAP"
+        ]
         == (run.evaluations("mean/mAP")[1][-1])
     )
 
@@ -59,9 +68,16 @@ def test_of_several_test_sets_each_has_its_own_numbers(folders):
     trained = run.trained.clone()
     trained.defrost()
     trained.DATASETS.TESTS = ("HITSZVCM", "SyntheticVCM")
-    line = {"iteration": 7, "epoch": run.weights.epochs, "HITSZVCM/mean/mAP": 7.0, "HITSZVCM/metric": 7.0}
+    line = {
+        "iteration": 7,
+        "epoch": run.weights.epochs,
+        "HITSZVCM/mean/mAP": 7.0,
+        "HITSZVCM/metric": 7.0,
+    }
     line |= {"SyntheticVCM/mean/mAP": 9.0, "SyntheticVCM/I2V/mAP": 8.0, "SyntheticVCM/metric": 9.0}
-    several = replace(run, trained=trained, history=History((line,)), weights=replace(run.weights, metric=7.0))
+    several = replace(
+        run, trained=trained, history=History((line,)), weights=replace(run.weights, metric=7.0)
+    )
     assert several.recorded == {"mean/mAP": 9.0, "I2V/mAP": 8.0, "metric": 9.0}
     assert several.evaluations("I2V/mAP") == ([run.weights.epochs], [8.0])
     assert replace(several, dataset="HITSZVCM").recorded["mean/mAP"] == 7
@@ -86,7 +102,10 @@ def test_a_folder_that_was_only_evaluated_needs_its_config(folders, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["DATASETS.TESTS", "('SyntheticVCM','HITSZVCM')"], r"one test set, add --set DATASETS\.TESTS"),
+        (
+            ["DATASETS.TESTS", "('SyntheticVCM','HITSZVCM')"],
+            r"one test set, add --set DATASETS\.TESTS",
+        ),
         (["DATASETS.TESTS", "()"], "tested on nothing"),
         (["DATASETS.TESTS", "('Market1501',)"], "dataset of images"),
         (["MODEL.WEIGHTS", "none.pth"], r"none\.pth does not exist"),
@@ -102,7 +121,10 @@ def test_a_folder_without_weights_or_none_at_all(folders, tmp_path):
     with pytest.raises(UserError, match="is no folder"):
         gather(tmp_path / "none")
     shutil.copy(folders.star / "config.yaml", tmp_path)
-    with pytest.raises(UserError, match=r"holds none of model_best\.pth, .*train first, or add --set MODEL\.WEIGHTS"):
+    with pytest.raises(
+        UserError,
+        match=r"holds none of model_best\.pth, .*train first, or add --set MODEL\.WEIGHTS",
+    ):
         gather(tmp_path)
 
 
@@ -122,7 +144,10 @@ def test_the_base_is_the_file_on_the_command_line(folders, tmp_path):
     run = gather(folders.star)
     base = tmp_path / "my base.yml"
     base.write_text("SOLVER: {MAX_EPOCH: 7}\n")
-    commands = ("train_net.py --config-file gone.yml", f"train_net.py --config-file '{base}' --resume")
+    commands = (
+        "train_net.py --config-file gone.yml",
+        f"train_net.py --config-file '{base}' --resume",
+    )
     path, cfg = base_of(replace(run, commands=commands))
     assert (path, cfg.SOLVER.MAX_EPOCH) == (str(base), 7)
     assert base_of(replace(run, commands=commands[:1])) is None

@@ -35,16 +35,22 @@ def test_it_is_what_grad_cam_is(run, request):
         maps, similarity = similarity_maps(evaluated.model, clip, features[20])
         cam, expected = by_definition(evaluated.model, clip, features[20])
         assert similarity == pytest.approx(expected, abs=1e-5)
-        assert similarity == pytest.approx(float(features[position] @ features[20]), abs=1e-5), "the evaluation's"
+        assert similarity == pytest.approx(float(features[position] @ features[20]), abs=1e-5), (
+            "the evaluation's"
+        )
         assert maps.shape == (3, 32, 16)
-        resized = F.interpolate(torch.tensor(cam)[:, None], (32, 16), mode="bilinear", align_corners=False)[:, 0]
+        resized = F.interpolate(
+            torch.tensor(cam)[:, None], (32, 16), mode="bilinear", align_corners=False
+        )[:, 0]
         kinds.add(bool(cam.any()))
         np.testing.assert_allclose(maps, resized / max(resized.max(), 1e-12), atol=1e-4)
     assert True in kinds, "no clip whose similarity anything speaks for"
 
 
 def test_the_network_stays_as_it_was(star):
-    before = {name: (p.requires_grad, p.clone(), p.grad) for name, p in star.model.named_parameters()}
+    before = {
+        name: (p.requires_grad, p.clone(), p.grad) for name, p in star.model.named_parameters()
+    }
     hooks = sum(len(module._forward_hooks) for module in star.model.modules())
     similarity_maps(star.model, star.album.clip(0), star.ranking.features[20])
     assert not star.model.training
@@ -59,7 +65,9 @@ def test_the_network_stays_as_it_was(star):
 def test_no_gradient_runs_through_the_lstm(star):
     lstm = star.model.corrector.encoder.lstm
     seen = []
-    handle = lstm.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[0].requires_grad))
+    handle = lstm.register_forward_hook(
+        lambda module, inputs, outputs: seen.append(outputs[0].requires_grad)
+    )
     try:
         similarity_maps(star.model, star.album.clip(0), star.ranking.features[20])
     finally:
@@ -69,11 +77,15 @@ def test_no_gradient_runs_through_the_lstm(star):
 
 def test_a_transformers_tokens_become_maps():
     torch.manual_seed(0)
-    net = VisionTransformer(img_size=(32, 16), stride_size=8, patch_size=8, embed_dim=12, depth=4, num_heads=2)
+    net = VisionTransformer(
+        img_size=(32, 16), stride_size=8, patch_size=8, embed_dim=12, depth=4, num_heads=2
+    )
     backbone = TwoStreamBackbone(net, (32, 16))
     layer, to_maps = target_layer(backbone)
     assert layer is backbone.stages[2]
-    tokens = torch.arange(9.0).view(1, 9, 1).expand(2, 9, 12)  # the class token, then 4 rows of 2 patches
+    tokens = (
+        torch.arange(9.0).view(1, 9, 1).expand(2, 9, 12)
+    )  # the class token, then 4 rows of 2 patches
     maps = to_maps(tokens)
     assert maps.shape == (2, 12, 4, 2)
     assert maps[0, 0].tolist() == [[1, 2], [3, 4], [5, 6], [7, 8]]
@@ -96,4 +108,6 @@ def test_an_explanation_says_whose_it_is(star):
     assert made.picture.height == 40
     assert made.name == "a run"
     assert "in a run" in made.picture.alt
-    assert made.similarity == pytest.approx(float(star.ranking.features[0] @ star.ranking.features[20]), abs=1e-5)
+    assert made.similarity == pytest.approx(
+        float(star.ranking.features[0] @ star.ranking.features[20]), abs=1e-5
+    )

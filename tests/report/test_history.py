@@ -69,7 +69,9 @@ def test_older_lines_are_placed_among_those_that_say_their_epoch(tmp_path):
 
 @pytest.mark.parametrize("period", [0, 2])
 def test_without_evaluations_iterations_count(tmp_path, period):
-    lines = [{"iteration": 4, "lr": 0.1}] + ([{"iteration": 9, "I2V/mAP": 1.0}] if period == 0 else [])
+    lines = [{"iteration": 4, "lr": 0.1}] + (
+        [{"iteration": 9, "I2V/mAP": 1.0}] if period == 0 else []
+    )
     history = read(write(tmp_path / "metrics.json", lines), eval_period=period)
     assert history.unit == "iteration"
     assert history.series("lr") == ([5], [0.1])
@@ -77,14 +79,18 @@ def test_without_evaluations_iterations_count(tmp_path, period):
 
 def test_what_a_resumed_run_repeats_counts_once_as_repeated(tmp_path):
     iterations = [(0, 1.0), (1, 2.0), (2, 3.0), (1, 4.0), (2, 5.0)]
-    path = write(tmp_path / "metrics.json", [{"iteration": i, "loss": value} for i, value in iterations])
+    path = write(
+        tmp_path / "metrics.json", [{"iteration": i, "loss": value} for i, value in iterations]
+    )
     assert read(path).series("loss")[1] == [1.0, 4.0, 5.0]
     path = write(path, [{"iteration": i, "loss": value} for i, value in [*iterations, (0, 6.0)]])
     assert read(path).series("loss")[1] == [6.0], "a run started anew in the same folder"
 
 
 def test_an_interrupted_last_line_is_left_out_and_any_other_is_refused(tmp_path):
-    path = write(tmp_path / "metrics.json", [{"iteration": 0, "lr": 0.1}, {"iteration": 1, "lr": 0.2}])
+    path = write(
+        tmp_path / "metrics.json", [{"iteration": 0, "lr": 0.1}, {"iteration": 1, "lr": 0.2}]
+    )
     path.write_text(path.read_text()[:-6])
     assert read(path).series("lr")[1] == [0.1]
     path.write_text('{"iteration": 0, "lr":\n{"iteration": 1, "lr": 0.2}\n')

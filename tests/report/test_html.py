@@ -8,7 +8,15 @@ import pytest
 
 from fastreid_star.errors import UserError
 from fastreid_star.report.filmstrips import Filmstrip, Shown
-from fastreid_star.report.html import config_value, environment, file_name, number, percent, signed, write_page
+from fastreid_star.report.html import (
+    config_value,
+    environment,
+    file_name,
+    number,
+    percent,
+    signed,
+    write_page,
+)
 from fastreid_star.report.pictures import Clip, Picture
 from fastreid_star.structures import Modality
 
@@ -16,12 +24,18 @@ from fastreid_star.structures import Modality
 def test_numbers():
     assert [number(value) for value in (1.005, None, math.nan, 0)] == ["1.00", "–", "–", "0.00"]
     assert number(0.12345, 3) == "0.123"
-    assert [signed(value) for value in (1.234, -1.234, 0.001, -0.001)] == ["+1.23", "−1.23", "0.00", "0.00"]
+    assert [signed(value) for value in (1.234, -1.234, 0.001, -0.001)] == [
+        "+1.23",
+        "−1.23",
+        "0.00",
+        "0.00",
+    ]
     assert [percent(value) for value in (0.625, 1, None, math.nan)] == ["62", "100", "–", "–"]
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "–"), ("", "(empty)"), ([], "(empty)"), (["a", 1], "a, 1"), (False, "False"), (0, "0")]
+    ("value", "text"),
+    [(None, "–"), ("", "(empty)"), ([], "(empty)"), (["a", 1], "a, 1"), (False, "False"), (0, "0")],
 )
 def test_config_values(value, text):
     assert config_value(value) == text
@@ -32,10 +46,16 @@ def test_paths_and_names_are_escaped():
     clip = Clip(0, None, None, None, 3, 4, Modality.INFRARED, f"{script}/1.jpg", {})
     picture = Picture("data:,", 10, 20, f'"{script}')
     strip = Filmstrip(
-        script, Shown(clip, picture, "query"), [Shown(clip, picture, script, right=False, similarity=0.5)]
+        script,
+        Shown(clip, picture, "query"),
+        [Shown(clip, picture, script, right=False, similarity=0.5)],
     )
     template = '{% from "macros.html" import filmstrip, changes %}{{ filmstrip(strip) }}{{ changes(rows, name, name) }}'
-    page = environment().from_string(template).render(strip=strip, rows=[(script, script, [script])], name=script)
+    page = (
+        environment()
+        .from_string(template)
+        .render(strip=strip, rows=[(script, script, [script])], name=script)
+    )
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 10
     assert 'alt="&#34;&lt;script' in page
@@ -76,6 +96,8 @@ def test_names_of_other_bytes_than_utf_8_do_not_stop_a_page(tmp_path):
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == "a ? z"
 
 
-@pytest.mark.parametrize(("path", "name"), [("a/b.yml", "b.yml"), ("a/b/", "b"), ("a/\udcffé", "?é"), ("<b>", "<b>")])
+@pytest.mark.parametrize(
+    ("path", "name"), [("a/b.yml", "b.yml"), ("a/b/", "b"), ("a/\udcffé", "?é"), ("<b>", "<b>")]
+)
 def test_names_of_files(path, name):
     assert file_name(path) == name

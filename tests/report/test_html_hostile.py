@@ -36,7 +36,9 @@ def assert_harmless(source):
     for tag, attributes in page.elements:
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
         told = {"aria-label", "title", "alt"}
-        assert not [name for name, value in attributes.items() if MARK in (value or "") and name not in told]
+        assert not [
+            name for name, value in attributes.items() if MARK in (value or "") and name not in told
+        ]
     return page
 
 
@@ -44,10 +46,14 @@ def assert_harmless(source):
 def test_drawings(name):
     values = np.array([0.25, 0.75])
     drawn = [
-        plots.curves({name: ([1, 2], [3, 4]), "b": ([1], [2])}, title=name, x_label=name, label=name),
+        plots.curves(
+            {name: ([1, 2], [3, 4]), "b": ([1], [2])}, title=name, x_label=name, label=name
+        ),
         plots.cmc({name: ("#0a0b10", "-", values), "other": ("#0a0b11", "-", values)}, title=name),
         plots.gain({name: {1: [2.0]}, "b": {1: [1.0]}}, title=name, x_label=name),
-        diagrams.bars({name: values, "b": values}, [name, "c"], title=name, x_label=name, label=name),
+        diagrams.bars(
+            {name: values, "b": values}, [name, "c"], title=name, x_label=name, label=name
+        ),
         diagrams.matrices({name: np.eye(2)}, title=name, x_label=name, y_label=name, label=name),
     ]
     for drawing in drawn:
@@ -70,8 +76,12 @@ def test_a_whole_page_of_a_run_whose_every_name_is_hostile(folders, tmp_path):
     config["KD"]["MODEL_CONFIG"] = NASTY
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     log = (run / "log.txt").read_text()
-    (run / "log.txt").write_text(log.replace("Command line: ", f"Command line: {NASTY[0]} {NASTY[1]} ", 1))
-    source = build_report(gather(run, ["DATASETS.SYNTHETIC.SEED", "0"]), queries=1, with_gradcam=False)
+    (run / "log.txt").write_text(
+        log.replace("Command line: ", f"Command line: {NASTY[0]} {NASTY[1]} ", 1)
+    )
+    source = build_report(
+        gather(run, ["DATASETS.SYNTHETIC.SEED", "0"]), queries=1, with_gradcam=False
+    )
     path = tmp_path / "page.html"
     write_page(path, source)
     page = Page(path.read_text(encoding="utf-8"))

@@ -60,8 +60,8 @@ def test_joints_stay_on_their_pixels(star, height):
     clip = star.album.clip(0)
     (frame, moved), *_ = star.album.drawn(clip, height)
     factor = frame.shape[0] / clip.frames.shape[1]
-    centre = clip.joints[0, :, 1] + 0.5  # from the frame's upper edge
-    np.testing.assert_allclose(moved[:, 1] + 0.5, centre * factor, rtol=1e-5)
+    center = clip.joints[0, :, 1] + 0.5  # from the frame's upper edge
+    np.testing.assert_allclose(moved[:, 1] + 0.5, center * factor, rtol=1e-5)
     np.testing.assert_array_equal(moved[:, 2], clip.joints[0, :, 2])
 
 

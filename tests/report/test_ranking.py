@@ -20,7 +20,10 @@ PROTOCOL = {"min_frames": 1, "dataset_name": "made up", "ranks": (1, 5), "camera
 
 def made_up(rows, roles=()):
     """A ranking of (pid, camid, modality, angle of the feature in degrees); `roles` where the queries are a list."""
-    tracklets = [Tracklet(pid, camid, modality, ".", (f"{n}.jpg",)) for n, (pid, camid, modality, _) in enumerate(rows)]
+    tracklets = [
+        Tracklet(pid, camid, modality, ".", (f"{n}.jpg",))
+        for n, (pid, camid, modality, _) in enumerate(rows)
+    ]
     if roles:
         tracklets = [
             ListedTracklet(t.pid, t.camid, t.modality, t.root, t.frames, role)
@@ -37,7 +40,16 @@ IR, RGB = Modality.INFRARED, Modality.VISIBLE
 @pytest.fixture
 def small():
     """Query 0 is person 1: its own camera's clip is nearest and left out, then come person 2, 1 and 2."""
-    return made_up([(1, 1, IR, 0), (2, 1, IR, 50), (1, 1, RGB, 1), (2, 2, RGB, 10), (1, 2, RGB, 20), (2, 3, RGB, 30)])
+    return made_up(
+        [
+            (1, 1, IR, 0),
+            (2, 1, IR, 50),
+            (1, 1, RGB, 1),
+            (2, 2, RGB, 10),
+            (1, 2, RGB, 20),
+            (2, 3, RGB, 30),
+        ]
+    )
 
 
 def test_a_ranked_list_by_hand(small):
@@ -50,12 +62,16 @@ def test_a_ranked_list_by_hand(small):
     assert direction.best_right(0) == 2
     assert direction.per_query.first_match.tolist() == [2, 1]
     assert direction.similarity[0, 1] == pytest.approx(np.cos(np.deg2rad(10)), abs=1e-6)
-    assert margin(direction, 0) == pytest.approx(np.cos(np.deg2rad(20)) - np.cos(np.deg2rad(10)), abs=1e-6)
+    assert margin(direction, 0) == pytest.approx(
+        np.cos(np.deg2rad(20)) - np.cos(np.deg2rad(10)), abs=1e-6
+    )
     assert direction.cmc(3).tolist() == [0.5, 1, 1]
 
 
 def test_of_equals_the_lower_column_comes_first():
-    ranking = made_up([(1, 1, IR, 0), (2, 2, RGB, 20), (1, 2, RGB, 20), (3, 2, RGB, 20), (2, 1, IR, 90)])
+    ranking = made_up(
+        [(1, 1, IR, 0), (2, 2, RGB, 20), (1, 2, RGB, 20), (3, 2, RGB, 20), (2, 1, IR, 90)]
+    )
     direction = ranking.directions["I2V"]
     assert direction.top(0, 3) == [0, 1, 2]
     assert [direction.rank_of(0, column) for column in range(3)] == [1, 2, 3]
@@ -81,7 +97,9 @@ def test_the_features_are_the_evaluators_and_so_are_the_numbers(star):
     assert star.ranking.results.metrics() == metrics
     first = star.model({key: value[None] if isinstance(value, torch.Tensor) else torch.tensor([value])
                         for key, value in star.ranking.dataset[4].items()})  # fmt: skip
-    assert torch.allclose(star.ranking.features[4], first[0], atol=1e-5), "in the order of the tracklets"
+    assert torch.allclose(star.ranking.features[4], first[0], atol=1e-5), (
+        "in the order of the tracklets"
+    )
     for direction in star.ranking.directions.values():
         for row in range(len(direction.queries)):
             column = direction.best_right(row)
@@ -90,7 +108,9 @@ def test_the_features_are_the_evaluators_and_so_are_the_numbers(star):
 
 def test_without_a_camera_rule_nothing_is_left_out(small):
     assert small.directions["I2V"].left_out.sum() == 1
-    free = rank(small.features, small.dataset, **{**PROTOCOL, "camera_filter": False}).directions["I2V"]
+    free = rank(small.features, small.dataset, **{**PROTOCOL, "camera_filter": False}).directions[
+        "I2V"
+    ]
     assert not free.left_out.any()
     assert free.top(0, 5) == [0, 1, 2, 3]
     assert free.rank_of(0, 2) == 3
@@ -113,8 +133,15 @@ def test_queries_of_a_list_are_in_no_ranked_list(listed):
     assert v2i.per_query.first_match.tolist() == [2, 2]
     assert [v2i.best_right(row) for row in (0, 1)] == [1, 0]
     found = camera_pairs(v2i, listed.tracklets)
-    assert (found.query_cameras, found.gallery_cameras, found.accuracy.tolist()) == ([1, 2], [4], [[0], [0]])
-    assert [(one.row, one.wrong, one.right) for one in confusions(v2i, listed.tracklets, 5)] == [(0, 0, 1), (1, 1, 0)]
+    assert (found.query_cameras, found.gallery_cameras, found.accuracy.tolist()) == (
+        [1, 2],
+        [4],
+        [[0], [0]],
+    )
+    assert [(one.row, one.wrong, one.right) for one in confusions(v2i, listed.tracklets, 5)] == [
+        (0, 0, 1),
+        (1, 1, 0),
+    ]
 
 
 def test_of_two_lists_each_has_a_chart_of_its_own(listed, small):
@@ -137,14 +164,26 @@ def test_queries_are_chosen_by_their_measure_and_of_different_people(star):
     assert ap[chosen["worst"][0]] == ap.min()
     assert list(ap[chosen["best"]]) == sorted(ap[chosen["best"]], reverse=True)
     assert chosen == choose_queries(direction, tracklets, 4, seed=3)
-    assert any(chosen["random"] != choose_queries(direction, tracklets, 4, seed=seed)["random"] for seed in range(5))
+    assert any(
+        chosen["random"] != choose_queries(direction, tracklets, 4, seed=seed)["random"]
+        for seed in range(5)
+    )
     everything = choose_queries(direction, tracklets, 999, seed=3)["random"]
-    assert sorted(everything) == list(range(len(direction.queries))), "people repeat where there are no others"
+    assert sorted(everything) == list(range(len(direction.queries))), (
+        "people repeat where there are no others"
+    )
 
 
 def test_of_equally_good_queries_the_clearest_comes_first():
     ranking = made_up(
-        [(1, 1, IR, 0), (2, 1, IR, 90), (1, 2, RGB, 5), (2, 2, RGB, 60), (3, 1, IR, 180), (3, 2, RGB, 180)]
+        [
+            (1, 1, IR, 0),
+            (2, 1, IR, 90),
+            (1, 2, RGB, 5),
+            (2, 2, RGB, 60),
+            (3, 1, IR, 180),
+            (3, 2, RGB, 180),
+        ]
     )
     direction = ranking.directions["I2V"]
     assert (direction.per_query.ap == 1).all()

@@ -60,7 +60,10 @@ def test_confusions_by_hand():
     direction = ranking.directions["I2V"]
     found = confusions(direction, ranking.tracklets, 5)
     # person 1 is taken for 2 twice, of which the clearer is shown, and 2 for 1; 3 is right
-    assert [(one.row, one.wrong, one.right, one.right_rank) for one in found] == [(2, 0, 1, 2), (0, 1, 0, 2)]
+    assert [(one.row, one.wrong, one.right, one.right_rank) for one in found] == [
+        (2, 0, 1, 2),
+        (0, 1, 0, 2),
+    ]
     assert found[0].lead == pytest.approx(np.cos(np.deg2rad(10)) - np.cos(np.deg2rad(36)), abs=1e-6)
     assert found[0].lead > found[1].lead > 0
     assert confusions(direction, ranking.tracklets, 1) == found[:1]

@@ -27,7 +27,17 @@ def tool(monkeypatch):
 
 
 def test_the_page_lies_in_the_runs_folder_and_its_size_is_said(folders, tool, capsys):
-    tool(folders.star, "--queries", 1, "--no-gradcam", "--device", "cpu", "--set", "TEST.CAMERA_FILTER", "False")
+    tool(
+        folders.star,
+        "--queries",
+        1,
+        "--no-gradcam",
+        "--device",
+        "cpu",
+        "--set",
+        "TEST.CAMERA_FILTER",
+        "False",
+    )
     page = folders.star / "report.html"
     said = capsys.readouterr().out.splitlines()
     assert any(line == "STAR: extracting the features of SyntheticVCM ..." for line in said)
@@ -37,7 +47,9 @@ def test_the_page_lies_in_the_runs_folder_and_its_size_is_said(folders, tool, ca
     text = page.read_text(encoding="utf-8")
     assert "same identity and camera kept in the gallery" in text
     assert ["TEST.CAMERA_FILTER", "True", "False"] in Page(text).tables[1], "in training, here"
-    assert "left out, as in the evaluation" not in text, "where the rule is off, it is not said to hold"
+    assert "left out, as in the evaluation" not in text, (
+        "where the rule is off, it is not said to hold"
+    )
     page.unlink()
 
 
@@ -49,7 +61,10 @@ def test_the_page_lies_in_the_runs_folder_and_its_size_is_said(folders, tool, ca
         (["{star}", "--queries", "0"], "--queries 0"),
         (["{star}", "--output", "{star}"], "STAR is a folder: name the file to write"),
         (["{star}", "--output", "{star}/config.yaml/r.html"], r"r\.html cannot be written"),
-        (["{star}", "{sad}", "--set", "MODEL.WEIGHTS", "x.pth"], "MODEL.WEIGHTS is one file, but there are two runs"),
+        (
+            ["{star}", "{sad}", "--set", "MODEL.WEIGHTS", "x.pth"],
+            "MODEL.WEIGHTS is one file, but there are two runs",
+        ),
         (["{star}", "--device", "tpu"], "MODEL.DEVICE 'tpu' is not a device"),
         (["{star}", "--set", "MODEL.WEIGHTS", "{sad}/model_best.pth"], "is of another model"),
         (["{star}", "--set", "DATASETS.ROOT"], "come in pairs"),
@@ -57,8 +72,12 @@ def test_the_page_lies_in_the_runs_folder_and_its_size_is_said(folders, tool, ca
         (["nowhere"], "nowhere is no folder"),
     ],
 )
-def test_bad_input_is_one_clear_line_before_the_work(folders, tool, arguments, message, monkeypatch):
-    monkeypatch.setattr("fastreid_star.report.build.rank_run", lambda *args: pytest.fail("work was begun"))
+def test_bad_input_is_one_clear_line_before_the_work(
+    folders, tool, arguments, message, monkeypatch
+):
+    monkeypatch.setattr(
+        "fastreid_star.report.build.rank_run", lambda *args: pytest.fail("work was begun")
+    )
     with pytest.raises(UserError, match=message) as caught:
         tool(*(argument.format(star=folders.star, sad=folders.sad) for argument in arguments))
     assert "\n" not in str(caught.value)

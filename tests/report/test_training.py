@@ -11,7 +11,9 @@ from .test_plots import texts
 
 def test_losses_evaluations_rate_and_accuracy(star):
     losses, evaluations, rate, accuracy = map(texts, training_charts(star.run, "STAR"))
-    assert {"cls", "cls frame", "triplet", "defense", "skeleton", "total loss", "epoch"} <= set(losses)
+    assert {"cls", "cls frame", "triplet", "defense", "skeleton", "total loss", "epoch"} <= set(
+        losses
+    )
     assert {"I2V mAP", "V2I Rank-1"} <= set(evaluations)
     assert "Learning rate" in rate
     assert "Accuracy on training clips" in accuracy

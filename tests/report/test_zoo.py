@@ -31,7 +31,11 @@ def test_a_line_for_each_run(run, star):
     assert values["test set"] == "SyntheticVCM"
     assert values["seed"] == str(run.trained.SEED)
     assert values["epochs"] in ("1", "2")
-    for header, key in (("I2V Rank-1", "I2V/Rank-1"), ("V2I mAP", "V2I/mAP"), ("mean mAP", "mean/mAP")):
+    for header, key in (
+        ("I2V Rank-1", "I2V/Rank-1"),
+        ("V2I mAP", "V2I/mAP"),
+        ("mean mAP", "mean/mAP"),
+    ):
         assert values[header] == f"{metrics[key]:.2f}"
     assert values["weights"] == run.weights.sha256[:8]
 
@@ -41,8 +45,12 @@ def test_the_command_names_no_disk(run, folders):
     assert command.startswith("- STAR: `python ")
     assert str(folders.root) not in command
     assert not re.search(r"[ ']/(?!path/to/)", command)
-    words = ("/home/me/tools/train_net.py --config-file=/home/me/a.yml DATASETS.ROOT /home/me/data/ configs/b.yml",)
-    assert format_runs([replace(run, commands=words)], "logs").splitlines()[-1].partition("python ")[2] == (
+    words = (
+        "/home/me/tools/train_net.py --config-file=/home/me/a.yml DATASETS.ROOT /home/me/data/ configs/b.yml",
+    )
+    assert format_runs([replace(run, commands=words)], "logs").splitlines()[-1].partition(
+        "python "
+    )[2] == (
         "/path/to/train_net.py --config-file=/path/to/a.yml DATASETS.ROOT /path/to/data configs/b.yml`"
     )
 
@@ -83,7 +91,13 @@ def test_the_tool(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sys,
         "argv",
-        ["model_zoo.py", str(folders.star), "--page", str(page), *("--set", "DATASETS.TESTS", "('SyntheticVCM',)")],
+        [
+            "model_zoo.py",
+            str(folders.star),
+            "--page",
+            str(page),
+            *("--set", "DATASETS.TESTS", "('SyntheticVCM',)"),
+        ],
     )
     runpy.run_path(str(REPOSITORY / "tools" / "model_zoo.py"), run_name="__main__")
     assert "1 runs" in capsys.readouterr().out
@@ -97,7 +111,13 @@ def test_the_tool_writes_nothing_beside_a_page_that_is_not_there(folders, tmp_pa
     monkeypatch.setattr(
         sys,
         "argv",
-        ["model_zoo.py", str(folders.star), "--page", str(page), *("--set", "DATASETS.TESTS", "('SyntheticVCM',)")],
+        [
+            "model_zoo.py",
+            str(folders.star),
+            "--page",
+            str(page),
+            *("--set", "DATASETS.TESTS", "('SyntheticVCM',)"),
+        ],
     )
     with pytest.raises(SystemExit):
         runpy.run_path(str(REPOSITORY / "tools" / "model_zoo.py"), run_name="__main__")

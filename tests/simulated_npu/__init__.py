@@ -62,7 +62,12 @@ def missing_compiler() -> str | None:
 
 def environment(*folders: str | Path, **variables: str) -> dict[str, str]:
     """This process's environment with the device, this package and `folders` on PYTHONPATH, and `variables`."""
-    paths = [_FOLDER / "site", _FOLDER.parent, *folders, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [
+        _FOLDER / "site",
+        _FOLDER.parent,
+        *folders,
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), **variables}
 
 
@@ -94,14 +99,20 @@ def run(
         code, folders = body, []
     else:
         file = Path(body.__code__.co_filename)
-        code, folders = f"import sys, {file.stem}; {file.stem}.{body.__name__}(*sys.argv[1:])", [file.parent]
+        code, folders = (
+            f"import sys, {file.stem}; {file.stem}.{body.__name__}(*sys.argv[1:])",
+            [file.parent],
+        )
     meeting = _rendezvous(processes) if processes > 1 else {}
     children: list[subprocess.Popen] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
             for rank in range(processes):
                 ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if meeting else {}
-                with open(f"{folder}/{rank}.out", "w") as out, open(f"{folder}/{rank}.err", "w") as err:
+                with (
+                    open(f"{folder}/{rank}.out", "w") as out,
+                    open(f"{folder}/{rank}.err", "w") as err,
+                ):
                     child = subprocess.Popen(
                         [sys.executable, "-c", code, *arguments],
                         env=environment(*folders, **meeting, **ranks, **variables),
@@ -114,9 +125,16 @@ def run(
             for child in children:
                 child.kill()
                 child.wait()
-        said = [[Path(folder, f"{rank}.{end}").read_text() for end in ("out", "err")] for rank in range(processes)]
+        said = [
+            [Path(folder, f"{rank}.{end}").read_text() for end in ("out", "err")]
+            for rank in range(processes)
+        ]
     ends = [child.returncode for child in children]
-    reports = [f"process {rank} ended with {end}:\n{''.join(said[rank])}" for rank, end in enumerate(ends) if end]
+    reports = [
+        f"process {rank} ended with {end}:\n{''.join(said[rank])}"
+        for rank, end in enumerate(ends)
+        if end
+    ]
     assert not reports, "\n".join(reports)
     return [out for out, _ in said]
 
@@ -172,7 +190,9 @@ def missing(operators: Iterable[str], registered: Iterable[str]) -> list[str]:
         registered: names of the same kind, such as torch_npu's.
     """
     registered = set(registered)
-    outs: dict[str, list[list[str]]] = {}  # the arguments beside out=, of each overload that has a kernel
+    outs: dict[
+        str, list[list[str]]
+    ] = {}  # the arguments beside out=, of each overload that has a kernel
     for name in registered:
         arguments = _arguments(name)
         if any(argument.is_out for argument in arguments):
@@ -182,8 +202,12 @@ def missing(operators: Iterable[str], registered: Iterable[str]) -> list[str]:
     def by_out(name: str) -> bool:
         import torch
 
-        composed = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeExplicitAutogradNonFunctional")
-        return composed and [argument.name for argument in _arguments(name)] in outs.get(_base(name).rstrip("_"), [])
+        composed = torch._C._dispatch_has_kernel_for_dispatch_key(
+            name, "CompositeExplicitAutogradNonFunctional"
+        )
+        return composed and [argument.name for argument in _arguments(name)] in outs.get(
+            _base(name).rstrip("_"), []
+        )
 
     return sorted(name for name in set(operators) - registered if not by_out(name))
 
@@ -228,7 +252,9 @@ def load() -> None:
     npu.extension = extension
     torch.utils.rename_privateuse1_backend("npu")
     torch._register_device_module("npu", npu)
-    torch.utils.generate_methods_for_privateuse1_backend(for_storage=True, unsupported_dtype=[torch.float64])
+    torch.utils.generate_methods_for_privateuse1_backend(
+        for_storage=True, unsupported_dtype=[torch.float64]
+    )
     hccl.register()
     _print_on_the_host()
     atexit.register(_let_backward_threads_start)
@@ -275,7 +301,9 @@ def _extension_file() -> Path:
     with open(folder / "building", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released however the process ends
         if not _built(folder):
-            (folder / "lock").unlink(missing_ok=True)  # torch's own, left behind by a process that was killed
+            (folder / "lock").unlink(
+                missing_ok=True
+            )  # torch's own, left behind by a process that was killed
             # in a process of its own: building loads, and that is for the process that wants the device
             done = subprocess.run(
                 [sys.executable, "-c", _BUILD, str(_SOURCE), str(folder)],
@@ -284,7 +312,9 @@ def _extension_file() -> Path:
                 text=True,
             )
             if done.returncode:
-                raise RuntimeError(f"the simulated npu cannot be built:\n{done.stdout}{done.stderr}")
+                raise RuntimeError(
+                    f"the simulated npu cannot be built:\n{done.stdout}{done.stderr}"
+                )
             (folder / "built").touch()
     return file
 
@@ -305,7 +335,9 @@ def _build_folder() -> Path:
     import torch
 
     key = hashlib.sha256(_SOURCE.read_bytes())
-    key.update(f"{torch.__version__} {torch.__file__} {sys.implementation.cache_tag} {_BUILD}".encode())
+    key.update(
+        f"{torch.__version__} {torch.__file__} {sys.implementation.cache_tag} {_BUILD}".encode()
+    )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     if not os.access(cache if cache.exists() else cache.parent, os.W_OK):
         cache = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"

@@ -65,7 +65,9 @@ class SimulatedHccl(dist.ProcessGroup):
         return self._collect("scatter", outputs, outputs, inputs, opts)
 
     def all_to_all_single(self, output, input, output_sizes, input_sizes, opts):
-        return self._collect("alltoall_base", output, output, input, output_sizes, input_sizes, opts)
+        return self._collect(
+            "alltoall_base", output, output, input, output_sizes, input_sizes, opts
+        )
 
     def alltoall(self, outputs, inputs, opts):
         return self._collect("alltoall", outputs, outputs, inputs, opts)
@@ -94,7 +96,9 @@ class SimulatedHccl(dist.ProcessGroup):
             if not isinstance(value, torch.Tensor):
                 return value
             if value.device.type != "npu":
-                raise RuntimeError(f"No backend type associated with device type {value.device.type}")
+                raise RuntimeError(
+                    f"No backend type associated with device type {value.device.type}"
+                )
             return copies.setdefault(id(value), value.detach().cpu().contiguous())
 
         work = getattr(self._gloo, name)(*(on_host(value) for value in arguments))

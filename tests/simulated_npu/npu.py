@@ -165,7 +165,9 @@ class Event:
         blocking, interprocess: as in torch; without effect.
     """
 
-    def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False):
+    def __init__(
+        self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False
+    ):
         self.enable_timing = enable_timing
         self._recorded: float | None = None
 
@@ -189,7 +191,12 @@ class Event:
         Raises:
             RuntimeError: one of them was not recorded, or not made for timing.
         """
-        if not (self.enable_timing and end_event.enable_timing and self._recorded and end_event._recorded):
+        if not (
+            self.enable_timing
+            and end_event.enable_timing
+            and self._recorded
+            and end_event._recorded
+        ):
             raise RuntimeError("both events must be made with enable_timing=True and recorded")
         return 1000 * (end_event._recorded - self._recorded)
 

@@ -23,7 +23,9 @@ def check_step_and_memory(folder):
 
     step.ON_DEVICE, step.CONFIGS = 64, {"star": "STAR_R50.yml"}
     step.apart = lambda function, *args: function(*args)  # what is set here holds in this process
-    loader.DATASET = SyntheticOptions(train_ids=8, test_ids=2, tracklets=2, frames=12, size=(32, 16))
+    loader.DATASET = SyntheticOptions(
+        train_ids=8, test_ids=2, tracklets=2, frames=12, size=(32, 16)
+    )
     options = Options(
         configs=REPOSITORY / "configs",
         folder=Path(folder),

@@ -25,7 +25,9 @@ def check_step(path):
     class Network(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+            self.layers = torch.nn.Sequential(
+                torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)
+            )
 
         def forward(self, batch):
             value = self.layers(batch["x"]).mean()
@@ -43,7 +45,9 @@ def check_step(path):
         before = {name: value.cpu().clone() for name, value in network.state_dict().items()}
         with pytest.raises(UserError, match="loss_b is nan at iteration 0"):
             runner.run_step()
-    assert all(torch.equal(value.cpu(), before[name]) for name, value in network.state_dict().items())
+    assert all(
+        torch.equal(value.cpu(), before[name]) for name, value in network.state_dict().items()
+    )
 
     losses = {"a": torch.ones((), device=device), "b": torch.zeros((), device=device)}
     gradients = {name: torch.ones_like(p) for name, p in network.named_parameters()}
@@ -59,8 +63,12 @@ def check_step(path):
 def test_watching_takes_no_operator_that_torch_npu_has_not(tmp_path):
     simulated_npu.run(check_step, str(tmp_path / "operators.txt"))
     taken = (tmp_path / "operators.txt").read_text().split()
-    assert "aten::_local_scalar_dense" not in taken, "one transfer for all numbers, not one for each"
-    assert not {name for name in taken if re.match(r"aten::(nonzero|masked_select|_?unique|index\b)", name)}
+    assert "aten::_local_scalar_dense" not in taken, (
+        "one transfer for all numbers, not one for each"
+    )
+    assert not {
+        name for name in taken if re.match(r"aten::(nonzero|masked_select|_?unique|index\b)", name)
+    }
     lines = (REPOSITORY / "tests" / "engine" / "npu_registered_ops.txt").read_text().splitlines()
     registered = [line for line in lines if line and not line.startswith("#")]
     assert simulated_npu.missing(taken, registered) == []

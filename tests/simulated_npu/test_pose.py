@@ -19,7 +19,11 @@ def check_choosing_and_finding():
     from fastreid_star.pose.vitpose import find_joints
 
     torch.manual_seed(0)
-    maps, vectors, widths = torch.randn(2, 17, 64, 48), torch.randn(2, 17, 1, 384), torch.tensor([0.5, 0.9])
+    maps, vectors, widths = (
+        torch.randn(2, 17, 64, 48),
+        torch.randn(2, 17, 1, 384),
+        torch.tensor([0.5, 0.9]),
+    )
 
     def compute(device):
         kept = keep_central_peaks(maps.to(device), widths.to(device))

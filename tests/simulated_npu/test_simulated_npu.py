@@ -68,14 +68,19 @@ def check_module():
     assert not torch.npu.conv.allow_hf32
     settings = {"jit_compile": False, "allow_internal_format": False, "conv.allow_hf32": False}
     assert simulated_npu.settings() == settings
-    for wrong in (lambda: torch.npu.config.allow_internal_format, lambda: setattr(torch.npu.matmul, "allow_tf32", 1)):
+    for wrong in (
+        lambda: torch.npu.config.allow_internal_format,
+        lambda: setattr(torch.npu.matmul, "allow_tf32", 1),
+    ):
         with pytest.raises(AttributeError):
             wrong()
 
 
 def test_torch_npu():
     simulated_npu.run(check_module, SIMULATED_NPU_COUNT="3")
-    simulated_npu.run("import torch_npu, torch; assert not torch.npu.is_available()", SIMULATED_NPU_COUNT="0")
+    simulated_npu.run(
+        "import torch_npu, torch; assert not torch.npu.is_available()", SIMULATED_NPU_COUNT="0"
+    )
 
 
 def test_without_a_compiler(tmp_path, monkeypatch):
@@ -176,18 +181,26 @@ def check_guards():
         lambda: nn.functional.cross_entropy(here[None], torch.tensor([0])),
         lambda: conv(torch.ones(1, 1, 3)),
         lambda: norm(torch.ones(2, 3)),
-        lambda: lstm(torch.ones(1, 1, 3, device="npu"), (torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))),
+        lambda: lstm(
+            torch.ones(1, 1, 3, device="npu"), (torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))
+        ),
         lambda: here + other,
         lambda: here.copy_(torch.ones(3, device="npu:5")),
     ]
     for operation in mixed:
         with pytest.raises(RuntimeError, match=r"device|npu:5"):
             operation()
-    with pytest.raises(RuntimeError, match=r"aten::add\.Tensor: expected all tensors on one device"):
+    with pytest.raises(
+        RuntimeError, match=r"aten::add\.Tensor: expected all tensors on one device"
+    ):
         here + there
 
     # numbers on the host are welcome, as core has it, and so are indices, which indexing itself moves
-    assert (here + torch.tensor(2.0)).device == (torch.tensor(2.0, dtype=torch.float64) * here).device == here.device
+    assert (
+        (here + torch.tensor(2.0)).device
+        == (torch.tensor(2.0, dtype=torch.float64) * here).device
+        == here.device
+    )
     assert (torch.tensor(2.0) * here).dtype == torch.float32
     assert here[mask].device == here[torch.tensor([0])].device == here.device
     here[torch.tensor([1])] = 5.0
@@ -252,7 +265,9 @@ def check_recorder():
         aten::native_batch_norm
     """
     assert set(expected.split()) <= set(operators), operators
-    assert not [name for name in operators if name.startswith("aten::_copy_from")], "what kernels do is not recorded"
+    assert not [name for name in operators if name.startswith("aten::_copy_from")], (
+        "what kernels do is not recorded"
+    )
     _ = x + x
     with simulated_npu.recording() as operators:
         pass
@@ -266,7 +281,9 @@ def test_recorder():
 def check_end_after_backward():
     import torch_npu  # noqa: F401
 
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the other devices' threads start late then
+    os.sched_setaffinity(
+        0, {min(os.sched_getaffinity(0))}
+    )  # the other devices' threads start late then
     torch.ones(1, device="npu", requires_grad=True).sum().backward()
 
 
@@ -275,10 +292,23 @@ def test_a_process_can_end_right_after_its_first_backward_pass():
 
 
 def test_operators_that_a_device_lacks():
-    there = ["aten::add.Tensor", "aten::index_add.out", "aten::scatter.src_out", "aten::no_such_operator.out"]
-    taken = ["aten::add.Tensor", "aten::index_add_", "aten::index_add", "aten::scatter_.src", "aten::scatter.value"]
+    there = [
+        "aten::add.Tensor",
+        "aten::index_add.out",
+        "aten::scatter.src_out",
+        "aten::no_such_operator.out",
+    ]
+    taken = [
+        "aten::add.Tensor",
+        "aten::index_add_",
+        "aten::index_add",
+        "aten::scatter_.src",
+        "aten::scatter.value",
+    ]
     assert simulated_npu.missing(taken, there) == ["aten::scatter.value"]
-    assert simulated_npu.missing(["aten::embedding_dense_backward", "aten::add_.Tensor"], there) == [
+    assert simulated_npu.missing(
+        ["aten::embedding_dense_backward", "aten::add_.Tensor"], there
+    ) == [
         "aten::add_.Tensor",
         "aten::embedding_dense_backward",
     ]
@@ -294,13 +324,22 @@ def same_as_cpu(module, *inputs, tolerance=1e-6):
         output = ours(*given)
         outputs = [output] if isinstance(output, torch.Tensor) else [output[0], *output[1]]
         sum(
-            (out * torch.linspace(-1, 1, out.numel(), device=device).view(out.shape)).sum() for out in outputs
+            (out * torch.linspace(-1, 1, out.numel(), device=device).view(out.shape)).sum()
+            for out in outputs
         ).backward()
-        tensors = [*outputs, *(x.grad for x in given), *(p.grad for p in ours.parameters()), *ours.buffers()]
+        tensors = [
+            *outputs,
+            *(x.grad for x in given),
+            *(p.grad for p in ours.parameters()),
+            *ours.buffers(),
+        ]
         assert all(tensor.device.type == device for tensor in tensors)
         results.append([tensor.detach().cpu() for tensor in tensors])
     for expected, found in zip(*results, strict=True):
-        assert torch.allclose(found, expected, rtol=tolerance, atol=tolerance), (module, (found - expected).abs().max())
+        assert torch.allclose(found, expected, rtol=tolerance, atol=tolerance), (
+            module,
+            (found - expected).abs().max(),
+        )
 
 
 def check_gradients():
@@ -318,14 +357,21 @@ def check_gradients():
     same_as_cpu(nn.LSTMCell(6, 3), sequence[0])
     images = torch.randn(2, 4, 9, 7)
     same_as_cpu(nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), images)
-    same_as_cpu(nn.Conv2d(4, 6, (3, 1), dilation=2, bias=False), images.contiguous(memory_format=torch.channels_last))
+    same_as_cpu(
+        nn.Conv2d(4, 6, (3, 1), dilation=2, bias=False),
+        images.contiguous(memory_format=torch.channels_last),
+    )
     same_as_cpu(nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1), images)
     same_as_cpu(nn.Conv1d(4, 2, 3), images[..., 0])
     same_as_cpu(nn.BatchNorm2d(4), images)
     same_as_cpu(nn.BatchNorm2d(4, affine=False).eval(), images)
     same_as_cpu(nn.BatchNorm1d(9, track_running_stats=False), images[..., 0].reshape(8, 9))
-    same_as_cpu(nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Dropout(0.5), nn.Softmax(-1)), images)
-    same_as_cpu(nn.Sequential(nn.MaxPool2d(2), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), images)
+    same_as_cpu(
+        nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Dropout(0.5), nn.Softmax(-1)), images
+    )
+    same_as_cpu(
+        nn.Sequential(nn.MaxPool2d(2), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), images
+    )
 
     norm = nn.BatchNorm1d(3).npu()
     norm(torch.full((4, 3), 5.0, device="npu") + torch.arange(4.0, device="npu")[:, None])
@@ -361,10 +407,20 @@ def check_mixed_precision():
             assert nn.Conv1d(4, 2, 3).npu()(x[None]).dtype == dtype
             assert nn.LSTM(6, 2, bidirectional=True).npu()(x)[0].dtype == dtype
             half = x @ x.t()
-            for full in (half.softmax(0), half.pow(2), half.norm(), half.sum(), half.log_softmax(1), half.exp()):
+            for full in (
+                half.softmax(0),
+                half.pow(2),
+                half.norm(),
+                half.sum(),
+                half.log_softmax(1),
+                half.exp(),
+            ):
                 assert full.dtype == torch.float32
             assert nn.functional.mse_loss(half, half).dtype == torch.float32
-            assert nn.functional.cross_entropy(half, torch.arange(4, device="npu")).dtype == torch.float32
+            assert (
+                nn.functional.cross_entropy(half, torch.arange(4, device="npu")).dtype
+                == torch.float32
+            )
             assert torch.addcmul(half, half, x[:, :4]).dtype == torch.float32, "the widest"
             assert (half + half).dtype == dtype
             with pytest.raises(RuntimeError, match="unsafe to autocast"):
@@ -377,7 +433,10 @@ def check_mixed_precision():
         exact = nn.functional.conv1d(x[None].cpu().to(dtype).float(), torch.ones(2, 4, 3))
         assert torch.equal(ours.cpu(), exact.to(dtype)), "rounded once"
 
-    for scaler in (torch.amp.GradScaler("npu", init_scale=1024.0), torch.npu.amp.GradScaler(init_scale=1024.0)):
+    for scaler in (
+        torch.amp.GradScaler("npu", init_scale=1024.0),
+        torch.npu.amp.GradScaler(init_scale=1024.0),
+    ):
         check_scaler(scaler, x)
     assert scaler.state_dict()["dynamic"] is True
 
@@ -493,7 +552,9 @@ def check_collectives():
 
     torch.manual_seed(rank)  # DDP shares rank 0's weights
     model = DistributedDataParallel(
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)).to(device),
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)).to(
+            device
+        ),
         device_ids=[rank],
         find_unused_parameters=True,
     )
@@ -501,7 +562,9 @@ def check_collectives():
     torch.manual_seed(10 + rank)
     for _ in range(3):
         optimizer.zero_grad()
-        model(torch.randn(4, 3, 4, 4)).pow(2).mean().backward()  # DDP brings the batch to the device
+        model(torch.randn(4, 3, 4, 4)).pow(
+            2
+        ).mean().backward()  # DDP brings the batch to the device
         optimizer.step()
     weights = nn.utils.parameters_to_vector(model.parameters()).detach()
     both = [torch.empty_like(weights) for _ in range(2)]
@@ -551,7 +614,9 @@ def losses_of_star(device, steps=5):
         skeletons = torch.rand(clips, 4, NUM_JOINTS, 3, generator=generator)
         skeletons[..., :2] *= torch.tensor([float(width), float(height)])
         batch = {
-            "images": torch.randint(0, 256, (clips, 4, 3, height, width), dtype=torch.uint8, generator=generator),
+            "images": torch.randint(
+                0, 256, (clips, 4, 3, height, width), dtype=torch.uint8, generator=generator
+            ),
             "targets": torch.tensor([0, 0, 1, 1, 0, 0, 1, 1]),
             "skeletons": skeletons,
             "has_skeleton": torch.rand(clips, 4, generator=generator) > 0.2,

@@ -48,13 +48,33 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp("datasets")
 
 
-def train(root, output, device, config="STAR_demo", arguments=(), program=(TRAIN_NET, "--config-file"), **options):
+def train(
+    root,
+    output,
+    device,
+    config="STAR_demo",
+    arguments=(),
+    program=(TRAIN_NET, "--config-file"),
+    **options,
+):
     """Run tools/train_net.py, or another program; what it printed."""
-    options = {"DATASETS.ROOT": root, "OUTPUT_DIR": output, "MODEL.DEVICE": device, **OPTIONS, **options}
+    options = {
+        "DATASETS.ROOT": root,
+        "OUTPUT_DIR": output,
+        "MODEL.DEVICE": device,
+        **OPTIONS,
+        **options,
+    }
     pairs = [str(part) for pair in options.items() for part in pair]
     env = simulated_npu.environment(OMP_NUM_THREADS="1", SIMULATED_NPU_COUNT="4")
     env["PYTHONPATH"] += os.pathsep + str(REPOSITORY)
-    command = [sys.executable, *map(str, program), str(SYNTHETIC / f"{config}.yml"), *arguments, *pairs]
+    command = [
+        sys.executable,
+        *map(str, program),
+        str(SYNTHETIC / f"{config}.yml"),
+        *arguments,
+        *pairs,
+    ]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
     return done.stdout
@@ -64,7 +84,9 @@ def losses(root, output, device, config="STAR_demo", **more):
     """Train; what it printed, and iteration -> losses by name."""
     path = Path(output) / "losses.json"
     said = train(root, output, device, config, program=(PROGRAMS / "losses.py", path), **more)
-    return said, {int(iteration): values for iteration, values in json.loads(path.read_text()).items()}
+    return said, {
+        int(iteration): values for iteration, values in json.loads(path.read_text()).items()
+    }
 
 
 def weights(output, name="model_final.pth"):
@@ -80,7 +102,9 @@ def on_npu(root, tmp_path_factory):
 
 @pytest.mark.parametrize("config", ["STAR_demo", "SAD_demo"])
 def test_the_losses_are_the_cpus(root, on_npu, tmp_path, config):
-    _, said, there = on_npu if config == "STAR_demo" else (None, *losses(root, tmp_path / "npu", "npu", config))
+    _, said, there = (
+        on_npu if config == "STAR_demo" else (None, *losses(root, tmp_path / "npu", "npu", config))
+    )
     assert "on npu:0 (" in said
     assert "Peak memory on npu:0: " in said
     _, here = losses(root, tmp_path / "cpu", "cpu", config)
@@ -103,12 +127,18 @@ def test_resuming_on_the_device_is_exact(root, on_npu, tmp_path):
 def test_checkpoints_travel_between_devices(root, on_npu, tmp_path):
     output, _, whole = on_npu
     stored = torch.load(output / "model_final.pth", weights_only=False, map_location=None)
-    assert {tensor.device.type for tensor in stored["model"].values()} == {"cpu"}, "a machine without NPU must read it"
+    assert {tensor.device.type for tensor in stored["model"].values()} == {"cpu"}, (
+        "a machine without NPU must read it"
+    )
     mean = {}
     for device in ("cpu", "npu"):
         folder = tmp_path / device
         evaluated = train(
-            root, folder, device, arguments=["--eval-only"], **{"MODEL.WEIGHTS": output / "model_final.pth"}
+            root,
+            folder,
+            device,
+            arguments=["--eval-only"],
+            **{"MODEL.WEIGHTS": output / "model_final.pth"},
         )
         mean[device] = next(line for line in evaluated.splitlines() if line.startswith("| mean"))
     assert mean["cpu"] == mean["npu"]
@@ -123,7 +153,12 @@ def test_checkpoints_travel_between_devices(root, on_npu, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_mixed_precision(root, tmp_path, dtype):
-    train(root, tmp_path, "npu", **{"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.DTYPE": dtype, "TEST.EVAL_PERIOD": 0})
+    train(
+        root,
+        tmp_path,
+        "npu",
+        **{"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.DTYPE": dtype, "TEST.EVAL_PERIOD": 0},
+    )
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
     checkpoint = torch.load(tmp_path / "model_final.pth", map_location="cpu", weights_only=False)
     assert ("grad_scaler" in checkpoint) == (dtype == "float16")
@@ -170,7 +205,12 @@ def _train_and_compare(root, output):
         "MODEL.DEVICE": "npu",
         "SOLVER.IMS_PER_BATCH": 16,
     }
-    options |= {"MODEL.LOSSES.TRI.ALL_RANKS": True, "SOLVER.MAX_EPOCH": 3, "SOLVER.STEPS": [], "TEST.EVAL_PERIOD": 3}
+    options |= {
+        "MODEL.LOSSES.TRI.ALL_RANKS": True,
+        "SOLVER.MAX_EPOCH": 3,
+        "SOLVER.STEPS": [],
+        "TEST.EVAL_PERIOD": 3,
+    }
     pairs = [str(part) for pair in options.items() for part in pair]
     trainer = Trainer(load_config(str(SYNTHETIC / "STAR_demo.yml"), pairs))
     assert dist.get_backend() == "hccl"
@@ -184,7 +224,9 @@ def _train_and_compare(root, output):
 
 @pytest.mark.parametrize("world", ["2", "4"])
 def test_processes_end_with_equal_weights(root, tmp_path, world):
-    simulated_npu.run(check_ranks, str(root), str(tmp_path), world, OMP_NUM_THREADS="1", SIMULATED_NPU_COUNT="4")
+    simulated_npu.run(
+        check_ranks, str(root), str(tmp_path), world, OMP_NUM_THREADS="1", SIMULATED_NPU_COUNT="4"
+    )
 
 
 def check_switches():
@@ -195,7 +237,11 @@ def check_switches():
     npu = devices.choose_device("npu")
     devices.configure(npu)
     expected = {"jit_compile": False, "allow_internal_format": False}
-    assert simulated_npu.settings() == {**expected, "matmul.allow_hf32": False, "conv.allow_hf32": False}
+    assert simulated_npu.settings() == {
+        **expected,
+        "matmul.allow_hf32": False,
+        "conv.allow_hf32": False,
+    }
     devices.configure(npu, fast_float32=True, jit_compile=True, internal_format=True)
     assert set(simulated_npu.settings().values()) == {True}
     assert "NPU" in devices.describe(npu)
@@ -203,7 +249,7 @@ def check_switches():
     before = devices.peak_memory(npu)
     torch.ones(1024, 1024, device=npu)
     assert devices.peak_memory(npu) >= max(before, 4 * 2**20)
-    devices.synchronise(npu)
+    devices.synchronize(npu)
 
 
 def test_switches_memory_and_backend():
@@ -227,10 +273,14 @@ def test_a_step_takes_no_operator_that_torch_npu_has_not(tmp_path):
     taken = (tmp_path / "operators.txt").read_text().split()
     committed = (Path(__file__).parent / "star_step_operators.txt").read_text().split()
     assert len(taken) > 50
-    assert taken == committed, "the step's operators have changed: look at them, then commit the new list"
+    assert taken == committed, (
+        "the step's operators have changed: look at them, then commit the new list"
+    )
     # shapes that follow from the data stop a device until the host knows them
     assert not {
-        name for name in taken if re.match(r"aten::(nonzero|masked_select|_?unique|bincount|repeat_inter)", name)
+        name
+        for name in taken
+        if re.match(r"aten::(nonzero|masked_select|_?unique|bincount|repeat_inter)", name)
     }
     lines = (REPOSITORY / "tests" / "engine" / "npu_registered_ops.txt").read_text().splitlines()
     registered = [line for line in lines if line and not line.startswith("#")]

@@ -36,4 +36,7 @@ PARTS: dict[str, Part] = {
     "drift": drift.figures,
     "pose": pose.figures,
 }
-ON_REQUEST = {"drift", "pose"}  # only where named: one takes long, the other needs an environment of its own
+ON_REQUEST = {
+    "drift",
+    "pose",
+}  # only where named: one takes long, the other needs an environment of its own

@@ -72,7 +72,9 @@ def measure(
         **{f"DATASETS.SYNTHETIC.{key.upper()}": value for key, value in made.to_dict().items()},
     }
     pairs = [str(part) for pair in settings.items() for part in pair]
-    samples = in_own_process(train, str(path), [*pairs, *more], steps, options.title("drift")).result
+    samples = in_own_process(
+        train, str(path), [*pairs, *more], steps, options.title("drift")
+    ).result
     yield from compare(samples)
 
 
@@ -86,7 +88,9 @@ def compare(samples: Sequence[Sample]) -> Iterator[Figure]:
         ("files", "", 1, "open files"),
         ("threads", "", 1, "threads"),
     ):
-        before, after = (scale * statistics.median(getattr(s, name) for s in part) for part in (early, late))
+        before, after = (
+            scale * statistics.median(getattr(s, name) for s in part) for part in (early, late)
+        )
         yield Figure.against(
             f"drift_{'step_ms' if name == 'seconds' else 'memory_mb' if name == 'memory' else name}",
             after,
@@ -149,6 +153,10 @@ def _children() -> list[int]:
 def _with_epochs(cfg, epochs: int, period: int):
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.SOLVER.MAX_EPOCH, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD = epochs, period, period
+    cfg.SOLVER.MAX_EPOCH, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD = (
+        epochs,
+        period,
+        period,
+    )
     cfg.freeze()
     return cfg

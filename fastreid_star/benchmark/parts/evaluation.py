@@ -59,7 +59,9 @@ def compare(size: Size, options: Options, *, queries: int | None) -> Iterator[Fi
     ]
     rounds = options.rounds
     ours, ranked, short, plain = [], [], 0.0, 0.0
-    with tqdm(total=rounds + len(todo), desc="evaluation", disable=not options.progress, leave=False) as bar:
+    with tqdm(
+        total=rounds + len(todo), desc="evaluation", disable=not options.progress, leave=False
+    ) as bar:
         for chunk in (todo[start::rounds] for start in range(rounds)):
             start = time.perf_counter()
             results = rank(features, tracklets)
@@ -75,7 +77,9 @@ def compare(size: Size, options: Options, *, queries: int | None) -> Iterator[Fi
             plain += time.perf_counter() - start
     check_equal(ranked, results, size)
     timing, scale = Timing(tuple(ours)), len(tracklets) / len(todo)
-    how = "all its queries" if len(todo) == len(tracklets) else f"scaled up from {len(todo)} queries"
+    how = (
+        "all its queries" if len(todo) == len(tracklets) else f"scaled up from {len(todo)} queries"
+    )
     how = f"{how}, in turns with {rounds} times ours, the median; {size.infrared:,} x {size.visible:,} x {size.width}"
     yield Figure.against(
         "ranking_seconds",
@@ -92,14 +96,19 @@ def compare(size: Size, options: Options, *, queries: int | None) -> Iterator[Fi
         f"the shortest such loop, a product and a sort a query, which gives the very ranks, {how}",
     )
     growth = in_own_process(make_and_rank, size).growth
-    yield Figure("ranking_memory_mb", growth / MB, "MB", note="growth of a process of its own, its features included")
+    yield Figure(
+        "ranking_memory_mb",
+        growth / MB,
+        "MB",
+        note="growth of a process of its own, its features included",
+    )
 
 
 def make(size: Size) -> tuple[torch.Tensor, list[Tracklet]]:
     """Features ``[N, D]``, infrared first, and their tracklets; those of an identity are alike.
 
     A feature is 0, 1 or -1 in each place, as many of them not 0 as a power of 4: its length is a power of 2, so what is
-    normalised and multiplied has no rounding in it. Two programs that rank by it must agree in every rank, however they
+    normalized and multiplied has no rounding in it. Two programs that rank by it must agree in every rank, however they
     add, and with its many ties they must break ties alike.
     """
     rng = np.random.default_rng(0)
@@ -138,7 +147,7 @@ def make_and_rank(size: Size) -> None:
 class Loops:
     """Query by query, in two ways: in as few calls of numpy as it takes, and as the field does it.
 
-    Features are normalised once, untimed.
+    Features are normalized once, untimed.
 
     Args:
         features: ``[N, D]``, infrared first.
@@ -154,7 +163,8 @@ class Loops:
         self.queries = (array, pids, cameras)
         # the gallery of an infrared query, and that of a visible one
         self.galleries = tuple(
-            tuple(part[rows] for part in self.queries) for rows in (slice(infrared, None), slice(infrared))
+            tuple(part[rows] for part in self.queries)
+            for rows in (slice(infrared, None), slice(infrared))
         )
 
     def rank(self, query: int) -> tuple[int, float, float]:
@@ -167,28 +177,40 @@ class Loops:
         ranks = np.flatnonzero(match) + 1
         if not len(ranks):
             return 0, math.nan, math.nan
-        return int(ranks[0]), float(np.mean(np.arange(1, len(ranks) + 1) / ranks)), len(ranks) / int(ranks[-1])
+        return (
+            int(ranks[0]),
+            float(np.mean(np.arange(1, len(ranks) + 1) / ranks)),
+            len(ranks) / int(ranks[-1]),
+        )
 
     def rank_by_fastreid(self, queries: np.ndarray) -> None:
         """What fast-reid does with these queries: the distances of all at once, and then its loop in Python."""
-        for gallery, rows in zip(self.galleries, (queries < self.infrared, queries >= self.infrared), strict=True):
+        for gallery, rows in zip(
+            self.galleries, (queries < self.infrared, queries >= self.infrared), strict=True
+        ):
             features, pids, cameras = (part[queries[rows]] for part in self.queries)
             if len(features):
                 distances = 1 - features @ gallery[0].T
                 evaluate_rank(distances, pids, gallery[1], cameras, gallery[2], use_cython=False)
 
 
-def check_equal(ranked: Sequence[tuple[int, tuple[int, float, float]]], results: CrossModalResults, size: Size) -> None:
+def check_equal(
+    ranked: Sequence[tuple[int, tuple[int, float, float]]], results: CrossModalResults, size: Size
+) -> None:
     """Hold the loop's results against ours, query by query.
 
     Raises:
         RuntimeError: they differ.
     """
     for query, (first, precision, penalty) in ranked:
-        direction, row = (results.i2v, query) if query < size.infrared else (results.v2i, query - size.infrared)
+        direction, row = (
+            (results.i2v, query) if query < size.infrared else (results.v2i, query - size.infrared)
+        )
         ours = direction.per_query
         same = ours.first_match[row] == first
-        same &= np.allclose([ours.ap[row], ours.inp[row]], [precision, penalty], rtol=1e-12, atol=0, equal_nan=True)
+        same &= np.allclose(
+            [ours.ap[row], ours.inp[row]], [precision, penalty], rtol=1e-12, atol=0, equal_nan=True
+        )
         if not same:
             raise RuntimeError(
                 f"query {query}: first match {ours.first_match[row]}, AP {ours.ap[row]}, INP {ours.inp[row]}, but the "

@@ -31,7 +31,9 @@ CLIPS = 16
 def figures(options: Options) -> Iterator[Figure]:
     """One loader process against decoding and resizing the same JPEGs, and its memory over thousands of clips."""
     made, resized, moved, note = rates(options, batches=2 if options.quick else 4)
-    yield Figure.against("loader_frames_per_s", made, "frames/s", resized, f"decoding and resizing alone; {note}")
+    yield Figure.against(
+        "loader_frames_per_s", made, "frames/s", resized, f"decoding and resizing alone; {note}"
+    )
     yield Figure.against(
         "loader_frames_per_s_of_pixels",
         made,
@@ -96,7 +98,9 @@ def move_pixels(frames: np.ndarray, padding: int = 10) -> np.ndarray:
     return np.ascontiguousarray(shifted[:, :, ::-1].transpose(0, 3, 1, 2))
 
 
-def rates(options: Options, *, batches: int, size: tuple[int, int] = SIZE) -> tuple[float, float, float, str]:
+def rates(
+    options: Options, *, batches: int, size: tuple[int, int] = SIZE
+) -> tuple[float, float, float, str]:
     """Frames a second of the loader, of decoding and resizing, and of that with the augmentations' pixel moves.
 
     All three work in this process, on one thread as a loader's worker does, and on the same files in every round.
@@ -139,13 +143,17 @@ def rates(options: Options, *, batches: int, size: tuple[int, int] = SIZE) -> tu
 
 def supply(options: Options) -> float:
     """Frames a second of one loader process at the size of the step's frames: a short look."""
-    loader = build_clip_train_loader(config(options, **{"INPUT.SIZE_TRAIN": list(options.work.size)}), seed=0)
+    loader = build_clip_train_loader(
+        config(options, **{"INPUT.SIZE_TRAIN": list(options.work.size)}), seed=0
+    )
     sampler = iter(cast(CrossModalIdentitySampler, loader.batch_sampler))
     requests = next(sampler)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        times = in_turns({"load": lambda: collate_clips([loader.dataset[r] for r in requests])}, repeats=3)
+        times = in_turns(
+            {"load": lambda: collate_clips([loader.dataset[r] for r in requests])}, repeats=3
+        )
     finally:
         torch.set_num_threads(threads)
     return len(requests) * cast(ClipDataset, loader.dataset).length / times["load"].best
@@ -160,11 +168,15 @@ def worker_memory(options: Options, *, clips: int, size: tuple[int, int] = SIZE)
     loader = build_clip_train_loader(cfg, seed=0)
     others = {process.pid for process in multiprocessing.active_children()}
     batches = iter(loader)
-    (worker,) = (process.pid for process in multiprocessing.active_children() if process.pid not in others)
+    (worker,) = (
+        process.pid for process in multiprocessing.active_children() if process.pid not in others
+    )
     assert worker is not None
     tenth = max(1, clips // CLIPS // 10)
     held = []
-    for _ in tqdm(range(10 * tenth), desc="worker's memory", disable=not options.progress, leave=False):
+    for _ in tqdm(
+        range(10 * tenth), desc="worker's memory", disable=not options.progress, leave=False
+    ):
         next(batches)
         held.append(own_memory(worker))
     return max(held[tenth : 2 * tenth]), max(held[-tenth:])

@@ -19,9 +19,16 @@ def figures(options: Options) -> Iterator[Figure]:
     software = f"Python {platform.python_version()}, torch {torch.__version__}"
     stack = "".join(f", {name} {version}" for name, version in devices.inventory().items())
     # the cores this process may run on, which in a container are fewer than the machine has
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     name = _processor()
-    yield Figure("cores", cores, "", note=f"{device}; {name}; {software}{stack}{'; --quick' if options.quick else ''}")
+    yield Figure(
+        "cores",
+        cores,
+        "",
+        note=f"{device}; {name}; {software}{stack}{'; --quick' if options.quick else ''}",
+    )
 
 
 def _processor() -> str:

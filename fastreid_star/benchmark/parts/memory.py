@@ -21,14 +21,25 @@ def figures(options: Options) -> Iterator[Figure]:
     # as the step's plain names
     setting = Setting() if options.on_cpu else Setting(channels_last=True, amp="bfloat16")
     peaks = {}
-    for network in tqdm((BARE, "sad", "star"), desc="memory", disable=not options.progress, leave=False):
+    for network in tqdm(
+        (BARE, "sad", "star"), desc="memory", disable=not options.progress, leave=False
+    ):
         outcome = in_own_process(train, network, setting, options)
         peaks[network] = outcome.growth if outcome.result is None else outcome.result
     where = "growth of a process of its own" if options.on_cpu else "tensors on the device"
-    yield Figure("backbone_step_memory_mb", peaks[BARE] / MB, "MB", note=f"{setting}, {options.work}; {where}")
+    yield Figure(
+        "backbone_step_memory_mb",
+        peaks[BARE] / MB,
+        "MB",
+        note=f"{setting}, {options.work}; {where}",
+    )
     for network in ("sad", "star"):
         yield Figure.against(
-            f"{network}_step_memory_mb", peaks[network] / MB, "MB", peaks[BARE] / MB, f"the bare backbone, {setting}"
+            f"{network}_step_memory_mb",
+            peaks[network] / MB,
+            "MB",
+            peaks[BARE] / MB,
+            f"the bare backbone, {setting}",
         )
 
 
@@ -38,5 +49,5 @@ def train(network: str, setting: Setting, options: Options) -> int | None:
     step = TrainingStep(network, options.work, options, setting)
     for _ in range(STEPS):
         step()
-    devices.synchronise(step.device)
+    devices.synchronize(step.device)
     return devices.peak_memory(step.device)

@@ -35,7 +35,9 @@ def make_folders(root: Path) -> None:
     folders = set()
     for split in ("train", "test"):
         for name in (root / "HITSZ-VCM" / "info" / f"{split}_name.txt").read_text().split():
-            folders.add((split.capitalize(), name[: name.index("T")]))  # 0001M2D3 of 0001M2D3T1F1.jpg
+            folders.add(
+                (split.capitalize(), name[: name.index("T")])
+            )  # 0001M2D3 of 0001M2D3T1F1.jpg
     for split, text in folders:
         pid, rest = text.split("M")
         modality, camera = rest.split("D")
@@ -46,7 +48,10 @@ def make_folders(root: Path) -> None:
 def measure(root: Path, options: Options) -> Iterator[Figure]:
     """The figures of a ``HITSZ-VCM`` below `root`."""
     files = [root / "HITSZ-VCM" / "info" / name for name in INFO_FILES]
-    sides = {"open": lambda: HITSZVCM(str(root)), "read": lambda: [path.read_text().split() for path in files]}
+    sides = {
+        "open": lambda: HITSZVCM(str(root)),
+        "read": lambda: [path.read_text().split() for path in files],
+    }
     times = in_turns(sides, repeats=options.rounds, title=options.title("open"))
     yield Figure.against(
         "dataset_open_seconds",
@@ -55,7 +60,9 @@ def measure(root: Path, options: Options) -> Iterator[Figure]:
         times["read"].best,
         f"reading the five files and splitting them at white space; {times['open']}",
     )
-    names, growth = (in_own_process(function, str(root)) for function in (count_names, open_dataset))
+    names, growth = (
+        in_own_process(function, str(root)) for function in (count_names, open_dataset)
+    )
     yield Figure.against(
         "dataset_open_memory_mb",
         growth.growth / MB,
@@ -100,7 +107,10 @@ def counted_file_calls() -> Iterator[Callable[[], int]]:
         return call
 
     patches = [mock.patch.object(os, name, counting(getattr(os, name))) for name in _CALLS]
-    patches += [mock.patch.object(builtins, "open", counting(open)), mock.patch.object(io, "open", counting(io.open))]
+    patches += [
+        mock.patch.object(builtins, "open", counting(open)),
+        mock.patch.object(io, "open", counting(io.open)),
+    ]
     for patch in patches:
         patch.start()
     try:

@@ -44,11 +44,15 @@ def overhead(options: Options, model: str, *, crops: int) -> Figure:
     network, estimator = untrained(model, options)
     frames = write_crops(options.folder / "crops", crops)
     prepared = [estimator.prepare(read_frame(frames.path(index))) for index in range(crops)]
-    batches = [network_input(network, prepared[start : start + BATCH]) for start in range(0, crops, BATCH)]
+    batches = [
+        network_input(network, prepared[start : start + BATCH]) for start in range(0, crops, BATCH)
+    ]
     made = iter(range(10**6))
 
     def extract() -> None:
-        work = Extraction(frames, options.folder / f"store{next(made)}", estimator.describe(), batch_size=BATCH)
+        work = Extraction(
+            frames, options.folder / f"store{next(made)}", estimator.describe(), batch_size=BATCH
+        )
         work.run(estimator, workers=1, progress=False)
         work.finish()
 
@@ -61,7 +65,7 @@ def overhead(options: Options, model: str, *, crops: int) -> Figure:
     times = in_turns(
         {"extraction": extract, "network": run_network},
         repeats=options.rounds,
-        synchronise=lambda: devices.synchronise(device),
+        synchronize=lambda: devices.synchronize(device),
         title=options.title("pose"),
     )
     rates = {name: crops / time.best for name, time in times.items()}
@@ -79,7 +83,11 @@ def memory(options: Options, model: str, *, crops: int) -> Figure:
     _, estimator = untrained(model, options)
     frames = write_crops(options.folder / "few", min(crops, 500))
     again = -(-crops // len(frames))
-    many = Frames(frames.root, [f"{k}/{key}" for k in range(again) for key in frames.keys], [*frames.paths] * again)
+    many = Frames(
+        frames.root,
+        [f"{k}/{key}" for k in range(again) for key in frames.keys],
+        [*frames.paths] * again,
+    )
     seen = []
 
     class Watched:
@@ -113,11 +121,15 @@ def untrained(model: str, options: Options) -> tuple[torch.nn.Module, PoseEstima
 
     device = devices.choose_device(options.device)
     torch.manual_seed(0)
-    network = backend.init_model(backend.read_config(backend.config_path(model)), None, device=device)
+    network = backend.init_model(
+        backend.read_config(backend.config_path(model)), None, device=device
+    )
     checkpoint = options.folder / f"{model}.pth"
     options.folder.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": network.state_dict()}, checkpoint)
-    return network, build_estimator("mmpose", model=model, checkpoint=str(checkpoint), device=device)
+    return network, build_estimator(
+        "mmpose", model=model, checkpoint=str(checkpoint), device=device
+    )
 
 
 def network_input(network: torch.nn.Module, prepared: list) -> torch.Tensor:
@@ -133,5 +145,7 @@ def write_crops(folder: Path, count: int) -> Frames:
     rng = np.random.default_rng(0)
     for number in range(count):
         coarse = Image.fromarray(rng.integers(0, 255, (18, 9, 3), np.uint8))
-        coarse.resize((72, 144), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
+        coarse.resize((72, 144), Image.Resampling.BICUBIC).save(
+            folder / f"{number}.jpg", quality=90
+        )
     return frames_of_folder(folder)

@@ -33,13 +33,17 @@ def figures(options: Options) -> Iterator[Figure]:
         {"step": f"{few} frames each"},
     )
     # the two parts that look across frames see as many clips as the step, and a feature width of the backbone's
-    width = TrainingStep("star", replace(work, clips=4, frames=1), options).model.backbone.feature_width
+    width = TrainingStep(
+        "star", replace(work, clips=4, frames=1), options
+    ).model.backbone.feature_width
     device = devices.choose_device(options.device)
     yield from _lines(
         "frames",
         frames,
         {
-            "step": lambda size: TrainingStep("star", replace(work, clips=clips[0], frames=size), options),
+            "step": lambda size: TrainingStep(
+                "star", replace(work, clips=clips[0], frames=size), options
+            ),
             "attention": lambda size: attention(width, work.clips, size, device),
             "graph": lambda size: graph(width, work.clips, size, device),
         },
@@ -64,13 +68,15 @@ def _lines(
     times = in_turns(
         sides,
         repeats=options.rounds,
-        synchronise=lambda: devices.synchronise(device),
+        synchronize=lambda: devices.synchronize(device),
         title=options.title(f"scaling over {of}"),
     )
     for name in makers:
         costs = [1000 * times[f"{name} {size}"].best for size in sizes]
         line = fit_line(sizes, costs)
-        measured = ", ".join(f"{size}: {number(cost)}" for size, cost in zip(sizes, costs, strict=True))
+        measured = ", ".join(
+            f"{size}: {number(cost)}" for size, cost in zip(sizes, costs, strict=True)
+        )
         yield Figure(
             f"scaling_{name}_ms_per_{of.removesuffix('s')}",
             line.slope,
@@ -114,5 +120,7 @@ def graph(width: int, clips: int, frames: int, device: torch.device) -> Callable
 
 
 def _skeletons(clips: int, frames: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    joints = torch.rand(clips, frames, NUM_JOINTS, 3) * torch.tensor([64.0, 128.0, 0.5]) + torch.tensor([0, 0, 0.5])
+    joints = torch.rand(clips, frames, NUM_JOINTS, 3) * torch.tensor(
+        [64.0, 128.0, 0.5]
+    ) + torch.tensor([0, 0, 0.5])
     return joints.to(device), torch.ones(clips, frames, dtype=torch.bool, device=device)

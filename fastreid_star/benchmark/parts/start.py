@@ -29,7 +29,9 @@ def figures(options: Options) -> Iterator[Figure]:
     yield from measure(path, root, made, options)
 
 
-def measure(path: Path, root: Path, made: SyntheticOptions, options: Options, *more: str) -> Iterator[Figure]:
+def measure(
+    path: Path, root: Path, made: SyntheticOptions, options: Options, *more: str
+) -> Iterator[Figure]:
     """The figures of a config whose synthetic data lie in `root`.
 
     Args:
@@ -48,7 +50,15 @@ def measure(path: Path, root: Path, made: SyntheticOptions, options: Options, *m
         **{f"DATASETS.SYNTHETIC.{key.upper()}": value for key, value in made.to_dict().items()},
     }
     pairs = [str(part) for pair in settings.items() for part in pair]
-    program = ["-m", "fastreid_star.benchmark.first_step", str(report), "--config-file", str(path), *pairs, *more]
+    program = [
+        "-m",
+        "fastreid_star.benchmark.first_step",
+        str(report),
+        "--config-file",
+        str(path),
+        *pairs,
+        *more,
+    ]
     repeats = min(options.rounds, 1 if options.quick else 3)
     times = in_turns(
         {"first step": lambda: _run(program), "imports": lambda: _run(["-c", IMPORTS])},
@@ -73,12 +83,18 @@ def measure(path: Path, root: Path, made: SyntheticOptions, options: Options, *m
         note="that training and its first evaluation start, compilers would be among them",
     )
     yield Figure.against(
-        "first_evaluation_seconds", found["first"], "s", found["second"], "the same evaluation once more, warm"
+        "first_evaluation_seconds",
+        found["first"],
+        "s",
+        found["second"],
+        "the same evaluation once more, warm",
     )
 
 
 def _run(arguments: list[str], result: Path | None = None) -> Path | None:
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-2000:]}"
+        )
     return result

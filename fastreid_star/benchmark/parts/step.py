@@ -24,12 +24,15 @@ from fastreid_star.modeling.linear import ONEDNN_LINEAR
 logger = logging.getLogger(__name__)
 
 WARM_UP = 3  # rounds; until then memory that is kept still grows on a CPU, and a device compiles and chooses kernels
-ON_CPU, ON_DEVICE = 2048, 8192  # rows and columns of the matrices whose product tells what a device can do
+ON_CPU, ON_DEVICE = (
+    2048,
+    8192,
+)  # rows and columns of the matrices whose product tells what a device can do
 
 # operators by what they do, the first that fits; the rest are the many small ones between
 KINDS = {
     "convolutions": ("convolution",),
-    "batch normalisation": ("batch_norm",),
+    "batch normalization": ("batch_norm",),
     "matrix products, LSTM": ("mm", "matmul", "_linear", "attention", "rnn", "lstm"),
     "optimizer": ("fused_", "foreach"),
 }
@@ -43,7 +46,11 @@ def settings(options: Options) -> dict[Setting, tuple[str, ...]]:
     """Which networks run in which setting; the first setting is the one that plain names stand for."""
     everything, two = (BARE, *CONFIGS), (BARE, "star")
     if options.on_cpu:
-        chosen = {Setting(): everything, Setting(channels_last=True): two, AS_TORCH_RUNS_IT: (BARE,)}
+        chosen = {
+            Setting(): everything,
+            Setting(channels_last=True): two,
+            AS_TORCH_RUNS_IT: (BARE,),
+        }
         if not options.quick:
             chosen[Setting(channels_last=True, amp="bfloat16")] = two
     else:
@@ -83,7 +90,10 @@ def figures(options: Options) -> Iterator[Figure]:
                 f"the bare backbone, {setting}; {sides[network]}",
             )
         if "star" in sides:
-            share, note = 1 - bare.best / sides["star"].best, f"time outside the backbone, {setting}"
+            share, note = (
+                1 - bare.best / sides["star"].best,
+                f"time outside the backbone, {setting}",
+            )
             yield Figure(f"star_step_outside_share{suffix}", share, "share", note=note)
     yield from _formats(times, AS_TORCH_RUNS_IT if options.on_cpu else Setting(), frames)
     step, star = TrainingStep("star", work, options, first), times[first]["star"]
@@ -99,7 +109,9 @@ def figures(options: Options) -> Iterator[Figure]:
     yield _loader_processes(frames / star.best, options)
 
 
-def measure(options: Options, chosen: Mapping[Setting, tuple[str, ...]]) -> dict[Setting, dict[str, Timing]]:
+def measure(
+    options: Options, chosen: Mapping[Setting, tuple[str, ...]]
+) -> dict[Setting, dict[str, Timing]]:
     """Times of each setting's networks, and of the matrix product beside the first's.
 
     A setting has processes of its own: some switches hold for a whole process, and processes differ.
@@ -110,7 +122,9 @@ def measure(options: Options, chosen: Mapping[Setting, tuple[str, ...]]) -> dict
     for number in range(1, count + 1):
         for setting, networks in chosen.items():
             title = options.title(f"{setting} {number}/{count}")
-            runs[setting].append(apart(time_in_turns, networks, setting, options, setting == first, title))
+            runs[setting].append(
+                apart(time_in_turns, networks, setting, options, setting == first, title)
+            )
     return {
         setting: {side: Timing.joined([run[side] for run in found]) for side in found[0]}
         for setting, found in runs.items()
@@ -131,7 +145,7 @@ def time_in_turns(
         sides,
         repeats=options.rounds,
         warm_up=WARM_UP,
-        synchronise=lambda: devices.synchronise(device),
+        synchronize=lambda: devices.synchronize(device),
         title=title,
     )
 
@@ -143,7 +157,9 @@ def flops(step: Callable[[], None]) -> Counter[str]:
     """
     with FlopCounterMode(display=False, custom_mapping={ONEDNN_LINEAR: _linear_flops}) as counter:
         step()
-    return Counter({str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()})
+    return Counter(
+        {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
+    )
 
 
 def _linear_flops(rows, weight, *args, out_shape=None, **kwargs) -> int:
@@ -161,7 +177,10 @@ def matrix_product(options: Options, amp: str | None) -> tuple[Callable[[], obje
 
 def kind_of(operator: str) -> str:
     """Which of :data:`KINDS` an operator is of."""
-    return next((kind for kind, parts in KINDS.items() if any(part in operator for part in parts)), "the rest")
+    return next(
+        (kind for kind, parts in KINDS.items() if any(part in operator for part in parts)),
+        "the rest",
+    )
 
 
 def profile_step(step: TrainingStep) -> dict[str, float] | None:
@@ -172,13 +191,17 @@ def profile_step(step: TrainingStep) -> dict[str, float] | None:
     seconds: Counter[str] = Counter()
     on_device = any(event.self_device_time_total for event in operators)
     for event in operators:
-        seconds[kind_of(event.key)] += event.self_device_time_total if on_device else event.self_cpu_time_total
+        seconds[kind_of(event.key)] += (
+            event.self_device_time_total if on_device else event.self_cpu_time_total
+        )
     if step.device.type != "cpu" and not on_device:
         return None
     return {kind: seconds[kind] / seconds.total() for kind in (*KINDS, "the rest")}
 
 
-def _formats(times: Mapping[Setting, Mapping[str, Timing]], plain: Setting, frames: int) -> Iterator[Figure]:
+def _formats(
+    times: Mapping[Setting, Mapping[str, Timing]], plain: Setting, frames: int
+) -> Iterator[Figure]:
     bare = times[plain][BARE]
     stars = {setting: sides["star"] for setting, sides in times.items() if "star" in sides}
     fastest = min(stars, key=lambda setting: stars[setting].best)
@@ -195,7 +218,9 @@ def _formats(times: Mapping[Setting, Mapping[str, Timing]], plain: Setting, fram
 def _where_it_goes(step: TrainingStep, setting: Setting) -> Iterator[Figure]:
     shares = profile_step(step)
     if shares is None:
-        logger.warning("torch's profiler does not see this device: no figure of what a step's time goes into")
+        logger.warning(
+            "torch's profiler does not see this device: no figure of what a step's time goes into"
+        )
         return
     text = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
     yield Figure(

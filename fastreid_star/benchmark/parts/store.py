@@ -47,14 +47,18 @@ def compare(options: Options, *, frames: int, hdf5_frames: int, clips: int) -> I
     array = np.asarray(np.load(folder / "flat" / ARRAY_FILE, mmap_mode="r"))
     rows = draw_clips(frames, clips, rng)
     few = draw_clips(hdf5_frames, clips, rng)
-    wanted, few_wanted = ([[keys[row] for row in clip] for clip in chosen] for chosen in (rows, few))
+    wanted, few_wanted = (
+        [[keys[row] for row in clip] for clip in chosen] for chosen in (rows, few)
+    )
     for store, chosen, names in ((flat, rows, wanted), (hdf5, few, few_wanted)):
         for clip, clip_keys in zip(chosen, names, strict=True):
             found, present = store.read(clip_keys)
             if not (present.all() and np.array_equal(found, joints[clip])):
                 raise RuntimeError(f"{store.path} gives other skeletons than were stored")
     size = max(1, clips // 50)
-    chunks = itertools.cycle([few_wanted[start : start + size] for start in range(0, size * (clips // size), size)])
+    chunks = itertools.cycle(
+        [few_wanted[start : start + size] for start in range(0, size * (clips // size), size)]
+    )
     with h5py.File(hdf5.path) as file:
         sides = {
             "flat": lambda: [flat.read(clip) for clip in wanted],
@@ -64,7 +68,8 @@ def compare(options: Options, *, frames: int, hdf5_frames: int, clips: int) -> I
         times = in_turns(sides, repeats=max(ROUNDS, options.rounds), title=options.title("store"))
     hdf5.close()
     flat_rate, array_rate, hdf5_rate = (
-        count / times[name].best for name, count in (("flat", clips), ("array", clips), ("hdf5", size))
+        count / times[name].best
+        for name, count in (("flat", clips), ("array", clips), ("hdf5", size))
     )
     yield Figure.against(
         "store_clips_per_s",

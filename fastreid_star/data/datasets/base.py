@@ -81,7 +81,10 @@ class VideoDataset(Dataset):
         """Add the test tracklets to the training ones, as identities and cameras of their own."""
         pids = 1 + max((tracklet.pid for tracklet in self.train), default=0)
         camids = 1 + max((tracklet.camid for tracklet in self.train), default=0)
-        test = [replace(t, pid=t.pid + pids, camid=t.camid + camids) for t in [*self.query, *self.gallery]]
+        test = [
+            replace(t, pid=t.pid + pids, camid=t.camid + camids)
+            for t in [*self.query, *self.gallery]
+        ]
         self._train = [*self.train, *test]
 
     def show_train(self) -> None:
@@ -101,7 +104,14 @@ class VideoDataset(Dataset):
             for m in Modality
         ]
         rows.append((*_counts(split, tracklets), sum(row[-1] for row in rows)))
-        headers = ["subset", "# tracklets", "# frames", "# ids", "# cameras", f"# dropped (< {self.min_frames} frames)"]
+        headers = [
+            "subset",
+            "# tracklets",
+            "# frames",
+            "# ids",
+            "# cameras",
+            f"# dropped (< {self.min_frames} frames)",
+        ]
         table = tabulate(rows, tablefmt="pipe", headers=headers, numalign="left")
         logger.info("=> Loaded %s:\n%s", type(self).__name__, table)
 

@@ -133,7 +133,9 @@ class BUPTCampus(VideoDataset):
         if check_frames:
             _check_folders(folder, tracklets)
 
-        kept = {name: [t for t in listed if len(t) >= min_frames] for name, listed in tracklets.items()}
+        kept = {
+            name: [t for t in listed if len(t) >= min_frames] for name, listed in tracklets.items()
+        }
         for name, listed in kept.items():
             if not listed:
                 raise UserError(
@@ -141,7 +143,9 @@ class BUPTCampus(VideoDataset):
                     "DATASETS.MIN_FRAMES"
                 )
         dropped = {
-            (split, modality): sum(len(t) < min_frames and t.modality == modality for n in files for t in tracklets[n])
+            (split, modality): sum(
+                len(t) < min_frames and t.modality == modality for n in files for t in tracklets[n]
+            )
             for split, files in (("train", train), ("query", (QUERY,)), ("gallery", (GALLERY,)))
             for modality in Modality
         }
@@ -191,7 +195,9 @@ def _dataset_folder(root: str, name: str) -> str:
 def _check_files(folder: str, lists: Iterable[str]) -> None:
     missing = [name for name in (PATHS, *lists) if not os.path.isfile(os.path.join(folder, name))]
     if missing:
-        raise UserError(f"{folder} lacks {', '.join(missing)}: copy all lists of the dataset into it")
+        raise UserError(
+            f"{folder} lacks {', '.join(missing)}: copy all lists of the dataset into it"
+        )
 
 
 def _read_paths(path: str) -> dict:
@@ -213,7 +219,9 @@ def _read_tracklets(folder: str, name: str, paths: dict) -> list[Tracklet]:
             fields = (int(line.pid), CAMERAS[line.camera], modality, root, frames)
             tracklets.append(ListedTracklet(*fields, role) if role else Tracklet(*fields))
     if not tracklets:
-        raise UserError(f"{os.path.join(folder, name)} lists no tracklet: copy the dataset's own file")
+        raise UserError(
+            f"{os.path.join(folder, name)} lists no tracklet: copy the dataset's own file"
+        )
     return tracklets
 
 
@@ -225,10 +233,14 @@ def _read_list(path: str, modalities: Iterable[str]) -> list[_Line]:
         if not fields:
             continue
         if len(fields) != 4 or not text.isascii() or whole_number(fields[0]) is None:
-            raise UserError(f"{where}: expected an identity's number, modality, camera and track, found {shown(text)}")
+            raise UserError(
+                f"{where}: expected an identity's number, modality, camera and track, found {shown(text)}"
+            )
         line = _Line(where, *fields)
         if line.modality not in modalities:
-            raise UserError(f"{where}: modality {line.modality}, expected {' or '.join(modalities)}")
+            raise UserError(
+                f"{where}: modality {line.modality}, expected {' or '.join(modalities)}"
+            )
         if line.camera not in CAMERAS:
             raise UserError(f"{where}: there is no camera {line.camera}, only {', '.join(CAMERAS)}")
         lines.append(line)
@@ -240,7 +252,12 @@ def _read_list(path: str, modalities: Iterable[str]) -> list[_Line]:
 def _warn_of_repetitions(path: str, lines: Sequence[_Line]) -> None:
     seen: dict[tuple[str, ...], str] = {}
     again = [line for line in lines if seen.setdefault(line[1:], line.where) != line.where]
-    logger.warning("%s has %d lines twice, the first of them %s: they count twice", path, len(again), again[0].where)
+    logger.warning(
+        "%s has %d lines twice, the first of them %s: they count twice",
+        path,
+        len(again),
+        again[0].where,
+    )
 
 
 def _frames(paths: dict, line: _Line, modality: str, source: str) -> tuple[str, ...]:
@@ -291,8 +308,12 @@ def _compare_with_published(tracklets: Mapping[str, Sequence[Tracklet]]) -> None
             counts = (len(chosen), sum(map(len, chosen)), len({t.pid for t in chosen}))
             for what, count, right in zip(_COUNTED, counts, PUBLISHED[name, modality], strict=True):
                 if count != right:
-                    differences.append(f"{name} {modality.name.lower()} {what} {count} instead of {right}")
+                    differences.append(
+                        f"{name} {modality.name.lower()} {what} {count} instead of {right}"
+                    )
     if differences:
-        logger.warning("BUPTCampus: counts differ from the published ones: %s", "; ".join(differences))
+        logger.warning(
+            "BUPTCampus: counts differ from the published ones: %s", "; ".join(differences)
+        )
     else:
         logger.info("BUPTCampus: counts equal the published ones")

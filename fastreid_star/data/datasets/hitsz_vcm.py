@@ -17,7 +17,13 @@ from fastreid_star.data.datasets.base import VideoDataset
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality, Tracklet
 
-INFO_FILES = ("train_name.txt", "track_train_info.txt", "test_name.txt", "track_test_info.txt", "query_IDX.txt")
+INFO_FILES = (
+    "train_name.txt",
+    "track_train_info.txt",
+    "test_name.txt",
+    "track_test_info.txt",
+    "query_IDX.txt",
+)
 
 # pid, modality, camera, tracklet, frame. Anything else, a "../" among it, is refused.
 _NAME = re.compile(r"(\d{1,9})M([12])D(\d{1,9})T\d+F(\d+\.\w+)", re.ASCII)
@@ -70,7 +76,9 @@ class HITSZVCM(VideoDataset):
     dataset_dir = "HITSZ-VCM"
     dataset_name = "hitsz_vcm"
 
-    def __init__(self, root: str = "datasets", *, min_frames: int = 12, check_frames: bool = True, **kwargs):
+    def __init__(
+        self, root: str = "datasets", *, min_frames: int = 12, check_frames: bool = True, **kwargs
+    ):
         folder = _dataset_folder(os.fspath(root), self.dataset_dir)
         info = _info_folder(folder)
         lines, frames = {}, {}
@@ -93,11 +101,21 @@ class HITSZVCM(VideoDataset):
         visible = [t for t in tracklets["test"] if t.modality == Modality.VISIBLE]
         visible = _long_enough(visible, min_frames, info)
         dropped = {
-            (split, modality): sum(t.modality == modality and len(t) < min_frames for t in tracklets[split])
+            (split, modality): sum(
+                t.modality == modality and len(t) < min_frames for t in tracklets[split]
+            )
             for split in tracklets
             for modality in Modality
         }
-        super().__init__(train, infrared, visible, folder=folder, min_frames=min_frames, dropped=dropped, **kwargs)
+        super().__init__(
+            train,
+            infrared,
+            visible,
+            folder=folder,
+            min_frames=min_frames,
+            dropped=dropped,
+            **kwargs,
+        )
 
 
 class _Line(NamedTuple):
@@ -114,7 +132,9 @@ def _dataset_folder(root: str, name: str) -> str:
     folder = os.path.join(root, name)
     if os.path.isdir(folder):
         return folder
-    if os.path.isdir(root) and any(os.path.exists(os.path.join(root, d, f)) for d in ("", "info") for f in INFO_FILES):
+    if os.path.isdir(root) and any(
+        os.path.exists(os.path.join(root, d, f)) for d in ("", "info") for f in INFO_FILES
+    ):
         return root
     raise UserError(
         f"no {name} in {root}: neither {folder} nor the files {', '.join(INFO_FILES)} are there; "
@@ -125,7 +145,9 @@ def _dataset_folder(root: str, name: str) -> str:
 def _info_folder(folder: str) -> str:
     """``info/`` or the folder itself, whichever has all five files."""
     candidates = [os.path.join(folder, "info"), folder]
-    missing = [[f for f in INFO_FILES if not os.path.isfile(os.path.join(c, f))] for c in candidates]
+    missing = [
+        [f for f in INFO_FILES if not os.path.isfile(os.path.join(c, f))] for c in candidates
+    ]
     for candidate, names in zip(candidates, missing, strict=True):
         if not names:
             return candidate
@@ -136,7 +158,9 @@ def _info_folder(folder: str) -> str:
     )
 
 
-def _image_folder(folder: str, split: str, frames: Sequence[tuple[str, ...]], *, check: bool) -> str:
+def _image_folder(
+    folder: str, split: str, frames: Sequence[tuple[str, ...]], *, check: bool
+) -> str:
     """``Train``/``Test`` or, where the identities lie there, the dataset's folder itself."""
     split_folder = os.path.join(folder, split)
     if not check:
@@ -171,9 +195,13 @@ def _read_track_info(path: str) -> list[_Line]:
             )
         modality, first, last, pid, camera = numbers
         if modality not in (1, 2):
-            raise UserError(f"{path} line {number}: modality {modality}, expected 1 (infrared) or 2 (visible)")
+            raise UserError(
+                f"{path} line {number}: modality {modality}, expected 1 (infrared) or 2 (visible)"
+            )
         if last < first:
-            raise UserError(f"{path} line {number}: the last frame, {last}, comes before the first, {first}")
+            raise UserError(
+                f"{path} line {number}: the last frame, {last}, comes before the first, {first}"
+            )
         lines.append(_Line(Modality(modality), first, last, pid, camera))
     if not lines:
         raise UserError(f"{path} lists no tracklet: copy the dataset's own file")
@@ -189,7 +217,9 @@ def _read_frames(path: str, lines: Sequence[_Line]) -> list[tuple[str, ...]]:
                 f"{path} has {len(names)} names, but tracklet {number} spans {line.first} to {line.last}: indices "
                 "are 1-based and inclusive, and both files must come from the same copy of the dataset"
             )
-    if sum(line.last - line.first + 1 for line in lines) > len(names):  # perhaps a million times as many
+    if sum(line.last - line.first + 1 for line in lines) > len(
+        names
+    ):  # perhaps a million times as many
         _refuse_overlaps(path, lines)
     match, frames = _NAME.fullmatch, []
     for number, line in enumerate(lines, start=1):
@@ -198,7 +228,9 @@ def _read_frames(path: str, lines: Sequence[_Line]) -> list[tuple[str, ...]]:
         for row in range(line.first - 1, line.last):
             found = match(names[row])
             if found is None:
-                raise UserError(f"{path} line {row + 1}: {shown(names[row])} is not a frame name like 0001M2D3T1F1.jpg")
+                raise UserError(
+                    f"{path} line {row + 1}: {shown(names[row])} is not a frame name like 0001M2D3T1F1.jpg"
+                )
             pid, modality, camera, frame = found.groups()
             if (pid, modality, camera) != folder_text:
                 folder_text = (pid, modality, camera)
@@ -214,7 +246,12 @@ def _read_frames(path: str, lines: Sequence[_Line]) -> list[tuple[str, ...]]:
     _refuse_overlaps(path, lines)
     count, distinct = sum(map(len, frames)), len(set().union(*frames))
     if distinct != count:
-        logger.warning("%s names %d of its %d frames twice: they are shown twice", path, count - distinct, count)
+        logger.warning(
+            "%s names %d of its %d frames twice: they are shown twice",
+            path,
+            count - distinct,
+            count,
+        )
     return frames
 
 
@@ -222,26 +259,38 @@ def _refuse_overlaps(path: str, lines: Sequence[_Line]) -> None:
     spans = sorted((line.first, line.last, number) for number, line in enumerate(lines, start=1))
     for (_, last, one), (first, _, other) in itertools.pairwise(spans):
         if first <= last:
-            raise UserError(f"tracklets {one} and {other} share lines of {path}: each frame belongs to one tracklet")
+            raise UserError(
+                f"tracklets {one} and {other} share lines of {path}: each frame belongs to one tracklet"
+            )
 
 
 def _read_query(path: str, lines: Sequence[_Line]) -> list[int]:
     """The 0-based positions of the query tracklets, all of them infrared."""
     listed: dict[int, int] = {}
-    for row, text in enumerate(read_lines(path, longest=1_000_000), start=1):  # all of them stand in one line
+    for row, text in enumerate(
+        read_lines(path, longest=1_000_000), start=1
+    ):  # all of them stand in one line
         for field in text.split():
             number, where = whole_number(field), f"{path} line {row}"
             if number is None:
-                raise UserError(f"{where}: expected line numbers, counted from 1, found {shown(field)}")
+                raise UserError(
+                    f"{where}: expected line numbers, counted from 1, found {shown(field)}"
+                )
             if number == 0:
-                raise UserError(f"{where}: index 0 looks 0-based: count lines from 1, shift all by one")
+                raise UserError(
+                    f"{where}: index 0 looks 0-based: count lines from 1, shift all by one"
+                )
             if number > len(lines):
-                raise UserError(f"{where}: index {number}, but track_test_info.txt has {len(lines)} lines")
+                raise UserError(
+                    f"{where}: index {number}, but track_test_info.txt has {len(lines)} lines"
+                )
             if number in listed:
                 raise UserError(f"{where}: index {number} is listed twice")
             listed[number] = row
     if not listed:
-        raise UserError(f"{path} is empty: it lists the infrared lines of track_test_info.txt, counted from 1")
+        raise UserError(
+            f"{path} is empty: it lists the infrared lines of track_test_info.txt, counted from 1"
+        )
     visible = [number for number in listed if lines[number - 1].modality == Modality.VISIBLE]
     if visible:
         raise UserError(
@@ -251,14 +300,18 @@ def _read_query(path: str, lines: Sequence[_Line]) -> list[int]:
         )
     unlisted = sum(line.modality == Modality.INFRARED for line in lines) - len(listed)
     if unlisted:
-        logger.warning("%s leaves out %d infrared tracklets of the test set: they are not used", path, unlisted)
+        logger.warning(
+            "%s leaves out %d infrared tracklets of the test set: they are not used", path, unlisted
+        )
     return [number - 1 for number in listed]
 
 
 def _long_enough(tracklets: list[Tracklet], min_frames: int, info: str) -> list[Tracklet]:
     kept = [tracklet for tracklet in tracklets if len(tracklet) >= min_frames]
     if not kept:
-        raise UserError(f"{info}: no tracklet has {min_frames} frames or more: lower DATASETS.MIN_FRAMES")
+        raise UserError(
+            f"{info}: no tracklet has {min_frames} frames or more: lower DATASETS.MIN_FRAMES"
+        )
     return kept
 
 
@@ -268,7 +321,9 @@ def _check_both_modalities(train: list[Tracklet], min_frames: int, info: str) ->
         seen[tracklet.pid].add(tracklet.modality)
     lonely = sorted(pid for pid, modalities in seen.items() if len(modalities) == 1)
     if lonely:
-        names = ", ".join(f"{pid} (only {next(iter(seen[pid])).name.lower()})" for pid in lonely[:5])
+        names = ", ".join(
+            f"{pid} (only {next(iter(seen[pid])).name.lower()})" for pid in lonely[:5]
+        )
         raise UserError(
             f"{os.path.join(info, 'track_train_info.txt')}: {len(lonely)} identities have tracklets of at least "
             f"{min_frames} frames in one modality only: {names}{' ...' if len(lonely) > 5 else ''}; "
@@ -278,17 +333,29 @@ def _check_both_modalities(train: list[Tracklet], min_frames: int, info: str) ->
 
 def _compare_with_published(lines: dict[str, list[_Line]]) -> None:
     """Only where the number of tracklets says that this is the real set, or most of it."""
-    if any(len(lines[split]) < 0.9 * published for split, published in (("train", 11061), ("test", 10802))):
+    if any(
+        len(lines[split]) < 0.9 * published
+        for split, published in (("train", 11061), ("test", 10802))
+    ):
         return
     differences = []
     for (split, modality), expected in PUBLISHED.items():
         chosen = [line for line in lines[split] if line.modality == modality]
         lengths = [line.last - line.first + 1 for line in chosen]
-        counts = (len(chosen), sum(lengths), len({line.pid for line in chosen}), sum(n >= 12 for n in lengths))
+        counts = (
+            len(chosen),
+            sum(lengths),
+            len({line.pid for line in chosen}),
+            sum(n >= 12 for n in lengths),
+        )
         for what, count, right in zip(_COUNTED, counts, expected, strict=True):
             if count != right:
-                differences.append(f"{split} {modality.name.lower()} {what} {count} instead of {right}")
+                differences.append(
+                    f"{split} {modality.name.lower()} {what} {count} instead of {right}"
+                )
     if differences:
-        logger.warning("HITSZ-VCM: counts differ from the published ones: %s", "; ".join(differences))
+        logger.warning(
+            "HITSZ-VCM: counts differ from the published ones: %s", "; ".join(differences)
+        )
     else:
         logger.info("HITSZ-VCM: counts equal the published ones")

@@ -58,13 +58,19 @@ def frame_names(tracks: Sequence[Track]) -> list[list[str]]:
 def frame_paths(tracks: Sequence[Track]) -> list[list[str]]:
     """Where the frames of each tracklet lie in the split's folder, ``0001/rgb/D3/1.jpg``."""
     return [
-        [f"{track.pid:04d}/{track.modality.folder}/D{track.camera}/{name.rpartition('F')[2]}" for name in names]
+        [
+            f"{track.pid:04d}/{track.modality.folder}/D{track.camera}/{name.rpartition('F')[2]}"
+            for name in names
+        ]
         for track, names in zip(tracks, frame_names(tracks), strict=True)
     ]
 
 
 def write_info_files(
-    folder: str | os.PathLike, train: Sequence[Track], test: Sequence[Track], loose: dict[str, int] | None = None
+    folder: str | os.PathLike,
+    train: Sequence[Track],
+    test: Sequence[Track],
+    loose: dict[str, int] | None = None,
 ) -> None:
     """Write ``{train,test}_name.txt``, ``track_{train,test}_info.txt`` and ``query_IDX.txt`` into `folder`.
 
@@ -76,7 +82,10 @@ def write_info_files(
     for split, tracks in (("train", train), ("test", test)):
         names = [name for names in frame_names(tracks) for name in names]
         # a tracklet of the last identity that no line of the info file covers
-        names += [f"{tracks[-1].pid:04d}M1D1T999F{100000 + n}.jpg" for n in range((loose or {}).get(split, 0))]
+        names += [
+            f"{tracks[-1].pid:04d}M1D1T999F{100000 + n}.jpg"
+            for n in range((loose or {}).get(split, 0))
+        ]
         _write(folder / f"{split}_name.txt", "".join(f"{name}\n" for name in names))
         last = np.cumsum([track.length for track in tracks]).tolist()
         _write(
@@ -86,7 +95,9 @@ def write_info_files(
                 for track, end in zip(tracks, last, strict=True)
             ),
         )
-    infrared = [line for line, track in enumerate(test, start=1) if track.modality is Modality.INFRARED]
+    infrared = [
+        line for line, track in enumerate(test, start=1) if track.modality is Modality.INFRARED
+    ]
     _write(folder / "query_IDX.txt", "".join(f"{line} " for line in infrared))
 
 
@@ -112,7 +123,11 @@ def _tracks_at_true_size(split: str, rng: np.random.Generator) -> list[Track]:
     seen_by = {pid: rng.permutation(cameras) + 1 for pid in pids}
     tracks, left = [], TRUE_EXACTLY_24[split]
     for modality, (count, frames, long) in TRUE_COUNTS[split].items():
-        exactly_24 = round(TRUE_EXACTLY_24[split] * count / tracklets) if modality is Modality.VISIBLE else left
+        exactly_24 = (
+            round(TRUE_EXACTLY_24[split] * count / tracklets)
+            if modality is Modality.VISIBLE
+            else left
+        )
         left -= exactly_24
         lengths = _lengths(count, frames, long, exactly_24, rng)
         share = 1 + rng.multinomial(count - len(pids), np.full(len(pids), 1 / len(pids)))
@@ -127,7 +142,9 @@ def _tracks_at_true_size(split: str, rng: np.random.Generator) -> list[Track]:
     return sorted(tracks, key=lambda track: track.pid)
 
 
-def _lengths(count: int, frames: int, long: int, exactly_24: int, rng: np.random.Generator) -> np.ndarray:
+def _lengths(
+    count: int, frames: int, long: int, exactly_24: int, rng: np.random.Generator
+) -> np.ndarray:
     """`count` lengths from 1 to 48 with sum `frames`, `long` of them at least 12 and `exactly_24` of them 24."""
     short = rng.integers(1, 12, count - long)
     short[:11] = np.arange(1, 12)

@@ -1,7 +1,7 @@
 """A synthetic dataset of walking people in HITSZ-VCM's layout: the default of the demo, the tests and the benchmarks.
 
 Who somebody is shows in the body's ten lengths, in eleven parameters of gait and posture, and partly in the clothing,
-whose colours and patterns many identities share and whose brightness in infrared follows its colour only loosely.
+whose colors and patterns many identities share and whose brightness in infrared follows its color only loosely.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ from fastreid_star.data.skeletons import write_skeleton_store
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
-__all__ = ["SyntheticOptions", "SyntheticVCM", "write_info_files_at_true_size", "write_synthetic_vcm"]
+__all__ = [
+    "SyntheticOptions",
+    "SyntheticVCM",
+    "write_info_files_at_true_size",
+    "write_synthetic_vcm",
+]
 
 CAMERAS = {TRAIN: 6, TEST: 12}
 LAYOUTS = ("full", "flat_info", "merged", "flat_merged")
@@ -66,18 +71,27 @@ class SyntheticVCM(HITSZVCM):
     dataset_name = "synthetic_vcm"
 
     def __init__(
-        self, root: str = "datasets", *, min_frames: int = 12, options: SyntheticOptions | None = None, **kwargs
+        self,
+        root: str = "datasets",
+        *,
+        min_frames: int = 12,
+        options: SyntheticOptions | None = None,
+        **kwargs,
     ):
         folder = Path(root) / self.dataset_dir
         if options is not None and options.frames < min_frames:
-            raise UserError(f"DATASETS.SYNTHETIC.FRAMES is {options.frames}, below DATASETS.MIN_FRAMES, {min_frames}")
+            raise UserError(
+                f"DATASETS.SYNTHETIC.FRAMES is {options.frames}, below DATASETS.MIN_FRAMES, {min_frames}"
+            )
         try:
             if comm.is_main_process() and (options is not None or not folder.exists()):
                 write_synthetic_vcm(folder, options or SyntheticOptions())
         finally:  # also when writing fails: the others must not wait for ever
             comm.synchronize()
         if options is not None and not _holds(folder, _made_with(options, "full")):
-            raise UserError(f"{folder}: the first process could not write the synthetic dataset; see its message")
+            raise UserError(
+                f"{folder}: the first process could not write the synthetic dataset; see its message"
+            )
         super().__init__(root, min_frames=min_frames, **kwargs)
 
     @staticmethod
@@ -87,7 +101,10 @@ class SyntheticVCM(HITSZVCM):
 
 
 def write_synthetic_vcm(
-    root: str | os.PathLike, options: SyntheticOptions | None = None, processes: int = 1, layout: str = "full"
+    root: str | os.PathLike,
+    options: SyntheticOptions | None = None,
+    processes: int = 1,
+    layout: str = "full",
 ) -> None:
     """Write the dataset: info files, frames, ``skeletons/`` and ``synthetic.json``, all of it or nothing.
 
@@ -119,7 +136,9 @@ def write_synthetic_vcm(
     try:
         partial.mkdir(parents=True)
         _write_all(partial, options, processes, layout)
-        (partial / OPTIONS_FILE).write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
+        (partial / OPTIONS_FILE).write_text(
+            json.dumps(made_with, indent=2) + "\n", encoding="utf-8"
+        )
         if root.exists():  # and is empty, see above
             root.rmdir()
         partial.rename(root)
@@ -147,7 +166,9 @@ def _holds(root: Path, made_with: dict) -> bool:
     different = sorted(key for key in {*old, *new} - {"options"} if old.get(key) != new.get(key))
     if different:
         changes = ", ".join(f"{key} {old.get(key)} instead of {new.get(key)}" for key in different)
-        raise UserError(f"{root} holds the synthetic dataset with other options ({changes}): {way_out}")
+        raise UserError(
+            f"{root} holds the synthetic dataset with other options ({changes}): {way_out}"
+        )
     return True
 
 
@@ -161,10 +182,17 @@ class _Task(NamedTuple):
 
 
 def _write_all(root: Path, options: SyntheticOptions, processes: int, layout: str) -> None:
-    images = {split: root if "merged" in layout else root / name for split, name in ((TRAIN, "Train"), (TEST, "Test"))}
-    tasks = [_Task(TRAIN, index, 1 + index, str(images[TRAIN])) for index in range(options.train_ids)]
+    images = {
+        split: root if "merged" in layout else root / name
+        for split, name in ((TRAIN, "Train"), (TEST, "Test"))
+    }
+    tasks = [
+        _Task(TRAIN, index, 1 + index, str(images[TRAIN])) for index in range(options.train_ids)
+    ]
     first = 1 + options.train_ids
-    tasks += [_Task(TEST, index, first + index, str(images[TEST])) for index in range(options.test_ids)]
+    tasks += [
+        _Task(TEST, index, first + index, str(images[TEST])) for index in range(options.test_ids)
+    ]
     write = functools.partial(_write_identity, options)
     if processes > 1:
         # spawn: a fork of a process with threads, which torch starts, may hang

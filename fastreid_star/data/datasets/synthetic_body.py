@@ -16,10 +16,10 @@ from fastreid_star.data.datasets import synthetic_scene as scene
 from fastreid_star.data.datasets.synthetic_people import Person
 from fastreid_star.structures import Modality
 
-DISTANCE = 6.0  # metres from the camera to the person: a mild perspective
+DISTANCE = 6.0  # meters from the camera to the person: a mild perspective
 SUBPIXEL = 4  # fixed-point bits of the polygons' coordinates
 
-# name of the material, from, to, radius at either end in metres
+# name of the material, from, to, radius at either end in meters
 LIMBS = (
     ("skin", people.NECK, people.HEAD, 0.06, 0.05),
     *(
@@ -46,15 +46,15 @@ class View:
     Args:
         yaw: 0: towards the camera, pi: away from it; the person turns to the right of the frame as it grows, [T].
         tilt: how far the camera looks down, radians.
-        scale: pixels a metre.
-        centre: where the middle of the person is in the frame, pixels, [T, 2].
-        stature: the person's height in metres.
+        scale: pixels a meter.
+        center: where the middle of the person is in the frame, pixels, [T, 2].
+        stature: the person's height in meters.
     """
 
     yaw: np.ndarray
     tilt: float
     scale: float
-    centre: np.ndarray
+    center: np.ndarray
     stature: float
 
     def turn(self, vectors: np.ndarray) -> np.ndarray:
@@ -77,25 +77,29 @@ class View:
         turned = self.turn(points - np.array([0.0, self.stature / 2, 0.0]))
         scale = self.scale * DISTANCE / (DISTANCE - turned[..., 2])
         pixels = np.stack([turned[..., 0], -turned[..., 1]], axis=-1) * scale[..., None]
-        centre = self.centre.reshape(-1, *(1,) * (points.ndim - 2), 2)
-        return pixels + centre, turned[..., 2]
+        center = self.center.reshape(-1, *(1,) * (points.ndim - 2), 2)
+        return pixels + center, turned[..., 2]
 
 
-def draw_body(person: Person, points: np.ndarray, view: View, modality: Modality, size: tuple[int, int]) -> np.ndarray:
-    """The person alone: premultiplied RGBA, float32 [T, h, w, 4], colours 0 to 255, alpha 0 to 1.
+def draw_body(
+    person: Person, points: np.ndarray, view: View, modality: Modality, size: tuple[int, int]
+) -> np.ndarray:
+    """The person alone: premultiplied RGBA, float32 [T, h, w, 4], colors 0 to 255, alpha 0 to 1.
 
     Args:
         points: [T, P, 3], of :func:`people.walk`.
     """
-    colours = {name: scene.colour_of(value, modality) for name, value in person.outfit.materials.items()}
+    colors = {
+        name: scene.color_of(value, modality) for name, value in person.outfit.materials.items()
+    }
     # by day the light comes from above and the side, at night from the camera's own lamp
     light = np.array([0.0, 0.15, 1.0] if modality is Modality.INFRARED else [-0.45, 0.6, 0.66])
     light /= np.linalg.norm(light)
     parts = [
-        *_limbs(colours, points, view, light),
-        _torso(person, colours, points, view, light),
-        _head(person, colours, points, view, light),
-        _eyes(person, colours, points, view),
+        *_limbs(colors, points, view, light),
+        _torso(person, colors, points, view, light),
+        _head(person, colors, points, view, light),
+        _eyes(person, colors, points, view),
     ]
     return _paint(parts, _shadow(points, view), size)
 
@@ -104,15 +108,15 @@ class Part(NamedTuple):
     """A part of the body as Q filled convex polygons of K corners, drawn in their order.
 
     Args:
-        depth: how near the part is, metres, [T].
+        depth: how near the part is, meters, [T].
         outlines: pixels, [T, Q, K, 2].
-        colours: 0 to 255, [T, Q, 3].
+        colors: 0 to 255, [T, Q, 3].
         visible: polygons that face the camera, [T, Q].
     """
 
     depth: np.ndarray
     outlines: np.ndarray
-    colours: np.ndarray
+    colors: np.ndarray
     visible: np.ndarray
 
 
@@ -120,12 +124,16 @@ def _paint(parts: list[Part], shadows: np.ndarray, size: tuple[int, int]) -> np.
     """The shadow and the parts, the farthest first: premultiplied RGBA, float32 [T, h, w, 4]."""
     factor = int(np.clip(256 // size[0], 2, 4))  # drawn larger, then averaged: smooth edges
     fixed = factor * 2**SUBPIXEL
-    half = 2 ** (SUBPIXEL - 1)  # the drawing functions put a pixel's centre, not its corner, at whole numbers
+    half = 2 ** (
+        SUBPIXEL - 1
+    )  # the drawing functions put a pixel's center, not its corner, at whole numbers
     shadows = np.round(shadows * fixed - half).astype(np.int32)
     order = np.argsort(np.stack([part.depth for part in parts], axis=1), axis=1)
     # plain lists of what is visible, converted all at once: many times faster than polygon by polygon
-    outlines = [np.round(part.outlines[part.visible] * fixed - half).astype(np.int32) for part in parts]
-    colours = [_opaque(part.colours[part.visible]).tolist() for part in parts]
+    outlines = [
+        np.round(part.outlines[part.visible] * fixed - half).astype(np.int32) for part in parts
+    ]
+    colors = [_opaque(part.colors[part.visible]).tolist() for part in parts]
     ends = [np.cumsum(part.visible.sum(axis=1)).tolist() for part in parts]
 
     layers = np.empty((len(shadows), *size, 4), np.float32)
@@ -135,16 +143,18 @@ def _paint(parts: list[Part], shadows: np.ndarray, size: tuple[int, int]) -> np.
         cv2.fillConvexPoly(canvas, shadows[t], (0, 0, 0, 80), cv2.LINE_8, SUBPIXEL)
         for part in order[t]:
             for index in range(ends[part][t - 1] if t else 0, ends[part][t]):
-                cv2.fillConvexPoly(canvas, outlines[part][index], colours[part][index], cv2.LINE_8, SUBPIXEL)
+                cv2.fillConvexPoly(
+                    canvas, outlines[part][index], colors[part][index], cv2.LINE_8, SUBPIXEL
+                )
         layers[t] = cv2.resize(canvas, size[::-1], interpolation=cv2.INTER_AREA)
     layers[..., 3] /= 255
     return layers
 
 
-def _opaque(colours: np.ndarray) -> np.ndarray:
-    """Colours [..., 3] as uint8 with a full alpha, [..., 4]."""
-    alpha = np.full((*colours.shape[:-1], 1), 255)
-    return np.concatenate([np.clip(colours, 0, 255), alpha], axis=-1).astype(np.uint8)
+def _opaque(colors: np.ndarray) -> np.ndarray:
+    """Colors [..., 3] as uint8 with a full alpha, [..., 4]."""
+    alpha = np.full((*colors.shape[:-1], 1), 255)
+    return np.concatenate([np.clip(colors, 0, 255), alpha], axis=-1).astype(np.uint8)
 
 
 def _shade(normals: np.ndarray, light: np.ndarray) -> np.ndarray:
@@ -152,33 +162,38 @@ def _shade(normals: np.ndarray, light: np.ndarray) -> np.ndarray:
     return 0.55 + 0.5 * np.clip(normals @ light, 0, 1)
 
 
-def _limbs(colours, points, view, light) -> list[Part]:
+def _limbs(colors, points, view, light) -> list[Part]:
     """Each of the L limbs as three tapered capsules, from its dark rim to its bright core."""
     materials, first, second, start, end = zip(*LIMBS, strict=True)
     pixels, depth = view.project(points)
     a, b = pixels[:, first], pixels[:, second]  # [T, L, 2]
     start, end = (view.scale * np.array(radius)[:, None] for radius in (start, end))
     axis = b - a
-    angle = np.arctan2(axis[..., 1], axis[..., 0])[..., None] + np.linspace(-np.pi / 2, np.pi / 2, 7)
+    angle = np.arctan2(axis[..., 1], axis[..., 0])[..., None] + np.linspace(
+        -np.pi / 2, np.pi / 2, 7
+    )
     arc = np.stack([np.cos(angle), np.sin(angle)], axis=-1)  # [T, L, 7, 2]
     towards_light = 0.35 * np.minimum(start, end) * np.array([light[0], -light[1]])
     shares = []
     for share in CAPSULES:
         middle = ((1 - share) * towards_light)[:, None]
-        far, near = b[:, :, None] + share * end[..., None] * arc, a[:, :, None] - share * start[..., None] * arc
+        far, near = (
+            b[:, :, None] + share * end[..., None] * arc,
+            a[:, :, None] - share * start[..., None] * arc,
+        )
         shares.append(np.concatenate([far, near], axis=2) + middle)
     outlines = np.stack(shares, axis=2)  # [T, L, 3, 14, 2]
     nearness = (depth[:, first] + depth[:, second]) / 2
     visible = np.ones((len(points), len(CAPSULES)), bool)
     parts = []
     for limb, material in enumerate(materials):
-        paint = np.array(list(CAPSULES.values()))[:, None] * colours[material]
+        paint = np.array(list(CAPSULES.values()))[:, None] * colors[material]
         paint = np.broadcast_to(paint, (len(points), *paint.shape))
         parts.append(Part(nearness[:, limb], outlines[:, limb], paint, visible))
     return parts
 
 
-def _rings(centres, lateral, forward, half_width, half_depth, count):
+def _rings(centers, lateral, forward, half_width, half_depth, count):
     """A body part as a stack of ellipses: points [T, levels, count, 3] and outward normals of the same shape.
 
     Angle 0 is the front, a quarter turn is the person's left.
@@ -187,26 +202,30 @@ def _rings(centres, lateral, forward, half_width, half_depth, count):
     sine, cosine = np.sin(angle), np.cos(angle)
     width, depth = half_width[..., None, None], half_depth[..., None, None]
     lateral, forward = lateral[..., None, :], forward[..., None, :]
-    surface = centres[..., None, :] + width * sine * lateral + depth * cosine * forward
+    surface = centers[..., None, :] + width * sine * lateral + depth * cosine * forward
     normals = depth * sine * lateral + width * cosine * forward
     return surface, normals / np.linalg.norm(normals, axis=-1, keepdims=True)
 
 
-def _mesh(surface, normals, colours, view, light, depth):
-    """The quadrilaterals between neighbouring rings, coloured [levels - 1, count, 3] and lit."""
+def _mesh(surface, normals, colors, view, light, depth):
+    """The quadrilaterals between neighboring rings, colored [levels - 1, count, 3] and lit."""
     pixels, _ = view.project(surface)
     turned = view.turn(normals)
     following, turned_following = np.roll(pixels, -1, axis=2), np.roll(turned, -1, axis=2)
-    corners = np.stack([pixels[:, :-1], following[:, :-1], following[:, 1:], pixels[:, 1:]], axis=-2)
-    normal = (turned[:, :-1] + turned[:, 1:] + turned_following[:, :-1] + turned_following[:, 1:]) / 4
-    lit = _shade(normal, light)[..., None] * colours
+    corners = np.stack(
+        [pixels[:, :-1], following[:, :-1], following[:, 1:], pixels[:, 1:]], axis=-2
+    )
+    normal = (
+        turned[:, :-1] + turned[:, 1:] + turned_following[:, :-1] + turned_following[:, 1:]
+    ) / 4
+    lit = _shade(normal, light)[..., None] * colors
     frames = len(pixels)
     visible = normal[..., 2].reshape(frames, -1) > -0.02
     return Part(depth, corners.reshape(frames, -1, 4, 2), lit.reshape(frames, -1, 3), visible)
 
 
 def torso_materials(pattern: int, levels: int, count: int) -> np.ndarray:
-    """Which material covers the torso, int [levels, count]: 0 the upper's colour, 1 its print, 2 the trousers.
+    """Which material covers the torso, int [levels, count]: 0 the upper's color, 1 its print, 2 the trousers.
 
     Rows run from the hips up, columns around the body from the middle of the front to the person's left.
     """
@@ -222,31 +241,35 @@ def torso_materials(pattern: int, levels: int, count: int) -> np.ndarray:
     return np.where(row < 2, 2, printed)
 
 
-def _torso(person, colours, points, view, light):
+def _torso(person, colors, points, view, light):
     body = person.body
     levels, count = 10, 16
     at = np.linspace(-0.17, 1.08, levels + 1)  # share of the way from the pelvis to the neck
     hip, shoulder = body.hips / 2 + 0.075, body.shoulders / 2 + 0.03
     knots = [-0.17, 0.0, 0.4, 0.78, 0.95, 1.08]
-    half_width = np.interp(at, knots, [0.8 * hip, hip, 0.43 * (hip + shoulder), 0.98 * shoulder, 0.9 * shoulder, 0.06])
+    half_width = np.interp(
+        at, knots, [0.8 * hip, hip, 0.43 * (hip + shoulder), 0.98 * shoulder, 0.9 * shoulder, 0.06]
+    )
     half_depth = np.interp(at, knots, [0.09, 0.12, 0.105, 0.125, 0.1, 0.06])
     hip_axis = points[:, people.LEFT_HIP] - points[:, people.RIGHT_HIP]
     shoulder_axis = points[:, people.LEFT_SHOULDER] - points[:, people.RIGHT_SHOULDER]
     share = np.clip(at, 0, 1)[:, None]
-    lateral = (1 - share) * hip_axis[:, None] / body.hips + share * shoulder_axis[:, None] / body.shoulders
+    lateral = (1 - share) * hip_axis[:, None] / body.hips + share * shoulder_axis[
+        :, None
+    ] / body.shoulders
     lateral /= np.linalg.norm(lateral, axis=-1, keepdims=True)
     trunk = points[:, people.NECK] - points[:, people.PELVIS]
     forward = np.cross(lateral, (trunk / body.torso)[:, None])
     forward /= np.linalg.norm(forward, axis=-1, keepdims=True)
-    centres = points[:, people.PELVIS][:, None] + at[:, None] * trunk[:, None]
-    surface, normals = _rings(centres, lateral, forward, half_width, half_depth, count)
-    palette = np.stack([colours["upper"], colours["print"], colours["lower"]])
+    centers = points[:, people.PELVIS][:, None] + at[:, None] * trunk[:, None]
+    surface, normals = _rings(centers, lateral, forward, half_width, half_depth, count)
+    palette = np.stack([colors["upper"], colors["print"], colors["lower"]])
     covered_by = palette[torso_materials(person.outfit.pattern, levels, count)]
-    _, depth = view.project(centres)
+    _, depth = view.project(centers)
     return _mesh(surface, normals, covered_by, view, light, depth.mean(axis=1))
 
 
-def _head(person, colours, points, view, light):
+def _head(person, colors, points, view, light):
     levels, count = 7, 12
     radius = person.body.head / 2
     lateral = points[:, people.LEFT_EAR] - points[:, people.RIGHT_EAR]
@@ -258,20 +281,25 @@ def _head(person, colours, points, view, light):
     up /= np.linalg.norm(up, axis=-1, keepdims=True)
     forward = np.cross(lateral, up)
     latitude = np.linspace(-np.pi / 2, np.pi / 2, levels + 1)
-    centres = points[:, people.HEAD][:, None] + radius * np.sin(latitude)[:, None] * up[:, None]
+    centers = points[:, people.HEAD][:, None] + radius * np.sin(latitude)[:, None] * up[:, None]
     breadth = np.maximum(np.cos(latitude), 0.05) * radius
-    sideways, ahead = (np.broadcast_to(axis[:, None], centres.shape) for axis in (lateral, forward))
-    surface, normals = _rings(centres, sideways, ahead, 0.72 * breadth, 0.86 * breadth, count)
-    normals = normals * np.cos(latitude)[:, None, None] + (np.sin(latitude)[:, None] * up[:, None])[..., None, :]
+    sideways, ahead = (np.broadcast_to(axis[:, None], centers.shape) for axis in (lateral, forward))
+    surface, normals = _rings(centers, sideways, ahead, 0.72 * breadth, 0.86 * breadth, count)
+    normals = (
+        normals * np.cos(latitude)[:, None, None]
+        + (np.sin(latitude)[:, None] * up[:, None])[..., None, :]
+    )
     row, column = np.arange(levels)[:, None], np.arange(count)[None]
-    around = np.minimum(column, count - 1 - column)  # quarter turns from the front, for a quad's middle
+    around = np.minimum(
+        column, count - 1 - column
+    )  # quarter turns from the front, for a quad's middle
     hair = (row >= 5) | ((row >= 2) & (around >= 3)) | ((row == 4) & (around >= 2))
-    covered_by = np.where(hair[..., None], colours["hair"], colours["skin"])
+    covered_by = np.where(hair[..., None], colors["hair"], colors["skin"])
     _, depth = view.project(points[:, people.HEAD])
     return _mesh(surface, normals, covered_by, view, light, depth + 0.05)
 
 
-def _eyes(person, colours, points, view):
+def _eyes(person, colors, points, view):
     """Two dark dots on the side of the head that faces the camera."""
     eyes = points[:, [people.LEFT_EYE, people.RIGHT_EYE]]
     pixels, _ = view.project(eyes)
@@ -279,7 +307,7 @@ def _eyes(person, colours, points, view):
     angle = np.linspace(0, 2 * np.pi, 8, endpoint=False)
     dot = 0.012 * view.scale * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     outward = view.turn(eyes - points[:, people.HEAD][:, None])[..., 2] / person.body.head
-    dark = np.broadcast_to(0.3 * colours["skin"], (*outward.shape, 3))
+    dark = np.broadcast_to(0.3 * colors["skin"], (*outward.shape, 3))
     return Part(head_depth + person.body.head, pixels[..., None, :] + dot, dark, outward > 0.15)
 
 
@@ -289,5 +317,9 @@ def _shadow(points: np.ndarray, view: View) -> np.ndarray:
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     circle = np.stack([np.sin(angle), 0 * angle, np.cos(angle)], axis=-1)
     reach = 0.14 + 0.5 * np.linalg.norm(feet[:, 0] - feet[:, 1], axis=-1)
-    ring = feet.mean(axis=1)[:, None] + (0.2, 0, 1) * circle * reach[:, None, None] + (0.22, 0, 0) * circle
+    ring = (
+        feet.mean(axis=1)[:, None]
+        + (0.2, 0, 1) * circle * reach[:, None, None]
+        + (0.22, 0, 0) * circle
+    )
     return view.project(ring)[0]

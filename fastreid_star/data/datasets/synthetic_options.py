@@ -25,7 +25,7 @@ class SyntheticOptions:
         size: height and width of a frame in pixels.
         occlusion: share of tracklets in which something hides a part of the person, 0 to 1.
         blur: largest standard deviation of the blur, in pixels of a 64-pixel-high frame.
-        background: clutter behind the person; False: one grey.
+        background: clutter behind the person; False: one gray.
         scale: spread of the person's size in the frame (0.1: 10 % smaller or larger).
         joint_noise: standard deviation of the joints' noise, as a share of the frame's height.
         seed: the same seed and options give the same bytes.
@@ -58,9 +58,18 @@ class SyntheticOptions:
         )
         _require(_is_whole(self.seed) and self.seed >= 0, "seed", self, "a whole number, 0 or more")
         _require(isinstance(self.background, bool), "background", self, "True or False")
-        for name, most in (("occlusion", 1.0), ("blur", math.inf), ("scale", 0.5), ("joint_noise", 1.0)):
+        for name, most in (
+            ("occlusion", 1.0),
+            ("blur", math.inf),
+            ("scale", 0.5),
+            ("joint_noise", 1.0),
+        ):
             value = getattr(self, name)
-            good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= most
+            good = (
+                isinstance(value, (int, float))
+                and not isinstance(value, bool)
+                and 0 <= value <= most
+            )
             _require(good and math.isfinite(value), name, self, f"between 0 and {most:g}")
         pair = isinstance(self.size, (tuple, list)) and len(self.size) == 2
         _require(
@@ -75,7 +84,9 @@ class SyntheticOptions:
     def from_config(cls, cfg: CfgNode) -> SyntheticOptions:
         """The options in ``cfg.DATASETS.SYNTHETIC``."""
         node = cfg.DATASETS.SYNTHETIC
-        return cls(**{field.name: getattr(node, field.name.upper()) for field in dataclasses.fields(cls)})
+        return cls(
+            **{field.name: getattr(node, field.name.upper()) for field in dataclasses.fields(cls)}
+        )
 
     def to_dict(self) -> dict:
         """The options as plain JSON values."""
@@ -88,4 +99,6 @@ def _is_whole(value) -> bool:
 
 def _require(condition: bool, name: str, options: SyntheticOptions, wanted: str) -> None:
     if not condition:
-        raise UserError(f"DATASETS.SYNTHETIC.{name.upper()} is {getattr(options, name)!r}; it must be {wanted}")
+        raise UserError(
+            f"DATASETS.SYNTHETIC.{name.upper()} is {getattr(options, name)!r}; it must be {wanted}"
+        )

@@ -1,6 +1,6 @@
 """Synthetic people: how a body is built, how it walks and what it wears.
 
-Body axes: x to the person's left, y up, z the way the person walks; metres, radians. The ground is y = 0.
+Body axes: x to the person's left, y up, z the way the person walks; meters, radians. The ground is y = 0.
 Letters: T frames, P points.
 """
 
@@ -24,7 +24,7 @@ SOLE = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """Ten lengths in metres."""
+    """Ten lengths in meters."""
 
     head: float = 0.23  # chin to crown
     neck: float = 0.10
@@ -39,7 +39,7 @@ class Body:
 
     @property
     def stature(self) -> float:
-        """Height when standing upright, in metres."""
+        """Height when standing upright, in meters."""
         return ANKLE_HEIGHT + self.shin + self.thigh + self.torso + self.neck + self.head
 
 
@@ -64,20 +64,20 @@ GAIT_MEAN = Gait(1 / 24, *np.radians([25, 50, 24, 16, 22, 9, 4, 3, 8, 6]))
 GAIT_SPREAD = Gait(1 / 160, *np.radians([5, 9, 9, 10, 8, 4, 4, 2, 4, 8]))
 BODY_SPREAD = 0.12
 
-UPPER_COLOURS = ((176, 44, 42), (44, 84, 166), (58, 124, 74), (220, 218, 208), (40, 40, 46))
-LOWER_COLOURS = ((54, 72, 116), (36, 36, 40), (178, 154, 112), (118, 120, 124))
+UPPER_COLORS = ((176, 44, 42), (44, 84, 166), (58, 124, 74), (220, 218, 208), (40, 40, 46))
+LOWER_COLORS = ((54, 72, 116), (36, 36, 40), (178, 154, 112), (118, 120, 124))
 PATTERNS = ("plain", "hoops", "stripes", "checks", "yoke", "diagonal")
-SKIN_COLOURS = ((232, 190, 160), (196, 146, 108), (132, 88, 62))
-HAIR_COLOURS = ((36, 28, 24), (92, 60, 36), (150, 118, 74))
-SHOE_COLOURS = ((30, 30, 32), (214, 212, 206))
+SKIN_COLORS = ((232, 190, 160), (196, 146, 108), (132, 88, 62))
+HAIR_COLORS = ((36, 28, 24), (92, 60, 36), (150, 118, 74))
+SHOE_COLORS = ((30, 30, 32), (214, 212, 206))
 
 
 @dataclass(frozen=True, slots=True)
 class Outfit:
     """What a person wears. A material is (red, green, blue, infrared), 0 to 255.
 
-    Colours and patterns are shared by many identities. How bright a fabric is in infrared depends on the fabric and
-    only partly on its colour, so it is drawn for each identity and then stays.
+    Colors and patterns are shared by many identities. How bright a fabric is in infrared depends on the fabric and
+    only partly on its color, so it is drawn for each identity and then stays.
     """
 
     upper: int
@@ -95,14 +95,14 @@ class Person:
     outfit: Outfit
 
 
-def luminance(colour) -> float:
-    """Brightness of an (r, g, b) colour, 0 to 255."""
-    return float(np.dot(colour[:3], (0.299, 0.587, 0.114)))
+def luminance(color) -> float:
+    """Brightness of an (r, g, b) color, 0 to 255."""
+    return float(np.dot(color[:3], (0.299, 0.587, 0.114)))
 
 
-def infrared_reflectance(colour, rng: np.random.Generator) -> float:
-    """Brightness in infrared, 0 to 255, of a material that has this colour; the correlation with luminance is 0.6."""
-    deviation = 0.6 * (luminance(colour) - 105) / 60 + 0.8 * rng.standard_normal()
+def infrared_reflectance(color, rng: np.random.Generator) -> float:
+    """Brightness in infrared, 0 to 255, of a material that has this color; the correlation with luminance is 0.6."""
+    deviation = 0.6 * (luminance(color) - 105) / 60 + 0.8 * rng.standard_normal()
     return float(np.clip(118 + 42 * deviation, 25, 230))
 
 
@@ -127,25 +127,25 @@ def _values(record) -> np.ndarray:
 def _draw_outfit(rng: np.random.Generator) -> Outfit:
     upper, lower, pattern, skin, hair, shoes = (
         int(rng.integers(len(choices)))
-        for choices in (UPPER_COLOURS, LOWER_COLOURS, PATTERNS, SKIN_COLOURS, HAIR_COLOURS, SHOE_COLOURS)
+        for choices in (UPPER_COLORS, LOWER_COLORS, PATTERNS, SKIN_COLORS, HAIR_COLORS, SHOE_COLORS)
     )
     materials: dict[str, tuple[float, ...]] = {
-        name: (*colour, infrared_reflectance(colour, rng))
-        for name, colour in (
-            ("upper", UPPER_COLOURS[upper]),
-            ("lower", LOWER_COLOURS[lower]),
-            ("shoes", SHOE_COLOURS[shoes]),
+        name: (*color, infrared_reflectance(color, rng))
+        for name, color in (
+            ("upper", UPPER_COLORS[upper]),
+            ("lower", LOWER_COLORS[lower]),
+            ("shoes", SHOE_COLORS[shoes]),
         )
     }
-    # melanin hardly absorbs in near infrared: every skin is bright, every hair mid-grey
-    materials["skin"] = (*SKIN_COLOURS[skin], 190.0)
-    materials["hair"] = (*HAIR_COLOURS[hair], 84.0)
-    # the pattern's second colour: lighter on dark cloth, darker on light cloth, in either spectrum
+    # melanin hardly absorbs in near infrared: every skin is bright, every hair mid-gray
+    materials["skin"] = (*SKIN_COLORS[skin], 190.0)
+    materials["hair"] = (*HAIR_COLORS[hair], 84.0)
+    # the pattern's second color: lighter on dark cloth, darker on light cloth, in either spectrum
     base = np.array(materials["upper"])
     bright = luminance(base) > 128
-    print_colour = 0.35 * base[:3] if bright else 0.35 * base[:3] + 0.65 * np.array((236, 222, 184))
+    print_color = 0.35 * base[:3] if bright else 0.35 * base[:3] + 0.65 * np.array((236, 222, 184))
     step = rng.uniform(55, 95) * (-1 if base[3] > 118 else 1)
-    materials["print"] = (*print_colour.tolist(), float(base[3] + step))
+    materials["print"] = (*print_color.tolist(), float(base[3] + step))
     return Outfit(upper, lower, pattern, materials)
 
 
@@ -156,7 +156,7 @@ def walk(person: Person, phase: np.ndarray) -> np.ndarray:
         phase: position in the walking cycle, radians, [T]; the left leg is foremost at pi / 2.
 
     Returns:
-        Points [T, P, 3] in body axes, in metres: the 17 COCO joints, then the points for drawing. The pelvis stays
+        Points [T, P, 3] in body axes, in meters: the 17 COCO joints, then the points for drawing. The pelvis stays
         at x = z = 0 and the lower foot on the ground: the body bobs as the legs open and close.
     """
     body, gait = person.body, person.gait
@@ -168,10 +168,15 @@ def walk(person: Person, phase: np.ndarray) -> np.ndarray:
     points[:, NECK] = body.torso * trunk
     pelvis_twist, shoulder_twist = gait.twist * np.sin(phase), -gait.twist * np.sin(phase)
     hip_axis = _vector(np.cos(pelvis_twist), zero, np.sin(pelvis_twist))
-    shoulder_axis = _vector(np.cos(shoulder_twist) * np.cos(sway), -np.sin(sway), np.sin(shoulder_twist) * np.cos(sway))
+    shoulder_axis = _vector(
+        np.cos(shoulder_twist) * np.cos(sway), -np.sin(sway), np.sin(shoulder_twist) * np.cos(sway)
+    )
 
     pitch = gait.head_pitch + 0.5 * gait.trunk_lean + zero
-    up, face = _vector(zero, np.cos(pitch), np.sin(pitch)), _vector(zero, -np.sin(pitch), np.cos(pitch))
+    up, face = (
+        _vector(zero, np.cos(pitch), np.sin(pitch)),
+        _vector(zero, -np.sin(pitch), np.cos(pitch)),
+    )
     left = np.array([1.0, 0.0, 0.0])
     head = points[:, NECK] + body.neck * trunk + 0.5 * body.head * up
     radius = 0.5 * body.head
@@ -191,15 +196,25 @@ def walk(person: Person, phase: np.ndarray) -> np.ndarray:
         toe_down = np.where(shin < 0, 0.7 * np.maximum(-shin - 0.15, 0), -0.5 * shin)
         knee = hip + body.thigh * _vector(zero, -np.cos(thigh), np.sin(thigh))
         ankle = knee + body.shin * _vector(zero, -np.cos(shin), np.sin(shin))
-        points[:, LEFT_HIP + right], points[:, LEFT_KNEE + right], points[:, LEFT_ANKLE + right] = hip, knee, ankle
+        points[:, LEFT_HIP + right], points[:, LEFT_KNEE + right], points[:, LEFT_ANKLE + right] = (
+            hip,
+            knee,
+            ankle,
+        )
         ahead = _vector(side * 0.15 + zero, -np.sin(toe_down), np.cos(toe_down))
         points[:, LEFT_TOE + right] = (
-            ankle + 0.7 * body.foot * ahead - (ANKLE_HEIGHT - SOLE) * _vector(zero, np.cos(toe_down), np.sin(toe_down))
+            ankle
+            + 0.7 * body.foot * ahead
+            - (ANKLE_HEIGHT - SOLE) * _vector(zero, np.cos(toe_down), np.sin(toe_down))
         )
 
         shoulder = points[:, NECK] + side * 0.5 * body.shoulders * shoulder_axis
         swing = gait.arm_swing * np.sin(leg_phase + np.pi) - 0.05
-        fore = swing + np.maximum(gait.elbow_bend, 0.05) + gait.elbow_swing * (0.5 - 0.5 * np.sin(leg_phase))
+        fore = (
+            swing
+            + np.maximum(gait.elbow_bend, 0.05)
+            + gait.elbow_swing * (0.5 - 0.5 * np.sin(leg_phase))
+        )
         elbow = shoulder + body.upper_arm * _arm(side, gait.arm_spread + 0.06, swing)
         wrist = elbow + body.forearm * _arm(side, 0.5 * gait.arm_spread, fore)
         points[:, LEFT_SHOULDER + right], points[:, LEFT_ELBOW + right] = shoulder, elbow
@@ -207,7 +222,11 @@ def walk(person: Person, phase: np.ndarray) -> np.ndarray:
         points[:, LEFT_HAND + right] = wrist + 0.3 * (wrist - elbow)
 
     soles = np.concatenate(
-        [points[:, [LEFT_ANKLE, RIGHT_ANKLE], 1] - ANKLE_HEIGHT, points[:, [LEFT_TOE, RIGHT_TOE], 1] - SOLE], axis=1
+        [
+            points[:, [LEFT_ANKLE, RIGHT_ANKLE], 1] - ANKLE_HEIGHT,
+            points[:, [LEFT_TOE, RIGHT_TOE], 1] - SOLE,
+        ],
+        axis=1,
     )
     points[..., 1] -= soles.min(axis=1)[:, None]
     return points
@@ -219,4 +238,8 @@ def _vector(x, y, z) -> np.ndarray:
 
 def _arm(side: int, spread: float, swing: np.ndarray) -> np.ndarray:
     """Unit vector down an arm that is lifted sideways by `spread` and swung forward by `swing`."""
-    return _vector(side * np.sin(spread) + 0 * swing, -np.cos(spread) * np.cos(swing), np.cos(spread) * np.sin(swing))
+    return _vector(
+        side * np.sin(spread) + 0 * swing,
+        -np.cos(spread) * np.cos(swing),
+        np.cos(spread) * np.sin(swing),
+    )

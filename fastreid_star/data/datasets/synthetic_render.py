@@ -28,7 +28,7 @@ class Footage:
 
     Args:
         images: uint8 [T, h, w, 3]; three equal channels in infrared.
-        joints: what a pose estimator finds, float32 [T, 17, 3]: x, y in pixels, with the centre of the first pixel at
+        joints: what a pose estimator finds, float32 [T, 17, 3]: x, y in pixels, with the center of the first pixel at
             (0, 0), and the score.
         hidden: joints that something covers, that look away or that left the frame, bool [T, 17].
     """
@@ -39,7 +39,11 @@ class Footage:
 
 
 def film(
-    person: Person, camera_number: int, modality: Modality, options: SyntheticOptions, rng: np.random.Generator
+    person: Person,
+    camera_number: int,
+    modality: Modality,
+    options: SyntheticOptions,
+    rng: np.random.Generator,
 ) -> Footage:
     """A new tracklet of `person` walking past a camera."""
     size, frames = options.size, options.frames
@@ -52,7 +56,9 @@ def film(
     speed = 0.056 * view.scale * np.sin(view.yaw.mean())
     start = rng.random()
     if options.background:
-        images = scene.backgrounds(options.seed, camera_number, modality, size, start, speed, frames)
+        images = scene.backgrounds(
+            options.seed, camera_number, modality, size, start, speed, frames
+        )
     else:
         images = np.full((frames, *size, 3), scene.PLAIN_GREY, np.float32)
     images = over(draw_body(person, points, view, modality, size), images)
@@ -69,17 +75,21 @@ def film(
     return Footage(images, found, hidden)
 
 
-def draw_view(person: Person, camera: scene.Camera, options: SyntheticOptions, rng: np.random.Generator) -> View:
+def draw_view(
+    person: Person, camera: scene.Camera, options: SyntheticOptions, rng: np.random.Generator
+) -> View:
     """A walk towards or away from the camera, up to 60 degrees to either side, in a crop that is not quite steady."""
     height, width = options.size
     along = np.linspace(-0.5, 0.5, options.frames)
     turn = np.radians(rng.uniform(-55, 55) + rng.uniform(-10, 10) * along)
     away = np.pi if rng.random() < 0.5 else 0.0
     stature = person.body.stature
-    scale = FILL * height / stature * camera.zoom * rng.uniform(1 - options.scale, 1 + options.scale)
+    scale = (
+        FILL * height / stature * camera.zoom * rng.uniform(1 - options.scale, 1 + options.scale)
+    )
     shift = rng.uniform(-0.04, 0.04, 2) + 0.006 * rng.standard_normal((options.frames, 2))
-    centre = np.array([width / 2, height / 2]) + height * shift * (0.8, 0.4)
-    return View(turn + away, camera.tilt, scale, centre, stature)
+    center = np.array([width / 2, height / 2]) + height * shift * (0.8, 0.4)
+    return View(turn + away, camera.tilt, scale, center, stature)
 
 
 def over(layer: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -91,7 +101,11 @@ def over(layer: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 
 def expose(
-    images: np.ndarray, camera: scene.Camera, modality: Modality, blur: float, rng: np.random.Generator
+    images: np.ndarray,
+    camera: scene.Camera,
+    modality: Modality,
+    blur: float,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """What the sensor makes of the light: images [T, h, w, 3] of 0 to 255, to uint8 of the same shape."""
     _, height, width, _ = images.shape
@@ -99,7 +113,12 @@ def expose(
     images = images[..., :1] if infrared else images
     if infrared:
         y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-        lamp = 1.12 - camera.vignette * np.clip((x - rng.uniform(-0.4, 0.4)) ** 2 + (y + 0.1) ** 2, 0, 1.8) / 1.8
+        lamp = (
+            1.12
+            - camera.vignette
+            * np.clip((x - rng.uniform(-0.4, 0.4)) ** 2 + (y + 0.1) ** 2, 0, 1.8)
+            / 1.8
+        )
         gain = camera.gain[1] * rng.uniform(0.9, 1.1)
         images = (images * lamp[None, ..., None] * gain - 110) * camera.contrast + 110
     else:
@@ -107,7 +126,9 @@ def expose(
     sigma = rng.uniform(0, blur) * height / 64
     images = images.astype(np.float32)
     if sigma > 0.05:
-        images = np.stack([cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape) for image in images])
+        images = np.stack(
+            [cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape) for image in images]
+        )
     images = images + camera.noise[infrared] * rng.standard_normal(images.shape, dtype=np.float32)
     images = np.clip(np.round(images), 0, 255).astype(np.uint8)
     return np.repeat(images, 3, axis=-1) if infrared else images
@@ -137,7 +158,9 @@ def covered(joints: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return alpha[np.arange(len(alpha))[:, None], y, x] > 0.5
 
 
-def estimate(joints: np.ndarray, hidden: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
+def estimate(
+    joints: np.ndarray, hidden: np.ndarray, noise: float, rng: np.random.Generator
+) -> np.ndarray:
     """What a pose estimator finds of the true joints: float32 [T, 17, 3].
 
     Args:
@@ -147,5 +170,7 @@ def estimate(joints: np.ndarray, hidden: np.ndarray, noise: float, rng: np.rando
     """
     spread = noise * np.where(hidden, 3.0, 1.0)
     found = joints + spread[..., None] * rng.standard_normal(joints.shape)
-    score = np.where(hidden, rng.uniform(0.1, 0.5, hidden.shape), rng.uniform(0.6, 0.98, hidden.shape))
+    score = np.where(
+        hidden, rng.uniform(0.1, 0.5, hidden.shape), rng.uniform(0.6, 0.98, hidden.shape)
+    )
     return np.concatenate([found, score[..., None]], axis=-1).astype(np.float32)

@@ -24,10 +24,10 @@ class Camera:
         tilt: how far it looks down, radians.
         zoom: factor on the person's size.
         gain: factor on the brightness, for visible and infrared light.
-        cast: factor a colour channel, [3].
-        contrast: factor around mid-grey, in infrared.
+        cast: factor a color channel, [3].
+        contrast: factor around mid-gray, in infrared.
         vignette: darkening of the corners in infrared, 0 to 1: the camera's lamp is a spot.
-        noise: standard deviation of the sensor's noise in grey levels, for visible and infrared light.
+        noise: standard deviation of the sensor's noise in gray levels, for visible and infrared light.
     """
 
     tilt: float
@@ -54,15 +54,21 @@ def camera(seed: int, number: int) -> Camera:
     )
 
 
-def colour_of(material, modality: Modality) -> np.ndarray:
-    """The colour [3], 0 to 255, of an (r, g, b, infrared) material as a camera of this modality sees it."""
-    return np.full(3, material[3]) if modality is Modality.INFRARED else np.asarray(material[:3], dtype=float)
+def color_of(material, modality: Modality) -> np.ndarray:
+    """The color [3], 0 to 255, of an (r, g, b, infrared) material as a camera of this modality sees it."""
+    return (
+        np.full(3, material[3])
+        if modality is Modality.INFRARED
+        else np.asarray(material[:3], dtype=float)
+    )
 
 
-def draw_material(rng: np.random.Generator, low: float, high: float, tint: float) -> tuple[float, ...]:
-    """A random material: grey between `low` and `high`, coloured by up to `tint`."""
-    colour = np.clip(rng.uniform(low, high) + rng.uniform(-tint, tint, 3), 0, 255)
-    return (*colour.tolist(), infrared_reflectance(colour, rng))
+def draw_material(
+    rng: np.random.Generator, low: float, high: float, tint: float
+) -> tuple[float, ...]:
+    """A random material: gray between `low` and `high`, colored by up to `tint`."""
+    color = np.clip(rng.uniform(low, high) + rng.uniform(-tint, tint, 3), 0, 255)
+    return (*color.tolist(), infrared_reflectance(color, rng))
 
 
 @functools.lru_cache(maxsize=64)
@@ -77,7 +83,7 @@ def panorama(seed: int, number: int, modality: Modality, size: tuple[int, int]) 
     canvas = np.empty((height, width, 3), np.float32)
 
     def paint(material, brightness=1.0):
-        return tuple(float(value) * brightness for value in colour_of(material, modality))
+        return tuple(float(value) * brightness for value in color_of(material, modality))
 
     horizon = int(height * rng.uniform(0.55, 0.75))
     wall, ground = draw_material(rng, 110, 190, 16), draw_material(rng, 90, 160, 10)
@@ -85,9 +91,13 @@ def panorama(seed: int, number: int, modality: Modality, size: tuple[int, int]) 
     canvas[horizon:] = paint(ground)
     canvas[:horizon] *= np.linspace(0.85, 1.08, horizon, dtype=np.float32)[:, None, None]
     canvas[horizon:] *= np.linspace(0.8, 1.05, height - horizon, dtype=np.float32)[:, None, None]
-    for x in np.arange(0, width, height * rng.uniform(0.15, 0.3)):  # paving: lines that run towards the camera
+    for x in np.arange(
+        0, width, height * rng.uniform(0.15, 0.3)
+    ):  # paving: lines that run towards the camera
         slant = (x - width / 2) * 0.35
-        cv2.line(canvas, (int(x), horizon), (int(x + slant), height), paint(ground, 0.82), 1, cv2.LINE_AA)
+        cv2.line(
+            canvas, (int(x), horizon), (int(x + slant), height), paint(ground, 0.82), 1, cv2.LINE_AA
+        )
     for depth in (0.15, 0.4, 0.75):
         y = int(horizon + depth * (height - horizon))
         cv2.line(canvas, (0, y), (width, y), paint(ground, 0.86), 1, cv2.LINE_AA)
@@ -103,7 +113,14 @@ def panorama(seed: int, number: int, modality: Modality, size: tuple[int, int]) 
         cv2.rectangle(canvas, corner, opposite, paint(material, 0.6), 2, cv2.LINE_AA)
         if rng.random() < 0.5:  # a window's cross
             middle = int(x + w / 2)
-            cv2.line(canvas, (middle, int(top)), (middle, int(bottom)), paint(material, 0.65), 2, cv2.LINE_AA)
+            cv2.line(
+                canvas,
+                (middle, int(top)),
+                (middle, int(bottom)),
+                paint(material, 0.65),
+                2,
+                cv2.LINE_AA,
+            )
         x += w + height * rng.uniform(0.05, 0.35)
     cv2.rectangle(canvas, (0, horizon - 2), (width, horizon + 3), paint(wall, 0.55), -1)
     for _ in range(rng.integers(4, 9)):  # trees and pillars
@@ -112,19 +129,37 @@ def panorama(seed: int, number: int, modality: Modality, size: tuple[int, int]) 
         foot = int(horizon + rng.uniform(0.02, 0.2) * height)
         cv2.rectangle(canvas, (x, 0), (x + w, foot), paint(trunk), -1)
         if rng.random() < 0.6:
-            leaves = (*(rng.uniform(0.7, 1.2) * np.array((62, 104, 52))), 172.0)  # leaves shine in near infrared
+            leaves = (
+                *(rng.uniform(0.7, 1.2) * np.array((62, 104, 52))),
+                172.0,
+            )  # leaves shine in near infrared
             for _ in range(14):
-                centre = (int(x + rng.normal(0, 0.13) * height), int(abs(rng.normal(0, 0.13)) * height))
+                center = (
+                    int(x + rng.normal(0, 0.13) * height),
+                    int(abs(rng.normal(0, 0.13)) * height),
+                )
                 radius = int(height * rng.uniform(0.04, 0.09))
-                cv2.circle(canvas, centre, radius, paint(leaves, rng.uniform(0.7, 1.15)), -1, cv2.LINE_AA)
+                cv2.circle(
+                    canvas, center, radius, paint(leaves, rng.uniform(0.7, 1.15)), -1, cv2.LINE_AA
+                )
     blotches = rng.normal(0, 1, (height // 8, width // 8)).astype(np.float32)
-    canvas *= 1 + 0.06 * cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
-    blurred = cv2.GaussianBlur(canvas, (0, 0), height / 110)  # the wall is behind the plane in focus
+    canvas *= (
+        1 + 0.06 * cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
+    )
+    blurred = cv2.GaussianBlur(
+        canvas, (0, 0), height / 110
+    )  # the wall is behind the plane in focus
     return cv2.resize(blurred, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
 
 
 def backgrounds(
-    seed: int, number: int, modality: Modality, size: tuple[int, int], start: float, speed: float, frames: int
+    seed: int,
+    number: int,
+    modality: Modality,
+    size: tuple[int, int],
+    start: float,
+    speed: float,
+    frames: int,
 ) -> np.ndarray:
     """The background behind a person whom the crop follows, float32 [T, h, w, 3].
 
@@ -138,8 +173,10 @@ def backgrounds(
     return whole[:, columns].transpose(1, 0, 2, 3)
 
 
-def occluders(rng: np.random.Generator, modality: Modality, size: tuple[int, int], frames: int) -> np.ndarray:
-    """Something in front of the person: premultiplied RGBA, float32 [T, h, w, 4], colours 0 to 255, alpha 0 to 1.
+def occluders(
+    rng: np.random.Generator, modality: Modality, size: tuple[int, int], frames: int
+) -> np.ndarray:
+    """Something in front of the person: premultiplied RGBA, float32 [T, h, w, 4], colors 0 to 255, alpha 0 to 1.
 
     A pole, a wall or car that hides the lower body, a bush, or a bag or board at any height. One in two stands still in
     the frame, the other passes through it.
@@ -151,7 +188,7 @@ def occluders(rng: np.random.Generator, modality: Modality, size: tuple[int, int
     material = draw_material(rng, 35, 200, 35)
 
     def paint(brightness, material=material):
-        return (*(float(value) * brightness for value in colour_of(material, modality)), 1.0)
+        return (*(float(value) * brightness for value in color_of(material, modality)), 1.0)
 
     middle = width + width * rng.uniform(0.25, 0.75)
     if kind == "pole":
@@ -172,16 +209,24 @@ def occluders(rng: np.random.Generator, modality: Modality, size: tuple[int, int
         tall, wide = height * rng.uniform(0.25, 0.45), width * rng.uniform(0.3, 0.5)
         for brightness in np.sort(rng.uniform(0.55, 1.2, 44)):
             up, aside = rng.uniform(0, 1), rng.normal(0, 0.45)
-            centre = (int(middle + aside * wide * (1.1 - 0.6 * up)), int(height - up * tall))
+            center = (int(middle + aside * wide * (1.1 - 0.6 * up)), int(height - up * tall))
             radius = int(height * rng.uniform(0.03, 0.07))
-            cv2.circle(canvas, centre, radius, paint(brightness, leaves), -1)
+            cv2.circle(canvas, center, radius, paint(brightness, leaves), -1)
     else:
-        half_w, half_h = 0.5 * width * rng.uniform(0.35, 0.65), 0.5 * height * rng.uniform(0.18, 0.32)
+        half_w, half_h = (
+            0.5 * width * rng.uniform(0.35, 0.65),
+            0.5 * height * rng.uniform(0.18, 0.32),
+        )
         y = height * rng.uniform(0.25, 0.85)
-        corner, opposite = (int(middle - half_w), int(y - half_h)), (int(middle + half_w), int(y + half_h))
+        corner, opposite = (
+            (int(middle - half_w), int(y - half_h)),
+            (int(middle + half_w), int(y + half_h)),
+        )
         cv2.rectangle(canvas, corner, opposite, paint(1.0), -1)
         cv2.rectangle(canvas, corner, opposite, paint(0.65), max(2, height // 64))
-        cv2.line(canvas, (corner[0], int(y)), (opposite[0], int(y)), paint(0.8), max(2, height // 64))
+        cv2.line(
+            canvas, (corner[0], int(y)), (opposite[0], int(y)), paint(0.8), max(2, height // 64)
+        )
     travel = width * rng.uniform(0.4, 1.2) * rng.choice([-1, 1]) if rng.random() < 0.5 else 0.0
     offsets = np.round(width + travel * np.linspace(-0.5, 0.5, frames)).astype(int)
     views = [canvas[:, offset : offset + width] for offset in offsets]

@@ -37,7 +37,9 @@ def test_a_run_holds_its_files_and_threads(options, amount):
     write_synthetic_vcm(options.folder / "SyntheticVCM", MADE)
     path = CONFIGS / "Synthetic" / drift.CONFIG
     steps = amount(60, 2000)
-    figures = {f.name: f for f in drift.measure(path, options.folder, MADE, options, *SMALL, steps=steps)}
+    figures = {
+        f.name: f for f in drift.measure(path, options.folder, MADE, options, *SMALL, steps=steps)
+    }
     assert figures["drift_files"].ratio == 1
     assert figures["drift_threads"].ratio == 1
     assert figures["drift_memory_mb"].ratio < amount(1.1, 1.02)

@@ -20,11 +20,13 @@ def _few_identities(monkeypatch):
 def test_features_have_no_rounding_in_them():
     features, tracklets = evaluation.make(SMALL)
     assert features.shape == (200, 70)
-    assert features.norm(dim=1).unique().tolist() == [8.0]  # 64 places, the largest power of 4 in 70
+    assert features.norm(dim=1).unique().tolist() == [
+        8.0
+    ]  # 64 places, the largest power of 4 in 70
     assert sum(tracklet.modality == Modality.INFRARED for tracklet in tracklets) == 90
     exact = features.double() @ features.double().T / 64
-    normalised = torch.nn.functional.normalize(features)
-    assert torch.equal((normalised @ normalised.T).double(), exact)
+    normalized = torch.nn.functional.normalize(features)
+    assert torch.equal((normalized @ normalized.T).double(), exact)
     assert len(exact.unique()) < 200, "many are equal: ties are broken alike too"
 
 
@@ -37,7 +39,11 @@ def test_the_loop_by_hand():
         for row, (pid, camera) in enumerate(rows)
     ]
     tracklets[3] = Tracklet(1, 1, Modality.VISIBLE, "", ("1.jpg",))
-    assert Loops(features, tracklets, 1).rank(0) == (1, pytest.approx((1 + 2 / 3) / 2), pytest.approx(2 / 3))
+    assert Loops(features, tracklets, 1).rank(0) == (
+        1,
+        pytest.approx((1 + 2 / 3) / 2),
+        pytest.approx(2 / 3),
+    )
     tracklets[0] = Tracklet(3, 1, Modality.INFRARED, "", ("1.jpg",))
     first, precision, penalty = Loops(features, tracklets, 1).rank(0)
     assert first == 0
@@ -45,10 +51,14 @@ def test_the_loop_by_hand():
     assert math.isnan(penalty)
 
 
-@pytest.mark.parametrize(("queries", "note"), [(None, "all its queries"), (7, "scaled up from 14 queries")])
+@pytest.mark.parametrize(
+    ("queries", "note"), [(None, "all its queries"), (7, "scaled up from 14 queries")]
+)
 def test_figures(options, here, queries, note):
     here(evaluation)
-    figures = {figure.name: figure for figure in evaluation.compare(SMALL, options, queries=queries)}
+    figures = {
+        figure.name: figure for figure in evaluation.compare(SMALL, options, queries=queries)
+    }
     for name in ("ranking_seconds", "ranking_seconds_over_short_loop"):
         assert note in figures[name].note
     assert figures["ranking_seconds_over_short_loop"].value == figures["ranking_seconds"].value
@@ -58,7 +68,9 @@ def test_figures(options, here, queries, note):
 def test_the_loop_goes_through_all_queries_of_both_directions(options, here, monkeypatch):
     here(evaluation)
     seen = []
-    monkeypatch.setattr(evaluation, "check_equal", lambda ranked, results, size: seen.extend(q for q, _ in ranked))
+    monkeypatch.setattr(
+        evaluation, "check_equal", lambda ranked, results, size: seen.extend(q for q, _ in ranked)
+    )
     by_fastreid, evaluate_rank = [], evaluation.evaluate_rank
 
     def spy(distances, q_pids, g_pids, *cameras, use_cython):
@@ -78,7 +90,9 @@ def test_fastreids_loop_ranks_as_ours_does(monkeypatch):
     _, tracklets = evaluation.make(SMALL)
     features = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
     found, evaluate_rank = [], evaluation.evaluate_rank
-    monkeypatch.setattr(evaluation, "evaluate_rank", lambda *a, **k: found.append(evaluate_rank(*a, **k)))
+    monkeypatch.setattr(
+        evaluation, "evaluate_rank", lambda *a, **k: found.append(evaluate_rank(*a, **k))
+    )
     Loops(features, tracklets, SMALL.infrared).rank_by_fastreid(np.arange(200))
     results = evaluation.rank(features, tracklets)
     for (_, ap, inp), ours in zip(found, (results.i2v, results.v2i), strict=True):

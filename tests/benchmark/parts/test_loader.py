@@ -30,7 +30,11 @@ def test_both_sides_open_the_same_files(options, small_loader, monkeypatch):
 
 def test_the_loader_augments_as_the_paper_does(options, small_loader):
     cfg = loader.config(options)
-    assert (cfg.INPUT.PADDING.ENABLED, cfg.INPUT.FLIP.ENABLED, cfg.INPUT.REA.ENABLED) == (True, True, True)
+    assert (cfg.INPUT.PADDING.ENABLED, cfg.INPUT.FLIP.ENABLED, cfg.INPUT.REA.ENABLED) == (
+        True,
+        True,
+        True,
+    )
     assert tuple(cfg.INPUT.SIZE_TRAIN) == loader.SIZE
 
 
@@ -53,7 +57,9 @@ def test_pixel_moves():
 
 
 def test_figures(options, small_loader, monkeypatch):
-    monkeypatch.setattr(loader, "worker_memory", lambda options, clips: (clips * 1000, clips * 2000))
+    monkeypatch.setattr(
+        loader, "worker_memory", lambda options, clips: (clips * 1000, clips * 2000)
+    )
     monkeypatch.setattr(loader, "SIZE", SIZE)
     figures = {figure.name: figure for figure in loader.figures(options)}
     rate, pixels = figures["loader_frames_per_s"], figures["loader_frames_per_s_of_pixels"]

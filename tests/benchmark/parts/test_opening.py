@@ -38,7 +38,9 @@ def test_opening_at_the_true_size_looks_at_no_frame(options, here):
     here(opening)
     figures = {figure.name: figure for figure in opening.figures(options)}
     calls = figures["dataset_open_file_calls"]
-    assert calls.limit == 232_481 + 230_739 + 15 + 24  # frames, and names that belong to no tracklet
+    assert (
+        calls.limit == 232_481 + 230_739 + 15 + 24
+    )  # frames, and names that belong to no tracklet
     assert 5 <= calls.value < 100
     assert figures["dataset_open_seconds"].ratio > 1
     assert figures["dataset_open_memory_mb"].value == 1

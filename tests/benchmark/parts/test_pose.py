@@ -29,7 +29,10 @@ def test_both_figures(tmp_path):
     command = [PYTHON, tmp_path / "toy.py", tmp_path / "data"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["pose_crops_per_s crops/s True True", "pose_memory_mb MB True True"]
+    assert done.stdout.splitlines() == [
+        "pose_crops_per_s crops/s True True",
+        "pose_memory_mb MB True True",
+    ]
 
 
 def test_without_mmpose_it_says_how_to_get_it(tmp_path, monkeypatch):

@@ -7,7 +7,9 @@ from fastreid_star.benchmark.parts import scaling
 
 
 def test_figures(options):
-    figures = {figure.name: figure for figure in scaling.figures(replace(options, clips=8, frames=8))}
+    figures = {
+        figure.name: figure for figure in scaling.figures(replace(options, clips=8, frames=8))
+    }
     assert set(figures) == {
         "scaling_step_ms_per_clip",
         "scaling_step_residual_over_clips",
@@ -19,7 +21,9 @@ def test_figures(options):
         costs = re.findall(r"(\d+): ([\d.,e+]+)", figure.note.split("ms at ")[1].split(";")[0])
         assert [int(size) for size, _ in costs] == sizes
         # the note holds rounded costs: the line through them is nearly the figure's
-        again = scaling.fit_line(sizes, [float(cost.strip(",").replace(",", "")) for _, cost in costs])
+        again = scaling.fit_line(
+            sizes, [float(cost.strip(",").replace(",", "")) for _, cost in costs]
+        )
         assert again.slope == pytest.approx(figure.value, abs=0.02 * max(abs(figure.value), 10))
 
 

@@ -27,7 +27,9 @@ def test_figures_and_what_is_run_for_them(options, monkeypatch):
 
     monkeypatch.setattr(start, "_run", only_the_evaluation)
     path = CONFIGS / "Synthetic" / start.CONFIG
-    figures = {figure.name: figure for figure in start.measure(path, options.folder, MADE, options, *SMALL)}
+    figures = {
+        figure.name: figure for figure in start.measure(path, options.folder, MADE, options, *SMALL)
+    }
     assert "STAR_demo, 8 identities" in figures["start_seconds"].note
     assert figures["first_evaluation_processes"].value == 0
     assert figures["first_evaluation_seconds"].value > 0

@@ -12,7 +12,9 @@ from fastreid_star.modeling.linear import Linear
 @pytest.fixture
 def figures(options, small_loader, monkeypatch):
     monkeypatch.setattr(step, "ON_CPU", 64)
-    monkeypatch.setattr(step, "apart", lambda function, *args: function(*args))  # a process takes seconds to start
+    monkeypatch.setattr(
+        step, "apart", lambda function, *args: function(*args)
+    )  # a process takes seconds to start
     return {figure.name: figure for figure in step.figures(options)}
 
 
@@ -44,7 +46,10 @@ def test_each_setting_has_processes_of_its_own_in_turns(options, monkeypatch):
         assert function is step.time_in_turns
         assert given in (full, options)
         calls.append((networks, str(setting), with_product))
-        return {side: Timing((float(len(calls)),)) for side in (*networks, *[step.PRODUCT] * with_product)}
+        return {
+            side: Timing((float(len(calls)),))
+            for side in (*networks, *[step.PRODUCT] * with_product)
+        }
 
     monkeypatch.setattr(step, "apart", apart)
     full = replace(options, quick=False)
@@ -66,19 +71,30 @@ def test_each_setting_has_processes_of_its_own_in_turns(options, monkeypatch):
 
 def test_a_process_times_the_networks_of_its_setting(options, monkeypatch):
     kept = []
-    monkeypatch.setattr(step, "TrainingStep", lambda *args: kept.append(config(*args).MODEL.CPU.KEEP_MEMORY) or list)
+    monkeypatch.setattr(
+        step, "TrainingStep", lambda *args: kept.append(config(*args).MODEL.CPU.KEEP_MEMORY) or list
+    )
     monkeypatch.setattr(step, "ON_CPU", 8)
-    times = step.time_in_turns((BARE,), step.AS_TORCH_RUNS_IT, replace(options, repeats=3), True, "")
-    assert {side: len(timing.seconds) for side, timing in times.items()} == {BARE: 3, step.PRODUCT: 3}
+    times = step.time_in_turns(
+        (BARE,), step.AS_TORCH_RUNS_IT, replace(options, repeats=3), True, ""
+    )
+    assert {side: len(timing.seconds) for side, timing in times.items()} == {
+        BARE: 3,
+        step.PRODUCT: 3,
+    }
     step.time_in_turns((BARE, "star"), Setting(channels_last=True), options, False, "")
     assert kept == [False, True, True]
 
 
 def test_operations_are_counted(options, monkeypatch):
     a, b = torch.randn(4, 5, requires_grad=True), torch.randn(5, 6)
-    assert step.flops(lambda: (a @ b).sum().backward()) == {"aten.mm": 2 * 2 * 4 * 5 * 6}  # forward, and for a
+    assert step.flops(lambda: (a @ b).sum().backward()) == {
+        "aten.mm": 2 * 2 * 4 * 5 * 6
+    }  # forward, and for a
     layer = Linear(3, 5)
-    found = step.flops(lambda: layer(torch.randn(2, 4, 3)).sum().backward())  # and the gradients of input and weight
+    found = step.flops(
+        lambda: layer(torch.randn(2, 4, 3)).sum().backward()
+    )  # and the gradients of input and weight
     assert found.total() == 3 * 2 * (2 * 4) * 3 * 5
     monkeypatch.setattr(step, "ON_CPU", 16)
     product, operations = step.matrix_product(options, None)
@@ -91,7 +107,7 @@ def test_operations_are_counted(options, monkeypatch):
     [
         ("aten::mkldnn_convolution", "convolutions"),
         ("aten::convolution_backward", "convolutions"),
-        ("aten::native_batch_norm_backward", "batch normalisation"),
+        ("aten::native_batch_norm_backward", "batch normalization"),
         ("aten::addmm", "matrix products, LSTM"),
         ("mkldnn::_linear_pointwise", "matrix products, LSTM"),
         ("aten::linalg_vector_norm", "the rest"),

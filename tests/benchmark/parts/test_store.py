@@ -6,7 +6,10 @@ from fastreid_star.data.skeletons import FlatStore
 
 
 def compare(options):
-    return {figure.name: figure for figure in store.compare(options, frames=480, hdf5_frames=96, clips=50)}
+    return {
+        figure.name: figure
+        for figure in store.compare(options, frames=480, hdf5_frames=96, clips=50)
+    }
 
 
 def test_figures(options):

@@ -26,13 +26,31 @@ CONFIGS = Path(__file__).parents[3] / "configs" / "BUPTCampus"
 SIZE = (16, 8)  # height, width
 
 # (pid, camera, track, frames) of each pair, and (pid, modality, camera, track, frames) of each tracklet
-TRAIN = [(1, "LS3", 1, 5), (1, "TSG2", 1, 4), (2, "G25", 1, 3), (2, "G25", 2, 6), (3, "W4", 1, 2), (3, "CQ1", 1, 3)]
+TRAIN = [
+    (1, "LS3", 1, 5),
+    (1, "TSG2", 1, 4),
+    (2, "G25", 1, 3),
+    (2, "G25", 2, 6),
+    (3, "W4", 1, 2),
+    (3, "CQ1", 1, 3),
+]
 AUXILIARY = [(20, "TSG1", 1, 4), (21, "LS3", 1, 3)]
-QUERY = [(10, "IR", "LS3", 2, 3), (12, "RGB", "G25", 1, 4), (11, "RGB", "W4", 1, 2), (13, "IR", "CQ1", 1, 1)]
+QUERY = [
+    (10, "IR", "LS3", 2, 3),
+    (12, "RGB", "G25", 1, 4),
+    (11, "RGB", "W4", 1, 2),
+    (13, "IR", "CQ1", 1, 1),
+]
 # identity 10 is in the gallery under its query's own camera too
 GALLERY = [
     (pid, modality, camera, 1, frames)
-    for pid, camera, frames in ((10, "LS3", 4), (10, "TSG1", 2), (11, "G25", 3), (12, "CQ1", 5), (13, "W4", 1))
+    for pid, camera, frames in (
+        (10, "LS3", 4),
+        (10, "TSG1", 2),
+        (11, "G25", 3),
+        (12, "CQ1", 5),
+        (13, "W4", 1),
+    )
     for modality in ("IR", "RGB")
 ]
 LISTS = {
@@ -41,28 +59,40 @@ LISTS = {
     "query.txt": [line[:4] for line in QUERY],
     "gallery.txt": [line[:4] for line in GALLERY],
 }
-FORMS = {"DATA": "", "root": "DATA/", "bare": None}  # what stands before "pid/modality/camera/" in data_paths.json
+FORMS = {
+    "DATA": "",
+    "root": "DATA/",
+    "bare": None,
+}  # what stands before "pid/modality/camera/" in data_paths.json
 
 
 def write_bupt(folder, *, form="DATA", images=False):
-    """Write a tiny BUPTCampus in its own layout, FakeIR included; `images`: with the JPEGs, noise around a colour."""
+    """Write a tiny BUPTCampus in its own layout, FakeIR included; `images`: with the JPEGs, noise around a color."""
     rng = np.random.default_rng(0)
-    tracks = [(pid, modality, *rest) for pid, *rest in [*TRAIN, *AUXILIARY] for modality in ("IR", "RGB")]
+    tracks = [
+        (pid, modality, *rest) for pid, *rest in [*TRAIN, *AUXILIARY] for modality in ("IR", "RGB")
+    ]
     # a tracklet that no list names, as there are in the real set
     tracks += [*QUERY, *GALLERY, (12, "IR", "G25", 1, 4)]
     paths = {}
     for pid, modality, camera, track, length in tracks:
         place = f"{pid}/{modality}/{camera}"
-        names = [f"{pid}_{modality}_{camera}_{track}_{8535 + 2 * frame}.jpg" for frame in range(length)]
+        names = [
+            f"{pid}_{modality}_{camera}_{track}_{8535 + 2 * frame}.jpg" for frame in range(length)
+        ]
         listed = names if form == "bare" else [f"{FORMS[form]}{place}/{name}" for name in names]
-        paths.setdefault(str(pid), {}).setdefault(modality, {}).setdefault(camera, {})[str(track)] = listed
+        paths.setdefault(str(pid), {}).setdefault(modality, {}).setdefault(camera, {})[
+            str(track)
+        ] = listed
         folders = [place, place.replace("RGB", "FakeIR")] if images else [place]
         for where in dict.fromkeys(folders):
             (folder / "DATA" / where).mkdir(parents=True, exist_ok=True)
             for name in names if images else ():
-                colour = np.array([12 * pid, 200 if modality == "IR" else 60, 255 - 10 * pid])
+                color = np.array([12 * pid, 200 if modality == "IR" else 60, 255 - 10 * pid])
                 noise = rng.integers(-10, 10, (*SIZE, 3))
-                Image.fromarray((colour + noise).clip(0, 255).astype(np.uint8)).save(folder / "DATA" / where / name)
+                Image.fromarray((color + noise).clip(0, 255).astype(np.uint8)).save(
+                    folder / "DATA" / where / name
+                )
     (folder / "data_paths.json").write_text(json.dumps(paths))
     for name, lines in LISTS.items():
         (folder / name).write_text("".join(" ".join(map(str, line)) + "\n" for line in lines))
@@ -95,11 +125,17 @@ def test_lists_keep_their_order_and_say_who_may_be_found(root):
     data = BUPTCampus(root)
     numbers = {"RGB": 2, "IR": 1}
     cameras = {"LS3": 0, "G25": 1, "CQ1": 2, "W4": 3, "TSG1": 4, "TSG2": 5}
-    for tracklets, lines, role in ((data.query, QUERY, "query"), (data.gallery, GALLERY, "gallery")):
+    for tracklets, lines, role in (
+        (data.query, QUERY, "query"),
+        (data.gallery, GALLERY, "gallery"),
+    ):
         assert [(t.pid, int(t.modality), t.camid, len(t), t.role) for t in tracklets] == [
-            (pid, numbers[modality], cameras[camera], length, role) for pid, modality, camera, _, length in lines
+            (pid, numbers[modality], cameras[camera], length, role)
+            for pid, modality, camera, _, length in lines
         ]
-    assert [(t.pid, t.camid) for t in data.train[::2]] == [(pid, cameras[camera]) for pid, camera, _, _ in TRAIN]
+    assert [(t.pid, t.camid) for t in data.train[::2]] == [
+        (pid, cameras[camera]) for pid, camera, _, _ in TRAIN
+    ]
 
 
 def test_no_frame_is_looked_for(root, monkeypatch):
@@ -107,7 +143,9 @@ def test_no_frame_is_looked_for(root, monkeypatch):
     asked = []
     for name in ("exists", "isfile", "isdir"):
         real = getattr(module.os.path, name)
-        monkeypatch.setattr(module.os.path, name, lambda path, real=real: asked.append(str(path)) or real(path))
+        monkeypatch.setattr(
+            module.os.path, name, lambda path, real=real: asked.append(str(path)) or real(path)
+        )
     BUPTCampus(root)
     assert asked
     assert not any(path.endswith(".jpg") for path in asked)
@@ -123,7 +161,11 @@ def test_bom_crlf_blanks_and_empty_lines(root):
     file = root / "BUPTCampus" / "data_paths.json"
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes() + b"\r\n")
     data = BUPTCampus(root)
-    assert (data.train, data.query, data.gallery) == (expected.train, expected.query, expected.gallery)
+    assert (data.train, data.query, data.gallery) == (
+        expected.train,
+        expected.query,
+        expected.gallery,
+    )
 
 
 def test_minimum_length_holds_in_all_lists(root):
@@ -138,7 +180,9 @@ def test_minimum_length_holds_in_all_lists(root):
         ("gallery", Modality.INFRARED): 2,
         ("gallery", Modality.VISIBLE): 2,
     }
-    with pytest.raises(UserError, match=r"query\.txt: no tracklet has 5 frames or more: lower DATASETS\.MIN_FRAMES"):
+    with pytest.raises(
+        UserError, match=r"query\.txt: no tracklet has 5 frames or more: lower DATASETS\.MIN_FRAMES"
+    ):
         BUPTCampus(root, min_frames=5)
 
 
@@ -148,7 +192,9 @@ def test_tables(root, caplog):
         data.show_train()
         data.show_test()
     rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in caplog.text.splitlines() if line[0] == "|"
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in caplog.text.splitlines()
+        if line[0] == "|"
     ]
     assert ["train visible", "6", "23", "3", "5", "0"] in rows
     assert ["query infrared", "1", "3", "1", "1", "1"] in rows
@@ -162,7 +208,9 @@ def test_auxiliary_pairs_are_training_identities_where_they_are_asked_for(root):
     cfg = config(root, "SAD_R50.yml", "DATASETS.BUPT_AUXILIARY", "True")
     data = build_dataset(cfg, "BUPTCampus")
     assert [(t.pid, t.modality.name, len(t)) for t in data.train[12:]] == [
-        (pid, modality, length) for pid, _, _, length in AUXILIARY for modality in ("VISIBLE", "INFRARED")
+        (pid, modality, length)
+        for pid, _, _, length in AUXILIARY
+        for modality in ("VISIBLE", "INFRARED")
     ]
     assert build_clip_train_loader(cfg, seed=0).dataset.num_classes == 5
     (root / "BUPTCampus" / "train_auxiliary.txt").unlink()
@@ -200,12 +248,32 @@ def test_combineall_keeps_test_identities_apart(root):
         ("train.txt", "9" * 2000, "line 2 has 2,000 characters"),
         ("train.txt", "1 RGB/IR LS3 1\0", "line 2 holds the byte 0x00"),
         ("train.txt", "DATA/1/RGB/LS3/1.jpg", "line 2: expected an identity's number"),
-        ("train.txt", "1 RGB/IR LS3 ../1", r"line 2: .*lists no frames of tracklet 1/RGB/LS3/\.\./1"),
+        (
+            "train.txt",
+            "1 RGB/IR LS3 ../1",
+            r"line 2: .*lists no frames of tracklet 1/RGB/LS3/\.\./1",
+        ),
         ("train.txt", "1 RGB LS3 1", "line 2: modality RGB, expected RGB/IR"),
-        ("train.txt", "1 RGB/IR LS4 1", "line 2: there is no camera LS4, only LS3, G25, CQ1, W4, TSG1, TSG2"),
-        ("train.txt", "4 RGB/IR LS3 1", r"line 2: .*data_paths\.json lists no frames of tracklet 4/RGB/LS3/1: both"),
-        ("train.txt", "1 RGB/IR CQ1 1", r"line 2: .*data_paths\.json lists no frames of tracklet 1/RGB/CQ1/1"),
-        ("train.txt", "1 RGB/IR LS3 9", r"line 2: .*data_paths\.json lists no frames of tracklet 1/RGB/LS3/9"),
+        (
+            "train.txt",
+            "1 RGB/IR LS4 1",
+            "line 2: there is no camera LS4, only LS3, G25, CQ1, W4, TSG1, TSG2",
+        ),
+        (
+            "train.txt",
+            "4 RGB/IR LS3 1",
+            r"line 2: .*data_paths\.json lists no frames of tracklet 4/RGB/LS3/1: both",
+        ),
+        (
+            "train.txt",
+            "1 RGB/IR CQ1 1",
+            r"line 2: .*data_paths\.json lists no frames of tracklet 1/RGB/CQ1/1",
+        ),
+        (
+            "train.txt",
+            "1 RGB/IR LS3 9",
+            r"line 2: .*data_paths\.json lists no frames of tracklet 1/RGB/LS3/9",
+        ),
         ("train.txt", "12 RGB/IR G25 2", r"line 2: .*lists no frames of tracklet 12/RGB/G25/2"),
         ("query.txt", "10 RGB/IR LS3 1", "line 2: modality RGB/IR, expected RGB or IR"),
         ("query.txt", "10 FakeIR LS3 1", "line 2: modality FakeIR, expected RGB or IR"),
@@ -279,7 +347,9 @@ def test_a_tracklet_without_a_list_of_frames(root, value):
     paths = json.loads(path.read_text())
     paths["1"]["RGB"]["LS3"]["1"] = value
     path.write_text(json.dumps(paths))
-    assert_refused(root, r"train\.txt line 1: .*data_paths\.json lists no frames of tracklet 1/RGB/LS3/1")
+    assert_refused(
+        root, r"train\.txt line 1: .*data_paths\.json lists no frames of tracklet 1/RGB/LS3/1"
+    )
 
 
 @pytest.mark.parametrize("content", [b'{"1": {', b"\xff\xfe\x00", b"", b"[" * 100_000])
@@ -311,8 +381,12 @@ def test_lists_in_utf_16(root, bom):
     for name in ("train.txt", "data_paths.json"):
         path = root / "BUPTCampus" / name
         whole = path.read_bytes()
-        path.write_bytes(bom + whole.decode().encode("utf-16-le" if bom == b"\xff\xfe" else "utf-16-be"))
-        assert_refused(root, rf"{name} cannot be read: it is UTF-16 or UTF-32 text, save it as UTF-8")
+        path.write_bytes(
+            bom + whole.decode().encode("utf-16-le" if bom == b"\xff\xfe" else "utf-16-be")
+        )
+        assert_refused(
+            root, rf"{name} cannot be read: it is UTF-16 or UTF-32 text, save it as UTF-8"
+        )
         path.write_bytes(whole)
 
 
@@ -332,7 +406,9 @@ def test_a_list_without_lines_or_of_bytes(root, file):
 def test_missing_files_and_folders(root):
     assert_refused(root / "nowhere", r"no BUPTCampus in .*nowhere: .*DATASETS\.ROOT")
     shutil.rmtree(root / "BUPTCampus" / "DATA" / "13" / "RGB")
-    assert_refused(root, r"13.RGB.W4 is missing, though gallery\.txt lists a tracklet in it: unpack all images")
+    assert_refused(
+        root, r"13.RGB.W4 is missing, though gallery\.txt lists a tracklet in it: unpack all images"
+    )
     assert len(BUPTCampus(root, check_frames=False).gallery) == 10
     (root / "BUPTCampus" / "query.txt").unlink()
     (root / "BUPTCampus" / "data_paths.json").unlink()
@@ -354,7 +430,10 @@ def test_published_counts(root, caplog, monkeypatch):
         )
         for modality in Modality
     }
-    ours |= {("query.txt", Modality.INFRARED): (2, 4, 2), ("query.txt", Modality.VISIBLE): (2, 6, 2)}
+    ours |= {
+        ("query.txt", Modality.INFRARED): (2, 4, 2),
+        ("query.txt", Modality.VISIBLE): (2, 6, 2),
+    }
     assert ours.keys() == module.PUBLISHED.keys()
     monkeypatch.setattr(module, "PUBLISHED", ours)
     BUPTCampus(root, options=everything)
@@ -362,7 +441,10 @@ def test_published_counts(root, caplog, monkeypatch):
     caplog.clear()
     ours["query.txt", Modality.VISIBLE] = (2, 7, 1)
     BUPTCampus(root)
-    assert "query.txt visible frames 6 instead of 7; query.txt visible identities 2 instead of 1" in caplog.text
+    assert (
+        "query.txt visible frames 6 instead of 7; query.txt visible identities 2 instead of 1"
+        in caplog.text
+    )
     assert "infrared" not in caplog.text
 
 
@@ -372,7 +454,11 @@ def test_the_published_counts_add_up():
 
     assert (total("train.txt", 0), total("train.txt", 1)) == (2 * 3574, 796138)
     assert (total("train_auxiliary.txt", 0), total("train_auxiliary.txt", 1)) == (2 * 930, 209150)
-    assert (total("query.txt", 0), total("query.txt", 1), total("query.txt", 2)) == (1076, 101938, 1076)
+    assert (total("query.txt", 0), total("query.txt", 1), total("query.txt", 2)) == (
+        1076,
+        101938,
+        1076,
+    )
     assert (total("gallery.txt", 0), total("gallery.txt", 1)) == (4844, 597542)
 
 
@@ -397,7 +483,9 @@ def with_images(tmp_path_factory):
     """A BUPTCampus with frames and a skeleton of each, its keys made from the files' own names."""
     root = tmp_path_factory.mktemp("bupt")
     folder = write_bupt(root / "BUPTCampus", images=True)
-    files = [path for path in sorted((folder / "DATA").rglob("*.jpg")) if "FakeIR" not in path.parts]
+    files = [
+        path for path in sorted((folder / "DATA").rglob("*.jpg")) if "FakeIR" not in path.parts
+    ]
     keys = [path.relative_to(folder / "DATA").with_suffix("").as_posix() for path in files]
     joints = np.random.default_rng(0).uniform(0, 8, (len(keys), 17, 3)).astype(np.float32)
     write_skeleton_store(folder / "skeletons", keys, joints)
@@ -410,13 +498,19 @@ def brute_force(features, modality, *, ranks=(1, 5, 10, 20)):
     Args:
         features: [N, D], rows in the order of the lines of query.txt, then of gallery.txt.
     """
-    lines = [("query", pid, m) for pid, m, *_ in QUERY] + [("gallery", pid, m) for pid, m, *_ in GALLERY]
+    lines = [("query", pid, m) for pid, m, *_ in QUERY] + [
+        ("gallery", pid, m) for pid, m, *_ in GALLERY
+    ]
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    gallery = [row for row, (which, _, m) in enumerate(lines) if which == "gallery" and m != modality]
+    gallery = [
+        row for row, (which, _, m) in enumerate(lines) if which == "gallery" and m != modality
+    ]
     hits, precisions = [], []
     for row, (which, pid, m) in enumerate(lines):
         if which == "query" and m == modality:
-            found = [lines[g][1] == pid for g in sorted(gallery, key=lambda g: -(unit[row] @ unit[g]))]
+            found = [
+                lines[g][1] == pid for g in sorted(gallery, key=lambda g: -(unit[row] @ unit[g]))
+            ]
             places = np.flatnonzero(found) + 1
             hits.append(places[0])
             precisions.append(np.mean(np.arange(1, len(places) + 1) / places))
@@ -428,7 +522,9 @@ def test_star_trains_and_its_numbers_are_the_protocols(with_images, tmp_path):
     trainer = Trainer(cfg)
     before = [parameter.clone() for parameter in trainer.model.parameters()]
     results = trainer.train()
-    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True)
+    )
 
     loader = build_clip_test_loader(cfg, "BUPTCampus")
     trainer.model.eval()
@@ -439,7 +535,9 @@ def test_star_trains_and_its_numbers_are_the_protocols(with_images, tmp_path):
     assert not any("FakeIR" in frame for t in loader.dataset.tracklets for frame in t.frames)
     for direction, modality in (("I2V", "IR"), ("V2I", "RGB")):
         cmc, mean_precision = brute_force(features, modality)
-        assert [results[f"{direction}/Rank-{rank}"] for rank in (1, 5, 10, 20)] == pytest.approx(cmc)
+        assert [results[f"{direction}/Rank-{rank}"] for rank in (1, 5, 10, 20)] == pytest.approx(
+            cmc
+        )
         assert results[f"{direction}/mAP"] == pytest.approx(mean_precision)
 
     with open(tmp_path / "per_query_BUPTCampus.csv", newline="") as file:
@@ -447,12 +545,16 @@ def test_star_trains_and_its_numbers_are_the_protocols(with_images, tmp_path):
     assert [(row["direction"], int(row["tracklet"])) for row in rows] == [
         ("I2V", 0), ("I2V", 3), ("V2I", 1), ("V2I", 2),
     ]  # fmt: skip
-    assert [int(row["n_matches"]) for row in rows] == [2, 1, 1, 1], "the query's own camera stays in the gallery"
+    assert [int(row["n_matches"]) for row in rows] == [2, 1, 1, 1], (
+        "the query's own camera stays in the gallery"
+    )
     assert all(int(row["top1_tracklet"]) >= len(QUERY) for row in rows)
 
     arguments = ["--config-file", str(tmp_path / "config.yaml"), "--eval-only"]
     again = train_or_evaluate(
-        argument_parser("test").parse_args([*arguments, "MODEL.WEIGHTS", str(tmp_path / "model_final.pth")])
+        argument_parser("test").parse_args(
+            [*arguments, "MODEL.WEIGHTS", str(tmp_path / "model_final.pth")]
+        )
     )
     assert again == results
 

@@ -20,7 +20,9 @@ def test_every_layout(make_vcm, flat, merged, inside):
     assert (len(data.train), len(data.query), len(data.gallery)) == (12, 4, 4)
     first = data.train[0]
     assert (first.pid, first.camid, first.modality) == (1, 1, Modality.VISIBLE)
-    assert first.frames == tuple(f"0001/rgb/D1/{frame}.jpg" for frame in range(1, 13))  # inclusive: 12, not 11
+    assert first.frames == tuple(
+        f"0001/rgb/D1/{frame}.jpg" for frame in range(1, 13)
+    )  # inclusive: 12, not 11
     assert first.root == str(folder if merged else folder / "Train")
     assert data.train[1].frames[0] == "0001/rgb/D2/1.jpg"
     assert data.train[1].key(12) == "0001/rgb/D2/13"
@@ -28,7 +30,12 @@ def test_every_layout(make_vcm, flat, merged, inside):
     assert {t.modality for t in data.query} == {Modality.INFRARED}
     assert {t.modality for t in data.gallery} == {Modality.VISIBLE}
     assert data.query[0].root == str(folder if merged else folder / "Test")
-    assert [(t.pid, t.camid, len(t)) for t in data.query] == [(4, 1, 12), (4, 2, 13), (5, 1, 12), (5, 2, 13)]
+    assert [(t.pid, t.camid, len(t)) for t in data.query] == [
+        (4, 1, 12),
+        (4, 2, 13),
+        (5, 1, 12),
+        (5, 2, 13),
+    ]
     with open(data.query[0].path(0), "rb") as image:
         assert image.read(2) == b"\xff\xd8"
 
@@ -38,9 +45,15 @@ def test_bom_crlf_and_trailing_blanks(make_vcm):
     expected = HITSZVCM(root, check_frames=False)
     for file in (root / "HITSZ-VCM" / "info").iterdir():
         lines = file.read_text().splitlines()
-        file.write_bytes(b"\xef\xbb\xbf" + "".join(f"{line}  \r\n" for line in lines).encode() + b"\r\n \r\n")
+        file.write_bytes(
+            b"\xef\xbb\xbf" + "".join(f"{line}  \r\n" for line in lines).encode() + b"\r\n \r\n"
+        )
     data = HITSZVCM(root, check_frames=False)
-    assert (data.train, data.query, data.gallery) == (expected.train, expected.query, expected.gallery)
+    assert (data.train, data.query, data.gallery) == (
+        expected.train,
+        expected.query,
+        expected.gallery,
+    )
 
 
 def test_minimum_length_holds_in_both_sets(make_vcm):
@@ -61,7 +74,9 @@ def test_tables(vcm_root, caplog):
         data.show_train()
         data.show_test()
     rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in caplog.text.splitlines() if line[0] == "|"
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in caplog.text.splitlines()
+        if line[0] == "|"
     ]
     assert rows[0][:5] == ["subset", "# tracklets", "# frames", "# ids", "# cameras"]
     assert ["train infrared", "3", "39", "3", "1", "3"] in rows
@@ -89,11 +104,26 @@ def replace_line(path, number, text):
         ("track_train_info.txt", 2, "2 13 25 x 2", "line 2: expected five integers"),
         ("track_train_info.txt", 2, "", "line 2: expected five integers"),
         ("track_train_info.txt", 3, "3 26 37 0001 1", "line 3: modality 3"),
-        ("track_train_info.txt", 1, "2 12 1 0001 1", "line 1: the last frame, 1, comes before the first, 12"),
+        (
+            "track_train_info.txt",
+            1,
+            "2 12 1 0001 1",
+            "line 1: the last frame, 1, comes before the first, 12",
+        ),
         ("track_train_info.txt", 1, "2 0 12 0001 1", "1-based"),
-        ("track_test_info.txt", 8, "1 88 1000 0005 2", "has 101 names, but tracklet 8 spans 88 to 1000"),
+        (
+            "track_test_info.txt",
+            8,
+            "1 88 1000 0005 2",
+            "has 101 names, but tracklet 8 spans 88 to 1000",
+        ),
         ("track_train_info.txt", 2, "2 13 25 0001 2 7", "line 2: expected five integers"),
-        ("track_train_info.txt", 2, "2 -13 25 0001 2", "line 2: expected five integers .*, found '2 -13 25 0001 2'"),
+        (
+            "track_train_info.txt",
+            2,
+            "2 -13 25 0001 2",
+            "line 2: expected five integers .*, found '2 -13 25 0001 2'",
+        ),
         ("track_train_info.txt", 2, "+2 13 25 0001 2", "line 2: expected five integers"),
         ("track_train_info.txt", 2, "2 1_3 25 0001 2", "line 2: expected five integers"),
         ("track_train_info.txt", 2, "2 13.0 25 0001 2", "line 2: expected five integers"),
@@ -105,14 +135,34 @@ def replace_line(path, number, text):
             "2 13 9223372036854775808 0001 2",
             "line 2: expected five integers of at most nine",
         ),
-        ("track_train_info.txt", 2, "2 13 25 " + "1" * 900 + " 2", "line 2: expected five integers .*1 2'$"),
+        (
+            "track_train_info.txt",
+            2,
+            "2 13 25 " + "1" * 900 + " 2",
+            "line 2: expected five integers .*1 2'$",
+        ),
         ("track_train_info.txt", 2, "x" * 2000, "line 2 has 2,000 characters, more than 1,000"),
         ("track_train_info.txt", 2, "2 13 25 0001\x002", "line 2 holds the byte 0x00"),
         ("track_train_info.txt", 2, "2 13 25 0001\x1c2", "line 2 holds the byte 0x1c"),
         ("track_train_info.txt", 2, "0001M2D1T1F5.jpg", "line 2: expected five integers"),
-        ("track_train_info.txt", 2, "2 1 12 0001 1", "tracklets 1 and 2 share lines of .*train_name.txt"),
-        ("track_train_info.txt", 3, "2 13 25 0001 2", "tracklets 2 and 3 share lines of .*train_name.txt"),
-        ("track_train_info.txt", 3, "2 20 25 0001 2", "tracklets 2 and 3 share lines of .*train_name.txt"),
+        (
+            "track_train_info.txt",
+            2,
+            "2 1 12 0001 1",
+            "tracklets 1 and 2 share lines of .*train_name.txt",
+        ),
+        (
+            "track_train_info.txt",
+            3,
+            "2 13 25 0001 2",
+            "tracklets 2 and 3 share lines of .*train_name.txt",
+        ),
+        (
+            "track_train_info.txt",
+            3,
+            "2 20 25 0001 2",
+            "tracklets 2 and 3 share lines of .*train_name.txt",
+        ),
         ("train_name.txt", 5, "", "line 5: '' is not a frame name"),
         ("train_name.txt", 5, "7", "line 5: '7' is not a frame name"),
         ("train_name.txt", 5, "/0001M2D1T1F5.jpg", "line 5: .*not a frame name"),
@@ -128,8 +178,18 @@ def replace_line(path, number, text):
         ("train_name.txt", 5, "0001M2D3T1F5.jpg", "line 5: .* camera 1"),
         ("train_name.txt", 5, "0001M2D1T1F../../5.jpg", "line 5: .*not a frame name"),
         ("train_name.txt", 5, "../secret.jpg", "line 5: .*not a frame name"),
-        ("query_IDX.txt", 1, "3 4 7 80", "query_IDX.txt line 1: index 80, but track_test_info.txt has 8 lines"),
-        ("query_IDX.txt", 1, "2 3 6 7", "2 of 4 indices, the first of them 2, point at visible .*0-based"),
+        (
+            "query_IDX.txt",
+            1,
+            "3 4 7 80",
+            "query_IDX.txt line 1: index 80, but track_test_info.txt has 8 lines",
+        ),
+        (
+            "query_IDX.txt",
+            1,
+            "2 3 6 7",
+            "2 of 4 indices, the first of them 2, point at visible .*0-based",
+        ),
         ("query_IDX.txt", 1, "0 3 6 7", "index 0 looks 0-based"),
         ("query_IDX.txt", 1, "3 4 4 7", "listed twice"),
         ("query_IDX.txt", 1, "3 4.5", "found '4.5'"),
@@ -137,7 +197,12 @@ def replace_line(path, number, text):
         ("query_IDX.txt", 1, "3 ٤", "found '٤'"),
         ("query_IDX.txt", 1, "3 ²", "found '²'"),
         ("query_IDX.txt", 1, "3 " + "9" * 5000, "found '9+[.]+9+'"),
-        ("query_IDX.txt", 1, "3 4\n7\n2", "line 3: 1 of 4 indices, the first of them 2, point at visible"),
+        (
+            "query_IDX.txt",
+            1,
+            "3 4\n7\n2",
+            "line 3: 1 of 4 indices, the first of them 2, point at visible",
+        ),
         ("query_IDX.txt", 1, "3 4\n7\n7", "line 3: index 7 is listed twice"),
         ("query_IDX.txt", 1, "3 4 7 track", "found 'track'"),
         ("query_IDX.txt", 1, "", "query_IDX.txt is empty"),
@@ -161,16 +226,28 @@ def test_line_ends_tabs_and_a_bom(make_vcm, end, bom):
         lines = [f"\t{line} \t".replace(" ", "\t") for line in file.read_text().splitlines()]
         file.write_bytes((bom + end.join(lines) + end * 3).encode())
     data = HITSZVCM(root, check_frames=False)
-    assert (data.train, data.query, data.gallery) == (expected.train, expected.query, expected.gallery)
+    assert (data.train, data.query, data.gallery) == (
+        expected.train,
+        expected.query,
+        expected.gallery,
+    )
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "latin-1"])
 def test_other_encodings_are_named(make_vcm, encoding):
     root = make_vcm(images=False)
     file = root / "HITSZ-VCM" / "info" / "track_test_info.txt"
-    text = file.read_text().replace(" 2\n", " 2\u00a0\n") if encoding == "latin-1" else "\ufeff" + file.read_text()
+    text = (
+        file.read_text().replace(" 2\n", " 2\u00a0\n")
+        if encoding == "latin-1"
+        else "\ufeff" + file.read_text()
+    )
     file.write_bytes(text.encode(encoding))
-    expected = "line 2 holds the byte 0xa0" if encoding == "latin-1" else "is UTF-16 or UTF-32 text, save it as UTF-8"
+    expected = (
+        "line 2 holds the byte 0xa0"
+        if encoding == "latin-1"
+        else "is UTF-16 or UTF-32 text, save it as UTF-8"
+    )
     with pytest.raises(UserError, match=rf"track_test_info\.txt cannot be read: .*{expected}"):
         HITSZVCM(root, check_frames=False)
 
@@ -185,7 +262,11 @@ def test_tracklets_in_any_order_keep_their_own_frames(make_vcm):
         path.write_text("\n".join(reversed(path.read_text().splitlines())))
     (info / "query_IDX.txt").write_text("1 2 5 6")
     data = HITSZVCM(root, check_frames=False)
-    for ours, theirs in ((data.train, expected.train), (data.query, expected.query), (data.gallery, expected.gallery)):
+    for ours, theirs in (
+        (data.train, expected.train),
+        (data.query, expected.query),
+        (data.gallery, expected.gallery),
+    ):
         assert ours == theirs[::-1]
 
 
@@ -235,7 +316,10 @@ def test_shifted_track_indices_are_noticed(make_vcm):
     root = make_vcm(images=False)
     path = root / "HITSZ-VCM" / "info" / "track_train_info.txt"
     replace_line(path, 2, "2 12 24 0001 2")
-    with pytest.raises(UserError, match=r"line 12: .* is not of identity 1, modality 2, camera 2, as tracklet 2 says"):
+    with pytest.raises(
+        UserError,
+        match=r"line 12: .* is not of identity 1, modality 2, camera 2, as tracklet 2 says",
+    ):
         HITSZVCM(root, check_frames=False)
 
 
@@ -275,8 +359,12 @@ def test_identity_in_one_modality_only(make_vcm):
     root = make_vcm(images=False)
     path = root / "HITSZ-VCM" / "info" / "track_train_info.txt"
     lines = path.read_text().splitlines()
-    path.write_text("\n".join(line for line in lines if not line.startswith("1 ") or " 0002 " not in line))
-    with pytest.raises(UserError, match=r"1 identities .* in one modality only: 2 \(only visible\)"):
+    path.write_text(
+        "\n".join(line for line in lines if not line.startswith("1 ") or " 0002 " not in line)
+    )
+    with pytest.raises(
+        UserError, match=r"1 identities .* in one modality only: 2 \(only visible\)"
+    ):
         HITSZVCM(root, check_frames=False)
 
 
@@ -291,7 +379,9 @@ def test_identity_left_with_one_modality_by_the_minimum_length(make_vcm):
 
 
 def test_no_tracklet_left(make_vcm):
-    with pytest.raises(UserError, match=r"no tracklet has 14 frames or more: lower DATASETS.MIN_FRAMES"):
+    with pytest.raises(
+        UserError, match=r"no tracklet has 14 frames or more: lower DATASETS.MIN_FRAMES"
+    ):
         HITSZVCM(make_vcm(images=False), min_frames=14, check_frames=False)
 
 
@@ -308,7 +398,9 @@ def published_lines():
     for (split, modality), (tracklets, frames, identities, long) in module.PUBLISHED.items():
         lengths = [12] * long + [1] * (tracklets - long)
         lengths[0] += frames - sum(lengths)
-        lines[split] += [module._Line(modality, 1, n, i % identities, 1) for i, n in enumerate(lengths)]
+        lines[split] += [
+            module._Line(modality, 1, n, i % identities, 1) for i, n in enumerate(lengths)
+        ]
     return lines
 
 

@@ -27,7 +27,9 @@ from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
 SMALL = SyntheticOptions(train_ids=2, test_ids=2, tracklets=3, frames=4, size=(32, 16))
-CLEAN = dataclasses.replace(SMALL, frames=24, size=(64, 32), occlusion=0.0, blur=0.0, background=False, joint_noise=0.0)
+CLEAN = dataclasses.replace(
+    SMALL, frames=24, size=(64, 32), occlusion=0.0, blur=0.0, background=False, joint_noise=0.0
+)
 SYMMETRIC_BONES = (
     (people.LEFT_SHOULDER, people.LEFT_ELBOW),
     (people.LEFT_ELBOW, people.LEFT_WRIST),
@@ -46,17 +48,24 @@ def small(tmp_path_factory):
 
 def read_info(folder):
     """The five files, parsed by hand: name lines and tracks by split, and the query's line numbers."""
-    names = {split: (folder / f"{split}_name.txt").read_text().split("\n") for split in ("train", "test")}
+    names = {
+        split: (folder / f"{split}_name.txt").read_text().split("\n") for split in ("train", "test")
+    }
     assert all(lines.pop() == "" for lines in names.values())
     tracks = {
-        split: [tuple(line.split(" ")) for line in (folder / f"track_{split}_info.txt").read_text().splitlines()]
+        split: [
+            tuple(line.split(" "))
+            for line in (folder / f"track_{split}_info.txt").read_text().splitlines()
+        ]
         for split in names
     }
     return names, tracks, (folder / "query_IDX.txt").read_text()
 
 
 def files_of(root):
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
 
 
 def person(number):
@@ -65,9 +74,11 @@ def person(number):
 
 def straight_view(who, frames, *, away=False, yaw=0.0, size=(64, 32)):
     height, width = size
-    centre = np.tile([width / 2, height / 2], (frames, 1))
+    center = np.tile([width / 2, height / 2], (frames, 1))
     angle = np.full(frames, yaw + (np.pi if away else 0.0))
-    return synthetic_body.View(angle, 0.1, 0.8 * height / who.body.stature, centre, who.body.stature)
+    return synthetic_body.View(
+        angle, 0.1, 0.8 * height / who.body.stature, center, who.body.stature
+    )
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -76,7 +87,9 @@ def straight_view(who, frames, *, away=False, yaw=0.0, size=(64, 32)):
 def test_the_files_are_in_the_real_layout(small):
     names, tracks, query = read_info(small / "info")
     for split, pids in (("train", ["0001", "0002"]), ("test", ["0003", "0004"])):
-        assert [track[3] for track in tracks[split]] == [pid for pid in pids for _ in range(2 * SMALL.tracklets)]
+        assert [track[3] for track in tracks[split]] == [
+            pid for pid in pids for _ in range(2 * SMALL.tracklets)
+        ]
         end, listed = 0, set()
         for modality, first, last, pid, camera in tracks[split]:
             assert int(first) == end + 1
@@ -102,7 +115,12 @@ def test_the_files_are_in_the_real_layout(small):
 
 def test_frames_count_on_where_tracklets_share_a_folder():
     infrared, visible = Modality.INFRARED, Modality.VISIBLE
-    tracks = [Track(1, visible, 3, 2), Track(1, visible, 3, 1), Track(1, infrared, 3, 1), Track(2, visible, 3, 1)]
+    tracks = [
+        Track(1, visible, 3, 2),
+        Track(1, visible, 3, 1),
+        Track(1, infrared, 3, 1),
+        Track(2, visible, 3, 1),
+    ]
     assert frame_paths(tracks) == [
         ["0001/rgb/D3/1.jpg", "0001/rgb/D3/2.jpg"],
         ["0001/rgb/D3/3.jpg"],
@@ -117,12 +135,18 @@ def test_no_camera_films_an_identity_in_both_modalities(small):
     for modality, _, _, pid, camera in tracks["train"] + tracks["test"]:
         cameras[pid, modality].add(camera)
     assert len(cameras) == 8
-    assert all(not cameras[pid, "1"] & cameras[pid, "2"] for pid in ("0001", "0002", "0003", "0004"))
+    assert all(
+        not cameras[pid, "1"] & cameras[pid, "2"] for pid in ("0001", "0002", "0003", "0004")
+    )
 
 
 def test_every_frame_has_its_skeleton(small):
     store = SkeletonStore.open(small / "skeletons")
-    keys = [name.split("/", 1)[1].removesuffix(".jpg") for name in files_of(small) if name.endswith(".jpg")]
+    keys = [
+        name.split("/", 1)[1].removesuffix(".jpg")
+        for name in files_of(small)
+        if name.endswith(".jpg")
+    ]
     joints, present = store.read(keys)
     assert len(store) == len(keys) == 4 * 2 * SMALL.tracklets * SMALL.frames
     assert present.all()
@@ -150,7 +174,9 @@ def test_the_same_bytes_whatever_the_number_of_processes(tmp_path, small):
 
 
 def test_another_seed_makes_other_frames(tmp_path, small):
-    write_synthetic_vcm(tmp_path / "other", dataclasses.replace(SMALL, train_ids=1, test_ids=1, seed=1))
+    write_synthetic_vcm(
+        tmp_path / "other", dataclasses.replace(SMALL, train_ids=1, test_ids=1, seed=1)
+    )
     name = next(name for name in sorted(files_of(tmp_path / "other")) if name.endswith(".jpg"))
     frames = set(files_of(small).values())
     assert (tmp_path / "other" / name).read_bytes() not in frames
@@ -171,7 +197,10 @@ def test_a_finished_dataset_is_kept(tmp_path):
     frame.write_bytes(b"touched")
     write_synthetic_vcm(tmp_path / "set", options)
     assert frame.read_bytes() == b"touched"
-    with pytest.raises(UserError, match=r"set holds .*blur 0\.6 instead of 0\.1.*delete the folder or choose another"):
+    with pytest.raises(
+        UserError,
+        match=r"set holds .*blur 0\.6 instead of 0\.1.*delete the folder or choose another",
+    ):
         write_synthetic_vcm(tmp_path / "set", dataclasses.replace(options, blur=0.1))
     with pytest.raises(UserError, match="layout full instead of merged"):
         write_synthetic_vcm(tmp_path / "set", options, layout="merged")
@@ -187,8 +216,12 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
 
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "set").mkdir()
-    write_synthetic_vcm(tmp_path / "set", dataclasses.replace(SMALL, train_ids=1, test_ids=1, tracklets=1))
-    assert json.loads((tmp_path / "set" / "synthetic.json").read_text())["options"]["train_ids"] == 1
+    write_synthetic_vcm(
+        tmp_path / "set", dataclasses.replace(SMALL, train_ids=1, test_ids=1, tracklets=1)
+    )
+    assert (
+        json.loads((tmp_path / "set" / "synthetic.json").read_text())["options"]["train_ids"] == 1
+    )
 
 
 def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
@@ -218,8 +251,12 @@ def test_an_unknown_layout_is_refused(tmp_path):
 def test_the_registered_dataset_writes_itself_once(tmp_path, caplog):
     options = dataclasses.replace(SMALL, train_ids=2, test_ids=1, tracklets=1)
     with caplog.at_level("INFO"):
-        first = DATASET_REGISTRY.get("SyntheticVCM")(root=str(tmp_path), options=options, min_frames=4)
-        again = DATASET_REGISTRY.get("SyntheticVCM")(root=str(tmp_path), options=options, min_frames=4)
+        first = DATASET_REGISTRY.get("SyntheticVCM")(
+            root=str(tmp_path), options=options, min_frames=4
+        )
+        again = DATASET_REGISTRY.get("SyntheticVCM")(
+            root=str(tmp_path), options=options, min_frames=4
+        )
     assert caplog.text.count("writing SyntheticVCM") == 1
     assert first.train == again.train
     assert [len(part) for part in (first.train, first.query, first.gallery)] == [4, 1, 1]
@@ -265,8 +302,21 @@ def test_every_option_comes_from_the_config():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("train_ids", 0), ("test_ids", 9999), ("tracklets", 1.5), ("frames", -1), ("size", [64]), ("size", [64, 8])),
-        *(("occlusion", 1.1), ("blur", -0.1), ("blur", float("nan")), ("background", 1), ("scale", 0.6)),
+        *(
+            ("train_ids", 0),
+            ("test_ids", 9999),
+            ("tracklets", 1.5),
+            ("frames", -1),
+            ("size", [64]),
+            ("size", [64, 8]),
+        ),
+        *(
+            ("occlusion", 1.1),
+            ("blur", -0.1),
+            ("blur", float("nan")),
+            ("background", 1),
+            ("scale", 0.6),
+        ),
         *(("joint_noise", "much"), ("seed", -1)),
     ],
 )
@@ -287,8 +337,13 @@ def test_bones_keep_their_length_and_are_symmetric():
             for right in (0, 1):
                 bone = np.linalg.norm(points[:, start + right] - points[:, end + right], axis=-1)
                 np.testing.assert_allclose(bone, length, rtol=1e-9)
-        for left, length in ((people.LEFT_SHOULDER, who.body.shoulders), (people.LEFT_HIP, who.body.hips)):
-            np.testing.assert_allclose(np.linalg.norm(points[:, left] - points[:, left + 1], axis=-1), length)
+        for left, length in (
+            (people.LEFT_SHOULDER, who.body.shoulders),
+            (people.LEFT_HIP, who.body.hips),
+        ):
+            np.testing.assert_allclose(
+                np.linalg.norm(points[:, left] - points[:, left + 1], axis=-1), length
+            )
 
 
 def test_half_a_cycle_later_the_body_is_its_mirror_image():
@@ -330,7 +385,9 @@ def test_clothing_is_shared_and_only_loosely_the_same_in_infrared():
     assert len(combinations) > 100
     assert len(combinations) <= 5 * 4 * 6
     assert combinations.most_common(1)[0][1] < 20
-    materials = np.array([outfit.materials[part] for outfit in outfits for part in ("upper", "lower")])
+    materials = np.array(
+        [outfit.materials[part] for outfit in outfits for part in ("upper", "lower")]
+    )
     visible = [people.luminance(material) for material in materials]
     assert 0.45 < np.corrcoef(visible, materials[:, 3])[0, 1] < 0.7
 
@@ -346,7 +403,10 @@ def test_one_identity_walks_and_looks_the_same_in_all_its_tracklets(tmp_path, mo
     write_synthetic_vcm(tmp_path / "set", dataclasses.replace(SMALL, frames=1))
     by_identity = [seen[start : start + 6] for start in range(0, 24, 6)]
     for tracklets in by_identity:
-        assert Counter(modality for _, modality in tracklets) == {Modality.INFRARED: 3, Modality.VISIBLE: 3}
+        assert Counter(modality for _, modality in tracklets) == {
+            Modality.INFRARED: 3,
+            Modality.VISIBLE: 3,
+        }
         assert all(who == tracklets[0][0] for who, _ in tracklets)
     assert len({tracklets[0][0].body for tracklets in by_identity}) == 4
 
@@ -386,13 +446,21 @@ def test_left_is_left_in_front_and_back_views():
 
 
 def test_a_red_left_arm_is_drawn_where_the_left_joints_are(monkeypatch):
-    left_arm = [limb for limb in synthetic_body.LIMBS if limb[1:3] == (people.LEFT_SHOULDER, people.LEFT_ELBOW)]
+    left_arm = [
+        limb
+        for limb in synthetic_body.LIMBS
+        if limb[1:3] == (people.LEFT_SHOULDER, people.LEFT_ELBOW)
+    ]
     assert len(left_arm) == 1
     monkeypatch.setattr(synthetic_body, "LIMBS", tuple(left_arm))
     red = dict.fromkeys(("upper", "lower", "skin", "hair", "print"), (0.0, 0.0, 0.0, 0.0))
     who = person(0)
-    who = dataclasses.replace(who, outfit=dataclasses.replace(who.outfit, materials={**red, "upper": (255, 0, 0, 0)}))
-    monkeypatch.setattr(synthetic_body, "torso_materials", lambda _, levels, count: np.full((levels, count), 2))
+    who = dataclasses.replace(
+        who, outfit=dataclasses.replace(who.outfit, materials={**red, "upper": (255, 0, 0, 0)})
+    )
+    monkeypatch.setattr(
+        synthetic_body, "torso_materials", lambda _, levels, count: np.full((levels, count), 2)
+    )
     points = people.walk(who, np.linspace(0, 2 * np.pi, 8))
     for away in (False, True):
         view = straight_view(who, 8, away=away)
@@ -430,7 +498,9 @@ def test_what_covers_a_joint_hides_it():
     covered = Counter()
     for seed in range(12):
         without = render.film(person(0), 2, Modality.VISIBLE, CLEAN, np.random.default_rng(seed))
-        with_something = render.film(person(0), 2, Modality.VISIBLE, options, np.random.default_rng(seed))
+        with_something = render.film(
+            person(0), 2, Modality.VISIBLE, options, np.random.default_rng(seed)
+        )
         extra = with_something.hidden & ~without.hidden
         covered[bool(extra.any())] += 1
         assert (with_something.hidden | ~without.hidden).all()
@@ -443,7 +513,9 @@ def test_the_share_of_occluded_tracklets_is_the_option(monkeypatch):
     options = dataclasses.replace(SMALL, frames=1, occlusion=0.6)
     occluded = []
     monkeypatch.setattr(
-        scene, "occluders", lambda rng, modality, size, frames: occluded.append(1) or np.zeros((frames, *size, 4))
+        scene,
+        "occluders",
+        lambda rng, modality, size, frames: occluded.append(1) or np.zeros((frames, *size, 4)),
     )
     rng = np.random.default_rng(0)
     for _ in range(150):
@@ -462,16 +534,18 @@ def test_stored_joints_count_from_the_middle_of_the_first_pixel():
 
 
 def test_drawing_puts_the_person_where_the_projection_says():
-    """A ball of ten pixels' radius at a known place: the drawing's centre of mass is the projection's."""
-    centre = np.array([[16.3, 20.7], [12.0, 40.25]])
+    """A ball of ten pixels' radius at a known place: the drawing's center of mass is the projection's."""
+    center = np.array([[16.3, 20.7], [12.0, 40.25]])
     angle = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    outline = centre[:, None] + 10 * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-    part = synthetic_body.Part(np.zeros(2), outline[:, None], np.full((2, 1, 3), 200.0), np.ones((2, 1), bool))
+    outline = center[:, None] + 10 * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    part = synthetic_body.Part(
+        np.zeros(2), outline[:, None], np.full((2, 1, 3), 200.0), np.ones((2, 1), bool)
+    )
     alpha = synthetic_body._paint([part], np.zeros((2, 3, 2)), (64, 32))[..., 3]
     mass = alpha.sum(axis=(1, 2))
     x = (alpha.sum(axis=1) * (np.arange(32) + 0.5)).sum(axis=1) / mass
     y = (alpha.sum(axis=2) * (np.arange(64) + 0.5)).sum(axis=1) / mass
-    np.testing.assert_allclose(np.stack([x, y], axis=1), centre, atol=0.1)
+    np.testing.assert_allclose(np.stack([x, y], axis=1), center, atol=0.1)
 
 
 # --- info files at true size -------------------------------------------------------------------------------------
@@ -500,14 +574,22 @@ def test_true_counts_by_modality(true_size, split, modality, tracklets, frames, 
     assert sum(lengths) == frames
     assert len({track[3] for track in chosen}) == identities
     assert sum(length >= 12 for length in lengths) == long
-    assert len({track[3] for track, length in zip(chosen, lengths, strict=True) if length >= 12}) == identities
+    assert (
+        len({track[3] for track, length in zip(chosen, lengths, strict=True) if length >= 12})
+        == identities
+    )
 
 
 @pytest.mark.parametrize(
     ("split", "tracklets", "frames", "long", "exactly_24", "lines", "cameras"),
-    [("train", 11061, 232481, 9751, 8223, 232496, 6), ("test", 10802, 230739, 9683, 8379, 230763, 12)],
+    [
+        ("train", 11061, 232481, 9751, 8223, 232496, 6),
+        ("test", 10802, 230739, 9683, 8379, 230763, 12),
+    ],
 )
-def test_true_counts_by_split(true_size, split, tracklets, frames, long, exactly_24, lines, cameras):
+def test_true_counts_by_split(
+    true_size, split, tracklets, frames, long, exactly_24, lines, cameras
+):
     names, tracks = true_size[0][split], true_size[1][split]
     lengths = Counter(int(last) - int(first) + 1 for _, first, last, _, _ in tracks)
     assert len(tracks) == tracklets
@@ -521,7 +603,10 @@ def test_true_counts_by_split(true_size, split, tracklets, frames, long, exactly
     for modality, first, last, pid, camera in tracks:
         assert int(first) == covered + 1
         covered = int(last)
-        assert all(name.startswith(f"{pid}M{modality}D{camera}T") for name in names[int(first) - 1 : int(last)])
+        assert all(
+            name.startswith(f"{pid}M{modality}D{camera}T")
+            for name in names[int(first) - 1 : int(last)]
+        )
 
 
 def test_true_identities_and_query(true_size):

@@ -2,7 +2,7 @@
 
     gradients.py DEVICE WORLD ALL_RANKS FILE
 
-Everything that draws random numbers is off, and BatchNorm normalises by fixed statistics: what is left must not
+Everything that draws random numbers is off, and BatchNorm normalizes by fixed statistics: what is left must not
 depend on how the batch is shared out.
 """
 
@@ -32,10 +32,14 @@ def global_batch():
     """[visible; infrared], `CLIPS` clips of each identity in each."""
     generator = torch.Generator().manual_seed(3)
     clips = 2 * IDENTITIES * CLIPS
-    skeletons = torch.rand(clips, LENGTH, NUM_JOINTS, 3, generator=generator) * torch.tensor([16.0, 32.0, 0.5])
+    skeletons = torch.rand(clips, LENGTH, NUM_JOINTS, 3, generator=generator) * torch.tensor(
+        [16.0, 32.0, 0.5]
+    )
     skeletons[..., 2] += 0.5
     return {
-        "images": torch.randint(0, 256, (clips, LENGTH, 3, 32, 16), dtype=torch.uint8, generator=generator),
+        "images": torch.randint(
+            0, 256, (clips, LENGTH, 3, 32, 16), dtype=torch.uint8, generator=generator
+        ),
         "modality": torch.tensor([2, 1]).repeat_interleave(clips // 2),
         "targets": torch.arange(IDENTITIES).repeat_interleave(CLIPS).repeat(2),
         "skeletons": skeletons,
@@ -62,12 +66,16 @@ def main(name, all_ranks, path):
             module.eval()
     runner = model
     if world > 1:
-        runner = DistributedDataParallel(model, device_ids=None if device.type == "cpu" else [device.index])
+        runner = DistributedDataParallel(
+            model, device_ids=None if device.type == "cpu" else [device.index]
+        )
     batch = share_of(global_batch(), rank, world)
     batch = {key: value if key == "modality" else value.to(device) for key, value in batch.items()}
     sum(runner(batch).values()).backward()
     if rank == 0:
-        torch.save({name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}, path)
+        torch.save(
+            {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}, path
+        )
 
 
 if __name__ == "__main__":

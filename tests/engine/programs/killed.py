@@ -18,7 +18,9 @@ def killed_before(moment: int) -> None:
 
     def counted(function):
         def call(what, *more):
-            named = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.fspath(what)
+            named = (
+                os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.fspath(what)
+            )
             if (more or named.endswith(".tmp")) and next(calls) == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(what, *more)

@@ -17,7 +17,9 @@ def main():
 
     def run_step():
         step()
-        noted[trainer.iter] = {name: value for name, (value, _) in trainer.storage.latest().items() if "loss" in name}
+        noted[trainer.iter] = {
+            name: value for name, (value, _) in trainer.storage.latest().items() if "loss" in name
+        }
 
     trainer.run_step = run_step
     trainer.train()

@@ -18,11 +18,22 @@ from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
 FIRST = 4  # in the second or third epoch: the first has left a checkpoint
-FLOAT16 = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16", "SOLVER.AMP.MAX_SKIPPED", "2"]
+FLOAT16 = [
+    "SOLVER.AMP.ENABLED",
+    "True",
+    "SOLVER.AMP.DTYPE",
+    "float16",
+    "SOLVER.AMP.MAX_SKIPPED",
+    "2",
+]
 
 
 def train(what, config, folder, options):
-    trainer = Trainer(load_config(config, [*options, "OUTPUT_DIR", folder, *(FLOAT16 if what == "skipped" else [])]))
+    trainer = Trainer(
+        load_config(
+            config, [*options, "OUTPUT_DIR", folder, *(FLOAT16 if what == "skipped" else [])]
+        )
+    )
     if trainer.grad_scaler is not None:
         trainer.grad_scaler._init_scale = 1.0  # no overflow but the planted one
     if comm.get_rank() == 1:
@@ -34,7 +45,9 @@ def plant(trainer, what):
     model = trainer.model.module
     if what == "gradient":
         parameter = model.heads.bottleneck[0].weight
-        parameter.register_hook(lambda gradient: gradient * (math.inf if trainer.iter >= FIRST else 1))
+        parameter.register_hook(
+            lambda gradient: gradient * (math.inf if trainer.iter >= FIRST else 1)
+        )
         return
     honest = model.losses
 

@@ -1,4 +1,4 @@
-"""Crops with a coloured blob for each joint, and a stand-in for a perfectly trained network, which finds the blobs.
+"""Crops with a colored blob for each joint, and a stand-in for a perfectly trained network, which finds the blobs.
 
 What the network sees is a person: where the picture is mirrored, the right eye looks like a left one. Two more blobs,
 west and east, tell it whether it is.
@@ -11,7 +11,7 @@ import numpy as np
 from fastreid_star.coco import LEFT_RIGHT, NUM_JOINTS
 
 # 19 directions in the space of red, green and blue, at least 15 degrees apart
-COLOURS = np.array([colour for colour in product((0, 0.5, 1), repeat=3) if max(colour) == 1])
+COLORS = np.array([color for color in product((0, 0.5, 1), repeat=3) if max(color) == 1])
 WEST, EAST = 17, 18
 BLOB = 1.6  # pixels of the crop
 
@@ -22,18 +22,18 @@ SIZES = [(61, 143), (73, 145), (97, 201), (128, 256), (200, 91)]
 def plant(width, height, seed=0):
     """A black crop, uint8 [height,width,3] in RGB, with its blobs, and where the joints' are: [17,2]."""
     rng = np.random.default_rng(seed)
-    columns = round(np.sqrt(len(COLOURS) * width / height))
-    rows = -(-len(COLOURS) // columns)
+    columns = round(np.sqrt(len(COLORS) * width / height))
+    rows = -(-len(COLORS) // columns)
     cells = rng.permutation([(x, y) for y in range(rows) for x in range(columns)])
     order = np.argsort(cells[:, 0], kind="stable")
     west, east = order[0], order[-1]
     others = [cell for cell in range(len(cells)) if cell not in (west, east)][:NUM_JOINTS]
     cells = cells[[*others, west, east]]
-    points = (cells + 0.5) * [width / columns, height / rows] + rng.uniform(-3, 3, (len(COLOURS), 2))
+    points = (cells + 0.5) * [width / columns, height / rows] + rng.uniform(-3, 3, (len(COLORS), 2))
     y, x = np.mgrid[:height, :width]
     image = np.zeros((height, width, 3))
-    for (px, py), colour in zip(points, COLOURS, strict=True):
-        image += 255 * colour * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * BLOB**2))[..., None]
+    for (px, py), color in zip(points, COLORS, strict=True):
+        image += 255 * color * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * BLOB**2))[..., None]
     return np.round(image.clip(0, 255)).astype(np.uint8), points[:NUM_JOINTS]
 
 
@@ -41,13 +41,13 @@ def find(image):
     """Where the joints seem to be in a picture, [H,W,3] in RGB, 0 to 255: [17,2]."""
     strength = image.max(axis=2)
     directions = image / np.maximum(np.linalg.norm(image, axis=2, keepdims=True), 1)
-    likeness = directions @ (COLOURS / np.linalg.norm(COLOURS, axis=1, keepdims=True)).T
-    colour = likeness.argmax(axis=2)
+    likeness = directions @ (COLORS / np.linalg.norm(COLORS, axis=1, keepdims=True)).T
+    color = likeness.argmax(axis=2)
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]
     points = []
-    for index in range(len(COLOURS)):
-        weight = np.where(colour == index, (strength - 50).clip(0), 0)
-        assert weight.sum() > 0, f"no blob of colour {COLOURS[index]}"
+    for index in range(len(COLORS)):
+        weight = np.where(color == index, (strength - 50).clip(0), 0)
+        assert weight.sum() > 0, f"no blob of color {COLORS[index]}"
         points.append([(weight * x).sum() / weight.sum(), (weight * y).sum() / weight.sum()])
     points = np.array(points)
     mirrored = points[WEST, 0] > points[EAST, 0]

@@ -37,7 +37,7 @@ def network(name):
     torch.manual_seed(0)
     model = mmpose_backend._build(config, path, CPU, False)
     if name in (HRNET, RTMPOSE):
-        # after one batch the normalised features have mean 0 and variance 1, as in a trained network
+        # after one batch the normalized features have mean 0 and variance 1, as in a trained network
         for layer in model.modules():
             if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
                 layer.momentum = 1.0
@@ -57,9 +57,17 @@ def published(name):
     meta = {
         "cfg": config.pretty_text,
         "epoch": 210,
-        "dataset_meta": {"sigmas": np.ones(17, np.float32), "joint_weights": np.ones((17, 1)), "names": ["nose"]},
+        "dataset_meta": {
+            "sigmas": np.ones(17, np.float32),
+            "joint_weights": np.ones((17, 1)),
+            "names": ["nose"],
+        },
     }
-    return {"meta": meta, "state_dict": OrderedDict(model.state_dict()), "message_hub": hub.state_dict()}
+    return {
+        "meta": meta,
+        "state_dict": OrderedDict(model.state_dict()),
+        "message_hub": hub.state_dict(),
+    }
 
 
 @functools.lru_cache
@@ -72,7 +80,9 @@ def checkpoint(folder, name):
 @functools.lru_cache
 def build(folder, name, flip_test=False, dtype=None):
     path = checkpoint(folder, name)
-    return build_estimator("mmpose", model=name, checkpoint=path, device=CPU, flip_test=flip_test, dtype=dtype)
+    return build_estimator(
+        "mmpose", model=name, checkpoint=path, device=CPU, flip_test=flip_test, dtype=dtype
+    )
 
 
 def check_importing_leaves_no_stand_in_behind(folder):
@@ -85,7 +95,9 @@ def check_the_networks_end_to_end(folder):
         assert {parameter.device for parameter in estimator._model.parameters()} == {CPU}
         assert not estimator._model.training
         for mine, saved in zip(
-            estimator._model.state_dict().values(), network(name)[0].state_dict().values(), strict=True
+            estimator._model.state_dict().values(),
+            network(name)[0].state_dict().values(),
+            strict=True,
         ):
             assert torch.equal(mine, saved)
         prepared = [estimator.prepare(crop) for crop in odd_crops(16)]
@@ -139,7 +151,9 @@ class Perfect:
     def __init__(self, estimator):
         self.model, self.decoder = estimator._model, estimator._head.decoder
         if isinstance(self.decoder, MSRAHeatmap):  # peaks at the joints, not at the nearest cells
-            self.encoder = MSRAHeatmap(self.decoder.input_size, self.decoder.heatmap_size, 2, unbiased=True)
+            self.encoder = MSRAHeatmap(
+                self.decoder.input_size, self.decoder.heatmap_size, 2, unbiased=True
+            )
         else:
             self.encoder = self.decoder
 
@@ -161,13 +175,15 @@ class Perfect:
     def encode(self, points, height=1.0):
         encoded = [self.encoder.encode(np.float32(one)[None]) for one in points]
         if isinstance(self.decoder, SimCCLabel):
-            vectors = [np.concatenate([one[f"keypoint_{axis}_labels"] for one in encoded]) for axis in "xy"]
+            vectors = [
+                np.concatenate([one[f"keypoint_{axis}_labels"] for one in encoded]) for axis in "xy"
+            ]
             return tuple(height * torch.from_numpy(vector) for vector in vectors)
         return height * torch.from_numpy(np.stack([one["heatmaps"] for one in encoded]))
 
 
 def check_blobs_are_found_where_they_are(folder):
-    """Colours, places and sides all come through: any mistake of them is larger than what is allowed here."""
+    """Colors, places and sides all come through: any mistake of them is larger than what is allowed here."""
     for name in (HRNET, DARK, UDP, UDP_OFFSETS, RTMPOSE):
         for flip_test in (False, True):
             estimator = build(folder, name, flip_test)
@@ -186,7 +202,11 @@ def check_blobs_are_found_where_they_are(folder):
             assert (furthest < quantum + shift + 0.15).all(), (name, flip_test, furthest)
             # which hides nothing: over many joints it is 0 on average
             mean = np.abs((off / cells[:, None, None]).mean(axis=(0, 1)))
-            assert mean.max() < (0.13 if name in (HRNET, DARK) and flip_test else 0.05), (name, flip_test, mean)
+            assert mean.max() < (0.13 if name in (HRNET, DARK) and flip_test else 0.05), (
+                name,
+                flip_test,
+                mean,
+            )
             if name != UDP_OFFSETS:  # whose decoder blurs the map of scores first
                 assert np.abs(joints[..., 2] - 1).max() < 0.15, (name, flip_test)
 
@@ -214,7 +234,10 @@ def check_one_person_is_as_mmpose_says(folder):
             ours = estimator.estimate([estimator.prepare(image) for image in images])
             central = estimator._head.decode
             del estimator._head.decode
-            theirs = [inference_topdown(estimator._model, cv2.cvtColor(image, cv2.COLOR_RGB2BGR)) for image in images]
+            theirs = [
+                inference_topdown(estimator._model, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+                for image in images
+            ]
             estimator._head.decode = central
         for joints, (sample,) in zip(ours, theirs, strict=True):
             assert np.array_equal(joints[:, :2], np.float32(sample.pred_instances.keypoints[0]))
@@ -222,7 +245,9 @@ def check_one_person_is_as_mmpose_says(folder):
 
 
 def check_the_central_person_is_taken(folder):
-    crop = np.zeros((192, 90, 3), np.uint8)  # the input shows 180 x 240 pixels: two thirds of its width are outside
+    crop = np.zeros(
+        (192, 90, 3), np.uint8
+    )  # the input shows 180 x 240 pixels: two thirds of its width are outside
     rng = np.random.default_rng(0)
     central = rng.uniform([92, 60], [104, 200], (NUM_JOINTS, 2))
     at_the_edge = central * [0, 1] + [[56, 0]]
@@ -262,7 +287,11 @@ def check_preparing_in_other_processes(folder):
     assert pickle.loads(data)(crops[0])["inputs"].equal(here[0]["inputs"])
     for start in ("fork", "spawn"):
         loader = DataLoader(
-            crops, batch_size=None, num_workers=1, collate_fn=estimator.prepare, multiprocessing_context=start
+            crops,
+            batch_size=None,
+            num_workers=1,
+            collate_fn=estimator.prepare,
+            multiprocessing_context=start,
         )
         there = list(loader)
         for one, other in zip(here, there, strict=True):
@@ -274,7 +303,9 @@ def check_preparing_in_other_processes(folder):
 
 def check_devices_are_never_chosen(folder):
     path = mmpose_backend.config_path(RTMPOSE)
-    model = mmpose_backend._build(mmpose_backend.read_config(path), path, torch.device("meta"), False)
+    model = mmpose_backend._build(
+        mmpose_backend.read_config(path), path, torch.device("meta"), False
+    )
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
@@ -285,12 +316,21 @@ def check_layouts_of_checkpoints(folder):
     whole = io.BytesIO()
     torch.save(data, whole)
     as_numpy_1 = io.BytesIO()
-    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(as_numpy_1, "w", zipfile.ZIP_STORED) as target:
+    with (
+        zipfile.ZipFile(whole) as source,
+        zipfile.ZipFile(as_numpy_1, "w", zipfile.ZIP_STORED) as target,
+    ):
         for entry in source.infolist():
-            target.writestr(entry, source.read(entry).replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray"))
+            target.writestr(
+                entry,
+                source.read(entry).replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray"),
+            )
     assert as_numpy_1.getvalue() != whole.getvalue()
     (folder / "numpy_1.pth").write_bytes(as_numpy_1.getvalue())
-    old = {key.replace("head.", "keypoint_head.") if key.startswith("head.") else key: weights[key] for key in weights}
+    old = {
+        key.replace("head.", "keypoint_head.") if key.startswith("head.") else key: weights[key]
+        for key in weights
+    }
     mean = {"data_preprocessor.mean": torch.zeros(3, 1, 1)}
     torch.save({"state_dict": {**old, **mean}, "meta": {"cfg": "x = ("}}, folder / "old.pth")
     torch.save({f"module.{key}": value for key, value in weights.items()}, folder / "parallel.pth")
@@ -339,12 +379,20 @@ def check_checkpoints_that_are_refused(folder):
             (folder / "refused.pth").write_bytes(content)
         else:
             torch.save(content, path)
-        refused(lambda: build_estimator("mmpose", model=RTMPOSE, checkpoint=path, device=CPU), path, *words)
+        refused(
+            lambda: build_estimator("mmpose", model=RTMPOSE, checkpoint=path, device=CPU),
+            path,
+            *words,
+        )
 
     names = sorted(name for name in weights if not name.endswith("num_batches_tracked"))
     fewer = {name: value for name, value in weights.items() if name not in names[:4]}
     refuses({"state_dict": fewer}, "4 weights are missing", names[0])
-    refuses({"state_dict": {**weights, "head.more": torch.ones(1)}}, "1 weights are unknown", "head.more")
+    refuses(
+        {"state_dict": {**weights, "head.more": torch.ones(1)}},
+        "1 weights are unknown",
+        "head.more",
+    )
     narrow = {**weights, "head.cls_x.weight": weights["head.cls_x.weight"][:-2]}
     refuses({"state_dict": narrow}, "1 weights are of another shape (head.cls_x.weight)")
     refuses({"state_dict": {}}, "missing")
@@ -357,21 +405,30 @@ def check_checkpoints_that_are_refused(folder):
     other["meta"]["cfg"] = other["meta"]["cfg"].replace("192,", "288,").replace("256,", "384,")
     refuses(other, "trained with the input_size (288, 384)", "--model")
     refused(
-        lambda: build_estimator("mmpose", model=HRNET, checkpoint=checkpoint(folder, RTMPOSE), device=CPU),
+        lambda: build_estimator(
+            "mmpose", model=HRNET, checkpoint=checkpoint(folder, RTMPOSE), device=CPU
+        ),
         f"is not of {HRNET}",
     )
     refused(lambda: build_estimator("mmpose", device=CPU), "model zoo", "--checkpoint")
-    refused(lambda: build_estimator("mmpose", checkpoint="nowhere.pth", device=CPU), "nowhere.pth does not exist")
+    refused(
+        lambda: build_estimator("mmpose", checkpoint="nowhere.pth", device=CPU),
+        "nowhere.pth does not exist",
+    )
 
 
 def check_configs_that_are_refused(folder):
     def refuses(name, *words):
         any_file = checkpoint(folder, RTMPOSE)
-        refused(lambda: build_estimator("mmpose", model=name, checkpoint=any_file, device=CPU), *words)
+        refused(
+            lambda: build_estimator("mmpose", model=name, checkpoint=any_file, device=CPU), *words
+        )
 
     refuses("rtmpose-t_8xb256-420e_coco-256x193", f"did you mean {RTMPOSE}?")
     refuses("some/where.py", "some/where.py does not exist")
-    refuses("dekr_hrnet-w32_8xb10-140e_coco-512x512", "no top-down network but a BottomupPoseEstimator")
+    refuses(
+        "dekr_hrnet-w32_8xb10-140e_coco-512x512", "no top-down network but a BottomupPoseEstimator"
+    )
     refuses("td-hm_hrnet-w32_8xb64-210e_mpii-256x256", "finds 16 joints", "not COCO's 17")
     refuses("rtmpose-t_8xb1024-700e_body8-halpe26-256x192", "finds 26 joints")
     refuses("td-reg_res50_8xb64-210e_coco-256x192", "neither heatmaps nor SimCC")
@@ -386,13 +443,19 @@ def check_a_config_file_of_ones_own(folder):
     path = folder / "mine.py"
     base = mmpose_backend.config_path(RTMPOSE)
     path.write_text(f"_base_ = [{str(base)!r}]\nmodel = dict(test_cfg=None)\n")
-    estimator = build_estimator("mmpose", model=str(path), checkpoint=checkpoint(folder, RTMPOSE), device=CPU)
+    estimator = build_estimator(
+        "mmpose", model=str(path), checkpoint=checkpoint(folder, RTMPOSE), device=CPU
+    )
     crop = odd_crops(1)[0]
     ours = estimator.estimate([estimator.prepare(crop)])
     assert np.array_equal(ours, build(folder, RTMPOSE).estimate([estimator.prepare(crop)]))
     assert estimator.describe()["config"] == "mine.py"
     before = estimator.describe()
     path.write_text(path.read_text() + "default_scope = 'mmpose'\nmore = 1\n")
-    after = build_estimator("mmpose", model=str(path), checkpoint=checkpoint(folder, RTMPOSE), device=CPU).describe()
-    assert {key for key in before if before[key] != after[key]} == {"config_sha256"}, "what it says is another"
+    after = build_estimator(
+        "mmpose", model=str(path), checkpoint=checkpoint(folder, RTMPOSE), device=CPU
+    ).describe()
+    assert {key for key in before if before[key] != after[key]} == {"config_sha256"}, (
+        "what it says is another"
+    )
     assert tuple(estimator._model.dataset_meta["flip_indices"]) == LEFT_RIGHT

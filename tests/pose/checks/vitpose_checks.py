@@ -44,7 +44,9 @@ def published(folder, experts=1, classic=False):
         part_features=12,
         out_indices=[2],
     )
-    config = VitPoseConfig(backbone_config=backbone, num_labels=NUM_JOINTS, use_simple_decoder=not classic)
+    config = VitPoseConfig(
+        backbone_config=backbone, num_labels=NUM_JOINTS, use_simple_decoder=not classic
+    )
     network = VitPoseForPoseEstimation(config)
     with torch.no_grad():
         for weight in network.backbone.parameters():
@@ -117,7 +119,9 @@ def check_description(folder):
     shutil.copytree(published(folder), path)
     assert build(path, flip_test=True).describe() == said
     settings = json.loads((path / "preprocessor_config.json").read_text())
-    (path / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.5, 0.5, 0.5]}))
+    (path / "preprocessor_config.json").write_text(
+        json.dumps({**settings, "image_mean": [0.5, 0.5, 0.5]})
+    )
     after = build(path, flip_test=True).describe()
     assert {key for key in said if said[key] != after[key]} == {"config_sha256"}
 
@@ -126,7 +130,9 @@ class Perfect(torch.nn.Module):
     """Stands in for the network: UDP's heatmaps of where the blobs are in its input."""
 
     def forward(self, images):
-        mean, std = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        mean, std = (
+            torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        )
         pixels = ((images * std + mean) * 255).permute(0, 2, 3, 1).numpy()
         assert pixels.min() > -1e-3
         assert pixels.max() < 255.01
@@ -134,7 +140,9 @@ class Perfect(torch.nn.Module):
 
 
 def heatmaps(points):
-    return torch.from_numpy(np.stack([CODEC.encode(np.float32(one)[None])["heatmaps"] for one in points]))
+    return torch.from_numpy(
+        np.stack([CODEC.encode(np.float32(one)[None])["heatmaps"] for one in points])
+    )
 
 
 def check_blobs_are_found_where_they_are(folder):
@@ -151,11 +159,16 @@ def check_blobs_are_found_where_they_are(folder):
 
 def check_the_central_person_is_taken(folder):
     estimator = build(published(folder))
-    prepared = [estimator.prepare(np.zeros((192, 90, 3), np.uint8))]  # half of the input's width: from 48 to 144
+    prepared = [
+        estimator.prepare(np.zeros((192, 90, 3), np.uint8))
+    ]  # half of the input's width: from 48 to 144
     central = np.random.default_rng(0).uniform([92, 60], [104, 200], (NUM_JOINTS, 2))
     at_the_edge = central * [0, 1] + [[56, 0]]
     for heights, expected in (((0.7, 0.8), 0), ((0.4, 0.9), 1)):
-        people = [height * heatmaps([points]) for height, points in zip(heights, (central, at_the_edge), strict=True)]
+        people = [
+            height * heatmaps([points])
+            for height, points in zip(heights, (central, at_the_edge), strict=True)
+        ]
         found = []
         for maps in (torch.maximum(*people), people[expected]):
             estimator._model = lambda images, maps=maps: types.SimpleNamespace(heatmaps=maps)
@@ -169,18 +182,24 @@ def check_the_input_is_mmposes(folder):
     processor = VitPoseImageProcessor()
     for width, height in SIZES:
         crop = odd_crops(1)[0].repeat(3, axis=0).repeat(3, axis=1)[:height, :width]
-        crop = np.pad(crop, ((0, height - crop.shape[0]), (0, width - crop.shape[1]), (0, 0)), mode="edge")
+        crop = np.pad(
+            crop, ((0, height - crop.shape[0]), (0, width - crop.shape[1]), (0, 0)), mode="edge"
+        )
         ours = vitpose.PrepareCrop(192, 256)(crop)
         box = {"img": crop, "bbox": np.array([[0, 0, width, height]], np.float32)}
         theirs = TopdownAffine((192, 256), use_udp=True)(GetBBoxCenterScale()(box))
         image = ours.image.permute(1, 2, 0).numpy()
-        assert np.abs(image.astype(int) - theirs["img"]).max() <= 1  # their matrix has float32's digits
+        assert (
+            np.abs(image.astype(int) - theirs["img"]).max() <= 1
+        )  # their matrix has float32's digits
         assert np.allclose((ours.width, ours.height), theirs["input_scale"])
         corner = theirs["input_center"] - theirs["input_scale"] / 2
         assert np.allclose((ours.left, ours.top), corner, atol=1e-4)
         assert np.isclose(ours.share, width / theirs["input_scale"][0])
         options = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
-        library = processor([crop], boxes=[[[0, 0, width, height]]], **options)["pixel_values"][0].transpose(1, 2, 0)
+        library = processor([crop], boxes=[[[0, 0, width, height]]], **options)["pixel_values"][
+            0
+        ].transpose(1, 2, 0)
         x = np.arange(192) * ours.width / 191 + ours.left
         y = np.arange(256) * ours.height / 255 + ours.top
         inside = ((y > 0) & (y < height - 1))[:, None] & ((x > 0) & (x < width - 1))
@@ -263,9 +282,17 @@ def check_folders_that_are_refused(folder):
     weights = load_file(good / "model.safetensors")
     bias = {"head.conv.bias": weights["head.conv.bias"]}
     for name, content, words in (
-        ("fewer", {key: weights[key] for key in weights.keys() - bias.keys()}, "are missing (head.conv.bias)"),
+        (
+            "fewer",
+            {key: weights[key] for key in weights.keys() - bias.keys()},
+            "are missing (head.conv.bias)",
+        ),
         ("more", {**weights, "other": torch.ones(1)}, "are unexpected (other)"),
-        ("narrow", {**weights, "head.conv.bias": torch.ones(16)}, "are mismatched (head.conv.bias)"),
+        (
+            "narrow",
+            {**weights, "head.conv.bias": torch.ones(16)},
+            "are mismatched (head.conv.bias)",
+        ),
     ):
         path = copy(name)
         save_file(content, path / "model.safetensors", metadata={"format": "pt"})

@@ -11,7 +11,12 @@ from fastreid_star.pose import estimator
 
 class Stub:
     def __init__(self, *, model, checkpoint, device, flip_test, dtype):
-        self.said = {"model": model, "checkpoint": checkpoint, "flip_test": flip_test, "dtype": dtype}
+        self.said = {
+            "model": model,
+            "checkpoint": checkpoint,
+            "flip_test": flip_test,
+            "dtype": dtype,
+        }
         assert device.type == "cpu"
 
     @staticmethod
@@ -20,7 +25,9 @@ class Stub:
 
     @staticmethod
     def estimate(prepared):
-        return np.broadcast_to(np.stack(prepared)[:, None], (len(prepared), 17, 3)).astype(np.float32)
+        return np.broadcast_to(np.stack(prepared)[:, None], (len(prepared), 17, 3)).astype(
+            np.float32
+        )
 
     def describe(self):
         return self.said
