@@ -17,7 +17,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from fastreid_star.errors import UserError
-from fastreid_star.modeling.pooling import at_least_float32
+from fastreid_star.modeling.layers.pooling import at_least_float32
 
 STD_KINDS = ("sqrt_var", "release")
 

@@ -10,7 +10,7 @@ from fastreid.modeling.backbones.resnet import BasicBlock
 from torch import nn
 
 from fastreid_star.errors import UserError
-from fastreid_star.modeling.backbone_splits import BackboneSplit, register_split
+from fastreid_star.modeling.backbones.splits import BackboneSplit, register_split
 
 WIDTHS = {"tiny": (16, 32, 64, 128), "small": (32, 64, 128, 256)}
 

@@ -1,11 +1,11 @@
-"""The two heads of the baseline: a BNNeck and a bias-free classifier, on clips and on frames.
+"""The two heads of the baseline: a BNNeck and a bias-free classifier, for clips and for frames.
 
-Both are fast-reid's `EmbeddingHead` with its pooling taken out, so its classifiers (``MODEL.HEADS.CLS_LAYER``:
-Linear, ArcSoftmax, CosSoftmax, CircleSoftmax), its optional reduction (``EMBEDDING_DIM``), its norm layers and its
-initialization are used as they are. `EmbeddingHead` works on maps ``[N, D, H, W]``: a feature ``[N, D]`` is handed
-over as a map of one position, ``[N, D, 1, 1]``, which makes its BatchNorm2d a BatchNorm over the N rows.
+Both are fast-reid's `EmbeddingHead` without its spatial pooling. Its classifiers
+(``MODEL.HEADS.CLS_LAYER``: Linear, ArcSoftmax, CosSoftmax, CircleSoftmax), its optional reduction
+(``EMBEDDING_DIM``), its norm layers and its initialization are used unchanged. `EmbeddingHead` works
+on maps ``[N, D, H, W]``: a feature ``[N, D]`` is given to it as a map of one position.
 
-Shapes: B clips, T frames, N rows of any kind, D feature width, C classes.
+Shapes: B clips, T frames, N rows, D feature width, C classes.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
 
 from fastreid_star.errors import UserError
-from fastreid_star.modeling.pooling import gem
+from fastreid_star.modeling.layers.pooling import gem
 
 
 @REID_HEADS_REGISTRY.register()
 class FrameHead(EmbeddingHead):
     """BNNeck (scale trained, shift frozen at 0) and bias-free classifier on features ``[N, D]``.
 
-    Luo et al., "Bag of tricks and a strong baseline for deep person re-identification", CVPRW 2019. In the baseline
-    the clean and the attacked frame features share one such head, each in a call of its own.
+    Luo et al., "Bag of tricks and a strong baseline for deep person re-identification", CVPRW 2019.
 
     Args:
         feat_dim: D.
@@ -64,7 +63,7 @@ class FrameHead(EmbeddingHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        """fast-reid's keys; ``POOL_LAYER`` and ``WITH_BNNECK`` have no say, the head is defined by its neck."""
+        """Read ``MODEL.HEADS``, except ``POOL_LAYER`` and ``WITH_BNNECK``: this head has a neck."""
         arguments = super().from_config(cfg)
         del arguments["pool_type"], arguments["with_bnneck"]
         return arguments
@@ -73,21 +72,32 @@ class FrameHead(EmbeddingHead):
         """Features ``[N, D]`` through neck and classifier.
 
         Returns:
-            in evaluation the features after the neck ``[N, D]``; in training a dict of `cls_outputs` (logits with
-            the classifier's margin, for the loss) and `pred_class_logits` (without), ``[N, C]``, and `features`
-            ``[N, D]``.
+            in evaluation the features after the neck ``[N, D]``; in training a dict of
+            `cls_outputs` ``[N, C]`` (logits with the classifier's margin, for the loss),
+            `pred_class_logits` ``[N, C]`` (without the margin) and `features` ``[N, D]``.
         """
         return super().forward(features[..., None, None], targets)
 
 
 @REID_HEADS_REGISTRY.register()
 class ClipHead(FrameHead):
-    """Temporal GeM pooling, then the neck and the classifier of :class:`FrameHead`: the global head.
+    """Temporal GeM pooling, then the neck and the classifier of :class:`FrameHead`.
+
+    A head that pools in another way overrides :meth:`aggregate`.
+
+    Attributes:
+        reads_skeletons: whether :meth:`aggregate` needs `skeletons` and `has_skeleton` of the batch.
+        needs: names of the outputs that :meth:`aggregate` reads.
+        provides: names of the outputs that it adds.
 
     Args:
         gem_p: exponent of the pooling over T.
-        others: see :class:`FrameHead`.
+        kwargs: see :class:`FrameHead`.
     """
+
+    reads_skeletons = False
+    needs: tuple[str, ...] = ("corrected",)
+    provides: tuple[str, ...] = ("clip",)
 
     @configurable
     def __init__(self, *, gem_p: float = 3.0, **kwargs: Any):
@@ -107,6 +117,17 @@ class ClipHead(FrameHead):
         """Frame features ``[B, T, D]``, non-negative, to clip features ``[B, D]``."""
         return gem(frames, self.gem_p, dim=1)
 
-    def forward(self, features: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
-        """Frame features ``[B, T, D]``, or clip features ``[B, D]`` that are pooled already; see `FrameHead`."""
-        return super().forward(self.pool(features) if features.dim() == 3 else features, targets)
+    def aggregate(
+        self, outputs: dict[str, Any], batch: dict[str, Any], explain: bool = False
+    ) -> dict[str, Any]:
+        """Pool the frames of each clip.
+
+        Args:
+            outputs: the model's outputs so far, with `corrected` ``[B, T, D]``.
+            batch: the model's batch; its skeletons are on the device.
+            explain: add `attention`, a dict of what the head attended to.
+
+        Returns:
+            a dict with `clip` ``[B, D]`` and what else :attr:`provides` names.
+        """
+        return {"clip": self.pool(outputs["corrected"])}

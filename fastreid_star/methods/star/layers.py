@@ -6,16 +6,15 @@
     H_t = attention(q=X, k=v=S)     W = SE(H_t)
     H_o = attention(q=S, k=v=X)     Y = relu(LN(FFN([H_o; H_t]))) * W + X + 1e-3
 
-A frame without a single valid joint keeps its feature: Y = X, exactly. It hands the LSTM a zero input, so nothing
-that is stored for it can reach another frame, and its S is no key of H_t. It is a key of H_o like any frame: its X
-is good.
+A frame without a valid joint keeps its feature: Y = X. It gives the LSTM a zero input, so nothing
+stored for it reaches another frame, and its S is not a key of H_t. It is a key of H_o like any other
+frame, because its X is good.
 
 Shapes: B clips, T frames, V joints, E bones, F numbers a bone, D feature width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -25,11 +24,10 @@ from torch import nn
 
 from fastreid_star.coco import BONES, NUM_BONES
 from fastreid_star.errors import UserError
-from fastreid_star.modeling.cross_attention import CrossAttention
-from fastreid_star.modeling.graph_attention import MaskedBatchNorm
-from fastreid_star.modeling.linear import Linear
-from fastreid_star.modeling.pooling import at_least_float32
-from fastreid_star.modeling.skeleton_graph import (
+from fastreid_star.modeling.frame_correctors import FRAME_CORRECTOR_REGISTRY, FrameCorrectorBase
+from fastreid_star.modeling.layers.masked_batch_norm import MaskedBatchNorm
+from fastreid_star.modeling.layers.pooling import at_least_float32
+from fastreid_star.modeling.layers.skeleton_graph import (
     BONE_READINGS,
     bone_features,
     bone_scores,
@@ -60,7 +58,10 @@ class BoneStates(NamedTuple):
 
 
 class TwoOneWayLSTMs(nn.LSTM):
-    """A two-way LSTM that runs as two one-way LSTMs: the same parameters and numbers, for devices that lack it."""
+    """A two-way LSTM that runs as two one-way LSTMs, for devices without two-way LSTMs.
+
+    Its parameters and numbers are the same.
+    """
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         """``[B, T, in]`` to ``[B, T, 2 hidden]``; one layer, batch first."""
@@ -77,18 +78,18 @@ class TwoOneWayLSTMs(nn.LSTM):
 class BoneEncoder(nn.Module):
     """Equations (1)-(3): bone features, one linear layer, a two-way LSTM over the frames.
 
-    Computed in float32 whatever autocast says: it is small, and a recurrence adds up what rounding leaves.
+    Computed in float32 or wider: the encoder is small, and a recurrence accumulates rounding errors.
 
-    In the `standardized` reading each of the E F inputs is batch-normalized over the frames in which its bone is seen,
-    then multiplied by the bone's score. Lengths vary by a few hundredths where sines vary by one: without this step
-    they are too small to be learned from.
+    In the `standardized` reading, each of the E F inputs is batch-normalized over the frames in which
+    its bone is seen, and then multiplied by the score of the bone. Lengths vary by a few hundredths
+    where sines vary by one: without this step the lengths are too small to be learned from.
 
     Args:
-        feat_dim: D, half of it a direction.
+        feat_dim: D, half of it for each direction.
         bones: `standardized`, `normalized` or `release`, see
-            :func:`~fastreid_star.modeling.skeleton_graph.bone_features`; `release` also takes every joint of a stored
-            skeleton, whatever its score.
-        score_threshold: joints with a lower score do not count.
+            :func:`~fastreid_star.modeling.layers.skeleton_graph.bone_features`. `release` also uses
+            every joint of a skeleton, regardless of its score.
+        score_threshold: joints with a lower score are ignored.
         hidden: width of the linear layer.
         split_lstm: run the LSTM as two one-way LSTMs.
     """
@@ -119,11 +120,11 @@ class BoneEncoder(nn.Module):
         self.register_buffer("bones", torch.tensor(BONES), persistent=False)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        """Read ``MODEL.STAR``; `feat_dim` is the backbone's and comes with the call."""
+    def from_config(cls, cfg: CfgNode, *, feat_dim: int) -> dict[str, Any]:
+        """Read ``MODEL.STAR``."""
         star = cfg.MODEL.STAR
         return {
-            "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
+            "feat_dim": feat_dim,
             "bones": star.BONES,
             "score_threshold": star.SCORE_THRESHOLD,
             "split_lstm": star.SPLIT_LSTM,
@@ -146,37 +147,57 @@ class BoneEncoder(nn.Module):
         return BoneStates(states, states[:, -1], final_states, seen, bones)
 
     def bone_weights(self, bones: torch.Tensor) -> torch.Tensor:
-        """Share of each bone in the linear layer's input, ``[B, T, E]``: ``|W_e f_e|``, sum 1 over the bones."""
+        """Share of each bone in the linear layer's input: ``|W_e f_e|``, sum 1 over the bones.
+
+        Args:
+            bones: ``[B, T, E, F]``.
+
+        Returns:
+            ``[B, T, E]``.
+        """
         weight = self.fc.weight.unflatten(1, (NUM_BONES, -1))
         norms = torch.einsum("btef,hef->bteh", bones, weight).norm(dim=-1)
         return norms / norms.sum(-1, keepdim=True).clamp(min=1e-12)
 
 
-@dataclass
-class CorrectedFrames:
-    """What :class:`FrameCorrector` returns.
+@FRAME_CORRECTOR_REGISTRY.register()
+class BoneReader(FrameCorrectorBase):
+    """Reads the bones and leaves the frames unchanged, for a head or a loss that needs the bones.
 
-    Attributes:
-        frames: Y ``[B, T, D]``.
-        bone_states: S and what comes with it.
-        attention: None, or what the corrector looked at: `bone_weights` ``[B, T, E]``, `frame_gates` ``[B, T]``
-            (mean of W over D; `release` has no gates), `frame_attention` ``[B, T, T]`` (H_t: frame t listens to
-            the bones of frame s). All are 0 for a frame without a skeleton.
+    Args:
+        encoder: equations (1)-(3).
     """
 
-    frames: torch.Tensor
-    bone_states: BoneStates
-    attention: dict[str, torch.Tensor] | None = None
+    reads_skeletons = True
+    provides = ("bone_states",)
+
+    @configurable
+    def __init__(self, *, encoder: BoneEncoder):
+        super().__init__()
+        self.encoder = encoder
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *, feat_dim: int) -> dict[str, Any]:
+        """Read ``MODEL.STAR``."""
+        return {"encoder": BoneEncoder(cfg, feat_dim=feat_dim)}
+
+    def forward(
+        self, frames: torch.Tensor, batch: dict[str, Any], explain: bool = False
+    ) -> dict[str, Any]:
+        """See :class:`FrameCorrectorBase`; `corrected` is X, and `bone_states` are added."""
+        states = self.encoder(batch["skeletons"], batch["has_skeleton"])
+        return {"corrected": frames, "bone_states": states}
 
 
-class FrameCorrector(nn.Module):
+@FRAME_CORRECTOR_REGISTRY.register()
+class SkeletonFrameCorrector(BoneReader):
     """Equations (1)-(7).
 
     Args:
         feat_dim: D.
         encoder: equations (1)-(3).
-        reading: `paper`, or `release`: without the squeeze-and-excitation (5) and without the LayerNorm, which is
-            ours: without it most units of the last ReLU die.
+        reading: `paper`, or `release`: without the squeeze-and-excitation (5) and without the
+            LayerNorm. The LayerNorm is ours: without it most units of the last ReLU die.
         heads: of both attentions.
         reduction: of the squeeze-and-excitation.
     """
@@ -191,17 +212,16 @@ class FrameCorrector(nn.Module):
         heads: int = 4,
         reduction: int = 16,
     ):
-        super().__init__()
+        super().__init__(encoder=encoder)
         choose("CORRECTOR", reading, READINGS)
         if feat_dim % heads:
             raise UserError(
                 f"{heads} attention heads cannot share {feat_dim} features: choose another backbone"
             )
-        self.encoder = encoder
-        self.attend_time = CrossAttention(feat_dim, heads)
-        self.attend_visual = CrossAttention(feat_dim, heads)
+        self.attend_time = nn.MultiheadAttention(feat_dim, heads, batch_first=True)
+        self.attend_visual = nn.MultiheadAttention(feat_dim, heads, batch_first=True)
         self.ffn = nn.Sequential(
-            Linear(2 * feat_dim, feat_dim), nn.ReLU(), Linear(feat_dim, feat_dim)
+            nn.Linear(2 * feat_dim, feat_dim), nn.ReLU(), nn.Linear(feat_dim, feat_dim)
         )
         self.norm = self.se = None
         if reading == "paper":
@@ -215,41 +235,41 @@ class FrameCorrector(nn.Module):
             )
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, *, feat_dim: int | None = None) -> dict:
-        """Read ``MODEL.STAR``; `feat_dim` is the backbone's and comes with the call."""
-        feat_dim = cfg.MODEL.BACKBONE.FEAT_DIM if feat_dim is None else feat_dim
-        return {
-            "feat_dim": feat_dim,
-            "encoder": BoneEncoder(cfg, feat_dim=feat_dim),
-            "reading": cfg.MODEL.STAR.CORRECTOR,
-        }
+    def from_config(cls, cfg: CfgNode, *, feat_dim: int) -> dict[str, Any]:
+        """Read ``MODEL.STAR``."""
+        options = {"feat_dim": feat_dim, "reading": cfg.MODEL.STAR.CORRECTOR}
+        return {**super().from_config(cfg, feat_dim=feat_dim), **options}
 
     def forward(
-        self,
-        frames: torch.Tensor,
-        skeletons: torch.Tensor,
-        has_skeleton: torch.Tensor,
-        with_attention: bool = False,
-    ) -> CorrectedFrames:
-        """Correct X ``[B, T, D]`` by skeletons ``[B, T, V, 3]``; has_skeleton: bool ``[B, T]``."""
+        self, frames: torch.Tensor, batch: dict[str, Any], explain: bool = False
+    ) -> dict[str, Any]:
+        """See :class:`FrameCorrectorBase`.
+
+        `attention` has `bone_weights` ``[B, T, E]``, `frame_attention` ``[B, T, T]`` (H_t: frame t
+        attends to the bones of frame s) and, in the `paper` reading, `frame_gates` ``[B, T]`` (the
+        mean of W over D). All are 0 for a frame without a skeleton.
+        """
         frames = at_least_float32(frames)
-        bone_states = self.encoder(skeletons, has_skeleton)
+        bone_states = self.encoder(batch["skeletons"], batch["has_skeleton"])
         states, seen = bone_states.states, bone_states.seen
-        # Frames without a skeleton are no keys; a clip without any keeps them all: a softmax needs one, and its
-        # result is not used. As numbers to add, not as booleans: the same in every kernel of every device.
+        # Frames without a skeleton are not keys. A clip without any skeleton keeps all its keys,
+        # because a softmax needs one; its result is not used. The mask is a number to add, and not
+        # a boolean, so that all kernels of all devices treat it alike.
         closed = ~seen & seen.any(1, keepdim=True)
         bias = torch.zeros_like(frames[..., 0]).masked_fill(closed, float("-inf"))
         by_time, frame_attention = self.attend_time(
-            frames, states, key_bias=bias, need_weights=with_attention
+            frames, states, states, key_padding_mask=bias, need_weights=explain
         )
-        by_sight, _ = self.attend_visual(states, frames)
+        by_sight, _ = self.attend_visual(states, frames, frames, need_weights=False)
         update = at_least_float32(self.ffn(torch.cat([by_sight, by_time], dim=-1)))
         update = F.relu(update if self.norm is None else self.norm(update))
         gates = None if self.se is None else at_least_float32(self.se(by_time))
         corrected = (update if gates is None else update * gates) + frames + FLOOR
-        corrected = torch.where(seen[..., None], corrected, frames)
-        attention = None
-        if with_attention:
+        found: dict[str, Any] = {
+            "corrected": torch.where(seen[..., None], corrected, frames),
+            "bone_states": bone_states,
+        }
+        if explain:
             attention = {
                 "bone_weights": self.encoder.bone_weights(bone_states.bones),
                 "frame_attention": at_least_float32(frame_attention).masked_fill(
@@ -258,4 +278,5 @@ class FrameCorrector(nn.Module):
             }
             if gates is not None:
                 attention["frame_gates"] = gates.mean(-1).masked_fill(~seen, 0)
-        return CorrectedFrames(corrected, bone_states, attention)
+            found["attention"] = attention
+        return found

@@ -1,27 +1,27 @@
-"""Skeletons as tensors: which joints count, bone features (1)-(2), the spatial-temporal graph (8)-(9).
+"""Skeletons as tensors: valid joints, bone features (1)-(2), the spatial-temporal graph (8)-(9).
 
-Pure functions. Shapes: B clips, T frames, V joints, E bones, N = T V nodes of the graph (node t V + i is joint i in
-frame t), M neighbors of a node. A joint is (x, y, score), x and y in pixels. A `reading` is `paper`, `normalized`
-(ours) or `release` (what the authors' program does); each function names those it knows.
+Pure functions. The equation numbers are those of STAR. Shapes: B clips, T frames, V joints, E bones,
+N = T V nodes of the graph; node t V + i is joint i in frame t. A joint is (x, y, score), x and y in
+pixels. A `reading` is one way to read the paper; `release` is what the authors' program does. Each
+function names the readings it knows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 
 from fastreid_star.coco import BONES, NUM_JOINTS
 from fastreid_star.errors import UserError
-from fastreid_star.modeling.pooling import at_least_float32
+from fastreid_star.modeling.layers.pooling import at_least_float32
 
 # how many numbers describe a bone in each reading
 BONE_READINGS = {"standardized": 3, "normalized": 3, "release": 2}
 GRAPH_READINGS = ("paper", "release")
-# A skeleton whose joints are closer together than this (root mean square, in pixels) has no shape to measure:
-# rounding of the coordinates would be blown up to the size of a body.
+# A skeleton whose joints are closer together than this (root mean square, in pixels) has no shape to
+# measure: the rounding of its coordinates would be scaled up to the size of a body.
 MIN_SCALE = 1.0
 
 
@@ -35,12 +35,12 @@ def choose(key: str, value: str, known: Collection[str]) -> str:
 def joint_validity(
     skeletons: torch.Tensor, has_skeleton: torch.Tensor, threshold: float | None
 ) -> torch.Tensor:
-    """Which joints count: those of a stored skeleton, finite, not all zero, with a score of at least `threshold`.
+    """Which joints are valid: finite, not all zero, and with a score of at least `threshold`.
 
     Args:
         skeletons: ``[B, T, V, 3]``; three zeros where a joint is missing.
-        has_skeleton: bool ``[B, T]``.
-        threshold: lowest score; None: every finite joint of a stored skeleton counts, as in the release.
+        has_skeleton: bool ``[B, T]``, whether a frame has a skeleton at all.
+        threshold: lowest score; None: every finite joint of a skeleton is valid, as in the release.
 
     Returns:
         bool ``[B, T, V]``.
@@ -52,10 +52,16 @@ def joint_validity(
 
 
 def drop_skeletons(has_skeleton: torch.Tensor, share: float) -> torch.Tensor:
-    """Skeleton dropout: each clip loses all its skeletons with probability `share`; bool ``[B, T]`` to the same.
+    """Skeleton dropout: each clip loses all its skeletons with probability `share`.
 
-    Drawn once a step and handed to both levels, so that a clip without a skeleton is without it everywhere. Drawn on
-    the host: one seed drops the same clips on every device.
+    The choice is drawn on the host, so that one seed drops the same clips on every device.
+
+    Args:
+        has_skeleton: bool ``[B, T]``.
+        share: from 0 to 1.
+
+    Returns:
+        bool ``[B, T]``.
     """
     kept = torch.rand(len(has_skeleton)) >= share
     return has_skeleton & kept.to(has_skeleton.device, non_blocking=True)[:, None]
@@ -66,7 +72,7 @@ def center_and_scale(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean of the valid points, and their root mean square distance to it, at least `MIN_SCALE`.
 
-    Two points of a set are at most sqrt(2 n) of its scales apart: whatever is divided by it stays bounded.
+    Two of n points are at most sqrt(2 n) scales apart, so distances divided by the scale are bounded.
 
     Args:
         points: ``[..., n, 2]``, finite.
@@ -85,10 +91,11 @@ def center_and_scale(
 def normalize_joints(
     skeletons: torch.Tensor, valid: torch.Tensor, reading: str = "paper"
 ) -> torch.Tensor:
-    """The graph's node inputs (x, y, score), ``[B, T, V, 3]``; joints that do not count are zeros.
+    """The inputs (x, y, score) of the graph's nodes, ``[B, T, V, 3]``; zeros for invalid joints.
 
-    `paper`: x and y relative to the center of all valid joints of the clip, in units of the clip's scale: neither
-    the size nor the place of the crop matters, motion within the clip does. `release`: as they are.
+    `paper`: x and y are relative to the center of all valid joints of the clip, in units of the
+    clip's scale. The size and the place of the crop do not matter, the motion within the clip does.
+    `release`: unchanged.
     """
     joints = at_least_float32(skeletons).masked_fill(~valid[..., None], 0)
     if reading == "release":
@@ -107,11 +114,11 @@ def bone_features(
 ) -> torch.Tensor:
     """Length (1) and angle (2) of every bone of every skeleton.
 
-    `standardized`: (d / s, sin, cos) with s the scale of all skeletons of the clip and the angle of atan2, which tells
-    up from down where the paper's arctangent of a quotient does not. The name is for what the bone encoder does with
-    these numbers next: it standardizes each of them. `normalized`: the same with the scale of each skeleton itself,
-    and without that step. `release`: (d, angle), in pixels and radians.
-    A bone is zeros where one of its joints does not count.
+    `standardized`: (d / s, sin, cos), where s is the scale of all skeletons of the clip. The angle is
+    that of atan2, which distinguishes up from down; the paper's arctangent of a quotient does not.
+    The bone encoder then standardizes each of these numbers, hence the name. `normalized`: the same
+    with the scale of each single skeleton, and without that step. `release`: (d, angle), in pixels
+    and radians. A bone with an invalid joint is zeros.
 
     Args:
         skeletons: ``[B, T, V, 3]``.
@@ -141,11 +148,11 @@ def bone_features(
 
 
 def bone_scores(skeletons: torch.Tensor, valid: torch.Tensor, bones: torch.Tensor) -> torch.Tensor:
-    """How far each bone can be trusted, from 0 to 1: the lower score of its two joints; ``[B, T, E]``.
+    """The score of each bone, the lower one of its two joints, from 0 to 1; ``[B, T, E]``.
 
     Args:
         skeletons: ``[B, T, V, 3]``.
-        valid: bool ``[B, T, V]``; a bone of a joint that does not count has the score 0.
+        valid: bool ``[B, T, V]``; a bone with an invalid joint has the score 0.
         bones: ``[E, 2]`` on the skeletons' device.
     """
     scores = at_least_float32(skeletons[..., 2]).clamp(0, 1).masked_fill(~valid, 0)
@@ -154,10 +161,11 @@ def bone_scores(skeletons: torch.Tensor, valid: torch.Tensor, bones: torch.Tenso
 
 
 def spatial_temporal_edges(length: int, reading: str = "paper") -> torch.Tensor:
-    """The directed edges of the spatial-temporal graph without self-loops, each undirected one twice.
+    """The edges of the spatial-temporal graph without self-loops, in both directions.
 
-    `paper`: the bones in every frame (8) and i(t) - i(t+1) (9), 19 T + 17 (T - 1) undirected edges. `release`: bones
-    in frame 0 only, a fault of the authors' program; its checkpoints evaluate as they were trained with it.
+    `paper`: the bones in every frame (8) and i(t) - i(t+1) (9), 19 T + 17 (T - 1) undirected edges.
+    `release`: bones in frame 0 only. This is a fault of the authors' program, kept so that its
+    checkpoints evaluate as they were trained.
 
     Returns:
         ``[2, n]``: sources, targets.
@@ -169,38 +177,16 @@ def spatial_temporal_edges(length: int, reading: str = "paper") -> torch.Tensor:
     return torch.cat([edges, edges.flip(1)]).t().contiguous()
 
 
-class Neighbors(NamedTuple):
-    """A graph as a table of fixed shape: one row a node, its neighbors, filled up to the longest row.
-
-    Attributes:
-        index: ``[N, M]``, the nodes that each node listens to: itself first; itself again where the row is filled up.
-        mask: bool ``[N, M]``, False where the row is filled up.
-    """
-
-    index: torch.Tensor  # type: ignore[assignment] # a field hides tuple.index
-    mask: torch.Tensor
-
-
-def neighbor_table(edges: torch.Tensor, num_nodes: int) -> Neighbors:
-    """Directed edges ``[2, n]`` (sources, targets) as a table, with a self-loop at every node. Host only."""
-    adjacent = torch.zeros(num_nodes, num_nodes, dtype=torch.bool)
-    adjacent[edges[1], edges[0]] = True
-    adjacent.fill_diagonal_(False)
-    own = torch.arange(num_nodes)[:, None]
-    widest = int(adjacent.sum(1).max())
-    index = (
-        (~adjacent).to(torch.int8).argsort(dim=1, stable=True)[:, :widest]
-    )  # neighbors first, in their order
-    mask = adjacent.gather(1, index)
-    index = torch.where(mask, index, own)
-    return Neighbors(torch.cat([own, index], dim=1), torch.cat([own == own, mask], dim=1))
-
-
 @lru_cache(maxsize=32)
-def spatial_temporal_neighbors(length: int, reading: str, device: torch.device) -> Neighbors:
-    """The table of :func:`spatial_temporal_edges` on `device`, built once for each T."""
-    with torch.inference_mode(
-        False
-    ):  # a later training step must be able to save the index for its backward
-        table = neighbor_table(spatial_temporal_edges(length, reading), NUM_JOINTS * length)
-        return Neighbors(*(part.to(device) for part in table))
+def spatial_temporal_adjacency(length: int, reading: str, device: torch.device) -> torch.Tensor:
+    """:func:`spatial_temporal_edges` with self-loops as a matrix, built once for each T.
+
+    Returns:
+        bool ``[N, N]`` on `device`: whether row node i listens to column node j.
+    """
+    with torch.inference_mode(False):  # a later training step must be able to use it
+        nodes = NUM_JOINTS * length
+        adjacency = torch.eye(nodes, dtype=torch.bool)
+        sources, targets = spatial_temporal_edges(length, reading)
+        adjacency[targets, sources] = True
+        return adjacency.to(device)

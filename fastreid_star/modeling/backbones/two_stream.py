@@ -14,7 +14,7 @@ from fastreid.modeling.backbones import build_backbone
 from torch import nn
 
 from fastreid_star.errors import UserError
-from fastreid_star.modeling.backbone_splits import split_backbone
+from fastreid_star.modeling.backbones.splits import split_backbone
 
 
 class TwoStreamBackbone(nn.Module):
@@ -24,7 +24,7 @@ class TwoStreamBackbone(nn.Module):
     both. Children: `visible_stem`, `infrared_stem`, `stages`.
 
     Args:
-        backbone: any backbone that has a split (see :mod:`fastreid_star.modeling.backbone_splits`), weights
+        backbone: any backbone that has a split (see :mod:`fastreid_star.modeling.backbones.splits`), weights
             loaded. Its modules are taken over, not copied.
         image_size: (height, width) of the images that training uses; the backbone is probed once with one such
             image, to learn its width and to see that the split computes what the backbone does.
@@ -70,6 +70,8 @@ class TwoStreamBackbone(nn.Module):
         Returns:
             the input of stage 1, rows in the order of `images`.
         """
+        if isinstance(is_visible, torch.Tensor) and is_visible.is_floating_point():
+            return self.both_stems(images, is_visible)
         flags = (
             is_visible.tolist()
             if isinstance(is_visible, torch.Tensor)
@@ -98,6 +100,17 @@ class TwoStreamBackbone(nn.Module):
         return self.stem(images.index_select(0, there), sorted(flags, reverse=True)).index_select(
             0, again
         )
+
+    def both_stems(self, images: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
+        """Each frame through both stems, of which one result is kept: no branch depends on data.
+
+        Args:
+            images: ``[N, 3, H, W]``, normalized.
+            is_visible: float ``[N]``, 0 or 1, on the images' device.
+        """
+        visible, infrared = self.visible_stem(images), self.infrared_stem(images)
+        flags = (is_visible > 0.5).view(-1, *[1] * (visible.dim() - 1))
+        return torch.where(flags, visible, infrared)
 
     def low(self, x: torch.Tensor) -> torch.Tensor:
         """Stages 1 and 2: from the stem's output to where the attack begins."""
