@@ -64,7 +64,7 @@ class VideoReID(nn.Module):
 
     takes_clips = True  # the trainer pairs networks and datasets by this
     provides: tuple[str, ...] = (
-        *("is_visible", "frames", "corrected", "targets", "frame_targets"),
+        *("is_visible", "frames", "corrected", "clip", "targets", "frame_targets"),
         *CLIP_OUTPUTS,
         *FRAME_OUTPUTS,
     )

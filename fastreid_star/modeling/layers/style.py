@@ -81,8 +81,8 @@ def channel_statistics(
     Raises:
         UserError: unknown `std`, or `release` on maps of a single position, which have no such deviation.
     """
-    mean, centerd = _center(x, dims)
-    return mean, _deviation(centerd, dims, std)[0]
+    mean, centered = _center(x, dims)
+    return mean, _deviation(centered, dims, std)[0]
 
 
 def adain(
@@ -115,25 +115,25 @@ class _AdaIN(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, partner: torch.Tensor, dims: tuple[int, ...], std: str
     ) -> torch.Tensor:
-        mean, centerd = _center(x, dims)
-        sd, slope = _deviation(centerd, dims, std)
+        mean, centered = _center(x, dims)
+        sd, slope = _deviation(centered, dims, std)
         gain = sd.index_select(0, partner) / sd
-        ctx.save_for_backward(centerd, partner, sd, slope, gain)
+        ctx.save_for_backward(centered, partner, sd, slope, gain)
         ctx.dims = dims
-        return torch.addcmul(mean.index_select(0, partner), centerd, gain).to(x.dtype)
+        return torch.addcmul(mean.index_select(0, partner), centered, gain).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        centerd, partner, sd, slope, gain = ctx.saved_tensors
+        centered, partner, sd, slope, gain = ctx.saved_tensors
         wide = at_least_float32(grad)
         by_mean = wide.sum(ctx.dims, keepdim=True)
-        by_gain = (wide * centerd).sum(ctx.dims, keepdim=True)
+        by_gain = (wide * centered).sum(ctx.dims, keepdim=True)
         # A frame's statistics serve twice: they are taken from it, and lent to those whose partner it is.
         to_mean = torch.zeros_like(sd).index_add_(0, partner, by_mean) - by_mean * gain
         to_sd = torch.zeros_like(sd).index_add_(0, partner, by_gain / sd) - by_gain * gain / sd
-        shift = to_mean / _positions(centerd, sd)
-        to_x = torch.addcmul(torch.addcmul(shift, centerd, to_sd * slope), wide, gain)
+        shift = to_mean / _positions(centered, sd)
+        to_x = torch.addcmul(torch.addcmul(shift, centered, to_sd * slope), wide, gain)
         return to_x.to(grad.dtype), None, None, None
 
 
@@ -149,11 +149,11 @@ def _center(x: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch
 
 
 def _deviation(
-    centerd: torch.Tensor, dims: tuple[int, ...], std: str
+    centered: torch.Tensor, dims: tuple[int, ...], std: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The standard deviation, and what `centerd` is multiplied by for its derivative by x."""
-    variance = centerd.square().mean(dims, keepdim=True)
-    n = _positions(centerd, variance)
+    """The standard deviation, and what `centered` is multiplied by for its derivative by x."""
+    variance = centered.square().mean(dims, keepdim=True)
+    n = _positions(centered, variance)
     if std == "sqrt_var":
         sd = (variance + 1e-5).sqrt()
         return sd, 1 / (n * sd)

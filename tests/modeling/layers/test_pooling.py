@@ -6,7 +6,7 @@ from fastreid.layers.pooling import GeneralizedMeanPooling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastreid_star.modeling.pooling import at_least_float32, gem
+from fastreid_star.modeling.layers.pooling import at_least_float32, gem
 
 rows = st.lists(st.floats(0, 10), min_size=1, max_size=8).map(
     lambda v: torch.tensor(v, dtype=torch.float64)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastreid_star.coco import BONES, NUM_JOINTS
 from fastreid_star.errors import UserError
-from fastreid_star.modeling import skeleton_graph as graph
+from fastreid_star.modeling.layers import skeleton_graph as graph
 
 
 def random_skeletons(clips: int, frames: int, seed: int = 0) -> torch.Tensor:
@@ -50,7 +50,7 @@ def test_a_bone_is_zeros_where_a_joint_does_not_count_and_the_scale_leaves_it_ou
     valid = all_of(skeletons)
     valid[0, 0, 13] = False
     skeletons[0, 0, 13, 0] = float("nan")
-    features = graph.bone_features(skeletons, valid)
+    features = graph.bone_features(skeletons, valid, "normalized")
     for e, bone in enumerate(BONES):
         assert bool((features[0, 0, e] == 0).all()) == (13 in bone)
     points = [p for v, p in enumerate(skeletons[0, 0, :, :2].tolist()) if v != 13]
@@ -97,15 +97,15 @@ def test_release_readings_are_raw():
     torch.testing.assert_close(large[..., 1], raw[..., 1])
 
 
-def test_joints_are_centerd_on_the_clip_not_on_the_frame():
+def test_joints_are_centered_on_the_clip_not_on_the_frame():
     skeletons = random_skeletons(2, 4)
     valid = skeletons[..., 2] > 0.2
     joints = graph.normalize_joints(skeletons, valid)
     assert (joints[~valid] == 0).all()
     for b in range(2):
         points = skeletons[b][valid[b]][:, :2].double()
-        centerd = points - points.mean(0)
-        expected = centerd / centerd.square().sum(1).mean().sqrt()
+        centered = points - points.mean(0)
+        expected = centered / centered.square().sum(1).mean().sqrt()
         torch.testing.assert_close(
             joints[b][valid[b]][:, :2].double(), expected, atol=1e-5, rtol=1e-5
         )
@@ -188,27 +188,6 @@ def test_the_release_has_bones_in_frame_0_only():
     assert torch.equal(graph.spatial_temporal_edges(1, "release"), graph.spatial_temporal_edges(1))
 
 
-@pytest.mark.parametrize("reading", ["paper", "release"])
-@pytest.mark.parametrize("length", [1, 2, 5])
-def test_neighbor_table(length, reading):
-    edges = graph.spatial_temporal_edges(length, reading)
-    index, mask = graph.spatial_temporal_neighbors(length, reading, torch.device("cpu"))
-    assert index.shape == mask.shape
-    assert index.shape[1] <= 7  # itself, at most four bones, two frames
-    for node in range(17 * length):
-        sources = edges[0][edges[1] == node].tolist()
-        assert index[node, 0] == node
-        assert sorted(index[node][mask[node]].tolist()) == sorted([node, *sources])
-        assert (index[node][~mask[node]] == node).all()
-
-
-def test_a_table_made_in_inference_mode_serves_training():
-    graph.spatial_temporal_neighbors.cache_clear()
-    with torch.inference_mode():
-        index = graph.spatial_temporal_neighbors(3, "paper", torch.device("cpu")).index
-    assert not index.is_inference()
-
-
 def test_skeleton_dropout_takes_whole_clips():
     has = torch.rand(400, 3) > 0.2
     kept = graph.drop_skeletons(has, 0.25)
@@ -222,6 +201,6 @@ def test_skeleton_dropout_takes_whole_clips():
 
 def test_an_unknown_reading_names_the_key():
     with pytest.raises(
-        UserError, match=r"MODEL\.STAR\.BONES is 'raw': choose one of normalized, release"
+        UserError, match=r"MODEL\.STAR\.BONES is 'raw': choose one of standardized, normalized"
     ):
         graph.choose("BONES", "raw", graph.BONE_READINGS)

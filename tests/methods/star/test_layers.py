@@ -1,24 +1,40 @@
 """The frame corrector (1)-(7) against a float64 computation written from the paper in plain loops."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from fastreid.config import CfgNode as CN
 from fastreid.config import get_cfg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastreid_star.coco import BONES
 from fastreid_star.errors import UserError
-from fastreid_star.modeling.frame_corrector import BoneEncoder, FrameCorrector, TwoOneWayLSTMs
+from fastreid_star.methods.star.layers import (
+    BoneEncoder,
+    BoneReader,
+    SkeletonFrameCorrector,
+    TwoOneWayLSTMs,
+)
 
 D = 16
 
 
-def corrector(reading="paper", bones="normalized", feat_dim=D, **kwargs) -> FrameCorrector:
-    encoder = BoneEncoder(feat_dim=feat_dim, bones=bones, hidden=8, **kwargs)
-    return FrameCorrector(feat_dim=feat_dim, encoder=encoder, reading=reading, reduction=4)
+def corrector(
+    reading="paper", bones="normalized", feat_dim=D, score_threshold=0.3, **kwargs
+) -> SkeletonFrameCorrector:
+    encoder = BoneEncoder(
+        feat_dim=feat_dim, bones=bones, hidden=8, score_threshold=score_threshold, **kwargs
+    )
+    return SkeletonFrameCorrector(
+        feat_dim=feat_dim, encoder=encoder, reading=reading, reduction=4
+    )
+
+
+def correct(model, frames, skeletons, has_skeleton, explain=False):
+    batch = {"skeletons": skeletons, "has_skeleton": has_skeleton}
+    return SimpleNamespace(**{"attention": None, **model(frames, batch, explain)})
 
 
 def clips(count=2, frames=4, feat_dim=D, dtype=torch.float32):
@@ -120,13 +136,13 @@ def test_equations_1_to_7(reading, bones, missing):
         has[0, 1] = has[1, 3] = False
         if bones == "normalized":
             skeletons[1, 0, 13:, 2] = 0.1
-    result = model(x, skeletons, has)
+    result = correct(model, x, skeletons, has)
     for b in range(len(x)):
         s, y = loop_corrector(
             model, x[b], skeletons[b], has[b], bones, -1 if bones == "release" else 0.3
         )
         torch.testing.assert_close(result.bone_states.states[b], s, atol=1e-9, rtol=1e-7)
-        torch.testing.assert_close(result.frames[b], y, atol=1e-9, rtol=1e-7)
+        torch.testing.assert_close(result.corrected[b], y, atol=1e-9, rtol=1e-7)
 
 
 def test_the_release_has_no_gates_no_norm_and_takes_every_joint():
@@ -136,8 +152,8 @@ def test_the_release_has_no_gates_no_norm_and_takes_every_joint():
     x, skeletons, has = clips()
     low = skeletons.clone()
     low[..., 2] = 0.01
-    assert torch.equal(release(x, low, has).frames, release(x, skeletons, has).frames)
-    assert torch.equal(paper(x, low, has).frames, x)
+    assert torch.equal(correct(release, x, low, has).corrected, correct(release, x, skeletons, has).corrected)
+    assert torch.equal(correct(paper, x, low, has).corrected, x)
 
 
 def test_last_step_and_final_states():
@@ -174,7 +190,7 @@ def test_the_split_is_a_switch_not_another_model():
     whole, split = corrector(), corrector(split_lstm=True)
     split.load_state_dict(whole.state_dict())
     batch = clips()
-    torch.testing.assert_close(whole(*batch).frames, split(*batch).frames, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(correct(whole, *batch).corrected, correct(split, *batch).corrected, atol=1e-6, rtol=1e-6)
 
 
 def test_a_clip_without_a_skeleton_keeps_its_features_exactly():
@@ -182,10 +198,10 @@ def test_a_clip_without_a_skeleton_keeps_its_features_exactly():
     x, skeletons, has = clips(3)
     has[1] = False
     x.requires_grad_()
-    y = model(x, skeletons, has).frames
+    y = correct(model, x, skeletons, has).corrected
     assert torch.equal(y[1], x[1])
     assert (y[0] >= x[0] + 1e-3).all()
-    alone = model(x[[0, 2]], skeletons[[0, 2]], has[[0, 2]]).frames
+    alone = correct(model, x[[0, 2]], skeletons[[0, 2]], has[[0, 2]]).corrected
     torch.testing.assert_close(y[[0, 2]], alone)  # and the others do not notice
     y.sum().backward()
     assert torch.equal(x.grad[1], torch.ones_like(x.grad[1]))
@@ -195,26 +211,26 @@ def test_a_frame_without_a_skeleton():
     model = corrector()
     x, skeletons, has = clips(1)
     has[0, 2] = False
-    result = model(x, skeletons, has, with_attention=True)
-    assert torch.equal(result.frames[0, 2], x[0, 2])
+    result = correct(model, x, skeletons, has, explain=True)
+    assert torch.equal(result.corrected[0, 2], x[0, 2])
     assert (result.attention["frame_attention"][0, :, 2] == 0).all()
     assert (result.attention["frame_attention"][0, [0, 1, 3]].sum(-1) > 0.999).all()
     assert not result.bone_states.seen[0, 2]
-    plain, garbage = model(x, skeletons, has).frames, skeletons.clone()
+    plain, garbage = correct(model, x, skeletons, has).corrected, skeletons.clone()
     garbage[0, 2] = float("nan")
-    assert torch.equal(model(x, garbage, has).frames, plain)
+    assert torch.equal(correct(model, x, garbage, has).corrected, plain)
     # a stored skeleton of which no joint counts is the same
     low, stored = skeletons.clone(), torch.ones_like(has)
     low[0, 2, :, 2] = 0.0
-    assert torch.equal(model(x, low, stored).frames, plain)
+    assert torch.equal(correct(model, x, low, stored).corrected, plain)
 
 
 @pytest.mark.parametrize("case", ["zero features", "no skeletons", "one point", "one joint"])
 @pytest.mark.parametrize("reading", ["paper", "release"])
 @pytest.mark.parametrize(
-    "with_attention", [False, True]
+    "explain", [False, True]
 )  # two kernels, one of which turns a closed row into NaN
-def test_gradients_stay_finite(case, reading, with_attention):
+def test_gradients_stay_finite(case, reading, explain):
     model = corrector(reading, "release" if reading == "release" else "normalized")
     x, skeletons, has = clips()
     if case == "zero features":
@@ -227,9 +243,9 @@ def test_gradients_stay_finite(case, reading, with_attention):
     else:
         skeletons[..., 1:, :] = 0
     x.requires_grad_()
-    result = model(x, skeletons, has, with_attention=with_attention)
-    (result.frames.square().sum() + result.bone_states.last_step.sum()).backward()
-    assert torch.isfinite(result.frames).all()
+    result = correct(model, x, skeletons, has, explain=explain)
+    (result.corrected.square().sum() + result.bone_states.last_step.sum()).backward()
+    assert torch.isfinite(result.corrected).all()
     assert torch.isfinite(x.grad).all()
     for name, parameter in model.named_parameters():
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
@@ -249,14 +265,14 @@ def test_any_length_width_and_threshold_and_bfloat16(frames, width, threshold, h
     x, skeletons, has = clips(2, frames, width)
     skeletons[..., 2] = torch.rand(2, frames, 17)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-        y = model(x, skeletons, has).frames
+        y = correct(model, x, skeletons, has).corrected
     assert y.shape == x.shape
     assert y.dtype == torch.float32
     seen = (skeletons[..., 2] >= threshold).any(-1)
     assert torch.equal(y[~seen], x[~seen])
     assert (y[seen] >= x[seen] + 0.9e-3).all()
     if half:
-        torch.testing.assert_close(y, model(x, skeletons, has).frames, atol=0.15, rtol=0.1)
+        torch.testing.assert_close(y, correct(model, x, skeletons, has).corrected, atol=0.15, rtol=0.1)
 
 
 def test_the_size_of_the_crop_does_not_matter():
@@ -264,7 +280,7 @@ def test_the_size_of_the_crop_does_not_matter():
     x, skeletons, has = clips()
     moved = skeletons * torch.tensor([2.5, 2.5, 1]) + torch.tensor([11.0, -7.0, 0])
     torch.testing.assert_close(
-        model(x, moved, has).frames, model(x, skeletons, has).frames, atol=1e-4, rtol=1e-4
+        correct(model, x, moved, has).corrected, correct(model, x, skeletons, has).corrected, atol=1e-4, rtol=1e-4
     )
 
 
@@ -273,10 +289,10 @@ def test_what_it_looked_at():
     x, skeletons, has = clips(2, 5)
     has[0, 0] = False
     skeletons[:, :, 9, 2] = 0  # left wrist
-    plain = model(x, skeletons, has)
-    result = model(x, skeletons, has, with_attention=True)
+    plain = correct(model, x, skeletons, has)
+    result = correct(model, x, skeletons, has, explain=True)
     assert plain.attention is None
-    torch.testing.assert_close(plain.frames, result.frames)
+    torch.testing.assert_close(plain.corrected, result.corrected)
     seen = result.attention
     assert seen["frame_gates"].shape == (2, 5)
     assert seen["frame_gates"][0, 0] == 0
@@ -293,21 +309,73 @@ def test_what_it_looked_at():
     torch.testing.assert_close(seen["bone_weights"][1, 2], torch.stack(norms) / sum(norms))
     assert (
         "frame_gates"
-        not in corrector("release", "release")(x, skeletons, has, with_attention=True).attention
+        not in correct(corrector("release", "release"), x, skeletons, has, explain=True).attention
     )
+
+
+def standardized_by_hand(encoder, skeletons, has):
+    """The input of the linear layer in training, in plain loops: ``[B, T, E, 3]``."""
+    clips, frames = has.shape
+    rows, scores = torch.zeros(clips, frames, 19, 3), torch.zeros(clips, frames, 19)
+    for b in range(clips):
+        points = skeletons[b][has[b]][..., :2].reshape(-1, 2)
+        scale = (points - points.mean(0)).square().sum(1).mean().sqrt()
+        for t in range(frames):
+            for e, (i, j) in enumerate(BONES):
+                if not has[b, t]:
+                    continue
+                dx, dy = (skeletons[b, t, j] - skeletons[b, t, i])[:2]
+                length, theta = torch.sqrt(dx**2 + dy**2), torch.atan2(dy, dx)
+                rows[b, t, e] = torch.stack([length / scale, theta.sin(), theta.cos()])
+                scores[b, t, e] = min(skeletons[b, t, i, 2], skeletons[b, t, j, 2])
+    for e in range(19):
+        seen = rows[:, :, e][has]
+        mean, variance = seen.mean(0), seen.var(0, unbiased=False)
+        rows[:, :, e] = (rows[:, :, e] - mean) / (variance + 1e-5).sqrt() * has[..., None]
+    return rows * scores[..., None]
+
+
+def test_standardized_bones_by_hand():
+    encoder = BoneEncoder(feat_dim=D)
+    _, skeletons, has = clips(3, 4)
+    has[1, 2] = False
+    states = encoder(skeletons, has)
+    expected = standardized_by_hand(encoder, skeletons, has)
+    torch.testing.assert_close(states.bones, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_standardized_bones_ignore_the_size_of_the_crop_and_weigh_by_scores():
+    encoder = BoneEncoder(feat_dim=D).eval()
+    _, skeletons, has = clips()
+    moved = skeletons * torch.tensor([2.5, 2.5, 1]) + torch.tensor([11.0, -7.0, 0])
+    bones = encoder(skeletons, has).bones
+    torch.testing.assert_close(encoder(moved, has).bones, bones, atol=1e-3, rtol=1e-3)
+    halved = skeletons * torch.tensor([1.0, 1.0, 0.5])
+    torch.testing.assert_close(encoder(halved, has).bones, bones / 2, atol=1e-5, rtol=1e-4)
+    larger = skeletons.clone()  # one frame larger than the others is a change within the clip
+    larger[:, 0, :, :2] *= 1.5
+    assert (encoder(larger, has).bones[:, 0, :, 0] > bones[:, 0, :, 0]).any()
+
+
+def test_the_bone_reader_leaves_the_frames_alone():
+    encoder = BoneEncoder(feat_dim=D).eval()
+    x, skeletons, has = clips()
+    found = BoneReader(encoder=encoder)(x, {"skeletons": skeletons, "has_skeleton": has})
+    assert found["corrected"] is x
+    assert torch.equal(found["bone_states"].states, encoder(skeletons, has).states)
 
 
 def test_from_config():
     cfg = get_cfg()
-    cfg.MODEL.STAR = CN(
-        {"BONES": "release", "CORRECTOR": "release", "SCORE_THRESHOLD": 0.2, "SPLIT_LSTM": True}
-    )
-    model = FrameCorrector(cfg, feat_dim=32)
+    star = cfg.MODEL.STAR
+    star.BONES = star.CORRECTOR = "release"
+    star.SCORE_THRESHOLD, star.SPLIT_LSTM = 0.2, True
+    model = SkeletonFrameCorrector(cfg, feat_dim=32)
     assert model.encoder.fc.weight.shape == (64, 38)
     assert isinstance(model.encoder.lstm, TwoOneWayLSTMs)
     assert model.se is None
-    cfg.MODEL.STAR.BONES = "normalized"
-    assert FrameCorrector(cfg, feat_dim=32).encoder.score_threshold == 0.2
+    star.BONES = "normalized"
+    assert SkeletonFrameCorrector(cfg, feat_dim=32).encoder.score_threshold == 0.2
 
 
 def test_errors_name_the_way_out():

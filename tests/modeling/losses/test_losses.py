@@ -5,12 +5,9 @@ import torch
 from fastreid.modeling.losses import triplet_loss as fastreid_triplet_loss
 from fastreid.utils.events import EventStorage
 
-from fastreid_star.modeling.losses import (
-    cross_entropy_loss,
-    defense_loss,
-    log_accuracy,
-    triplet_loss,
-)
+from fastreid_star.methods.sad import defense_loss
+from fastreid_star.modeling.losses import cross_entropy_loss, triplet_loss
+from fastreid_star.modeling.video_reid import log_accuracy
 
 
 class TestDefense:
@@ -77,14 +74,27 @@ class TestTriplet:
 
     @pytest.mark.parametrize("hard_mining", [True, False])
     @pytest.mark.parametrize("norm_feat", [True, False])
-    def test_agrees_with_fastreid(self, norm_feat, hard_mining):
+    def test_agrees_with_fastreid_at_small_distances(self, norm_feat, hard_mining):
         features, targets = torch.randn(8, 16), torch.arange(4).repeat(2)
-        ours = triplet_loss(
-            features, targets, margin=5.0, norm_feat=norm_feat, hard_mining=hard_mining
-        )
-        assert torch.equal(
-            ours, fastreid_triplet_loss(features, targets, 5.0, norm_feat, hard_mining)
-        )
+        options = {"margin": 5.0, "norm_feat": norm_feat, "hard_mining": hard_mining}
+        ours = triplet_loss(features, targets, **options)
+        theirs = fastreid_triplet_loss(features, targets, *options.values())
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
+
+    def test_weighted_negatives_keep_their_weight_at_large_distances(self):
+        points = 20 * torch.tensor([[0.0], [1.0], [3.0], [5.0]], dtype=torch.float64)
+        loss = triplet_loss(points, self.targets, margin=0.3, hard_mining=False)
+        total = 0.0
+        for a in range(4):
+            positive = negative = weight_p = weight_n = 0.0
+            for b in range(4):
+                d = abs(float(points[a] - points[b]))
+                if self.targets[a] == self.targets[b]:
+                    weight_p, positive = weight_p + math.exp(d), positive + d * math.exp(d)
+                else:
+                    weight_n, negative = weight_n + math.exp(-d), negative + d * math.exp(-d)
+            total += max(0.0, positive / weight_p - negative / weight_n + 0.3)
+        assert loss.item() == pytest.approx(total / 4, rel=1e-4)
 
     def test_autocast_does_not_touch_the_distances(self):
         # 1e4 apart from 0, 1 apart from each other: in bfloat16 the distances cancel to noise

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastreid_star.errors import UserError
-from fastreid_star.modeling.style import (
+from fastreid_star.modeling.layers.style import (
     adain,
     attack_partners,
     augment_style,

@@ -8,14 +8,14 @@ from fastreid.modeling.backbones.resnet import ResNet
 from torch import nn
 
 from fastreid_star.errors import UserError
-from fastreid_star.modeling import (
+from fastreid_star.modeling.backbones import (
     BackboneSplit,
     TwoStreamBackbone,
     build_two_stream,
     register_split,
     split_backbone,
 )
-from fastreid_star.modeling import two_stream as two_stream_module
+from fastreid_star.modeling.backbones import two_stream as two_stream_module
 
 SIZE = (64, 32)
 

@@ -6,14 +6,22 @@ from fastreid.config import get_cfg
 
 from fastreid_star.coco import NUM_BONES, NUM_JOINTS, NUM_PARTS
 from fastreid_star.errors import UserError
-from fastreid_star.modeling import SAD, STAR
+from fastreid_star.methods.sad import SAD
+from fastreid_star.methods.star import STAR
 
 CLIPS, LENGTH = 8, 3
-SAD_LOSSES = ("CrossEntropyLoss", "TripletLoss", "StyleAttackLoss", "StyleDefenseLoss")
+SAD_LOSSES = (
+    "CrossEntropyLoss",
+    "FrameCrossEntropyLoss",
+    "TripletLoss",
+    "StyleAttackLoss",
+    "StyleDefenseLoss",
+)
 ALL_LOSSES = (*SAD_LOSSES, "SkeletonConsistencyLoss")
+RELEASE_LOSSES = (*SAD_LOSSES, "PoseConsistencyLoss")
 
 
-def config(*, frame=True, sequence=True, losses=ALL_LOSSES, **star):
+def config(*, frame="SkeletonFrameCorrector", sequence=True, losses=ALL_LOSSES, **star):
     cfg = get_cfg()
     cfg.MODEL.BACKBONE.NAME = "build_small_resnet_backbone"
     cfg.MODEL.BACKBONE.DEPTH = "tiny"
@@ -23,7 +31,8 @@ def config(*, frame=True, sequence=True, losses=ALL_LOSSES, **star):
     cfg.MODEL.LOSSES.NAME = losses
     cfg.MODEL.LOSSES.TRI.HARD_MINING = True
     cfg.INPUT.SIZE_TRAIN = [32, 16]
-    cfg.MODEL.STAR.FRAME_LEVEL = frame
+    cfg.MODEL.FRAME_CORRECTOR.NAME = frame
+    cfg.MODEL.SKELETON_DROPOUT = star.pop("SKELETON_DROPOUT", 0.0)
     for key, value in star.items():
         cfg.MODEL.STAR[key] = value
     return cfg
@@ -57,8 +66,8 @@ def step(model, batch, seed=1):
 
 
 def test_with_every_part_off_it_is_the_baseline_number_for_number(batch):
-    star = build(STAR, config(frame=False, sequence=False, losses=SAD_LOSSES))
-    sad = build(SAD, config(sequence=False, losses=SAD_LOSSES))
+    star = build(STAR, config(frame="", sequence=False, losses=SAD_LOSSES))
+    sad = build(SAD, config(frame="", sequence=False, losses=SAD_LOSSES))
     assert list(star.state_dict()) == list(sad.state_dict())
     ours, theirs = step(star, batch), step(sad, batch)
     assert list(ours) == list(theirs)
@@ -87,22 +96,23 @@ def test_the_total_is_equation_15(batch):
 
 READINGS = [
     {},
-    {"frame": False},
+    {"frame": "BoneReader"},
     {"sequence": False, "losses": SAD_LOSSES},
     {"losses": SAD_LOSSES},
     {"GUIDE": "softmax"},
+    {"BONES": "normalized", "SCORE_THRESHOLD": 0.3},
     {"KL_LAST": "final_states"},
     {"SPLIT_LSTM": True},
     {"EXPONENTS": [3.0]},
     {
         "GUIDE": "release",
-        "KL": "release",
+        "losses": RELEASE_LOSSES,
         "GRAPH": "release",
         "BONES": "release",
         "CORRECTOR": "release",
     },
-    {"frame": False, "GUIDE": "release", "KL": "release"},
-    {"frame": False, "GUIDE": "release", "losses": SAD_LOSSES},
+    {"frame": "BoneReader", "GUIDE": "release", "losses": RELEASE_LOSSES},
+    {"frame": "BoneReader", "GUIDE": "release", "losses": SAD_LOSSES},
 ]
 
 
@@ -122,9 +132,9 @@ def test_skeletons_matter_to_both_levels_and_to_nothing_else(batch):
     other = {**batch, "skeletons": batch["skeletons"].flip(0)}
     for parts, matters in (
         ({}, True),
-        ({"frame": False, "losses": SAD_LOSSES}, True),
+        ({"frame": "", "losses": SAD_LOSSES}, True),
         ({"sequence": False, "losses": SAD_LOSSES}, True),
-        ({"frame": False, "sequence": False, "losses": SAD_LOSSES}, False),
+        ({"frame": "", "sequence": False, "losses": SAD_LOSSES}, False),
     ):
         model = build(STAR, config(**parts)).eval()
         assert torch.equal(model(batch), model(other)) != matters, parts
@@ -134,7 +144,7 @@ def test_a_clip_without_a_skeleton_takes_the_baselines_path(batch):
     batch["has_skeleton"][2:5] = False
     batch["skeletons"][2:5] = float("nan")  # whatever is stored there
     star = build(STAR, config()).eval()
-    sad = build(SAD, config(sequence=False, losses=SAD_LOSSES)).eval()
+    sad = build(SAD, config(frame="", sequence=False, losses=SAD_LOSSES)).eval()
     missing, unexpected = sad.load_state_dict(star.state_dict(), strict=False)
     assert not missing
     assert unexpected
@@ -181,10 +191,10 @@ def test_it_works_under_autocast(batch):
     assert torch.isfinite(total)
 
 
-def test_look_shows_what_the_parts_looked_at(batch):
+def test_explain_shows_what_the_parts_attended_to(batch):
     batch["has_skeleton"][1] = False
     model = build(STAR, config()).train()
-    seen = model.look(batch)
+    seen = model.explain(batch)
     assert {name: tuple(value.shape) for name, value in seen.items()} == {
         "bone_weights": (CLIPS, LENGTH, NUM_BONES),
         "frame_gates": (CLIPS, LENGTH),
@@ -202,16 +212,29 @@ def test_look_shows_what_the_parts_looked_at(batch):
     assert torch.allclose(seen["exponent_weights"][0].sum(), torch.tensor(1.0))
 
 
+def test_the_parts_mix_with_any_meta_architecture(batch):
+    """STAR's parts on SAD's class are STAR, number for number."""
+    star, sad = build(STAR, config()), build(SAD, config())
+    ours, theirs = step(star, batch), step(sad, batch)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_what_does_not_go_together_is_refused():
-    with pytest.raises(UserError, match=r"set MODEL\.HEADS\.NAME GATGeMHead"):
+    with pytest.raises(UserError, match="SkeletonConsistencyLoss needs joints, has_clip"):
         build(STAR, config(sequence=False))
-    with pytest.raises(UserError, match="KL release compares the pose features of GUIDE release"):
-        build(STAR, config(KL="release"))
-    with pytest.raises(UserError, match="it is a share"):
+    with pytest.raises(UserError, match="SkeletonConsistencyLoss needs bone_states"):
+        build(STAR, config(frame=""))
+    with pytest.raises(UserError, match="GATGeMHead needs bone_states"):
+        build(STAR, config(frame="", GUIDE="release", losses=SAD_LOSSES))
+    with pytest.raises(UserError, match="PoseConsistencyLoss compares the pose features"):
+        build(STAR, config(losses=RELEASE_LOSSES))
+    with pytest.raises(UserError, match=r"SKELETON_DROPOUT is 1\.5"):
         build(STAR, config(SKELETON_DROPOUT=1.5))
-    for key in ("GUIDE", "GRAPH", "BONES", "CORRECTOR", "KL", "KL_LAST"):
+    with pytest.raises(UserError, match="choose one of BoneReader, SkeletonFrameCorrector"):
+        build(STAR, config(frame="Corrector"))
+    for key in ("GUIDE", "GRAPH", "BONES", "CORRECTOR", "KL_LAST"):
         with pytest.raises(UserError, match=rf"MODEL\.STAR\.{key} is 'x': choose one of"):
             build(STAR, config(**{key: "x"}))
-    model = build(STAR, config(frame=False, sequence=False, losses=SAD_LOSSES))
+    model = build(STAR, config(frame="", sequence=False, losses=SAD_LOSSES))
     with pytest.raises(UserError, match="reads no skeletons"):
-        model.look({})
+        model.explain({})

@@ -8,9 +8,17 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, build_model
 from fastreid.utils.events import EventStorage
 
 from fastreid_star.errors import UserError
-from fastreid_star.modeling import SAD, sad
+from fastreid_star.methods.sad import SAD
+from fastreid_star.methods.sad import model as sad
+from fastreid_star.modeling import LOSS_REGISTRY, Loss, VideoReID
 
-ALL = ("CrossEntropyLoss", "TripletLoss", "StyleAttackLoss", "StyleDefenseLoss")
+ALL = (
+    "CrossEntropyLoss",
+    "FrameCrossEntropyLoss",
+    "TripletLoss",
+    "StyleAttackLoss",
+    "StyleDefenseLoss",
+)
 
 
 def config(name="build_resnet_backbone", depth="18x", losses=ALL, size=(64, 32), classes=2):
@@ -288,35 +296,71 @@ def test_frame_features_are_cut_off_at_zero():
 @pytest.mark.parametrize(
     ("chosen", "given", "passes"),
     [
-        (["CrossEntropyLoss"], ["loss_cls", "loss_cls_frame"], 1),
+        (["CrossEntropyLoss"], ["loss_cls"], 1),
+        (["FrameCrossEntropyLoss"], ["loss_cls_frame"], 1),
         (["TripletLoss"], ["loss_triplet"], 1),
         (["StyleAttackLoss"], ["loss_cls_attack"], 2),
         (["StyleDefenseLoss"], ["loss_defense"], 2),
-        (
-            ALL[::-1],
-            ["loss_cls", "loss_cls_frame", "loss_triplet", "loss_cls_attack", "loss_defense"],
-            2,
-        ),
+        (["StyleDefenseLoss", "CrossEntropyLoss"], ["loss_defense", "loss_cls"], 2),
     ],
 )
 def test_losses_are_chosen_by_name(chosen, given, passes):
     model = small(losses=chosen)
     losses = model(make_batch(clips_per_half=2, length=2))
     assert list(losses) == given
-    # BatchNorm's statistics count the passes: one of stem and stages 1-2, and the attack's of stages 3 and 4
+    # BatchNorm's statistics count the passes: one of stem and stages 1-2, and the attack's of stages 3
+    # and 4
     counts = {
         name.split(".")[2]: int(buffer)
         for name, buffer in model.named_buffers()
         if name.startswith("backbone.stages.") and name.endswith("num_batches_tracked")
     }
     assert counts == {"0": 1, "1": 1, "2": passes, "3": passes}
+    assert model.has_idle_parameters == (set(chosen) != {"CrossEntropyLoss", "FrameCrossEntropyLoss"})
 
 
 def test_unknown_loss():
-    with pytest.raises(
-        UserError, match=r"CircleLoss: SAD knows CrossEntropyLoss, TripletLoss, StyleAttackLoss"
-    ):
+    with pytest.raises(UserError, match=r"CircleLoss: the registered losses are .*TripletLoss"):
         small(losses=["CrossEntropyLoss", "CircleLoss"])
+
+
+def test_a_loss_that_nothing_can_feed_is_refused():
+    with pytest.raises(UserError, match="StyleDefenseLoss needs attacked_frames"):
+        VideoReID(config("build_osnet_backbone", "x0_25"))
+
+
+def test_weights_and_first_epochs():
+    cfg = config("build_osnet_backbone", "x0_25", losses=ALL)
+    cfg.MODEL.LOSSES.WEIGHTS = [["StyleDefenseLoss", 0.5], ["CrossEntropyLoss", 3.0]]
+    cfg.MODEL.LOSSES.CE_ONLY_EPOCHS = 2
+    torch.manual_seed(0)
+    model, batch = SAD(cfg), make_batch(clips_per_half=2, length=2)
+    model.epoch = 1
+    assert list(model(batch)) == ["loss_cls", "loss_cls_frame"]
+    assert model.has_idle_parameters
+    model.epoch = 2
+    torch.manual_seed(1)
+    weighted = model(batch)
+    assert len(weighted) == 5
+    assert not model.has_idle_parameters
+    for loss in model.losses.values():
+        loss.weight = 1.0
+    torch.manual_seed(1)
+    plain = model(batch)
+    factors = {name: float(weighted[name].detach() / plain[name].detach()) for name in plain}
+    assert factors == pytest.approx(
+        {
+            "loss_cls": 3,
+            "loss_cls_frame": 1,
+            "loss_triplet": 1,
+            "loss_cls_attack": 1,
+            "loss_defense": 0.5,
+        },
+        rel=1e-4,
+    )
+    cfg.MODEL.LOSSES.WEIGHTS = [["CircleLoss", 0.5]]
+    with pytest.raises(UserError, match="WEIGHTS names CircleLoss"):
+        SAD(cfg)
 
 
 def test_config_reaches_the_losses():
@@ -324,21 +368,18 @@ def test_config_reaches_the_losses():
     cfg.MODEL.LOSSES.CE.EPSILON, cfg.MODEL.LOSSES.CE.SCALE = 0.1, 0.5
     cfg.MODEL.LOSSES.TRI.MARGIN, cfg.MODEL.LOSSES.TRI.SCALE = 0.7, 2.0
     cfg.MODEL.LOSSES.TRI.ALL_RANKS = True
-    cfg.MODEL.HEADS.GEM_P, cfg.MODEL.SAD.STD, cfg.MODEL.SAD.AUGMENT_RANGE = (
-        2.0,
-        "release",
-        [0.8, 1.2],
-    )
+    cfg.MODEL.HEADS.GEM_P, cfg.MODEL.SAD.STD = 2.0, "release"
+    cfg.MODEL.SAD.AUGMENT_RANGE = [0.8, 1.2]
     model = SAD(cfg)
-    assert model.cross_entropy == {"epsilon": 0.1, "scale": 0.5}
-    triplet = {
+    for name in ("CrossEntropyLoss", "FrameCrossEntropyLoss", "StyleAttackLoss"):
+        assert (model.losses[name].epsilon, model.losses[name].scale) == (0.1, 0.5)
+    assert model.losses["TripletLoss"].options == {
         "margin": 0.7,
         "norm_feat": False,
         "hard_mining": True,
         "scale": 2.0,
         "all_ranks": True,
     }
-    assert model.triplet == triplet
     assert (model.heads.gem_p, model.std, model.augment_range) == (2.0, "release", (0.8, 1.2))
 
 
@@ -347,7 +388,7 @@ def test_config_reaches_the_losses():
     [
         ("MODEL.SAD.STD", "std", "sqrt_var, release"),
         ("MODEL.SAD.AUGMENT_RANGE", [1.5, 0.5], "AUGMENT_RANGE"),
-        ("MODEL.LOSSES.CE.EPSILON", -0.1, "EPSILON is negative"),
+        ("MODEL.LOSSES.CE.EPSILON", -0.1, "EPSILON is -0.1"),
         ("MODEL.HEADS.NAME", "EmbeddingHead", "EmbeddingHead.*needs ClipHead"),
         ("MODEL.BACKBONE.FEAT_DIM", 2048, "set it to 128"),
     ],
@@ -384,7 +425,7 @@ def evaluated():
 @torch.no_grad()
 def test_the_feature_for_retrieval_by_value(evaluated):
     model, batch = evaluated.double(), make_batch()
-    is_visible = model.frame_modality(batch["modality"], 3)
+    is_visible = model.frame_modality(batch, 3)
     with torch.no_grad():
         norm = model.heads.bottleneck[0]
         norm.weight.uniform_(0.5, 1.5)
@@ -475,17 +516,12 @@ def test_the_seed_decides_a_training_step():
 
 def test_bfloat16_autocast():
     model, batch = small(), make_batch(clips_per_half=2, length=2)
-    seen = {}
-    losses_of = model.losses
-
-    def spy(frames, attacked, clip, extras, targets):
-        seen.update(frames=frames.dtype, attacked=attacked.dtype, clip=clip.dtype)
-        return losses_of(frames, attacked, clip, extras, targets)
-
-    model.losses = spy
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model.encode(batch)
+    for name in ("frames", "attacked_frames", "clip"):
+        assert outputs[name].dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model(batch)
-    assert set(seen.values()) == {torch.float32}
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
@@ -518,20 +554,34 @@ def test_state_survives_a_round_trip():
         assert torch.equal(model.eval()(batch), other.eval()(batch))
 
 
-def test_a_subclass_brings_its_own_clip_and_its_own_loss():
+def test_a_subclass_brings_its_own_clip_and_its_own_loss(monkeypatch):
+    class NoteLoss(Loss):
+        needs = ("note", "frames")
+        log_name = "loss_note"
+
+        def forward(self, note, frames):
+            return note * frames.norm()
+
     class Last(SAD):
-        known_losses = (*SAD.known_losses, "SmallLoss")
+        provides = (*SAD.provides, "note")
 
-        def clip_feature(self, frames, batch):
-            return frames[:, -1], {"norm": frames.norm(), "note": batch["note"]}
+        def encode_clip(self, outputs, batch, explain):
+            super().encode_clip(outputs, batch, explain)
+            outputs.update(clip=outputs["frames"][:, -1], note=batch["note"])
 
-        def losses(self, frames, attacked, clip, extras, targets):
-            losses = super().losses(frames, attacked, clip, extras, targets)
-            if "SmallLoss" in self.loss_names:
-                losses["loss_small"] = extras["note"] * extras["norm"]
-            return losses
-
+    monkeypatch.setitem(LOSS_REGISTRY._obj_map, "NoteLoss", NoteLoss)
     torch.manual_seed(0)
-    model = Last(config("build_osnet_backbone", "x0_25", losses=["CrossEntropyLoss", "SmallLoss"]))
-    losses = model({**make_batch(clips_per_half=2, length=2), "note": 0.0})
-    assert list(losses) == ["loss_cls", "loss_cls_frame", "loss_small"]
+    model = Last(config("build_osnet_backbone", "x0_25", losses=["CrossEntropyLoss", "NoteLoss"]))
+    batch = {**make_batch(clips_per_half=2, length=2), "note": 2.0}
+    losses = model(batch)
+    assert list(losses) == ["loss_cls", "loss_note"]
+    outputs = model.encode(batch)
+    assert torch.equal(outputs["clip"], outputs["frames"][:, -1])
+    assert model.losses["NoteLoss"].of(outputs) == 2 * outputs["frames"].norm()
+
+
+@torch.no_grad()
+def test_a_float_flag_chooses_the_stem_without_a_branch(evaluated):
+    batch = make_batch()
+    flags = {"images": batch["images"], "is_visible": (batch["modality"] == 2).float()}
+    assert torch.allclose(evaluated(flags), evaluated(batch), atol=1e-6)

@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-from fastreid.config import CfgNode as CN
 from fastreid.config import get_cfg
 
 from fastreid_star.errors import UserError
-from fastreid_star.modeling import skeleton_loss as sl
-from fastreid_star.modeling.frame_corrector import BoneEncoder, BoneStates
+from fastreid_star.methods.star import losses as sl
+from fastreid_star.methods.star.layers import BoneEncoder, BoneStates
 
 
 def loop_softmax(logits):
@@ -84,7 +83,7 @@ def test_the_release_compares_the_modalities_without_the_half():
 @pytest.mark.parametrize("last", sl.LAST_STATES)
 def test_the_module_joins_bones_and_joints(last):
     width, count = 6, 3
-    loss = sl.SkeletonConsistency(feat_dim=width, joint_channels=4, last=last).double()
+    loss = sl.SkeletonConsistencyLoss(feat_dim=width, joint_channels=4, last=last).double()
     states = [torch.randn(count, width).double() for _ in range(2)]
     bone_states = BoneStates(None, states[0], states[1], None, None)
     joints, has_clip = torch.randn(count, 17, 4).double(), torch.ones(count, dtype=torch.bool)
@@ -95,7 +94,7 @@ def test_the_module_joins_bones_and_joints(last):
 
 
 def test_the_gradient_reaches_the_lstm_and_the_linear_layer():
-    encoder, loss = BoneEncoder(feat_dim=8), sl.SkeletonConsistency(feat_dim=8, last="final_states")
+    encoder, loss = BoneEncoder(feat_dim=8), sl.SkeletonConsistencyLoss(feat_dim=8, last="final_states")
     skeletons = 50 * torch.rand(2, 3, 17, 3) + 1
     bone_states = encoder(skeletons, torch.ones(2, 3, dtype=torch.bool))
     loss(bone_states, torch.randn(2, 17, 12), torch.ones(2, dtype=torch.bool)).backward()
@@ -105,11 +104,11 @@ def test_the_gradient_reaches_the_lstm_and_the_linear_layer():
 
 def test_from_config():
     cfg = get_cfg()
-    cfg.MODEL.STAR = CN({"KL_LAST": "final_states"})
-    loss = sl.SkeletonConsistency(cfg, feat_dim=10)
+    cfg.MODEL.STAR.KL_LAST = "final_states"
+    loss = sl.SkeletonConsistencyLoss(cfg, feat_dim=10)
     assert loss.last == "final_states"
     assert loss.fc.weight.shape == (10, 17 * 12)
     with pytest.raises(
         UserError, match=r"MODEL\.STAR\.KL_LAST is 'first': choose one of last_step, final_states"
     ):
-        sl.SkeletonConsistency(feat_dim=10, last="first")
+        sl.SkeletonConsistencyLoss(feat_dim=10, last="first")

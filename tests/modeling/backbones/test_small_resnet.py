@@ -4,7 +4,7 @@ from fastreid.config import get_cfg
 from fastreid.modeling.backbones import build_backbone
 
 from fastreid_star.errors import UserError
-from fastreid_star.modeling import split_backbone
+from fastreid_star.modeling.backbones import split_backbone
 
 
 def config(depth="tiny", last_stride=1):
