@@ -1,37 +1,24 @@
 """Tests of the example; they travel with a copy of the folder."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import fastreid_star  # noqa: F401  (before anything of fast-reid)
 import torch
 from fastreid.config import get_cfg
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
-import fastreid_star  # noqa: F401  (before anything of fast-reid is built)
-
-NAME = Path(__file__).parent.name
-if NAME not in sys.modules:  # import this very folder, wherever it has been copied to
-    folder = Path(__file__).parent
-    spec = importlib.util.spec_from_file_location(
-        NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    sys.modules[NAME] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[NAME])
-method = sys.modules[NAME]
+from .layers import FrameAttention
+from .losses import CenterLoss
 
 
 def test_attention_starts_as_the_mean():
-    layers = importlib.import_module(f"{NAME}.layers")
     frames = torch.rand(2, 5, 8)
-    torch.testing.assert_close(layers.FrameAttention(8)(frames), frames.mean(1))
+    torch.testing.assert_close(FrameAttention(8)(frames), frames.mean(1))
 
 
 def test_center_loss_by_hand():
     clip = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 3.0], [9.0, 9.0]])
     targets, visible = torch.tensor([0, 0, 0, 1]), torch.tensor([True, True, False, True])
     # identity 0: centers (1, 0) and (1, 3); identity 1 has no infrared clip
-    assert method.CenterLoss()(clip, targets, visible.repeat_interleave(2)) == 9.0
+    assert CenterLoss()(clip, targets, visible.repeat_interleave(2)) == 9.0
 
 
 def test_a_training_step():
