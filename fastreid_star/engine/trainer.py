@@ -181,7 +181,6 @@ class Trainer(ResumableTrainer):
             cudnn_benchmark=cfg.CUDNN_BENCHMARK,
             jit_compile=cfg.MODEL.NPU.JIT_COMPILE,
             internal_format=cfg.MODEL.NPU.INTERNAL_FORMAT,
-            keep_memory=cfg.MODEL.CPU.KEEP_MEMORY,
         )
         model = build_model(_with_device(cfg))
         if (
