@@ -9,8 +9,8 @@ launcher and config are this plugin's, on any device. ARGUMENTS are the script's
 
 import sys
 
+from fastreid_star.engine.defaults import run_tool
 from fastreid_star.engine.script import run_script
-from fastreid_star.engine.setup import run_tool
 from fastreid_star.errors import UserError
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 
+from fastreid_star.engine.defaults import run_tool
 from fastreid_star.engine.replay import describe, replay
-from fastreid_star.engine.setup import run_tool
 from fastreid_star.engine.step_file import read_step
 
 

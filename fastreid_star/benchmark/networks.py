@@ -19,7 +19,7 @@ from fastreid_star.benchmark.options import BACKBONES, Options, Work
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.build import DeviceLoader
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.step import StepRunner
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.modeling.sad import SAD

@@ -19,9 +19,9 @@ from fastreid.utils import comm
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checks import problems
+from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.job import Job
 from fastreid_star.engine.launch import launch
-from fastreid_star.engine.setup import load_config
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality

@@ -18,9 +18,9 @@ from fastreid.utils import comm
 from fastreid_star import compat
 from fastreid_star.data.build import DeviceLoader
 from fastreid_star.engine.checkpoint import Checkpointer
+from fastreid_star.engine.defaults import argument_parser, default_setup, merge_file, merge_options
 from fastreid_star.engine.device import choose_device
 from fastreid_star.engine.launch import launch
-from fastreid_star.engine.setup import argument_parser, default_setup, merge_file, merge_options
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 

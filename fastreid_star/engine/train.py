@@ -9,8 +9,8 @@ from fastreid.config import CfgNode
 
 from fastreid_star.engine.checkpoint import misfits, read_checkpoint
 from fastreid_star.engine.checks import check
+from fastreid_star.engine.defaults import setup
 from fastreid_star.engine.faults import in_one_line
-from fastreid_star.engine.setup import setup
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
@@ -19,7 +19,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
     """Train, or with ``--eval-only`` evaluate ``MODEL.WEIGHTS``.
 
     Args:
-        args: of :func:`fastreid_star.engine.setup.argument_parser`.
+        args: of :func:`fastreid_star.engine.defaults.argument_parser`.
 
     Returns:
         the last evaluation's results (empty on other ranks than the main one).

@@ -57,7 +57,7 @@ class Trainer(ResumableTrainer):
     and may be overridden as there. For image datasets everything but the device handling is fast-reid's.
 
     Args:
-        cfg: a complete config; see :func:`fastreid_star.engine.setup.setup`.
+        cfg: a complete config; see :func:`fastreid_star.engine.defaults.setup`.
 
     Raises:
         UserError: config or data are wrong.

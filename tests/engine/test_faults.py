@@ -15,8 +15,8 @@ from fastreid.engine.train_loop import HookBase
 
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checkpoint import read_checkpoint
+from fastreid_star.engine.defaults import LOGGERS, argument_parser, run_tool
 from fastreid_star.engine.faults import explain, in_one_line
-from fastreid_star.engine.setup import LOGGERS, argument_parser, run_tool
 from fastreid_star.engine.train import train_or_evaluate
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError

@@ -14,8 +14,8 @@ from PIL import Image
 
 from fastreid_star import compat
 from fastreid_star.__main__ import main
+from fastreid_star.engine.defaults import argument_parser, default_setup, load_config
 from fastreid_star.engine.script import device_of, script_parser
-from fastreid_star.engine.setup import argument_parser, default_setup, load_config
 from fastreid_star.engine.train import train_or_evaluate
 from fastreid_star.errors import UserError
 

@@ -12,7 +12,7 @@ import torch
 from fastreid.utils.events import EventStorage
 
 from fastreid_star.engine import step as step_module
-from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.step_file import read_step
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError

@@ -6,7 +6,7 @@ import sys
 import pytest
 from fastreid.config import get_cfg
 
-from fastreid_star.engine.setup import argument_parser, load_config, run_tool
+from fastreid_star.engine.defaults import argument_parser, load_config, run_tool
 from fastreid_star.errors import UserError
 
 
