@@ -6,7 +6,6 @@ Nothing here falls back: a device asked for by name and not usable is a :class:`
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
@@ -118,7 +117,6 @@ def configure(
     cudnn_benchmark: bool = False,
     jit_compile: bool = False,
     internal_format: bool = False,
-    keep_memory: bool = False,
 ) -> None:
     """Set the switches that change a device's numbers or speed, for the whole process.
 
@@ -130,7 +128,6 @@ def configure(
         jit_compile: NPU only. Compile an operator anew for each shape it meets; False: use the compiled ones.
         internal_format: NPU only. Let weights be stored in the chip's own layouts (FRACTAL_Z and the like); a
             checkpoint, DDP's buckets and channels-last want plain ones.
-        keep_memory: CPU only. Keep freed memory for the next tensors, see :func:`keep_freed_memory`.
     """
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = fast_float32
@@ -141,30 +138,6 @@ def configure(
         torch.npu.config.allow_internal_format = internal_format
         torch.npu.matmul.allow_hf32 = fast_float32
         torch.npu.conv.allow_hf32 = fast_float32
-    elif keep_memory:
-        keep_freed_memory()
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep main memory that it frees, from now on to its end.
-
-    glibc maps a block of more than 32 MB anew each time, and hands it back as soon as it is freed. A training step asks
-    for the same large blocks again and again, and has the system clear every page of them: on a CPU a tenth of
-    the step and more (docs/performance.md).
-
-    Returns:
-        whether the C library does so; only glibc does. Other allocators that were loaded before keep their own ways.
-    """
-    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (
-        OSError,
-        TypeError,
-        AttributeError,
-    ):  # no library of that kind, or one without the function
-        return False
-    return mallopt(m_mmap_max, 0) == 1 and mallopt(m_trim_threshold, -1) == 1
 
 
 def synchronize(device: torch.device) -> None:
