@@ -43,7 +43,7 @@ def test_each_process_gets_its_own_device_and_keeps_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert devices.choose_device("cuda", local_rank=3) == torch.device("cuda", 3)
     assert devices.choose_device("cuda:1", local_rank=3) == torch.device("cuda", 1)
-    with pytest.raises(UserError, match="cuda:4 .* 4 cuda device"):
+    with pytest.raises(UserError, match=r"cuda:4 .* 4 cuda device"):
         devices.choose_device("cuda", local_rank=4)
     # these questions must not change the current device
     assert devices.collective_backend("cuda") == "nccl"
