@@ -12,8 +12,9 @@ from fastreid.config import CfgNode
 from fastreid.utils import comm
 
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.checkpoint import read_checkpoint
-from fastreid_star.engine.job import Check, Job, Problem
+from fastreid_star.engine.problems import Check, Problem
+from fastreid_star.engine.problems import Run as Job
+from fastreid_star.engine.weights import read_weights
 
 SHARED_MEMORY = "/dev/shm"  # where loading workers hand over batches, on Linux
 BATCHES_OF_A_WORKER = 3  # two that are loaded ahead, as torch does, and one in the making
@@ -34,7 +35,7 @@ def weights(job: Job) -> Iterator[Problem]:
     # a run that goes on from its own checkpoint does without
     going_on = job.training and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if cfg.MODEL.WEIGHTS and not going_on and comm.is_main_process():
-        read_checkpoint(cfg.MODEL.WEIGHTS)
+        read_weights(cfg.MODEL.WEIGHTS)
 
 
 def pretrained(job: Job) -> Iterator[Problem]:

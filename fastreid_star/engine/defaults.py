@@ -21,12 +21,11 @@ from fastreid.utils.logger import setup_logger
 
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checkpoint import versions
-from fastreid_star.engine.checks import check
+from fastreid_star.engine.checks import require
 from fastreid_star.engine.checks_machine import why_unwritable
 from fastreid_star.engine.faults import explain, in_one_line
 from fastreid_star.engine.yaml_files import check_yaml
 from fastreid_star.errors import UserError
-from fastreid_star.files import write_whole
 
 logger = logging.getLogger(__name__)
 LOGGERS = ("fastreid", "fastreid_star")
@@ -49,6 +48,11 @@ def argument_parser(description: str, *, for_script: bool = False) -> argparse.A
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR"
+    )
+    parser.add_argument(
+        "--allow-changed",
+        action="store_true",
+        help="resume or evaluate although the config differs from the checkpoint's",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
     parser.add_argument(
@@ -203,9 +207,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Make OUTPUT_DIR, open the log there and save the config beside it; fast-reid's function of that name.
+    """Make OUTPUT_DIR and open the log there; fast-reid's function of that name.
 
-    The terminal gets a few lines, ``log.txt`` the whole config as well. An evaluation leaves the saved config alone.
+    The terminal gets a few lines, ``log.txt`` the whole config as well. The trainer saves the config once all checks
+    have passed.
 
     Args:
         cfg: a complete config; all processes get the SEED of the main one, a fresh one where it is negative.
@@ -223,19 +228,9 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     problem = None
     if comm.is_main_process():
         problem = why_unwritable(cfg.OUTPUT_DIR)
-        if problem is None and training:  # what a run was trained with stays beside its weights
-            try:
-                write_whole(
-                    os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
-                    lambda file: file.write(cfg.dump().encode()),
-                )
-            except OSError as error:
-                problem = (
-                    f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror or error}"
-                )
     problem = comm.all_gather(problem)[0]
     if problem:
-        check(cfg, training=training)  # says what else is wrong, where something is
+        require(cfg, training=training)  # reports what else is wrong too
         raise UserError(problem)
     for name in LOGGERS:
         for handler in setup_logger(
