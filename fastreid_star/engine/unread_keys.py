@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from fastreid.config import CfgNode, get_cfg
+from fastreid.utils import comm
 
 from fastreid_star.engine.fingerprint import flatten, in_sections
 from fastreid_star.errors import UserError
@@ -86,5 +87,5 @@ def check_unread(cfg: RecordedConfig, *, sections: tuple[str, ...] = (), without
             f"{pairs}: not supported by {cfg.MODEL.META_ARCHITECTURE} on "
             f"{', '.join(map(str, cfg.DATASETS.TESTS))}; leave it at its default"
         )
-    if unread:
+    if unread and comm.is_main_process():
         logger.warning(f"Config keys without effect in this run: {', '.join(unread)}")
