@@ -52,7 +52,6 @@ class Builders(DefaultTrainer):
             cudnn_benchmark=cfg.CUDNN_BENCHMARK,
             jit_compile=cfg.MODEL.NPU.JIT_COMPILE,
             internal_format=cfg.MODEL.NPU.INTERNAL_FORMAT,
-            keep_memory=cfg.MODEL.CPU.KEEP_MEMORY,
         )
         cfg = _changed(cfg, MODEL_DEVICE=str(device_of(cfg)))  # as torch spells it
         with building("MODEL"), _plain_pretrained(cfg) as cfg:

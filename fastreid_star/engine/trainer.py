@@ -19,7 +19,12 @@ from fastreid.engine import hooks
 from fastreid.engine.train_loop import TrainerBase
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
-from fastreid.utils.events import EventStorage
+from fastreid.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    JSONWriter,
+    TensorboardXWriter,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from fastreid_star.data.build import DeviceLoader, all_video
@@ -37,7 +42,7 @@ from fastreid_star.engine.checkpoint import (
 from fastreid_star.engine.checks import require
 from fastreid_star.engine.checks_machine import little_room
 from fastreid_star.engine.defaults import setup
-from fastreid_star.engine.faults import in_one_line
+from fastreid_star.engine.failures import in_one_line
 from fastreid_star.engine.fingerprint import check_evaluated, check_resumed
 from fastreid_star.engine.hooks import (
     CheckpointHook,
@@ -56,7 +61,6 @@ from fastreid_star.engine.solver import apply_config, resolve_schedule, settings
 from fastreid_star.engine.train_loop import StepRunner
 from fastreid_star.engine.unread_keys import RecordedConfig, check_unread
 from fastreid_star.engine.weights import read_file, require_most, weights_of
-from fastreid_star.engine.writers import open_writers
 from fastreid_star.errors import UserError
 from fastreid_star.files import drop_cut_line, locked, remove_abandoned, write_whole
 
@@ -203,8 +207,10 @@ class Trainer(Builders):
         warning = little_room(self.cfg, self.model, self.optimizer)
         if warning:
             logger.warning(warning)
-        drop_cut_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
-        return open_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        folder = self.cfg.OUTPUT_DIR
+        metrics = os.path.join(folder, "metrics.json")
+        drop_cut_line(metrics)
+        return [CommonMetricPrinter(self.max_iter), JSONWriter(metrics), TensorboardXWriter(folder)]
 
     def resume_or_load(self, resume: bool = True, *, allow_changed: bool = False) -> None:
         """Resume from ``OUTPUT_DIR``'s last checkpoint, or load ``MODEL.WEIGHTS`` and start anew.
