@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
 
 import torch
+import yaml
 from fastreid.config import CfgNode
 from fastreid.data.build import _test_loader_from_config, build_reid_test_loader
 from fastreid.engine import DefaultTrainer
@@ -27,9 +29,10 @@ from fastreid_star.data.build import (
     is_video_dataset,
 )
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.checks import building
+from fastreid_star.engine.fingerprint import check_evaluated
+from fastreid_star.engine.problems import building
 from fastreid_star.engine.solver import build_lr_scheduler, build_optimizer
-from fastreid_star.engine.weights import read_weights, require_most
+from fastreid_star.engine.weights import misfits, read_file, read_weights, require_most, weights_of
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import CrossModalEvaluator
 
@@ -130,6 +133,48 @@ class Builders(DefaultTrainer):
                     f"{replaced} broken test frames were replaced by their nearest good neighbor"
                 )
         return next(iter(results.values())) if len(results) == 1 else results
+
+
+def load_trained(cfg: CfgNode, path: str, *, allow_changed: bool = False) -> torch.nn.Module:
+    """Build the model of `cfg` and load its weights, in eval mode.
+
+    The number of identities is read from the weights, and no pretrained backbone is loaded.
+
+    Args:
+        cfg: of the model. A config in the checkpoint is compared with it.
+        path: weights of fast-reid or this plugin, see
+            :func:`~fastreid_star.engine.weights.read_weights`.
+        allow_changed: load the weights although the network is configured in another way.
+
+    Raises:
+        UserError: the file cannot be read, or the weights are of another model: one missing or
+            misshapen weight is enough.
+    """
+    data = read_file(path)
+    weights = weights_of(data, path)
+    check_evaluated(yaml.safe_load(data.get("config") or "{}"), cfg, allow=allow_changed)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.PRETRAIN = False
+    classifiers = [
+        v for name, v in weights.items() if re.fullmatch(r"(heads|b\d+_head)\.weight", name)
+    ]
+    if classifiers:
+        cfg.MODEL.HEADS.NUM_CLASSES = classifiers[0].shape[0]
+    cfg.freeze()
+    model = Builders.build_model(cfg)
+    unused = [name for name in weights if name in ("pixel_mean", "pixel_std")]
+    if unused:
+        logger.info(f"Without effect in {path}: {', '.join(unused)}")
+    weights = {name: value for name, value in weights.items() if name not in unused}
+    wrong = misfits(model, weights)
+    if wrong:
+        raise UserError(
+            f"checkpoint {path} is of another model: {len(wrong)} weights do not fit, first "
+            f"{', '.join(wrong[:3])}; use the config it was trained with (config.yaml beside it)"
+        )
+    model.load_state_dict(weights)
+    return model.eval()
 
 
 def share_buffers(model: torch.nn.Module) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 import os
 from collections.abc import Callable
@@ -24,7 +23,6 @@ from fastreid_star.engine.weights import (
     read_file,
     read_weights,
     weights_of,
-    write_sealed,
 )
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
@@ -94,7 +92,7 @@ class Checkpointer(FastReidCheckpointer):
         self.logger.info(f"Saving checkpoint to {path}")
         try:
             earlier = self._keep - 1 if name == ROLLING else 0
-            write_whole(path, functools.partial(write_sealed, data), earlier=earlier)
+            write_whole(path, lambda file: torch.save(data, file), earlier=earlier)
             if tag:
                 self.tag_last_checkpoint(f"{name}.pth")
         except OSError as error:
@@ -114,7 +112,7 @@ class Checkpointer(FastReidCheckpointer):
         return super().load(path, checkpointables)
 
     def newest(self) -> str | None:
-        """The file to resume from, whose hash is right; None if the folder has no checkpoint.
+        """The file to resume from; None if the folder has no checkpoint.
 
         It is the file that ``last_checkpoint`` names. If that one is missing or damaged, it is the
         one with the most steps among the others, with a warning; the damaged file is renamed, so

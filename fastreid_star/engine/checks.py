@@ -1,4 +1,4 @@
-"""All that is wrong with a run, found before its first step and reported at once.
+"""What is wrong with a run, found before its first step and reported at once.
 
 What only building can tell, such as the name of a loss, is reported where it is built.
 """
@@ -43,55 +43,45 @@ from fastreid_star.structures import Modality, Tracklet
 logger = logging.getLogger(__name__)
 
 SAMPLE = 20  # tracklets looked up, of thousands: enough to find a missing folder
-# Smallest values of keys that nothing else checks; those of training, and those of both.
+ABOVE_ZERO = 5e-324
+# Smallest values of keys that nothing else checks: of any run, and of training.
+MINIMA = {"TEST.IMS_PER_BATCH": 1, "INPUT.CLIP.LENGTH": 1, "DATASETS.MIN_FRAMES": 0,
+          "DATALOADER.NUM_WORKERS": 0}  # fmt: skip
 MINIMA_OF_TRAINING = {
-    "SOLVER.MAX_EPOCH": 1,
-    "SOLVER.BASE_LR": 1e-300,
-    "SOLVER.BACKBONE_LR_FACTOR": 0,
-    "SOLVER.GAMMA": 1e-300,
-    "SOLVER.DELAY_EPOCHS": 0,
-    "SOLVER.WARMUP_ITERS": 0,
-    "SOLVER.WARMUP_EPOCHS": 0,
-    "SOLVER.CHECKPOINT_PERIOD": 0,
-    "SOLVER.CHECKPOINT_KEEP": 1,
-    "SOLVER.LOG_PERIOD": 1,
-    "SOLVER.AMP.MAX_SKIPPED": 1,
-    "TEST.EVAL_PERIOD": 0,
-}
-MINIMA = {
-    "TEST.IMS_PER_BATCH": 1,
-    "INPUT.CLIP.LENGTH": 1,
-    "DATASETS.MIN_FRAMES": 0,
-    "DATALOADER.NUM_WORKERS": 0,
-}
+    "SOLVER.MAX_EPOCH": 1, "SOLVER.BASE_LR": ABOVE_ZERO, "SOLVER.BACKBONE_LR_FACTOR": 0,
+    "SOLVER.GAMMA": ABOVE_ZERO, "SOLVER.DELAY_EPOCHS": 0, "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.WARMUP_EPOCHS": 0, "SOLVER.CHECKPOINT_PERIOD": 0, "SOLVER.CHECKPOINT_KEEP": 1,
+    "SOLVER.LOG_PERIOD": 1, "SOLVER.AMP.MAX_SKIPPED": 1, "TEST.EVAL_PERIOD": 0,
+}  # fmt: skip
 # fast-reid's samplers that take DATALOADER.NUM_INSTANCE images of each identity
 BY_IDENTITY = ("NaiveIdentitySampler", "BalancedIdentitySampler", "SetReWeightSampler")
 
 
 def names(run: Run) -> Iterator[Problem]:
     """Unknown networks and datasets, and networks and datasets of two kinds."""
-    cfg = run.cfg
+    model, data = run.cfg.MODEL, run.cfg.DATASETS
     for key, name, registry in (
-        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
-        ("MODEL.HEADS.NAME", cfg.MODEL.HEADS.NAME, REID_HEADS_REGISTRY),
-        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
+        ("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.HEADS.NAME", model.HEADS.NAME, REID_HEADS_REGISTRY),
+        ("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY),
     ):
         if name not in registry._obj_map:
             known = ", ".join(sorted(registry._obj_map))
             yield Problem(f"{key} {name!r} is not registered: choose one of {known}")
     for name in run.dataset_names:
         is_video_dataset(name)
-    video = all_video(cfg.DATASETS.TESTS, "TESTS")
-    if run.training and video != all_video(cfg.DATASETS.NAMES):
+    video = all_video(data.TESTS, "TESTS")
+    takes_clips = getattr(run.network, "takes_clips", False)
+    if run.training and video != all_video(data.NAMES):
         yield Problem(
-            f"DATASETS.NAMES {tuple(cfg.DATASETS.NAMES)} and TESTS {tuple(cfg.DATASETS.TESTS)} "
-            "must be of one kind, video or image"
+            f"DATASETS.NAMES {tuple(data.NAMES)} and TESTS {tuple(data.TESTS)} must be of one "
+            "kind, video or image"
         )
-    elif run.network is not None and video != getattr(run.network, "takes_clips", False):
+    elif run.network is not None and video != takes_clips:
         kind, other = ("clips", "images") if video else ("images", "clips")
         yield Problem(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} takes {other}, but the "
-            f"datasets are of {kind}"
+            f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} takes {other}, but the datasets "
+            f"are of {kind}"
         )
 
 
@@ -103,7 +93,7 @@ def numbers(run: Run) -> Iterator[Problem]:
         for part in key.split("."):
             value = value[part]
         if isinstance(value, bool) or not least <= value < math.inf:
-            limit = "a number above 0" if 0 < least < 1 else f"{least} or more"
+            limit = "a number above 0" if least == ABOVE_ZERO else f"{least} or more"
             yield Problem(f"{key} is {value!r}: give {limit}")
     if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE not in ("float16", "bfloat16"):
         yield Problem(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}: use float16 or bfloat16")
@@ -131,113 +121,103 @@ def datasets(run: Run) -> Iterator[Problem]:
     for outcome in run.opened.values():
         if isinstance(outcome, UserError):
             yield Problem(str(outcome))
-    for data in run.videos(run.dataset_names):
-        for split, tracklets in _splits(run, data):
-            sample = spread(tracklets, SAMPLE)
-            gone = [
-                t
-                for t in sample
-                if not any(os.path.isfile(t.path(index)) for index in (0, len(t) // 2, -1))
-            ]
-            if gone:
-                yield Problem(
-                    f"{len(gone)} of {len(sample)} {split} tracklets looked up in {data.folder} "
-                    f"have no images, such as {gone[0].path(0)}: copy them; "
-                    "`fastreid-star check` lists all"
-                )
+    for data, split, tracklets in _splits(run):
+        sample = spread(tracklets, SAMPLE)
+        places = [[t.path(index) for index in (0, len(t) // 2, -1)] for t in sample]
+        gone = [paths[0] for paths in places if not any(map(os.path.isfile, paths))]
+        if gone:
+            yield Problem(
+                f"{len(gone)} of {len(sample)} {split} tracklets looked up in {data.folder} have "
+                f"no images, such as {gone[0]}: copy them; `fastreid-star check` lists all"
+            )
 
 
 def matches(run: Run) -> Iterator[Problem]:
     """A test set in which no query has a match in the gallery."""
-
-    def both(data, other_role: str) -> list[Tracklet]:
-        whole = [*data.query, *data.gallery]
-        return [t for t in whole if getattr(t, "role", None) != other_role]
-
-    def pair(tracklet: Tracklet) -> tuple[int, int]:
-        return tracklet.pid, tracklet.camid
-
-    names = [name for name in run.cfg.DATASETS.TESTS if isinstance(name, str)]
-    for name, data in ((name, data) for name in names for data in run.datasets([name])):
+    for data in run.datasets(run.cfg.DATASETS.TESTS):
+        name = type(data).__name__
         if run.video:
-            ways: dict[str, tuple[list, list]] = {}
-            for label, ours in (("infrared", Modality.INFRARED), ("visible", Modality.VISIBLE)):
-                ways[f"{label} query"] = (
-                    [pair(t) for t in both(data, "gallery") if t.modality == ours],
-                    [pair(t) for t in both(data, "query") if t.modality != ours],
+            both = [*data.query, *data.gallery]
+            queries = [t for t in both if getattr(t, "role", None) != "gallery"]
+            gallery = [t for t in both if getattr(t, "role", None) != "query"]
+            for way in Modality:
+                yield from _unmatched(
+                    f"{name}, {way.name.lower()} queries",
+                    [(t.pid, t.camid) for t in queries if t.modality == way],
+                    [(t.pid, t.camid) for t in gallery if t.modality != way],
+                    other_camera=run.cfg.TEST.CAMERA_FILTER,
                 )
-            same_camera = not run.cfg.TEST.CAMERA_FILTER
         else:
-            ways = {"query": tuple([item[1:3] for item in part] for part in (data.query, data.gallery))}  # type: ignore[misc]
-            same_camera = False
-        for label, (queries, gallery) in ways.items():
-            cameras = defaultdict(set)
-            for pid, camid in gallery:
-                cameras[pid].add(camid)
-            if not any(cameras[p] if same_camera else cameras[p] - {c} for p, c in queries):
-                cure = ", or set TEST.CAMERA_FILTER False" if run.video and not same_camera else ""
-                yield Problem(
-                    f"{name}: no {label} has a gallery entry of the same identity from another "
-                    f"camera ({len(queries)} queries, {len(gallery)} entries, "
-                    f"{len({c for _, c in gallery})} cameras): check the lists{cure}"
-                )
-                break
+            pairs = [[item[1:3] for item in part] for part in (data.query, data.gallery)]
+            yield from _unmatched(name, *pairs, other_camera=True)
+
+
+def _unmatched(what: str, queries: list, gallery: list, *, other_camera: bool) -> Iterator[Problem]:
+    cameras = defaultdict(set)
+    for pid, camid in gallery:
+        cameras[pid].add(camid)
+    if not any(cameras[p] - ({c} if other_camera else set()) for p, c in queries):
+        yield Problem(
+            f"{what}: none has a gallery entry of the same identity"
+            f"{' from another camera' if other_camera else ''} ({len(queries)} queries, "
+            f"{len(gallery)} entries, {len({c for _, c in gallery})} cameras): check the lists"
+            f"{' or TEST.CAMERA_FILTER' if other_camera else ''}"
+        )
 
 
 def batches(run: Run) -> Iterator[Problem]:
     """Too few identities for a batch, or a batch that is not made of whole identities."""
-    cfg, names = run.cfg, run.cfg.DATASETS.NAMES
+    cfg = run.cfg
     if not run.training:
         return
-    data = run.datasets(names)
-    complete = bool(data) and len(data) == len(names)
+    data = run.datasets(cfg.DATASETS.NAMES)
+    yield from _clip_batches(run) if run.video else _image_batches(run)
+    if not data or len(data) < len(cfg.DATASETS.NAMES):
+        return
     if run.video:
-        identities = identities_per_batch(cfg)
-        share = identities if cfg.MODEL.LOSSES.TRI.ALL_RANKS else identities // run.world_size
-        if "TripletLoss" in cfg.MODEL.LOSSES.NAME and share < 2:
-            yield Problem(
-                "TripletLoss needs two identities in each process's share of a batch: raise "
-                "SOLVER.IMS_PER_BATCH, use fewer devices, or set MODEL.LOSSES.TRI.ALL_RANKS True"
-            )
-        if not complete:
-            return
         tracklets = join_tracklets(data)
-        pids = {tracklet.pid for tracklet in tracklets}
-        resolve_schedule(
-            cfg, build_sampler(cfg, tracklets, seed=0, world_size=run.world_size).batches_per_epoch
-        )
+        sampler = build_sampler(cfg, tracklets, seed=0, world_size=run.world_size)
+        resolve_schedule(cfg, sampler.batches_per_epoch)
         _require_others("SKELETONS_TRAIN", cfg, tracklets)
+        pids = {tracklet.pid for tracklet in tracklets}
     else:
-        size = cfg.SOLVER.IMS_PER_BATCH // run.world_size
-        if size < 1:
-            yield Problem(
-                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is less than one image for each "
-                f"of {run.world_size} processes"
-            )
-        by_identity = cfg.DATALOADER.SAMPLER_TRAIN in BY_IDENTITY
-        instances = cfg.DATALOADER.NUM_INSTANCE
-        if by_identity and (instances < 1 or size % instances):
-            yield Problem(
-                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} over {run.world_size} processes "
-                f"is not a multiple of DATALOADER.NUM_INSTANCE {instances}: "
-                f"{cfg.DATALOADER.SAMPLER_TRAIN} would never fill a batch"
-            )
-            return
-        if not complete:
-            return
         pids = {item[1] for dataset in data for item in dataset.train}
-        wanted = run.world_size * size // instances if by_identity else 0
-        if len(pids) < wanted:
-            yield Problem(
-                f"a batch needs {wanted} identities (SOLVER.IMS_PER_BATCH / NUM_INSTANCE), but the "
-                f"training set has {len(pids)}: {cfg.DATALOADER.SAMPLER_TRAIN} would never fill it"
-            )
+        if cfg.DATALOADER.SAMPLER_TRAIN in BY_IDENTITY:
+            wanted = cfg.SOLVER.IMS_PER_BATCH // max(1, cfg.DATALOADER.NUM_INSTANCE)
+            if len(pids) < wanted:
+                yield Problem(
+                    f"a batch needs {wanted} identities (SOLVER.IMS_PER_BATCH / NUM_INSTANCE), but "
+                    f"the training set has {len(pids)}: {cfg.DATALOADER.SAMPLER_TRAIN} would hang"
+                )
     if len(pids) < 2:
         yield Problem(f"the training set has {len(pids)} identity: training needs two or more")
     elif 0 < cfg.MODEL.HEADS.NUM_CLASSES < len(pids):
         yield Problem(
             f"MODEL.HEADS.NUM_CLASSES is {cfg.MODEL.HEADS.NUM_CLASSES}, but the training set has "
             f"{len(pids)} identities: set it to 0, and it is read from the data"
+        )
+
+
+def _clip_batches(run: Run) -> Iterator[Problem]:
+    identities = identities_per_batch(run.cfg)
+    losses = run.cfg.MODEL.LOSSES
+    share = identities if losses.TRI.ALL_RANKS else identities // run.world_size
+    if "TripletLoss" in losses.NAME and share < 2:
+        yield Problem(
+            "TripletLoss needs two identities in each process's share of a batch: raise "
+            "SOLVER.IMS_PER_BATCH, use fewer devices, or set MODEL.LOSSES.TRI.ALL_RANKS True"
+        )
+
+
+def _image_batches(run: Run) -> Iterator[Problem]:
+    cfg, instances = run.cfg, run.cfg.DATALOADER.NUM_INSTANCE
+    size = cfg.SOLVER.IMS_PER_BATCH // run.world_size
+    by_identity = cfg.DATALOADER.SAMPLER_TRAIN in BY_IDENTITY
+    if size < 1 or (by_identity and (instances < 1 or size % instances)):
+        multiple = f" and a multiple of DATALOADER.NUM_INSTANCE {instances}" if by_identity else ""
+        yield Problem(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, {size} images for each of "
+            f"{run.world_size} processes: it must be at least 1{multiple}, or the sampler hangs"
         )
 
 
@@ -249,17 +229,17 @@ def skeletons(run: Run) -> Iterator[Problem]:
             "DATASETS.SKELETONS is empty: without skeletons every clip takes the baseline's path",
             fatal=False,
         )
-    for data in run.videos(run.dataset_names):
+    for data in run.datasets(run.dataset_names) if run.video else ():
         try:
             store = open_store(cfg, data)
         except UserError as error:
             yield Problem(str(error))
             continue
         if store is not None:
-            splits = _splits(run, data)
-            yield from misplaced(store, [t for _, whole in splits for t in spread(whole, SAMPLE)])
+            samples = [spread(t, SAMPLE) for of, _, t in _splits(run) if of is data]
+            yield from misplaced(store, [t for sample in samples for t in sample])
             store.close()
-    for data in run.videos(cfg.DATASETS.TESTS):
+    for data in run.datasets(cfg.DATASETS.TESTS) if run.video else ():
         _require_others("SKELETONS_TEST", cfg, [*data.query, *data.gallery])
 
 
@@ -275,11 +255,8 @@ def misplaced(store: SkeletonStore, sample: list[Tracklet]) -> Iterator[Problem]
             found.append(what_is_wrong(joints[0, :, :2].astype(np.float64), np.array(size)))
     wrong = [text for text in found if text]
     if len(wrong) > len(found) / 2:
-        yield Problem(
-            f"{len(wrong)} of {len(found)} skeletons looked up in {store.path} do not fit their "
-            f"frames; the first: {wrong[0]} See `fastreid-star check`",
-            fatal=False,
-        )
+        text = f"{len(wrong)} of {len(found)} skeletons looked up in {store.path} do not fit their "
+        yield Problem(f"{text}frames; the first: {wrong[0]} See `fastreid-star check`", fatal=False)
 
 
 CHECKS: tuple[Check, ...] = (
@@ -303,9 +280,8 @@ def check(
         world_size, local_size: number of processes, in all and on this machine; None: those that
             run now.
     """
-    run = Run(
-        cfg, training, world_size or comm.get_world_size(), local_size or comm.get_local_size()
-    )
+    sizes = world_size or comm.get_world_size(), local_size or comm.get_local_size()
+    run = Run(cfg, training, *sizes)
     found: list[Problem] = []
     for one in CHECKS:
         try:
@@ -330,30 +306,6 @@ def require(cfg: CfgNode, *, training: bool = True) -> None:
         raise UserError.of(problem.text for problem in found if problem.fatal)
 
 
-@contextlib.contextmanager
-def building(section: str) -> Iterator[None]:
-    """A context around fast-reid's builders, whose errors become one line.
-
-    Args:
-        section: the config keys that the builder reads, for the message.
-
-    Raises:
-        UserError: instead of an error that a wrong value causes.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except (KeyError, AssertionError, AttributeError, IndexError, TypeError, ValueError, OSError,
-            RuntimeError, NotImplementedError) as error:  # fmt: skip
-        if isinstance(error, RuntimeError) and "out of memory" in str(error):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{section}: a value is not supported ({type(error).__name__}: {reason})"
-        ) from error
-
-
 def spread(tracklets: list[Tracklet], count: int) -> list[Tracklet]:
     """At most `count` of them, from the first to the last."""
     if len(tracklets) <= count:
@@ -361,14 +313,16 @@ def spread(tracklets: list[Tracklet], count: int) -> list[Tracklet]:
     return [tracklets[round(position)] for position in np.linspace(0, len(tracklets) - 1, count)]
 
 
-def _splits(run: Run, data) -> list[tuple[str, list[Tracklet]]]:
-    """The parts of a dataset that the run reads."""
-    read = []
-    if run.training and data in run.datasets(run.cfg.DATASETS.NAMES):
-        read.append(("training", list(data.train)))
-    if data in run.datasets(run.cfg.DATASETS.TESTS):
-        read.append(("test", [*data.query, *data.gallery]))
-    return read
+def _splits(run: Run) -> list[tuple[Any, str, list[Tracklet]]]:
+    """The parts of the video datasets that the run reads: (dataset, name, tracklets)."""
+    if not run.video:
+        return []
+    names, tests = run.cfg.DATASETS.NAMES, run.cfg.DATASETS.TESTS
+    train = run.datasets(dict.fromkeys(names)) if run.training else []
+    test = run.datasets(dict.fromkeys(tests))
+    return [(data, "training", list(data.train)) for data in train] + [
+        (data, "test", [*data.query, *data.gallery]) for data in test
+    ]
 
 
 def _require_others(key: str, cfg: CfgNode, tracklets: list[Tracklet]) -> None:

@@ -16,35 +16,28 @@ from fastreid_star.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Sections and keys that decide how a trained model turns frames into features ...
-_WITH_EFFECT = (
-    "MODEL",
-    "INPUT.SIZE_TEST",
-    "INPUT.CLIP.LENGTH",
-    "INPUT.BLANK",
-    "SOLVER.FAST_FLOAT32",
-)
+# Keys and sections that decide a trained model's features ...
+_FEATURES = ("MODEL", "INPUT.SIZE_TEST", "INPUT.CLIP.LENGTH", "INPUT.BLANK", "SOLVER.FAST_FLOAT32")
 # ... without those that only training reads, or that change speed and not numbers.
-_WITHOUT_EFFECT = (
-    "MODEL.CHANNELS_LAST",
-    "MODEL.CPU",
-    "MODEL.DEVICE",
-    "MODEL.NPU",
-    "MODEL.WEIGHTS",
-    "MODEL.BACKBONE.PRETRAIN",
-    "MODEL.BACKBONE.PRETRAIN_PATH",
-    "MODEL.FREEZE_LAYERS",
-    "MODEL.HEADS.NUM_CLASSES",  # read from the weights
-    "MODEL.LOSSES",
-    "MODEL.QUEUE_SIZE",
-    "MODEL.SAD.AUGMENT",
-    "MODEL.SAD.AUGMENT_RANGE",
-    "MODEL.SAD.STD",
-    "MODEL.STAR.ATTENTION_DROPOUT",
-    "MODEL.STAR.GAT_DROPOUT",
-    "MODEL.STAR.SKELETON_DROPOUT",
-    "MODEL.STAR.SPLIT_LSTM",
-)
+_NO_FEATURES = (
+    "MODEL.CHANNELS_LAST", "MODEL.CPU", "MODEL.DEVICE", "MODEL.NPU", "MODEL.WEIGHTS",
+    "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH", "MODEL.FREEZE_LAYERS",
+    "MODEL.HEADS.NUM_CLASSES", "MODEL.LOSSES", "MODEL.QUEUE_SIZE", "MODEL.SAD.AUGMENT",
+    "MODEL.SAD.AUGMENT_RANGE", "MODEL.SAD.STD", "MODEL.STAR.ATTENTION_DROPOUT",
+    "MODEL.STAR.GAT_DROPOUT", "MODEL.STAR.SKELETON_DROPOUT", "MODEL.STAR.SPLIT_LSTM",
+)  # fmt: skip
+# A resumed run may change these: they have no effect on its course (it keeps its own seed) ...
+_FREE = (
+    "OUTPUT_DIR", "SEED", "CUDNN_BENCHMARK", "MODEL.CPU", "MODEL.DEVICE", "MODEL.NPU",
+    "MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH",
+    "DATALOADER.NUM_WORKERS", "DATASETS.TESTS", "DATASETS.SKELETONS_TEST", "SOLVER.LOG_PERIOD",
+    "SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_KEEP", "SOLVER.AMP.MAX_SKIPPED", "TEST",
+)  # fmt: skip
+# ... these, with a warning ...
+_COURSE = ("DATASETS.ROOT", "SOLVER.AMP", "SOLVER.FAST_FLOAT32", "SOLVER.IMS_PER_BATCH",
+           "SOLVER.MAX_EPOCH", "SOLVER.FREEZE_ITERS")  # fmt: skip
+# ... and the others if asked to, except these, which the checkpoint restores.
+_RESTORED = ("SOLVER", "MODEL.CHANNELS_LAST")
 
 
 @dataclass(frozen=True)
@@ -82,11 +75,7 @@ class Fingerprint:
 
     @classmethod
     def from_dict(cls, data: Any) -> Fingerprint:
-        """From :meth:`to_dict`.
-
-        Raises:
-            ValueError: `data` is something else.
-        """
+        """From :meth:`to_dict`. Raises ValueError if `data` is something else."""
         if not isinstance(data, dict) or not isinstance(data.get("weights_sha256"), str):
             raise ValueError("no fingerprint of weights")
         if not isinstance(data.get("config"), dict):
@@ -115,108 +104,69 @@ def flatten(cfg: Mapping, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(saved: Mapping, cfg: CfgNode) -> dict[str, tuple[Any, Any]]:
-    """Keys that both configs have with other values: key -> (saved, now), in alphabetical order."""
-    before, now = flatten(saved), flatten(cfg)
-    return {
-        key: (before[key], now[key])
-        for key in sorted(before.keys() & now.keys())
-        if before[key] != now[key]
-    }
-
-
-def changes_features(key: str) -> bool:
-    """Whether this key decides the features of a trained model."""
-    return in_sections(key, _WITH_EFFECT) and not in_sections(key, _WITHOUT_EFFECT)
-
-
 def in_sections(key: str, names: tuple[str, ...]) -> bool:
     """Whether a key is one of `names` or in a section of them."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-# What a resumed run may change without any effect on its course ...
-_FREE_TO_CHANGE = (
-    "OUTPUT_DIR",
-    "SEED",  # the run keeps its own
-    "CUDNN_BENCHMARK",
-    "MODEL.CPU",
-    "MODEL.DEVICE",
-    "MODEL.NPU",
-    "MODEL.WEIGHTS",
-    "MODEL.BACKBONE.PRETRAIN",
-    "MODEL.BACKBONE.PRETRAIN_PATH",
-    "DATALOADER.NUM_WORKERS",
-    "DATASETS.TESTS",
-    "DATASETS.SKELETONS_TEST",
-    "SOLVER.LOG_PERIOD",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.CHECKPOINT_KEEP",
-    "SOLVER.AMP.MAX_SKIPPED",
-    "TEST",
-)
-# ... and what changes the course in a way that a user may want: it is listed.
-_CHANGES_COURSE = (
-    "DATASETS.ROOT",
-    "SOLVER.AMP",
-    "SOLVER.FAST_FLOAT32",
-    "SOLVER.IMS_PER_BATCH",
-    "SOLVER.MAX_EPOCH",
-)
-_LISTED = 6
+def changes_features(key: str) -> bool:
+    """Whether this key decides the features of a trained model."""
+    return in_sections(key, _FEATURES) and not in_sections(key, _NO_FEATURES)
 
 
-def check_resumed(saved: Mapping, cfg: CfgNode, *, allow: bool) -> list[str]:
-    """Compare a run's config with that of the checkpoint it resumes from.
+def check_resumed(saved: Mapping, cfg: CfgNode, *, allow: bool) -> None:
+    """Compare a run's config with that of the checkpoint it resumes from; log the differences.
 
     Args:
         saved: the checkpoint's config.
         cfg: the run's.
-        allow: a change that cannot be continued exactly is listed, not refused.
-
-    Returns:
-        the changed keys that have an effect.
+        allow: accept differences with which the run cannot continue exactly.
 
     Raises:
-        UserError: the run cannot be continued exactly.
+        UserError: the run cannot continue with this config.
     """
-    changed = differences(saved, cfg)
-    changed = {k: v for k, v in changed.items() if not in_sections(k, _FREE_TO_CHANGE)}
+    changed = {k: v for k, v in _differences(saved, cfg).items() if not in_sections(k, _FREE)}
     cosine = cfg.SOLVER.SCHED == "CosineAnnealingLR"
-    refused = {
-        key: values
-        for key, values in changed.items()
-        if not in_sections(key, _CHANGES_COURSE) or (cosine and key == "SOLVER.MAX_EPOCH")
-    }
-    _refuse_or_warn("--resume", refused, changed, allow)
-    return list(changed)
+    accepted = {k for k in changed if in_sections(k, _COURSE)}
+    accepted -= {"SOLVER.MAX_EPOCH"} if cosine else set()
+    refused = {k: v for k, v in changed.items() if k not in accepted}
+    restored = {k: v for k, v in refused.items() if in_sections(k, _RESTORED)}
+    if restored:
+        raise UserError(
+            f"--resume: {_listed(restored)}: a checkpoint restores the optimizer and the schedule, "
+            "so these cannot change: keep their values, or start a new run with MODEL.WEIGHTS"
+        )
+    _refuse_or_warn("--resume", {} if allow else refused, changed)
 
 
 def check_evaluated(saved: Mapping, cfg: CfgNode, *, allow: bool) -> None:
     """Compare a config with that of the weights it evaluates, as far as features depend on it.
 
-    Other input (``INPUT``) is listed. Another network (``MODEL``) is refused unless `allow` is set.
-
-    Raises:
-        UserError: the network would compute other features than the trained one.
+    Other input (``INPUT``) is logged. Another network (``MODEL``) is refused unless `allow` is set.
     """
-    changed = {k: v for k, v in differences(saved, cfg).items() if changes_features(k)}
-    refused = {key: values for key, values in changed.items() if key.startswith("MODEL.")}
-    _refuse_or_warn("these weights", refused, changed, allow)
+    changed = {k: v for k, v in _differences(saved, cfg).items() if changes_features(k)}
+    refused = {k: v for k, v in changed.items() if k.startswith("MODEL.") and not allow}
+    _refuse_or_warn("evaluation", refused, changed)
 
 
-def _refuse_or_warn(what: str, refused: dict, changed: dict, allow: bool) -> None:
-    if not changed:
-        return
-    if refused and not allow:
+def _differences(saved: Mapping, cfg: CfgNode) -> dict[str, tuple[Any, Any]]:
+    """Keys that both configs have, with other values: key -> (saved, now)."""
+    before, now = flatten(saved), flatten(cfg)
+    keys = sorted(before.keys() & now.keys())
+    return {key: (before[key], now[key]) for key in keys if before[key] != now[key]}
+
+
+def _refuse_or_warn(what: str, refused: dict, changed: dict) -> None:
+    if refused:
         raise UserError(
-            f"{what}: the config differs from the checkpoint's in {_listed(refused)}; use the "
-            "checkpoint's values, or add --allow-changed to apply the new ones"
+            f"{what}: the config differs from the checkpoint's in {_listed(refused)}: use the "
+            "checkpoint's values, or add --allow-changed to use the new ones"
         )
-    logger.warning(f"The config differs from the checkpoint's in {_listed(changed)}")
+    if changed:
+        logger.warning(f"The config differs from the checkpoint's in {_listed(changed)}")
 
 
-def _listed(changed: dict[str, tuple[Any, Any]]) -> str:
+def _listed(changed: dict[str, tuple[Any, Any]], most: int = 6) -> str:
     shown = [f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items()]
-    more = f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else ""
-    return ", ".join(shown[:_LISTED]) + more
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more

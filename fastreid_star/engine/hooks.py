@@ -55,7 +55,7 @@ class Freeze(HookBase):
     Args:
         model: not wrapped.
         optimizer: of its parameters.
-        layers: names of modules or parameters, with dots, such as ``backbone`` or ``backbone.conv1``.
+        layers: names of modules or parameters, such as ``backbone`` or ``backbone.stages.0``.
         iterations: of the run, resumed or not, for which they are frozen.
 
     Raises:
@@ -74,9 +74,7 @@ class Freeze(HookBase):
         for layer in layers:
             if not layer or layer not in modules.keys() | parameters.keys():
                 near = difflib.get_close_matches(layer, [*modules, *parameters], n=1, cutoff=0.0)
-                raise UserError(
-                    f"MODEL.FREEZE_LAYERS: the model has no layer {layer!r}; did you mean {near[0]}?"
-                )
+                raise UserError(f"MODEL.FREEZE_LAYERS: no layer {layer!r}; did you mean {near[0]}?")
         if iterations <= 0:
             raise UserError(
                 f"MODEL.FREEZE_LAYERS {list(layers)} needs SOLVER.FREEZE_ITERS, the number of "

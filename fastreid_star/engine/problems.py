@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,17 +14,11 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from fastreid_star.data.build import build_dataset, is_video_dataset
-from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.errors import UserError
 
 
 class Problem(NamedTuple):
-    """One line about a run.
-
-    Args:
-        text: the cause and the cure.
-        fatal: the run must not start; otherwise it is a warning.
-    """
+    """One line about a run: the cause and the cure. One that is not fatal is a warning."""
 
     text: str
     fatal: bool = True
@@ -36,8 +31,7 @@ class Run:
     Args:
         cfg: complete.
         training: False: only an evaluation of MODEL.WEIGHTS.
-        world_size: number of processes.
-        local_size: number of processes on this machine.
+        world_size, local_size: number of processes, in all and on this machine.
     """
 
     cfg: CfgNode
@@ -55,15 +49,14 @@ class Run:
         """Names of all datasets that the run reads, each once."""
         data = self.cfg.DATASETS
         names = [*data.NAMES, *data.TESTS] if self.training else list(data.TESTS)
-        return [name for number, name in enumerate(names) if name not in names[:number]]
+        return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
     @property
     def video(self) -> bool:
         """Whether all datasets are known and hold tracklets."""
         try:
-            names = self.dataset_names
-            return bool(names) and all(is_video_dataset(name) for name in names)
-        except (UserError, TypeError):
+            return bool(self.dataset_names) and all(map(is_video_dataset, self.dataset_names))
+        except UserError:
             return False
 
     @functools.cached_property
@@ -75,7 +68,7 @@ class Run:
                 opened[name] = self._open(name)
             except UserError as error:
                 opened[name] = error
-            except Exception as error:  # of an image dataset: RuntimeError, AssertionError, OSError
+            except Exception as error:  # of an image dataset: RuntimeError, AssertionError, ...
                 opened[name] = UserError(f"dataset {name} cannot be opened: {error}")
         return opened
 
@@ -88,12 +81,29 @@ class Run:
 
     def datasets(self, names: Iterable[str]) -> list[Any]:
         """Those of these datasets that can be opened."""
-        found = [self.opened.get(name) for name in names if isinstance(name, str)]
-        return [data for data in found if data is not None and not isinstance(data, UserError)]
+        found = [self.opened[name] for name in names if isinstance(name, str)]
+        return [data for data in found if not isinstance(data, UserError)]
 
-    def videos(self, names: Iterable[str]) -> list[VideoDataset]:
-        """Those of these datasets that can be opened and hold tracklets."""
-        return [data for data in self.datasets(names) if isinstance(data, VideoDataset)]
+
+@contextlib.contextmanager
+def building(section: str) -> Iterator[None]:
+    """A context around fast-reid's builders, whose errors become one line.
+
+    Args:
+        section: the config keys that the builder reads, for the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, AssertionError, AttributeError, IndexError, TypeError, ValueError, OSError,
+            RuntimeError, NotImplementedError) as error:  # fmt: skip
+        if isinstance(error, RuntimeError) and "out of memory" in str(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{section}: a value is not supported ({type(error).__name__}: {reason})"
+        ) from error
 
 
 # Yields problems, or raises a UserError, which is one.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from typing import Any
 
 import torch
 from fastreid.utils.events import EventStorage
+from torch.utils._pytree import tree_leaves
 
 from fastreid_star.data.build import DeviceLoader
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.checkpoint import load_plain, misfits, parse_config
+from fastreid_star.engine.checkpoint import parse_config
 from fastreid_star.engine.train_loop import STEP_FORMAT, not_finite, step_seed
 from fastreid_star.engine.trainer import Trainer
+from fastreid_star.engine.weights import misfits, read_file
 from fastreid_star.errors import UserError
 
 
@@ -24,35 +25,30 @@ def replay(path: str, device: str = "cpu", *, float64: bool = False) -> str:
     Args:
         path: ``nonfinite-ITERATION.pth`` of a run's OUTPUT_DIR.
         device: as ``MODEL.DEVICE``. Another kind than the step's draws other random numbers.
-        float64: compute in double precision on the CPU, without autocast: if everything is finite
-            there, the numbers were lost to rounding or overflow.
+        float64: compute in double precision, without autocast: if everything is finite there, the
+            numbers were lost to rounding or overflow.
 
     Returns:
-        a report: losses then and now, the first module whose output (or gradient) is not finite
+        a report: losses then and now, the first module whose output (or gradient) is not finite,
         with the range of its input, and the clips of the batch.
 
     Raises:
         UserError: the file is not a kept step, or the device is not usable.
     """
     step = read_step(path)
-    chosen = devices.choose_device("cpu" if float64 else device)
-    model = _rebuild(step, "cpu" if float64 else device)
+    chosen = devices.choose_device(device)
+    model = _rebuild(step, device)
+    batch = next(iter(DeviceLoader([step["batch"]], chosen)))  # type: ignore[arg-type]
     amp_dtype = None if float64 else step["amp_dtype"]
-    batch = {
-        key: value.to(chosen)
-        if isinstance(value, torch.Tensor) and key not in DeviceLoader.host_keys
-        else value
-        for key, value in step["batch"].items()
-    }
+    scale = step["grad_scaler"]["scale"] if step["grad_scaler"] and not float64 else 1.0
     if float64:
         model = model.double()
         batch = {key: value.double() if _is_float(value) else value for key, value in batch.items()}
-    scale = step["grad_scaler"]["scale"] if step["grad_scaler"] and not float64 else 1.0
     first: dict[str, str] = {}
     for name, module in model.named_modules():
-        module.register_forward_hook(_watch(name, first))
+        module.register_forward_hook(_watch(f"{name or 'model'} ({type(module).__name__})", first))
     devices.seed_everywhere(step_seed(step["seed"], step["rank"], step["iteration"]))
-    losses, failed, traceback = {}, "", ""
+    losses: dict[str, torch.Tensor] = {}
     with (
         EventStorage(step["iteration"]),
         warnings.catch_warnings(record=True) as caught,
@@ -66,9 +62,9 @@ def replay(path: str, device: str = "cpu", *, float64: bool = False) -> str:
         except RuntimeError as error:  # of the anomaly detection
             if "returned nan" not in str(error):
                 raise
-            failed = str(error).splitlines()[0]
-            traceback = next((str(w.message) for w in caught if "forward call" in str(w.message)), "")
-    return _report(step, str(chosen), losses, model, batch, first, failed, traceback)
+            calls = [str(w.message).rstrip() for w in caught if "forward call" in str(w.message)]
+            first["anomaly"] = "\n".join([str(error).splitlines()[0], *calls[-1:]])
+    return _report(step, f"{chosen}{' in float64' if float64 else ''}", losses, model, batch, first)
 
 
 def read_step(path: str) -> dict[str, Any]:
@@ -77,23 +73,14 @@ def read_step(path: str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged or not a kept step of this version.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"{path} does not exist: give a nonfinite-*.pth of a run's OUTPUT_DIR")
-    try:
-        content = load_plain(path)
-    except Exception as error:  # damaged content raises anything from EOFError on
-        raise UserError(
-            f"{path} cannot be read: it is damaged or not a training step ({type(error).__name__})"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != STEP_FORMAT:
-        raise UserError(
-            f"{path} is not a training step of this version: give a nonfinite-*.pth of a run"
-        )
+    content = read_file(path)
+    if content.get("format") != STEP_FORMAT:
+        raise UserError(f"{path} is not a kept step of this version: give a run's nonfinite-*.pth")
     return content
 
 
 def _rebuild(step: dict[str, Any], device: str) -> torch.nn.Module:
-    """The model as it was before the step, in training mode."""
+    """The model as it was before the step."""
     cfg = parse_config(step["config"])
     cfg.defrost()
     cfg.MODEL.DEVICE = device
@@ -114,62 +101,52 @@ def _rebuild(step: dict[str, Any], device: str) -> torch.nn.Module:
     return model
 
 
-def _watch(name: str, first: dict[str, str]):
-    """A forward hook: notes the first non-finite output, and gradient of an output."""
+def _watch(label: str, first: dict[str, str]):
+    """A forward hook that notes the first non-finite output, and gradient of an output."""
+
+    def note(gradient):
+        if "gradient" not in first and not gradient.isfinite().all():
+            first["gradient"] = f"{label}: {_range(gradient)}"
 
     def hook(module, inputs, output):
-        values = [v for v in _tensors(output) if _is_float(v)]
-        label = f"{name or 'the model'} ({type(module).__name__})"
-        taken = ", ".join(_range(v) for v in _tensors(inputs) if _is_float(v))
-        for value in values:
+        for value in filter(_is_float, tree_leaves(output)):
             if "output" not in first and not value.isfinite().all():
+                taken = ", ".join(_range(v) for v in tree_leaves(inputs) if _is_float(v))
                 first["output"] = f"{label}: input {taken or 'unknown'}; output {_range(value)}"
             if value.requires_grad:
-                value.register_hook(lambda gradient: note(gradient))
-
-        def note(gradient):
-            if "gradient" not in first and not gradient.isfinite().all():
-                first["gradient"] = f"{label}: gradient of its output {_range(gradient)}"
+                value.register_hook(note)
 
     return hook
 
 
-def _report(step, device, losses, model, batch, first, failed, traceback) -> str:
-    rank = f", rank {step['rank']} of {step['world_size']}" if step["world_size"] > 1 else ""
+def _report(step, device, losses, model, batch, first) -> str:
     precision = step["amp_dtype"] or "float32"
     lines = [
-        f"Iteration {step['iteration']}{rank}: {precision} on {step['device']}, torch "
-        f"{step['torch']}; replayed on {device}, torch {torch.__version__}"
+        f"Iteration {step['iteration']}, rank {step['rank']} of {step['world_size']}: {precision} "
+        f"on {step['device']}, torch {step['torch']}; now on {device}, torch {torch.__version__}"
     ]
-    now = {name: float(value.detach()) for name, value in losses.items()}
     for name, then in step["losses"].items():
-        value = now.get(name, math.nan)
-        same = value == then or (math.isnan(value) and math.isnan(then))
-        lines.append(f"  {name:24} then {then:<14.9g} now {value:<14.9g}{' same' if same else ''}")
-    came_in = {key: value for key, value in batch.items() if _is_float(value)}
-    bad = not_finite({**came_in, **dict(model.named_parameters())})
-    if bad:
-        lines.append(f"Not finite before the step: {', '.join(bad)}")
-    if "output" in first:
-        lines.append(f"First output that is not finite: {first['output']}")
-    if "gradient" in first:
-        lines.append(f"First gradient that is not finite: {first['gradient']}")
-    if failed:
-        lines += [f"Anomaly detection: {failed}", traceback.rstrip()]
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    bad = not_finite(gradients)
-    if bad:
-        lines.append(f"{len(bad)} gradients are not finite, such as {', '.join(bad[:3])}")
-    elif gradients and not first:
+        value = float(losses[name].detach()) if name in losses else math.nan
+        same = " same" if value == then or (math.isnan(value) and math.isnan(then)) else ""
+        lines.append(f"  {name:24} then {then:<14.9g} now {value:<14.9g}{same}")
+    parameters = dict(model.named_parameters())
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    before = not_finite({**{k: v for k, v in batch.items() if _is_float(v)}, **parameters})
+    after = not_finite(gradients)
+    for text, found in (
+        ("Not finite before the step", ", ".join(before)),
+        ("First output that is not finite", first.get("output")),
+        ("First gradient of an output that is not finite", first.get("gradient")),
+        ("torch's anomaly detection", first.get("anomaly")),
+        (f"{len(after)} gradients of weights are not finite, such as", ", ".join(after[:3])),
+        ("The batch", ", ".join(step["clips"])),
+    ):
+        if found:
+            lines.append(f"{text}: {found}")
+    if gradients and not (first or before or after):
         name = max(gradients, key=lambda name: float(gradients[name].abs().max()))
-        lines.append(f"Everything is finite here; the largest gradient is {_range(gradients[name])} ({name})")
-    if step["clips"]:
-        lines.append(f"The batch: {', '.join(step['clips'])}")
+        lines.append(f"All is finite here; the largest gradient: {name}, {_range(gradients[name])}")
     return "\n".join(lines)
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if torch.is_tensor(leaf)]
 
 
 def _is_float(value: Any) -> bool:
@@ -178,8 +155,8 @@ def _is_float(value: Any) -> bool:
 
 def _range(tensor: torch.Tensor) -> str:
     finite = tensor.detach()[tensor.detach().isfinite()]
+    share = f" ({100 * (1 - len(finite) / tensor.numel()):.3g} % not finite)"
     if not len(finite):
         return "nothing finite"
-    bad = tensor.numel() - len(finite)
-    share = f" ({100 * bad / tensor.numel():.3g} % not finite)" if bad else ""
-    return f"{float(finite.min()):.3g} .. {float(finite.max()):.3g}{share}"
+    text = f"{float(finite.min()):.3g} .. {float(finite.max()):.3g}"
+    return text + (share if len(finite) < tensor.numel() else "")

@@ -15,9 +15,8 @@ from fastreid.solver.build import (
 
 from fastreid_star.errors import UserError
 
-__all__ = ["apply_config", "build_lr_scheduler", "build_optimizer", "resolve_schedule"]
+__all__ = ["build_lr_scheduler", "build_optimizer", "resolve_schedule"]
 
-FUSED = ("Adam", "AdamW")
 _OTHER_INTERFACE = ("LBFGS", "SparseAdam")  # need a closure, or sparse gradients
 
 
@@ -44,41 +43,28 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     )
     if not groups:
         raise UserError("the model has no parameter to train")
-    backbone = (
-        {id(p) for p in model.get_submodule("backbone").parameters()}
-        if hasattr(model, "backbone")
-        else set()
-    )
+    backbone = {id(p) for p in getattr(model, "backbone", torch.nn.Module()).parameters()}
     for group in groups:
         if id(group["params"][0]) in backbone:
             group["lr"] *= cfg.SOLVER.BACKBONE_LR_FACTOR
     name = cfg.SOLVER.OPT
     optimizer = maybe_add_gradient_clipping(cfg, _optimizer_class(name))
-    options = {"nesterov": cfg.SOLVER.NESTEROV}  # Base configs set it for any optimizer
-    if name == "SGD":
-        options["momentum"] = cfg.SOLVER.MOMENTUM
-    else:
-        options = {"fused": True} if name in FUSED and _can_fuse(cfg, model) else {}
+    nesterov = cfg.SOLVER.NESTEROV  # read in any case: the base configs set it
+    options = {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": nesterov} if name == "SGD" else {}
+    if name in ("Adam", "AdamW"):
+        # On CPUs torch does not choose its fused kernel by itself. A fused optimizer unscales the
+        # gradients only after clipping, so it cannot be used with a gradient scaler.
+        scaled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
+        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        options["fused"] = True if on_cpu and not scaled else None
     return optimizer(_merge(groups), **options)
-
-
-def _can_fuse(cfg: CfgNode, model: torch.nn.Module) -> bool:
-    """On a CPU, where torch does not choose its fused kernel by itself.
-
-    Not with a gradient scaler: a fused optimizer unscales the gradients only after clipping.
-    """
-    scaled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
-    on_cpu = all(p.device.type == "cpu" and p.is_floating_point() for p in model.parameters())
-    return on_cpu and not scaled
 
 
 def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """The optimizer of that name in torch or fast-reid."""
     found = getattr(torch.optim, name, None) or getattr(fastreid.solver.optim, name, None)
-    if (
-        not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer))
-        or name in _OTHER_INTERFACE
-    ):
+    known = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
+    if not known or name in _OTHER_INTERFACE:
         raise UserError(
             f"SOLVER.OPT {name!r} is not supported: choose one of torch.optim or "
             "fastreid.solver.optim, such as SGD, Adam, AdamW or Lamb"
@@ -91,9 +77,8 @@ def _merge(groups: list[dict]) -> list[dict]:
     merged: dict[tuple, dict] = {}
     for group in groups:
         settings = {key: value for key, value in group.items() if key != "params"}
-        merged.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})[
-            "params"
-        ] += group["params"]
+        same = merged.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})
+        same["params"] += group["params"]
     return list(merged.values())
 
 
@@ -125,7 +110,10 @@ def resolve_schedule(cfg: CfgNode, iters_per_epoch: int) -> CfgNode:
                 "the warm-up or the delay: raise it, or lower WARMUP_EPOCHS and DELAY_EPOCHS"
             )
     else:
-        _check_milestones(list(solver.STEPS))
+        steps = list(solver.STEPS)
+        whole = all(isinstance(step, int) and step >= 1 for step in steps)
+        if not whole or steps != sorted(set(steps)):
+            raise UserError(f"SOLVER.STEPS is {steps}: give epochs from 1 on, in ascending order")
     if solver.STEPS_FROM_START:
         without = max(warmup_epochs - 1, solver.DELAY_EPOCHS, 0)
         steps_before = [max(0, milestone - without) for milestone in solver.STEPS]
@@ -138,45 +126,3 @@ def resolve_schedule(cfg: CfgNode, iters_per_epoch: int) -> CfgNode:
         solver.STEPS_FROM_START = False
     cfg.freeze()
     return cfg
-
-
-def _check_milestones(steps: list) -> None:
-    whole = all(isinstance(step, int) and step >= 1 for step in steps)
-    if not whole or steps != sorted(set(steps)):
-        raise UserError(f"SOLVER.STEPS is {steps}: give epochs from 1 on, in ascending order")
-
-
-def apply_config(optimizer: torch.optim.Optimizer, schedulers: dict, fresh: dict) -> None:
-    """Give a restored optimizer and schedule the settings of this config again.
-
-    A checkpoint restores rates, weight decay and milestones too. Only the momenta and how far the
-    schedule is stay.
-
-    Args:
-        optimizer, schedulers: restored from a checkpoint.
-        fresh: :func:`settings` of both before that.
-    """
-    for group, settings_of_group in zip(optimizer.param_groups, fresh["groups"], strict=True):
-        group.update(settings_of_group)
-    for name, scheduler in schedulers.items():
-        done = {key: scheduler.state_dict()[key] for key in ("last_epoch", "_step_count")}
-        scheduler.load_state_dict({**fresh["schedulers"][name], **done})
-    warmup = schedulers.get("warmup_sched")
-    if warmup is not None and warmup.last_epoch < warmup.warmup_iters:
-        rates = warmup.get_lr()
-    else:
-        rates = schedulers["lr_sched"]._get_closed_form_lr()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-
-
-def settings(optimizer: torch.optim.Optimizer, schedulers: dict) -> dict:
-    """What the config says of optimizer and schedule, for :func:`apply_config`."""
-    groups = [
-        {key: value for key, value in group.items() if key != "params"}
-        for group in optimizer.param_groups
-    ]
-    return {
-        "groups": groups,
-        "schedulers": {name: s.state_dict().copy() for name, s in schedulers.items()},
-    }

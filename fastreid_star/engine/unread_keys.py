@@ -12,9 +12,10 @@ from fastreid_star.engine.fingerprint import flatten, in_sections
 from fastreid_star.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-# read after the building, or outside of the run
-_READ_ELSEWHERE = ("VERSION", "OUTPUT_DIR", "SEED", "MODEL.CPU", "MODEL.WEIGHTS", "SOLVER.CLIP_GRADIENTS")
+# read outside of the run, or only in its first step
+_READ_ELSEWHERE = (
+    "VERSION", "OUTPUT_DIR", "SEED", "MODEL.CPU", "MODEL.WEIGHTS", "SOLVER.CLIP_GRADIENTS"
+)  # fmt: skip
 
 
 class _Keys(set):
@@ -31,24 +32,16 @@ class RecordedConfig(CfgNode):
     """
 
     @classmethod
-    def of(cls, cfg: CfgNode) -> RecordedConfig:
-        """A copy of `cfg`, frozen as it is."""
-        recorded = cls._wrap(cfg, "", _Keys())
-        if cfg.is_frozen():
-            recorded.freeze()
-        return recorded
-
-    @classmethod
-    def _wrap(cls, node: CfgNode, prefix: str, keys: _Keys) -> RecordedConfig:
+    def of(cls, cfg: CfgNode, prefix: str = "", keys: _Keys | None = None) -> RecordedConfig:
+        """A copy of `cfg`; the other arguments are for its sections."""
+        keys = _Keys() if keys is None else keys
         recorded = cls()
-        for name, value in node.items():
+        for name, value in cfg.items():
             child = isinstance(value, CfgNode)
             dict.__setitem__(
-                recorded, name, cls._wrap(value, f"{prefix}{name}.", keys) if child else value
+                recorded, name, cls.of(value, f"{prefix}{name}.", keys) if child else value
             )
-        recorded.__dict__.update(_prefix=prefix, _keys=keys)
-        for name in (cls.DEPRECATED_KEYS, cls.RENAMED_KEYS, cls.NEW_ALLOWED):
-            recorded.__dict__[name] = node.__dict__[name]
+        recorded.__dict__.update(cfg.__dict__, _prefix=prefix, _keys=keys)
         return recorded
 
     def __getitem__(self, name: str) -> Any:
@@ -57,11 +50,13 @@ class RecordedConfig(CfgNode):
         return super().__getitem__(name)
 
 
-def check_unread(cfg: RecordedConfig, *, sections: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> None:
-    """Name the keys that differ from their defaults and that nothing has read.
+def check_unread(
+    cfg: RecordedConfig, *, sections: tuple[str, ...] = (), without: tuple[str, ...] = ()
+) -> None:
+    """Log the keys that differ from their defaults and that nothing has read.
 
-    They are logged in one line. A feature that was switched on (``TEST.RERANK.ENABLED``) and a
-    sampler of another kind are refused: the results would silently be those without it.
+    A feature that is switched on without effect (``TEST.RERANK.ENABLED``), or a sampler of another
+    kind, is refused: the results would silently be those without it.
 
     Args:
         cfg: everything was built from it.
@@ -69,7 +64,7 @@ def check_unread(cfg: RecordedConfig, *, sections: tuple[str, ...] = (), without
         without: no keys in these.
 
     Raises:
-        UserError: a feature is switched on that this run does not have.
+        UserError: this run does not support a feature that is switched on.
     """
     defaults, values = flatten(get_cfg()), flatten(cfg)
     unread = [
@@ -80,12 +75,10 @@ def check_unread(cfg: RecordedConfig, *, sections: tuple[str, ...] = (), without
         and not in_sections(key, _READ_ELSEWHERE + without)
         and (not sections or in_sections(key, sections))
     ]
-    refused = [key for key in unread if key == "DATALOADER.SAMPLER_TRAIN" or (key.endswith(".ENABLED") and values[key])]
+    switches = [key for key in unread if key.endswith(".ENABLED") and values[key]]
+    refused = switches + [key for key in unread if key == "DATALOADER.SAMPLER_TRAIN"]
     if refused:
         pairs = ", ".join(f"{key} {values[key]}" for key in refused)
-        raise UserError(
-            f"{pairs}: not supported by {cfg.MODEL.META_ARCHITECTURE} on "
-            f"{', '.join(map(str, cfg.DATASETS.TESTS))}; leave it at its default"
-        )
+        raise UserError(f"{pairs}: {cfg.MODEL.META_ARCHITECTURE} on clips has no such feature")
     if unread and comm.is_main_process():
         logger.warning(f"Config keys without effect in this run: {', '.join(unread)}")

@@ -1,20 +1,13 @@
-"""Weights and checkpoints in files: read without running code, written with their hash.
-
-A checkpoint ends with the SHA-256 of everything before it, as the comment of the zip archive that
-it is: `head -c -71 FILE | sha256sum` prints what `tail -c 64 FILE` shows.
-"""
+"""Read weights and checkpoints without running the code that a file may carry."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
-import os
 import re
-import struct
 import time
 import zipfile
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -24,10 +17,7 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS, PAUSE = 3, 1.0  # to read a file that fails for a moment; seconds between them
 _MOMENTARY = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EINTR}
-_END_OF_ARCHIVE, _END_SIZE = b"PK\x05\x06", 22  # a zip archive's last record, without its comment
-_MARK = b"sha256="
-_SEAL_SIZE = len(_MARK) + 64
-# names in other programs' checkpoints: fast-reid's model zoo
+# names of fast-reid's model zoo -> fast-reid's names
 _RENAMED = (
     (re.compile(r"^((?:heads|b\d+_head)\.)classifier\."), r"\1"),
     (re.compile(r"^((?:heads|b\d+_head)\.)bnneck\."), r"\1bottleneck.0."),
@@ -58,7 +48,7 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     DistributedDataParallel is removed, and the names of fast-reid's model zoo are translated.
 
     Raises:
-        UserError: the file is missing, damaged, or holds no weights.
+        UserError: as :func:`read_checkpoint`, or the file holds no weights.
     """
     return weights_of(read_file(path), path)
 
@@ -75,6 +65,59 @@ def weights_of(data: dict, path: str) -> dict[str, torch.Tensor]:
     for pattern, name in _RENAMED:
         weights = {pattern.sub(name, old): value for old, value in weights.items()}
     return weights
+
+
+def read_file(path: str) -> dict:
+    """The dict in a file that torch wrote; a read that fails for a moment is repeated.
+
+    Raises:
+        UserError: as :func:`read_checkpoint`.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            data = load_plain(path)
+            break
+        except FileNotFoundError as error:
+            raise UserError(f"checkpoint {path} does not exist: check the path") from error
+        except Exception as error:  # damaged content raises anything from EOFError on
+            of_disk = isinstance(error, OSError) and error.errno is not None
+            if of_disk and error.errno in _MOMENTARY and attempt < ATTEMPTS:
+                logger.warning(f"{path} could not be read ({error.strerror}); trying again")
+                time.sleep(PAUSE)
+                continue
+            if of_disk:
+                raise UserError(
+                    f"checkpoint {path} cannot be read ({error.strerror}): check the disk and the "
+                    "file's permissions"
+                ) from error
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DamagedFile(
+                f"checkpoint {path} cannot be read ({reason}): it is damaged or not a checkpoint"
+            ) from error
+    if not isinstance(data, dict):
+        raise DamagedFile(f"checkpoint {path} holds no 'model': it is not a checkpoint")
+    return data
+
+
+def load_plain(path: str) -> Any:
+    """Tensors and plain values from a file of torch's, on the CPU; no code in it is run.
+
+    The checksums in the file are compared with its content, which torch itself does not do.
+
+    Raises:
+        Exception: of almost any kind, if the file is damaged, holds something else, or is
+            compressed (a small file could unpack to more than the machine's memory).
+    """
+    with open(path, "rb") as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise ValueError("it is compressed, as torch never does")
+                damaged = archive.testzip()
+                if damaged is not None:
+                    raise ValueError(f"the checksum of {damaged} is wrong")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def misfits(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> list[str]:
@@ -103,93 +146,3 @@ def require_most(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor],
             f"(not {', '.join(missing[:2])}; the file has {', '.join(list(weights)[:2])}): most of "
             "it would stay random; use weights of this backbone and depth"
         )
-
-
-def read_file(path: str) -> dict:
-    """The dict in a file that torch wrote; a read that fails for a moment is repeated.
-
-    Raises:
-        UserError: as :func:`read_checkpoint`.
-    """
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            if not _is_sealed(path):
-                logger.debug("%s has no hash to check", path)
-            data = load_plain(path)
-            break
-        except UserError:
-            raise
-        except FileNotFoundError as error:
-            raise UserError(f"checkpoint {path} does not exist: check the path") from error
-        except Exception as error:  # damaged content raises anything from EOFError on
-            momentary = isinstance(error, OSError) and error.errno in _MOMENTARY
-            if momentary and attempt < ATTEMPTS:
-                logger.warning(f"{path} could not be read ({error}); trying again")
-                time.sleep(PAUSE)
-                continue
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if isinstance(error, OSError) and error.errno is not None:
-                raise UserError(
-                    f"checkpoint {path} cannot be read ({error.strerror}): check the disk and the "
-                    "file's permissions"
-                ) from error
-            raise DamagedFile(
-                f"checkpoint {path} cannot be read ({reason}): it is damaged or not a checkpoint"
-            ) from error
-    if not isinstance(data, dict):
-        raise DamagedFile(f"checkpoint {path} holds no 'model': it is not a checkpoint")
-    return data
-
-
-def load_plain(path: str) -> Any:
-    """Tensors and plain values from a file of torch's, on the CPU; no code in it is run.
-
-    Raises:
-        Exception: of almost any kind, if the file is damaged, holds something else, or is
-            compressed (a small file could unpack to more than the machine's memory).
-    """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("it is compressed, as torch never does")
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def write_sealed(data: dict, file: BinaryIO) -> None:
-    """The checkpoint as torch writes it, then its hash."""
-    torch.save(data, file)
-    file.seek(-2, os.SEEK_END)
-    file.write(struct.pack("<H", _SEAL_SIZE))  # the length of the archive's comment
-    file.write(_MARK + _digest(file, file.tell()))
-
-
-def _is_sealed(path: str) -> bool:
-    """Whether a file ends with its hash; False: it has none.
-
-    Raises:
-        DamagedFile: the hash is wrong, or the end of the file is missing.
-    """
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _END_SIZE - _SEAL_SIZE))
-        tail = file.read()
-        start = tail.rfind(_END_OF_ARCHIVE)
-        record = tail[start : start + _END_SIZE] if start >= 0 else b""
-        comment = tail[start + _END_SIZE :]
-        if len(record) == _END_SIZE and struct.unpack("<H", record[-2:])[0] != len(comment):
-            raise DamagedFile(f"checkpoint {path} is damaged: its end is missing")
-        if not (record and comment.startswith(_MARK)):
-            return False
-        if _digest(file, size - _SEAL_SIZE) != comment[len(_MARK) :]:
-            raise DamagedFile(f"checkpoint {path} is damaged: its content does not fit its hash")
-        return True
-
-
-def _digest(file: BinaryIO, size: int) -> bytes:
-    """The SHA-256 of the first `size` bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    file.seek(0)
-    while size and (block := file.read(min(size, 1 << 20))):
-        digest.update(block)
-        size -= len(block)
-    return digest.hexdigest().encode()
