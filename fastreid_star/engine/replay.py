@@ -25,15 +25,11 @@ def replay(path: str, device: str = "cpu", *, float64: bool = False) -> str:
     Args:
         path: ``nonfinite-ITERATION.pth`` of a run's OUTPUT_DIR.
         device: as ``MODEL.DEVICE``. Another kind than the step's draws other random numbers.
-        float64: compute in double precision, without autocast: if everything is finite there, the
-            numbers were lost to rounding or overflow.
+        float64: compute in double precision, to tell overflow from wrong mathematics.
 
     Returns:
         a report: losses then and now, the first module whose output (or gradient) is not finite,
         with the range of its input, and the clips of the batch.
-
-    Raises:
-        UserError: the file is not a kept step, or the device is not usable.
     """
     step = read_step(path)
     chosen = devices.choose_device(device)
@@ -68,11 +64,7 @@ def replay(path: str, device: str = "cpu", *, float64: bool = False) -> str:
 
 
 def read_step(path: str) -> dict[str, Any]:
-    """The content of a kept step, on the CPU; no code in the file is run.
-
-    Raises:
-        UserError: the file is missing, damaged or not a kept step of this version.
-    """
+    """The content of a kept step, on the CPU; no code in the file is run."""
     content = read_file(path)
     if content.get("format") != STEP_FORMAT:
         raise UserError(f"{path} is not a kept step of this version: give a run's nonfinite-*.pth")
@@ -156,7 +148,5 @@ def _is_float(value: Any) -> bool:
 def _range(tensor: torch.Tensor) -> str:
     finite = tensor.detach()[tensor.detach().isfinite()]
     share = f" ({100 * (1 - len(finite) / tensor.numel()):.3g} % not finite)"
-    if not len(finite):
-        return "nothing finite"
-    text = f"{float(finite.min()):.3g} .. {float(finite.max()):.3g}"
+    text = f"{float(finite.min()):.3g} .. {float(finite.max()):.3g}" if len(finite) else "nothing"
     return text + (share if len(finite) < tensor.numel() else "")
