@@ -8,7 +8,7 @@ python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS logs/.../m
 
 from fastreid_star.engine.defaults import argument_parser, load_config, run_tool
 from fastreid_star.engine.launch import launch
-from fastreid_star.engine.train import train_or_evaluate
+from fastreid_star.engine.trainer import train_or_evaluate
 
 
 def main() -> None:
