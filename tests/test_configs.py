@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.defaults import load_config
 from fastreid_star.modeling import STAR
 
 CONFIGS = Path(__file__).parent.parent / "configs"

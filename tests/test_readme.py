@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
-from fastreid_star.engine.setup import argument_parser, load_config
+from fastreid_star.engine.defaults import argument_parser, load_config
 
 from . import simulated_npu
 from .engine.test_convert import Saadg, as_saved, make

@@ -6,9 +6,9 @@ python tools/train_net.py --config-file configs/HITSZ-VCM/SAD_R50.yml --num-devi
 python tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS logs/.../model_best.pth
 """
 
+from fastreid_star.engine.defaults import argument_parser, load_config, run_tool
 from fastreid_star.engine.launch import launch
-from fastreid_star.engine.setup import argument_parser, load_config, run_tool
-from fastreid_star.engine.train import train_or_evaluate
+from fastreid_star.engine.trainer import train_or_evaluate
 
 
 def main() -> None:

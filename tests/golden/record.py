@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import Trainer
 
 HERE = Path(__file__).parent
