@@ -1,7 +1,7 @@
 """Entry point of the console command ``fastreid-star``.
 
 This module is outside of the package because ``import fastreid_star`` imports torch and fast-reid.
-That takes seconds, which ``fastreid-star --help`` should not take, and fails if one of them is missing.
+That takes seconds, too long for ``fastreid-star --help``, and fails if one of them is missing.
 """
 
 import importlib.util

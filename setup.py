@@ -37,8 +37,8 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    # An editable install with this package_dir puts the clone on sys.path by a .pth file. Without it
-    # setuptools adds an import finder, which loses against a folder named fastreid_star in the
+    # An editable install with this package_dir puts the clone on sys.path by a .pth file. Without
+    # it setuptools adds an import finder, which loses against a folder named fastreid_star in the
     # working directory: the clone itself, seen from its parent folder.
     package_dir={"": "."},
     packages=find_packages(include=["fastreid_star", "fastreid_star.*"]),

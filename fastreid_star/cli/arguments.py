@@ -11,14 +11,14 @@ DEVICES = "auto, npu, cuda or cpu, as MODEL.DEVICE"
 
 
 def configs_folder() -> Path:
-    """The folder of shipped configs: inside an installed package, or beside the package in a clone."""
+    """The folder of shipped configs: in an installed package, or beside the package in a clone."""
     package = Path(__file__).resolve().parents[1]
     shipped = package / "configs"
     return shipped if shipped.is_dir() else package.parent / "configs"
 
 
 def config_file(text: str) -> str:
-    """The path of a config: a file, or the name of a shipped one such as ``HITSZ-VCM/STAR_R50.yml``."""
+    """The path of a config: a file, or a shipped one by its name, ``HITSZ-VCM/STAR_R50.yml``."""
     if Path(text).is_file():
         return text
     name = text.removeprefix("configs/")

@@ -12,7 +12,6 @@ from fastreid_star.cli.arguments import Action, add_pairs, config_file, configs_
 
 # keys without a comment in fast-reid's source and ours, or with one that does not fit clips
 MEANINGS = {
-    "VERSION": "Version of the config format.",
     "MODEL.META_ARCHITECTURE": "The model: SAD, STAR, or a meta-architecture of fast-reid.",
     "MODEL.FREEZE_LAYERS": "Modules that SOLVER.FREEZE_ITERS freezes.",
     "MODEL.BACKBONE.NAME": "The function that builds the backbone.",

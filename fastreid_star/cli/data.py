@@ -14,8 +14,8 @@ def add_check(parser: argparse.ArgumentParser) -> Action:
       fastreid-star check HITSZVCM --root /path/to/datasets --skeletons skeletons --output check
 
     It counts tracklets, reads every frame and compares every skeleton with its frame. With --output
-    it writes report.md, problems.csv with a row per wrong frame or skeleton, and frame_grid.png with
-    some tracklets and their skeletons.
+    it writes report.md, problems.csv with a row per wrong frame or skeleton, and frame_grid.png
+    with some tracklets and their skeletons.
     """
     add = parser.add_argument
     add("name", metavar="NAME", help="HITSZVCM, BUPTCampus, SyntheticVCM: as in DATASETS.NAMES")
@@ -153,7 +153,7 @@ def _skeletons(args: argparse.Namespace) -> None:
 
 
 def add_convert(parser: argparse.ArgumentParser) -> Action:
-    """Convert a published checkpoint to this project's weights, or a skeleton store to another format.
+    """Convert a published checkpoint to weights of this project, or a skeleton store.
 
       fastreid-star convert THEIRS.pth OURS.pth --config-file HITSZ-VCM/SAD_R50_saadg.yml
       fastreid-star convert THEIRS.t OURS.pth --config-file HITSZ-VCM/STAR_R50_release.yml
@@ -161,11 +161,11 @@ def add_convert(parser: argparse.ArgumentParser) -> Action:
       fastreid-star convert datasets/HITSZ-VCM/skeletons skeletons.h5
 
     With --config-file, SOURCE is a checkpoint of SAADG or of STAR's authors (SDTG), recognized by
-    the names in it. Dropped and unknown names are listed. The conversion fails if a weight is missing
-    or has the wrong shape, or if the config would compute other features.
+    the names in it. Dropped and unknown names are listed. The conversion fails if a weight is
+    missing or has the wrong shape, or if the config would compute other features.
 
-    Without --config-file, SOURCE is a skeleton store: the authors' HDF5 file, or a folder, which is
-    read some hundred times faster. A TARGET that ends in .h5 or .hdf5 is a file, any other a folder.
+    Without --config-file, SOURCE is a skeleton store: the authors' HDF5 file, or a folder, which
+    is read a hundred times faster. TARGET is a file if it ends in .h5 or .hdf5, else a folder.
     """
     parser.add_argument("source", metavar="SOURCE", help="the checkpoint or store to read")
     parser.add_argument("target", metavar="TARGET", help="the file or folder to write")

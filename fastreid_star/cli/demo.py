@@ -129,7 +129,9 @@ class Demo:
 
         folders = {"DATASETS.ROOT": self.output / "datasets", "OUTPUT_DIR": self.runs / name}
         pairs = [str(part) for pair in {**folders, **settings}.items() for part in pair]
-        return load_config(str(configs_folder() / f"Synthetic/{config}_demo.yml"), pairs + self.opts)
+        return load_config(
+            str(configs_folder() / f"Synthetic/{config}_demo.yml"), pairs + self.opts
+        )
 
     def claim(self, configs: str) -> None:
         """Note in the folder how its runs are made; refuse runs that were made otherwise."""

@@ -23,8 +23,9 @@ def add_features(parser: argparse.ArgumentParser) -> Action:
     Every folder that holds images is a tracklet, its frames in natural order (2.jpg before 10.jpg).
     --modality sets the modality, or a folder above named rgb, visible, ir or infrared.
 
-    --output writes an .npz file (features [N, D], names, modality; for a dataset pids and camids) and
-    a .json file beside it. --gallery creates a gallery for fastreid-star search, or extends one.
+    --output writes an .npz file (features [N, D], names, modality; for a dataset pids and camids)
+    and a .json file beside it. --gallery creates a gallery for fastreid-star search, or extends
+    one.
     """
     parser.add_argument("paths", nargs="*", metavar="PATH", help="folders of tracklets, and videos")
     add_tracklets(parser)
@@ -84,9 +85,9 @@ def add_search(parser: argparse.ArgumentParser) -> Action:
       fastreid-star search galleries/crops crops/ir --run logs/run --top 20 --json lists.json
       fastreid-star search galleries/crops night.mp4 --modality infrared --run logs/run
 
-    fastreid-star features --gallery creates the gallery; use the model that computed it. An infrared
-    query is ranked among the visible entries and a visible one among the infrared; --among changes
-    this.
+    fastreid-star features --gallery creates the gallery; use the model that computed it. An
+    infrared query is ranked among the visible entries and a visible one among the infrared;
+    --among changes this.
     """
     parser.add_argument("gallery", metavar="GALLERY", help="the folder of a gallery")
     parser.add_argument("queries", nargs="+", metavar="QUERY", help="folders and videos")
@@ -134,15 +135,15 @@ def _search(args: argparse.Namespace) -> None:
 
 
 def add_export(parser: argparse.ArgumentParser) -> Action:
-    """Export a trained model to ONNX, and check that onnxruntime computes the same features with it.
+    """Export a trained model to ONNX and check its features with onnxruntime.
 
       fastreid-star export --run logs/run model.onnx
       fastreid-star export --config-file HITSZ-VCM/STAR_R50.yml --weights model.pth model.onnx
       fastreid-star export --run logs/run --modality infrared infrared.onnx
 
-    Without --modality an input of the graph says for each clip whether it is visible or infrared, and
-    each frame passes both stems. With it the graph has one stem. docs/export.md lists the inputs and
-    describes the conversion to Ascend.
+    Without --modality, an input of the graph says for each clip whether it is visible or infrared,
+    and each frame passes both stems. With it the graph has one stem. docs/export.md lists the
+    inputs and describes the conversion for Ascend.
     """
     parser.add_argument("output", metavar="OUTPUT", help="the .onnx file to write")
     parser.add_argument(

@@ -135,7 +135,10 @@ def explain_import_error(error: ImportError) -> str:
         return str(error).splitlines()[0]
     if package == "fastreid":
         return f"fast-reid is not installed: {INSTALL_FASTREID}"
-    return f"{package} is not installed in {sys.executable}: pip install fastreid-star installs it"
+    return (
+        f"{package} is not installed in {sys.executable}: activate the environment of fastreid_star, "
+        "or install fastreid_star there with its dependencies"
+    )
 
 
 def _script(arguments: Sequence[str]) -> Callable[[], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastreid_star.cli.arguments import Action, add_set, config_file, configs_folder
+from fastreid_star.cli.arguments import Action, add_set, config_file
 
 
 def add_report(parser: argparse.ArgumentParser) -> Action:
@@ -15,9 +15,9 @@ def add_report(parser: argparse.ArgumentParser) -> Action:
       fastreid-star report --ablation logs/ablation
 
     With a second run, such as the baseline, both are shown side by side, with the queries that the
-    first run won and lost. With --ablation the report shows the results of fastreid-star ablate: mAP
-    over the clip length (Figure 5) and over the exponents (Figure 6). The file needs no network and
-    no other file.
+    first run won and lost. With --ablation the report shows the results of fastreid-star ablate:
+    mAP over the clip length (Figure 5) and over the exponents (Figure 6). The file needs no network
+    and no other file.
     """
     add = parser.add_argument
     add("run", nargs="?", metavar="RUN", help="the folder of a run, its OUTPUT_DIR")
@@ -107,3 +107,29 @@ def _zoo(args: argparse.Namespace) -> None:
     write_table(args.page, format_runs(runs, args.logs))  # first: it refuses a page without marks
     write_logs(os.path.join(os.path.dirname(args.page), args.logs), runs)
     print(f"{len(runs)} runs: {args.page}")
+
+
+def add_benchmark(parser: argparse.ArgumentParser) -> Action:
+    """Measure speed, each figure beside a reference that is measured in the same run.
+
+      fastreid-star benchmark --quick
+      fastreid-star benchmark step loader --device npu
+      fastreid-star benchmark step --set SOLVER.IMS_PER_BATCH 64 MODEL.CHANNELS_LAST True
+
+    step: a training step by one of its backbone alone; loader: loading by decoding alone; ranking: by
+    a plain loop over the queries; start: the time to the first step. docs/performance.md lists the
+    limits and what was measured.
+    """
+    parser.add_argument("parts", nargs="*", metavar="PART", help="step, loader, ranking, start")
+    parser.add_argument("--quick", action="store_true", help="smaller work, about two minutes")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, npu, cuda or cpu (default: auto)"
+    )
+    add_set(parser)
+    return _benchmark
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    from fastreid_star import benchmark
+
+    benchmark.run(args.parts, device=args.device, quick=args.quick, opts=args.set)

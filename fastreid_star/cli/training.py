@@ -21,8 +21,8 @@ def add_train(parser: argparse.ArgumentParser) -> Action:
       fastreid-star train --config-file HITSZ-VCM/STAR_R50.yml --num-devices 4 DATASETS.ROOT /data
       fastreid-star train --config-file HITSZ-VCM/STAR_R50.yml --resume DATASETS.ROOT /data
 
-    Ctrl-C and SIGTERM end training after the current step and write a checkpoint. --resume continues
-    from the last checkpoint in OUTPUT_DIR, in the middle of an epoch too.
+    Ctrl-C and SIGTERM end training after the current step and write a checkpoint. --resume
+    continues from the last checkpoint in OUTPUT_DIR, in the middle of an epoch too.
     """
     parser.add_argument(
         "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
@@ -180,7 +180,7 @@ def _replay(args: argparse.Namespace) -> None:
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> Action:
-    """Check that this machine is ready for training. The exit status is 1 if something must be fixed.
+    """Check that this machine is ready for training. Exit status 1: something must be fixed.
 
       fastreid-star doctor --device npu --num-devices 8
       fastreid-star doctor --config-file HITSZ-VCM/STAR_R50.yml DATASETS.ROOT /path/to/datasets
