@@ -1,20 +1,24 @@
-"""The demo, at a size that fits a test: its runs, its table, its page, and what it leaves behind."""
+"""The demo at a size that fits a test: interrupted, resumed, its table, its report, and what it refuses."""
 
 import importlib.util
-import runpy
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from fastreid_star.cli.main import run
 from fastreid_star.errors import UserError
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 OPTIONS = {
+    "MODEL.DEVICE": "cpu",
     "MODEL.BACKBONE.DEPTH": "tiny",
     "INPUT.SIZE_TRAIN": [32, 16],
     "INPUT.SIZE_TEST": [32, 16],
+    "INPUT.CLIP.LENGTH": 2,
     "SOLVER.IMS_PER_BATCH": 8,
     "SOLVER.MAX_EPOCH": 2,
     "SOLVER.STEPS": [],
@@ -26,49 +30,71 @@ OPTIONS = {
     "DATASETS.SYNTHETIC.FRAMES": 12,
     "DATASETS.SYNTHETIC.SIZE": [32, 16],
 }
+ARGUMENTS = [str(part) for pair in OPTIONS.items() for part in pair]
 
 
-def test_the_demo_trains_both_and_prints_the_table(tmp_path):
-    arguments = [str(part) for pair in OPTIONS.items() for part in pair]
-    command = [sys.executable, "tools/demo.py", "--output", str(tmp_path / "demo"), *arguments]
-    for _ in range(2):  # the second time over its own results
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    table = done.stdout[done.stdout.rindex("| %") :]
-    for run in ("untrained", "SAD", "STAR"):
-        assert all(f"| {run} {way}" in table for way in ("I2V", "V2I", "mean"))
-    for run in ("SAD", "STAR"):
-        left = {path.name for path in (tmp_path / "demo" / "runs" / run).iterdir()}
-        assert {"model_best.pth", "metrics.json", "per_query_SyntheticVCM.csv"} <= left
-    assert "STAR: mean mAP" in done.stdout
-    page = tmp_path / "demo" / "report.html"
-    assert done.stdout.splitlines()[-1].startswith(f"see all of it: {page} (")
-    text = page.read_text(encoding="utf-8")
-    means = [
-        line.split("|")[-3].strip()
-        for line in table.splitlines()
-        if "STAR mean" in line or "SAD mean" in line
+def start(output):
+    command = [sys.executable, "-u", "-m", "fastreid_star", "demo", "--output", str(output)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # under nohup SIGINT is ignored, also in child processes
+    reset = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    return subprocess.Popen([*command, *ARGUMENTS], cwd=REPOSITORY, **pipes, **reset)
+
+
+def test_it_stops_at_ctrl_c_resumes_and_ends_with_the_table(tmp_path):
+    output = tmp_path / "demo"
+    mine = output / "runs" / "mine" / "model_final.pth"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("a run of the user in this folder")
+
+    first = start(output)
+    for line in first.stdout:
+        if line.startswith("[3/5]"):
+            first.send_signal(signal.SIGINT)
+            break
+    _, error = first.communicate(timeout=600)
+    assert first.returncode == 130, error
+    assert "Traceback" not in error
+    assert "the same command continues" in error
+    assert (output / "runs" / "warm-up" / "model_final.pth").exists()
+    assert not (output / "report.html").exists()
+    trained = (output / "runs" / "warm-up" / "model_final.pth").stat().st_mtime_ns
+
+    second = start(output)
+    text, error = second.communicate(timeout=600)
+    assert second.returncode == 0, error
+    assert (output / "runs" / "warm-up" / "model_final.pth").stat().st_mtime_ns == trained
+    assert mine.read_text() == "a run of the user in this folder"
+    assert [line[:5] for line in text.splitlines() if line.startswith("[")][-5:] == [
+        f"[{number}/5]" for number in range(1, 6)
     ]
-    assert len(means) == 2
-    assert all(f"<td>{mean}</td>" in text for mean in means), "the page has the table's mAP"
-    assert "Won and lost: STAR against SAD" in text
+    table = text[text.rindex("| %") :]
+    for name in ("untrained", "SAD", "STAR"):
+        assert all(f"| {name} {way}" in table for way in ("I2V", "V2I", "mean"))
+    for name in ("SAD", "STAR"):
+        left = {path.name for path in (output / "runs" / name).iterdir()}
+        assert {"model_best.pth", "metrics.json", "per_query_SyntheticVCM.csv"} <= left
+    page = (output / "report.html").read_text(encoding="utf-8")
+    means = [line.split("|")[-3].strip() for line in table.splitlines() if "AR mean" in line]
+    assert means
+    assert all(mean in page for mean in means), "the report has the mAP of the table"
+    assert str(output / "report.html") in text
 
-    (tmp_path / "mine" / "runs").mkdir(parents=True)
-    refused = subprocess.run(
-        [*command[:3], str(tmp_path / "mine")], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert refused.returncode == 2
-    assert "is not an earlier demo's" in refused.stderr
+
+def test_runs_of_other_options_or_of_the_user_are_refused_and_kept(tmp_path):
+    folder = tmp_path / "runs" / "SAD"
+    folder.mkdir(parents=True)
+    with pytest.raises(UserError, match="not from this demo"):
+        run("demo", "--output", tmp_path, *ARGUMENTS)
+    (tmp_path / "runs" / "demo.yaml").write_text("other")
+    with pytest.raises(UserError, match="other options"):
+        run("demo", "--output", tmp_path, *ARGUMENTS)
+    assert folder.is_dir()
+    assert not (tmp_path / "datasets").exists()
 
 
-def test_without_grad_cam_it_says_so_before_it_deletes_an_earlier_demo(tmp_path, monkeypatch):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "config.yaml").write_text("")
-    main = runpy.run_path(str(REPOSITORY / "tools" / "demo.py"))["main"]
+def test_without_grad_cam_it_stops_at_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(tmp_path)])
-    with pytest.raises(
-        UserError, match=r"Grad-CAM needs .*: pip install --no-deps grad-cam ttach$"
-    ):
-        main()
-    assert (tmp_path / "runs" / "config.yaml").is_file()
+    with pytest.raises(UserError, match="grad-cam"):
+        run("demo", "--output", tmp_path)
+    assert not os.listdir(tmp_path)
