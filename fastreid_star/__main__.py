@@ -1,4 +1,4 @@
-"""``python -m fastreid_star COMMAND`` is ``fastreid-star COMMAND``; a first argument that ends in .py
+"""``python -m fastreid_star COMMAND`` is ``fastreid-star COMMAND``. A first argument that ends in .py
 is a training script written for fast-reid, which is run unmodified."""
 
 import sys

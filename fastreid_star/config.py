@@ -13,6 +13,9 @@ def add_star_config(cfg: CN) -> CN:
     Importing :mod:`fastreid_star` already calls this on fast-reid's defaults, so ``fastreid.config.get_cfg()``
     has every key below.
     """
+    # Packages that are imported before this config is read, because they add models, losses, datasets or keys. Filled by
+    # --import and FASTREID_STAR_IMPORT.
+    cfg.IMPORTS = []
     # Seed of everything random: data, weights, style. Negative: a fresh one each run, written to the log.
     cfg.SEED = 0
 
@@ -22,10 +25,8 @@ def add_star_config(cfg: CN) -> CN:
     cfg.MODEL.NPU = CN()
     cfg.MODEL.NPU.JIT_COMPILE = False
     cfg.MODEL.NPU.INTERNAL_FORMAT = False
-    # Switches of CPUs: keep memory that is freed for the next step, which is faster; the process does not become
-    # smaller before its end. glibc only, which is most of Linux; elsewhere it does nothing.
-    cfg.MODEL.CPU = CN()
-    cfg.MODEL.CPU.KEEP_MEMORY = True
+    for key in ("MODEL.CPU", "MODEL.CPU.KEEP_MEMORY"):  # ignored in configs of earlier versions
+        cfg.register_deprecated_key(key)
 
     # --- data ------------------------------------------------------------------------------------------------
     # The folder that holds the datasets. Empty: $FASTREID_DATASETS, or ./datasets.

@@ -79,7 +79,6 @@ def config(network: str, work: Work, options: Options, setting: Setting | None =
         "MODEL.BACKBONE.PRETRAIN": False,
         "MODEL.HEADS.NUM_CLASSES": IDENTITIES,
         "MODEL.CHANNELS_LAST": setting.channels_last,
-        "MODEL.CPU.KEEP_MEMORY": setting.keeps_memory,
         "INPUT.SIZE_TRAIN": list(work.size),
         "INPUT.CLIP.LENGTH": work.frames,
         "SOLVER.IMS_PER_BATCH": work.clips,

@@ -10,7 +10,7 @@ from fastreid.config import CfgNode
 from fastreid_star.engine.checkpoint import misfits, read_checkpoint
 from fastreid_star.engine.checks import check
 from fastreid_star.engine.defaults import setup
-from fastreid_star.engine.faults import in_one_line
+from fastreid_star.engine.failures import in_one_line
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 

@@ -15,6 +15,7 @@ from fastreid.evaluation import inference_on_dataset
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
+from fastreid.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from torch.nn.parallel import DistributedDataParallel
 
 from fastreid_star import compat
@@ -42,7 +43,6 @@ from fastreid_star.engine.hooks import (
 from fastreid_star.engine.resume import Progress, ResumableTrainer
 from fastreid_star.engine.solver import build_lr_scheduler, build_optimizer, resolve_schedule
 from fastreid_star.engine.step import StepRunner
-from fastreid_star.engine.writers import open_writers
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import CrossModalEvaluator
 from fastreid_star.files import drop_cut_line
@@ -175,7 +175,12 @@ class Trainer(ResumableTrainer):
         if warning:
             logger.warning(warning)
         drop_cut_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
-        return open_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        metrics = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
+        return [
+            CommonMetricPrinter(self.max_iter),
+            JSONWriter(metrics),
+            TensorboardXWriter(self.cfg.OUTPUT_DIR),
+        ]
 
     @classmethod
     def build_model(cls, cfg):
@@ -186,7 +191,6 @@ class Trainer(ResumableTrainer):
             cudnn_benchmark=cfg.CUDNN_BENCHMARK,
             jit_compile=cfg.MODEL.NPU.JIT_COMPILE,
             internal_format=cfg.MODEL.NPU.INTERNAL_FORMAT,
-            keep_memory=cfg.MODEL.CPU.KEEP_MEMORY,
         )
         model = build_model(_with_device(cfg))
         if (
