@@ -17,17 +17,6 @@ def configs_folder() -> Path:
     return shipped if shipped.is_dir() else package.parent / "configs"
 
 
-def config_file(text: str) -> str:
-    """The path of a config: a file, or a shipped one by its name, ``HITSZ-VCM/STAR_R50.yml``."""
-    if Path(text).is_file():
-        return text
-    name = text.removeprefix("configs/")
-    for shipped in (configs_folder() / name, configs_folder() / f"{name}.yml"):
-        if shipped.is_file():
-            return str(shipped)
-    return text
-
-
 def add_pairs(parser: argparse.ArgumentParser) -> None:
     """``KEY VALUE`` pairs that change the config, anywhere on the command line."""
     parser.add_argument(
@@ -55,7 +44,6 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config-file",
         required=True,
-        type=config_file,
         metavar="FILE",
         help="a YAML file, or the name of a shipped config; fastreid-star configs lists them",
     )
@@ -74,7 +62,6 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of the first machine"
     )
-    add_pairs(parser)
 
 
 def add_predictor(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +74,7 @@ def add_predictor(parser: argparse.ArgumentParser) -> None:
         help="it holds config.yaml, and model_best.pth or model_final.pth",
     )
     model.add_argument(
-        "--config-file", default="", type=config_file, metavar="FILE", help="a YAML file"
+        "--config-file", default="", metavar="FILE", help="a YAML file, or the name of a config"
     )
     model.add_argument(
         "--weights", default="", metavar="FILE", help="a checkpoint; with --run, one in its folder"

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastreid_star.cli.arguments import Action, add_pairs, config_file, configs_folder
+from fastreid_star.cli.arguments import Action, add_pairs, configs_folder
 
 # keys without a comment in fast-reid's source and ours, or with one that does not fit clips
 MEANINGS = {
@@ -75,9 +75,7 @@ def add_configs(parser: argparse.ArgumentParser) -> Action:
 
     A star marks values that differ from the default.
     """
-    parser.add_argument(
-        "name", nargs="?", type=config_file, metavar="NAME", help="a shipped config or a YAML file"
-    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a shipped config or a YAML file")
     parser.add_argument(
         "--key", default="", metavar="PATTERN", help="only keys that contain this text"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from fastreid_star.cli.arguments import Action, add_pairs, config_file
+from fastreid_star.cli.arguments import Action, add_set
 
 
 def add_check(parser: argparse.ArgumentParser) -> Action:
@@ -169,10 +169,8 @@ def add_convert(parser: argparse.ArgumentParser) -> Action:
     """
     parser.add_argument("source", metavar="SOURCE", help="the checkpoint or store to read")
     parser.add_argument("target", metavar="TARGET", help="the file or folder to write")
-    parser.add_argument(
-        "--config-file", default="", type=config_file, metavar="FILE", help="config of the model"
-    )
-    add_pairs(parser)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="config of the model")
+    add_set(parser)
     return _convert
 
 
@@ -181,8 +179,8 @@ def _convert(args: argparse.Namespace) -> None:
 
     if args.config_file:
         return _convert_weights(args)
-    if args.opts:
-        raise UserError("KEY VALUE pairs change a config: add --config-file FILE")
+    if args.set:
+        raise UserError("--set changes a config: add --config-file FILE")
     if args.source.endswith((".pth", ".pt", ".t")):
         raise UserError(
             f"{args.source} is a checkpoint: add --config-file FILE, its model's config"
@@ -207,7 +205,7 @@ def _convert_weights(args: argparse.Namespace) -> None:
     from fastreid_star.errors import UserError
     from fastreid_star.files import write_whole
 
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.set)
     folder = os.path.dirname(os.path.abspath(args.target))
     if not os.path.isdir(folder):
         raise UserError(f"the folder {folder} does not exist: create it, or write elsewhere")

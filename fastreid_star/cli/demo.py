@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastreid_star.cli.arguments import Action, add_pairs, configs_folder
+from fastreid_star.cli.arguments import Action, configs_folder
 
 if TYPE_CHECKING:
     from fastreid.config import CfgNode
@@ -37,7 +37,6 @@ def add_demo(parser: argparse.ArgumentParser) -> Action:
     parser.add_argument(
         "--output", default="demo", metavar="DIR", help="folder of the data and results"
     )
-    add_pairs(parser)
     return _demo
 
 

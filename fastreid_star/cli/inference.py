@@ -9,7 +9,6 @@ from fastreid_star.cli.arguments import (
     add_predictor,
     add_set,
     add_tracklets,
-    config_file,
 )
 
 
@@ -152,9 +151,7 @@ def add_export(parser: argparse.ArgumentParser) -> Action:
         metavar="FOLDER",
         help="it holds config.yaml, and model_best.pth or model_final.pth",
     )
-    parser.add_argument(
-        "--config-file", default="", type=config_file, metavar="FILE", help="a YAML file"
-    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="a YAML file")
     parser.add_argument(
         "--weights", default="", metavar="FILE", help="a checkpoint; with --run, one in its folder"
     )

@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 
+from fastreid_star.cli.arguments import Action, add_pairs
 from fastreid_star.errors import UserError
 
 INSTALL_FASTREID = "pip install --no-deps fastreid==1.4.0"
@@ -33,6 +34,8 @@ COMMANDS = {
     "demo": ("demo", "train the baseline and STAR on synthetic data, in a few minutes"),
     "run-script": ("", "run an unmodified training script written for fast-reid"),
 }
+PAIRS = ("train", "eval", "doctor", "demo")  # KEY VALUE pairs in any order with the flags
+SCRIPT_USAGE = "usage: fastreid-star run-script SCRIPT.py [ARGUMENTS OF THE SCRIPT]"
 
 
 def usage() -> str:
@@ -61,66 +64,89 @@ def main(arguments: Sequence[str] | None = None, load: Callable[[], None] | None
         arguments: the command and its arguments; None: those of this process.
         load: imports torch, fast-reid and the package; None: they are imported already.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not words or words[0] in ("-h", "--help"):
         print(usage())
-        sys.exit(0 if arguments else 2)
+        sys.exit(0 if words else 2)
+    name, *rest = words
     try:
-        action = parse(arguments)
-    except UserError as error:
-        sys.exit(_error(str(error)))
-    try:
+        check_command(name)
+        if {"-h", "--help"} & set(rest[:1] if name == "run-script" else rest):
+            print(SCRIPT_USAGE if name == "run-script" else help_parser(name).format_help())
+            sys.exit(0)
         if load is not None:
             load()
         from fastreid_star.engine.defaults import run_tool
+    except UserError as error:
+        sys.exit(_error(str(error)))
     except ImportError as error:
         line = explain_import_error(error)
-        if arguments[0] == "doctor":
+        if name == "doctor":
             print(f"FAIL  import         {line}\nnot ready: see FAIL above")
             sys.exit(1)
         sys.exit(_error(line))
     status: list[int | None] = []
-    run_tool(lambda: status.append(action()))
+    run_tool(lambda: status.append(run(*words)))
     sys.exit(status[0])
 
 
-def run(*arguments: object) -> int | None:
-    """Run a command line in this process; what it raises, it raises. For tests and for Python code.
+def run(name: str, *arguments: object) -> int | None:
+    """Run a command in this process. It raises what the command raises. For tests and Python code.
+
+    Args:
+        name: the command.
+        arguments: as on a command line; each is converted to text.
 
     Returns:
-        the exit status.
+        the exit status; None counts as 0.
     """
-    return parse([str(argument) for argument in arguments])()
-
-
-def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
-    """Parse a command line. Flags and KEY VALUE pairs may come in any order.
-
-    Returns:
-        a function that runs the command and returns its exit status; None counts as 0.
-
-    Raises:
-        UserError: there is no such command.
-        SystemExit: ``--help``, or an argument that the command does not have.
-    """
-    name, *rest = arguments
+    check_command(name)
+    words = [str(argument) for argument in arguments]
     if name == "run-script":
-        return _script(rest)
+        from fastreid_star.engine.script import run_script
+
+        if not words:
+            raise UserError(f"the script is missing; {SCRIPT_USAGE}")
+        run_script(words[0], words[1:])
+        return None
+    parser, action = command_parser(name)
+    args = parser.parse_args(words) if name in PAIRS else parser.parse_intermixed_args(words)
+    return action(args)
+
+
+def check_command(name: str) -> None:
+    """Raise a UserError with the nearest command if there is none of this name."""
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else "fastreid-star --help lists the commands"
         raise UserError(f"there is no command {name!r}: {hint}")
-    parser, action = command_parser(name)
-    args = parser.parse_intermixed_args(rest)
-    return lambda: action(args)
 
 
-def command_parser(
-    name: str,
-) -> tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int | None]]:
-    """The parser of a command, and the function that runs the command."""
+def command_parser(name: str) -> tuple[argparse.ArgumentParser, Action]:
+    """The parser of a command, and the function that runs the command with what it has parsed."""
+    from fastreid_star.engine.defaults import ConfigArgumentParser, add_import_flag
+
+    parser, action = _build(
+        name, ConfigArgumentParser if name in PAIRS else argparse.ArgumentParser
+    )
+    add_import_flag(parser)
+    return parser, action
+
+
+def help_parser(name: str) -> argparse.ArgumentParser:
+    """A parser with the help text of a command, built without torch."""
+    parser, _ = _build(name, argparse.ArgumentParser)
+    parser.add_argument("--import", metavar="PACKAGE", help="import a package of yours first")
+    if name in PAIRS:
+        add_pairs(parser)
+    return parser
+
+
+def _build(
+    name: str, parser_class: type[argparse.ArgumentParser]
+) -> tuple[argparse.ArgumentParser, Action]:
     add = getattr(importlib.import_module(f"fastreid_star.cli.{COMMANDS[name][0]}"), f"add_{name}")
-    parser = argparse.ArgumentParser(
+    parser = parser_class(
         prog=f"fastreid-star {name}",
         description=inspect.cleandoc(add.__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -139,22 +165,6 @@ def explain_import_error(error: ImportError) -> str:
         f"{package} is not installed in {sys.executable}: activate the environment of fastreid_star, "
         "or install fastreid_star there with its dependencies"
     )
-
-
-def _script(arguments: Sequence[str]) -> Callable[[], None]:
-    text = "usage: fastreid-star run-script SCRIPT.py [ARGUMENTS OF THE SCRIPT]"
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(text)
-        sys.exit(0)
-    if not arguments:
-        raise UserError(f"the script is missing; {text}")
-
-    def action() -> None:
-        from fastreid_star.engine.script import run_script
-
-        run_script(arguments[0], list(arguments[1:]))
-
-    return action
 
 
 def _error(line: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastreid_star.cli.arguments import Action, add_set, config_file
+from fastreid_star.cli.arguments import Action, add_set
 
 
 def add_report(parser: argparse.ArgumentParser) -> Action:
@@ -27,7 +27,6 @@ def add_report(parser: argparse.ArgumentParser) -> Action:
     add(
         "--config-file",
         default="",
-        type=config_file,
         metavar="FILE",
         help="for a folder without config.yaml",
     )

@@ -7,10 +7,8 @@ import argparse
 from fastreid_star.cli.arguments import (
     DEVICES,
     Action,
-    add_pairs,
     add_set,
     add_training,
-    config_file,
 )
 
 
@@ -71,12 +69,11 @@ def add_ablate(parser: argparse.ArgumentParser) -> Action:
     the output folder; --table-only writes them without training.
     """
     add = parser.add_argument
-    add("--configs", nargs="+", required=True, type=config_file, metavar="FILE")
+    add("--configs", nargs="+", required=True, metavar="FILE")
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of the models")
     add("--data-seeds", nargs="+", type=int, default=[None], metavar="N", help="of synthetic data")
     add(
         "--warm-start",
-        type=config_file,
         metavar="FILE",
         help="config of the network from which all others start, trained once per seed",
     )
@@ -108,6 +105,7 @@ def _ablate(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from fastreid_star.engine import ablation
+    from fastreid_star.engine.configs import config_path
     from fastreid_star.errors import UserError
     from fastreid_star.files import write_whole
 
@@ -115,7 +113,8 @@ def _ablate(args: argparse.Namespace) -> None:
         raise UserError(f"--jobs {args.jobs}: at least one run at a time")
     if any(len(retest) < 4 for retest in args.retest):
         raise UserError("--retest takes CONFIG NAME KEY VALUE")
-    runs = ablation.plan(args.configs, args.seeds, args.data_seeds, args.output)
+    configs = [config_path(name) for name in args.configs]
+    runs = ablation.plan(configs, args.seeds, args.data_seeds, args.output)
     asked = [ablation.Retest(config, name, tuple(opts)) for config, name, *opts in args.retest]
     retests = ablation.plan_retests(runs, asked)
     if not args.table_only:
@@ -125,7 +124,9 @@ def _ablate(args: argparse.Namespace) -> None:
         execute = functools.partial(ablation.execute_all, jobs=args.jobs, report=report)
         starts = {run: run.folder.parent / "warm-start" for run in runs if args.warm_start}
         warm = {
-            folder: ablation.Run(Path(args.warm_start), run.seed, run.data_seed, folder)
+            folder: ablation.Run(
+                Path(config_path(args.warm_start)), run.seed, run.data_seed, folder
+            )
             for run, folder in starts.items()
         }
         execute([(w, ablation.options_of(w, args.set, None, root)) for w in warm.values()])
@@ -141,7 +142,7 @@ def _ablate(args: argparse.Namespace) -> None:
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     table = ablation.to_markdown(
-        ablation.summarize(everything), with_paper=ablation.is_hitsz_vcm(args.configs[0])
+        ablation.summarize(everything), with_paper=ablation.is_hitsz_vcm(configs[0])
     )
     if args.against:
         table += f"\n\n{ablation.pairs_to_markdown(everything, args.against)}"
@@ -193,28 +194,26 @@ def add_doctor(parser: argparse.ArgumentParser) -> Action:
     parser.add_argument(
         "--num-devices", type=int, default=1, metavar="N", help="processes of the all-reduce"
     )
-    parser.add_argument(
-        "--config-file", default="", type=config_file, metavar="FILE", help="config of a run"
-    )
-    add_pairs(parser)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="config of a run")
     return _doctor
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    import itertools
     import logging
 
-    from fastreid_star.engine.doctor import examine, examine_run
+    from fastreid_star.engine.doctor import doctor
     from fastreid_star.errors import UserError
 
     if args.opts and not args.config_file:
         raise UserError("KEY VALUE pairs change a config: add --config-file FILE")
     logging.disable(logging.INFO)
-    findings = examine(args.device or "auto", args.num_devices)
-    if args.config_file:
-        device = [] if args.device is None else ["MODEL.DEVICE", args.device]
-        run = examine_run(args.config_file, args.opts + device, args.num_devices)
-        findings = itertools.chain(findings, run)
+    device = [] if args.device is None else ["MODEL.DEVICE", args.device]
+    findings = doctor(
+        args.device or "auto",
+        args.num_devices,
+        config_file=args.config_file,
+        opts=args.opts + device,
+    )
     good = True
     for finding in findings:
         print(finding, flush=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastreid_star.cli.main import COMMANDS, command_parser, main, parse
+from fastreid_star.cli.main import COMMANDS, command_parser, help_parser, main, run
+from fastreid_star.engine.defaults import argument_parser
 from fastreid_star.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -55,47 +56,39 @@ def test_every_help_text_appears_without_torch_and_has_an_example():
     assert float(done.stdout.split()[-1]) < 2
 
 
+def parsed(name, *words):
+    return vars(command_parser(name)[0].parse_args(words))
+
+
 def test_flags_and_pairs_in_any_order():
-    parser, _ = command_parser("train")
-    orders = [
-        ["--config-file", CONFIG, "--num-devices", "2", "SOLVER.MAX_EPOCH", "3", "SEED", "-1"],
-        ["SOLVER.MAX_EPOCH", "3", "--num-gpus", "2", "SEED", "-1", "--config-file", CONFIG],
-        ["SOLVER.MAX_EPOCH", "3", "SEED", "-1", "--config-file", CONFIG, "--num-devices=2"],
-    ]
-    first, *others = (vars(parser.parse_intermixed_args(arguments)) for arguments in orders)
-    assert first["opts"] == ["SOLVER.MAX_EPOCH", "3", "SEED", "-1"]
-    assert others == [first, first]
-
-
-def test_a_shipped_config_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    parser, _ = command_parser("eval")
-    for name in (
-        "Synthetic/STAR_small.yml",
-        "Synthetic/STAR_small",
-        "configs/Synthetic/STAR_small.yml",
-    ):
-        args = parser.parse_intermixed_args(["--config-file", name])
-        assert Path(args.config_file).samefile(CONFIG)
-    (tmp_path / "Synthetic").mkdir()
-    (tmp_path / "Synthetic" / "STAR_small.yml").write_text("")
-    args = parser.parse_intermixed_args(["--config-file", "Synthetic/STAR_small.yml"])
-    assert args.config_file == "Synthetic/STAR_small.yml", "a file of the user comes first"
-
-
-def test_eval_is_train_with_eval_only():
-    train, run_train = command_parser("train")
-    evaluate, run_eval = command_parser("eval")
-    arguments = ["--config-file", CONFIG, "MODEL.WEIGHTS", "w.pth"]
-    assert run_train is run_eval
-    assert evaluate.parse_intermixed_args(arguments) == train.parse_intermixed_args(
-        ["--eval-only", *arguments]
+    first = parsed(
+        "train", "--config-file", CONFIG, "--num-devices", "2", "SOLVER.MAX_EPOCH", "3", "SEED", "-1"
     )
+    assert first["opts"] == ["SOLVER.MAX_EPOCH", "3", "SEED", "-1"]
+    assert first == parsed(
+        "train", "SOLVER.MAX_EPOCH=3", "--num-gpus", "2", "SEED", "-1", "--config-file", CONFIG
+    )
+
+
+def test_eval_is_train_with_eval_only_and_both_are_fast_reids_arguments():
+    words = ["--config-file", CONFIG, "MODEL.WEIGHTS", "w.pth"]
+    assert command_parser("train")[1] is command_parser("eval")[1]
+    assert parsed("eval", *words) == parsed("train", "--eval-only", *words)
+    shared = vars(argument_parser("").parse_args(words))
+    assert parsed("train", *words) == shared
+
+
+def test_help_and_command_have_the_same_arguments():
+    for name, (module, _) in COMMANDS.items():
+        if module:
+            real, shown = command_parser(name)[0], help_parser(name)
+            flags = [set(parser._option_string_actions) for parser in (real, shown)]
+            assert flags[0] == flags[1], name
 
 
 def test_an_unknown_command_names_the_nearest():
     with pytest.raises(UserError, match="did you mean search"):
-        parse(["serch"])
+        run("serch")
 
 
 def test_an_error_is_one_line_and_status_2(capsys):
