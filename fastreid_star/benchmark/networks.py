@@ -20,7 +20,7 @@ from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.build import DeviceLoader
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.defaults import load_config
-from fastreid_star.engine.step import StepRunner
+from fastreid_star.engine.train_loop import StepRunner
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.modeling.sad import SAD
 from fastreid_star.modeling.two_stream import TwoStreamBackbone
@@ -163,7 +163,7 @@ class OnDevice:
 
 
 class TrainingStep:
-    """One optimization step of a network, over and over, as :class:`~fastreid_star.engine.step.StepRunner` does it.
+    """One optimization step of a network, over and over, as :class:`~fastreid_star.engine.train_loop.StepRunner` does it.
 
     Args:
         network: a key of :data:`CONFIGS`, or :data:`BARE`.

@@ -12,35 +12,35 @@ from fastreid.config import CfgNode
 from fastreid.utils import comm
 
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.checkpoint import read_checkpoint
-from fastreid_star.engine.job import Check, Job, Problem
+from fastreid_star.engine.problems import Check, Problem, Run
+from fastreid_star.engine.weights import read_weights
 
 SHARED_MEMORY = "/dev/shm"  # loader workers pass batches through it, on Linux
 BATCHES_OF_A_WORKER = 3  # two prefetched by torch, and one in progress
 
 
-def device(job: Job) -> Iterator[Problem]:
+def device(run: Run) -> Iterator[Problem]:
     """MODEL.DEVICE can be used, and there is one for each process."""
-    count = devices.device_count(job.cfg.MODEL.DEVICE)
-    if count is not None and job.local_size > count:
-        yield Problem(f"--num-devices {job.local_size}: this machine has {count} device(s)")
+    count = devices.device_count(run.cfg.MODEL.DEVICE)
+    if count is not None and run.local_size > count:
+        yield Problem(f"--num-devices {run.local_size}: this machine has {count} device(s)")
 
 
-def weights(job: Job) -> Iterator[Problem]:
+def weights(run: Run) -> Iterator[Problem]:
     """MODEL.WEIGHTS is a checkpoint, if it is needed."""
-    cfg = job.cfg
-    if not job.training and not cfg.MODEL.WEIGHTS:
+    cfg = run.cfg
+    if not run.training and not cfg.MODEL.WEIGHTS:
         yield Problem("--eval-only needs weights: add MODEL.WEIGHTS path/to/model.pth")
     # a resumed run does not read them
-    resumed = job.training and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    resumed = run.training and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if cfg.MODEL.WEIGHTS and not resumed and comm.is_main_process():
-        read_checkpoint(cfg.MODEL.WEIGHTS)
+        read_weights(cfg.MODEL.WEIGHTS)
 
 
-def pretrained(job: Job) -> Iterator[Problem]:
+def pretrained(run: Run) -> Iterator[Problem]:
     """MODEL.BACKBONE.PRETRAIN_PATH exists, if it is needed."""
-    node = job.cfg.MODEL.BACKBONE
-    needed = job.training and node.PRETRAIN and node.PRETRAIN_PATH
+    node = run.cfg.MODEL.BACKBONE
+    needed = run.training and node.PRETRAIN and node.PRETRAIN_PATH
     if needed and not os.path.isfile(node.PRETRAIN_PATH):
         yield Problem(
             f"the pretrained weights {node.PRETRAIN_PATH} of {node.NAME} {node.DEPTH} do not exist: set "
@@ -48,17 +48,17 @@ def pretrained(job: Job) -> Iterator[Problem]:
         )
 
 
-def output(job: Job) -> Iterator[Problem]:
+def output(run: Run) -> Iterator[Problem]:
     """OUTPUT_DIR can be written."""
-    problem = why_unwritable(job.cfg.OUTPUT_DIR) if comm.is_main_process() else None
+    problem = why_unwritable(run.cfg.OUTPUT_DIR) if comm.is_main_process() else None
     if problem:
         yield Problem(problem)
 
 
-def shared_memory(job: Job) -> Iterator[Problem]:
+def shared_memory(run: Run) -> Iterator[Problem]:
     """There is enough shared memory for the loader workers; the system kills a worker that finds none."""
-    if job.cfg.DATALOADER.NUM_WORKERS > 0 and job.video and os.path.isdir(SHARED_MEMORY):
-        needed, free = bytes_of_workers(job), shutil.disk_usage(SHARED_MEMORY).free
+    if run.cfg.DATALOADER.NUM_WORKERS > 0 and run.video and os.path.isdir(SHARED_MEMORY):
+        needed, free = bytes_of_workers(run), shutil.disk_usage(SHARED_MEMORY).free
         if needed > free:
             yield Problem(
                 f"the loader workers may use {needed / 2**20:,.0f} MiB of {SHARED_MEMORY}, which has "
@@ -84,14 +84,14 @@ def why_unwritable(folder: str) -> str | None:
     return None
 
 
-def bytes_of_workers(job: Job) -> int:
+def bytes_of_workers(run: Run) -> int:
     """The largest number of bytes that the loader workers of this machine hold in shared memory."""
-    cfg = job.cfg
+    cfg = run.cfg
     batch = cfg.TEST.IMS_PER_BATCH * _pixels(cfg.INPUT.SIZE_TEST)
-    if job.training:
-        clips = cfg.SOLVER.IMS_PER_BATCH // max(1, job.world_size)
+    if run.training:
+        clips = cfg.SOLVER.IMS_PER_BATCH // max(1, run.world_size)
         batch = max(batch, clips * _pixels(cfg.INPUT.SIZE_TRAIN))
-    workers = cfg.DATALOADER.NUM_WORKERS * job.local_size
+    workers = cfg.DATALOADER.NUM_WORKERS * run.local_size
     return 3 * batch * cfg.INPUT.CLIP.LENGTH * BATCHES_OF_A_WORKER * workers
 
 

@@ -19,7 +19,7 @@ from fastreid.utils.logger import setup_logger
 
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checkpoint import versions
-from fastreid_star.engine.checks import check
+from fastreid_star.engine.checks import require
 from fastreid_star.engine.checks_machine import why_unwritable
 from fastreid_star.engine.configs import (
     IMPORT_VARIABLE,
@@ -32,7 +32,6 @@ from fastreid_star.engine.configs import (
 from fastreid_star.engine.failures import explain, in_one_line
 from fastreid_star.engine.launch import leave_error
 from fastreid_star.errors import UserError
-from fastreid_star.files import write_whole
 
 logger = logging.getLogger(__name__)
 LOGGERS = ("fastreid", "fastreid_star")
@@ -126,6 +125,11 @@ def argument_parser(description: str, *, for_script: bool = False) -> ConfigArgu
         help="a YAML file, or the name of a config of the project, such as Synthetic/STAR_small.yml",
     )
     add("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
+    add(
+        "--allow-changed",
+        action="store_true",
+        help="resume or evaluate although the config differs from the checkpoint's",
+    )
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS without training")
     add(
         "--num-devices",
@@ -167,10 +171,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Make OUTPUT_DIR, start the log there and save the config; fast-reid's function of this name.
+    """Make OUTPUT_DIR and start the log there; fast-reid's function of this name.
 
-    The terminal shows a few lines, and ``log.txt`` contains the whole config as well. An evaluation does not replace the
-    saved config.
+    The terminal shows a few lines, and ``log.txt`` contains the whole config as well. The trainer saves config.yaml
+    after all checks have passed.
 
     Args:
         cfg: a complete config. All processes get the SEED of the main process.
@@ -188,15 +192,9 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     problem = None
     if comm.is_main_process():
         problem = why_unwritable(cfg.OUTPUT_DIR)
-        if problem is None and training:
-            path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-            try:
-                write_whole(path, lambda file: file.write(cfg.dump().encode()))
-            except OSError as error:
-                problem = f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror}"
     problem = comm.all_gather(problem)[0]
     if problem:
-        check(cfg, training=training)  # raises an error with all problems if there are more
+        require(cfg, training=training)  # raises an error with all problems if there are more
         raise UserError(problem)
     # A log on a full disk loses lines; without this Python prints a traceback for each of them.
     logging.raiseExceptions = False

@@ -20,9 +20,8 @@ from fastreid.utils import comm
 
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.checks import problems
+from fastreid_star.engine.checks import check
 from fastreid_star.engine.configs import load_config
-from fastreid_star.engine.job import Job
 from fastreid_star.engine.launch import launch, run_command
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
@@ -86,7 +85,7 @@ def doctor(
 def _examine_run(path: str, opts: list[str], num_devices: int) -> Iterator[Finding]:
     try:
         cfg = load_config(path, opts)
-        found = problems(Job(cfg, world_size=num_devices, local_size=num_devices))
+        found = check(cfg, world_size=num_devices, local_size=num_devices)
     except UserError as error:
         yield Finding("config", False, str(error))
         return

@@ -16,7 +16,7 @@ from fastreid_star import compat
 from fastreid_star.__main__ import main
 from fastreid_star.engine.defaults import argument_parser, default_setup, load_config
 from fastreid_star.engine.script import device_of, script_parser
-from fastreid_star.engine.train import train_or_evaluate
+from fastreid_star.engine.trainer import train_or_evaluate
 from fastreid_star.errors import UserError
 
 from .conftest import REPOSITORY, tiny_options
