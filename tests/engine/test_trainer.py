@@ -12,12 +12,12 @@ from fastreid.utils import comm
 
 from fastreid_star.engine.checkpoint import read_checkpoint
 from fastreid_star.engine.defaults import argument_parser, load_config, setup
-from fastreid_star.engine.launch import launch
 from fastreid_star.engine.train_loop import step_seed
 from fastreid_star.engine.trainer import Trainer, load_trained
 from fastreid_star.errors import UserError
 
 from .conftest import DEMO, tiny_config, tiny_options
+from .processes import call_in_processes
 
 
 def assert_same_checkpoint(one, other):
@@ -257,7 +257,7 @@ def train_on_ranks(root, output, config, *more):
 
 
 def test_two_processes_end_with_equal_weights_and_evaluate_as_one(tiny_root, tmp_path):
-    launch(train_on_ranks, 2, device="cpu", args=(str(tiny_root), str(tmp_path), DEMO))
+    call_in_processes(train_on_ranks, 2, tiny_root, tmp_path, DEMO)
     ranks = torch.load(tmp_path / "ranks.pt", weights_only=True)
     first, second = ranks["weights"]
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -270,12 +270,7 @@ def test_two_processes_end_with_equal_weights_and_evaluate_as_one(tiny_root, tmp
 
 def test_star_trains_in_two_processes_while_some_of_its_losses_rest(tiny_root, tmp_path):
     star = DEMO.replace("SAD_demo", "STAR_demo")
-    launch(
-        train_on_ranks,
-        2,
-        device="cpu",
-        args=(str(tiny_root), str(tmp_path), star, "TEST.EVAL_PERIOD", "0"),
-    )
+    call_in_processes(train_on_ranks, 2, tiny_root, tmp_path, star, "TEST.EVAL_PERIOD", "0")
     first, second = torch.load(tmp_path / "ranks.pt", weights_only=True)["weights"]
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert "consistency.fc.weight" in first
@@ -290,7 +285,7 @@ def resume_in_own_folder(root, output):
 def test_resuming_from_folders_that_differ_is_refused(tiny_root, whole_run, tmp_path):
     shutil.copytree(whole_run[0], tmp_path / "0")
     with pytest.raises(UserError, match="must be one folder that all machines see"):
-        launch(resume_in_own_folder, 2, device="cpu", args=(str(tiny_root), str(tmp_path)))
+        call_in_processes(resume_in_own_folder, 2, tiny_root, tmp_path)
 
 
 def draw_seed(root, output):
@@ -301,7 +296,7 @@ def draw_seed(root, output):
 
 
 def test_a_fresh_seed_is_the_same_in_all_processes(tiny_root, tmp_path):
-    launch(draw_seed, 2, device="cpu", args=(str(tiny_root), str(tmp_path)))
+    call_in_processes(draw_seed, 2, tiny_root, tmp_path)
     first, second = ((tmp_path / f"seed{rank}").read_text() for rank in (0, 1))
     assert first == second
     assert int(first) == load_config(str(tmp_path / "config.yaml")).SEED
@@ -316,14 +311,6 @@ def test_one_identity_has_no_negative(tiny_root, tmp_path):
 
 def test_the_config_of_the_demo_is_the_defaults_but_for_what_it_names():
     assert set(load_config(DEMO)) == set(get_cfg())
-
-
-@pytest.mark.parametrize("keep", [True, False])
-def test_the_config_says_whether_memory_is_kept(tiny_root, tmp_path, monkeypatch, keep):
-    asked = []
-    monkeypatch.setattr("fastreid_star.engine.device.keep_freed_memory", lambda: asked.append(True))
-    Trainer.build_model(tiny_config(tiny_root, tmp_path, "MODEL.CPU.KEEP_MEMORY", keep))
-    assert bool(asked) == keep
 
 
 def test_channels_last_gives_the_same_step_in_another_layout(tiny_root, tmp_path):
