@@ -245,7 +245,9 @@ def test_resuming_with_another_config_is_refused_by_its_key(tiny_root, whole_run
     """Half of these had an effect, half had none, without a word."""
     shutil.copytree(whole_run[0], tmp_path, dirs_exist_ok=True)
     key, value = more
-    with pytest.raises(UserError, match=rf"--resume.*{key} \(.* -> .?{value[:3].replace('[', '.')}"):
+    with pytest.raises(
+        UserError, match=rf"--resume.*{key} \(.* -> .?{value[:3].replace('[', '.')}"
+    ):
         resumed(tiny_root, tmp_path, *more)
 
 
