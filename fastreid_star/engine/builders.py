@@ -46,6 +46,15 @@ class Builders(DefaultTrainer):
     handling is fast-reid's.
     """
 
+    @staticmethod
+    def auto_scale_hyperparams(cfg, num_classes):
+        """As fast-reid's, without replacing config.yaml: the run may still be refused."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.HEADS.NUM_CLASSES = cfg.MODEL.HEADS.NUM_CLASSES or num_classes
+        cfg.freeze()
+        return cfg
+
     @classmethod
     def build_model(cls, cfg):
         # before the first tensor is on the device

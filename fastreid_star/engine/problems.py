@@ -80,8 +80,9 @@ class Run:
         return DATASET_REGISTRY.get(name)(root=root, combineall=combine)
 
     def datasets(self, names: Iterable[str]) -> list[Any]:
-        """Those of these datasets that can be opened."""
-        found = [self.opened[name] for name in names if isinstance(name, str)]
+        """Those of these datasets that can be opened, each once."""
+        unique = dict.fromkeys(name for name in names if isinstance(name, str))
+        found = [self.opened[name] for name in unique]
         return [data for data in found if not isinstance(data, UserError)]
 
 

@@ -136,11 +136,12 @@ def test_asked_again_while_other_shards_replace_it(call, crops, tmp_path):
 def test_a_process_that_comes_when_the_others_have_replaced_the_store(
     call, crops, tmp_path, monkeypatch
 ):
-    def one_after_the_other(function, count, args):
+    def one_after_the_other(function, count, *, device, args):
         for number in range(count):
-            function(number, *args)
+            monkeypatch.setattr("fastreid.utils.comm.get_local_rank", lambda number=number: number)
+            function(*args)
 
-    monkeypatch.setattr("fastreid_star.pose.job.run_processes", one_after_the_other)
+    monkeypatch.setattr("fastreid_star.pose.job.launch", one_after_the_other)
     options = [
         "--images",
         crops,

@@ -20,9 +20,10 @@ from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthe
 from fastreid_star.engine.checkpoint import read_checkpoint
 from fastreid_star.engine.defaults import argument_parser, load_config
 from fastreid_star.engine.interruption import Interrupted
-from fastreid_star.engine.launch import launch
 from fastreid_star.engine.trainer import Trainer, train_or_evaluate
 from fastreid_star.errors import UserError
+
+from .engine.processes import call_in_processes
 
 CONFIGS = "configs"
 SMALL = SyntheticOptions(train_ids=3, test_ids=2, tracklets=2, frames=12, size=(32, 16))
@@ -392,7 +393,7 @@ def test_a_plain_fastreid_config_in_two_processes_and_mixed_precision(tmp_path, 
     # torch 2.13's bfloat16 convolution on the CPU gives NaN for maps of 4x2 with stride 2: keep the maps larger
     larger = BAG_OF_TRICKS.replace("[32, 16]", "[64, 32]")
     config.write_text(larger.replace("ENABLED: False", "ENABLED: True, DTYPE: bfloat16", 1))
-    launch(image_run, 2, device="cpu", args=(str(config), str(market), str(tmp_path / "out")))
+    call_in_processes(image_run, 2, config, market, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["mAP"] > 50
 
 

@@ -16,8 +16,7 @@ from fastreid_star.engine import device as devices
 from fastreid_star.engine.checkpoint import read_checkpoint
 from fastreid_star.engine.defaults import LOGGERS, argument_parser, run_tool
 from fastreid_star.engine.failures import explain, in_one_line
-from fastreid_star.engine.trainer import train_or_evaluate
-from fastreid_star.engine.trainer import Trainer
+from fastreid_star.engine.trainer import Trainer, train_or_evaluate
 from fastreid_star.errors import UserError
 from fastreid_star.modeling import SAD
 

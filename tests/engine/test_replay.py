@@ -17,8 +17,8 @@ from fastreid_star.errors import UserError
 from .conftest import REPOSITORY, tiny_options
 
 STAR = str(REPOSITORY / "configs" / "Synthetic" / "STAR_demo.yml")
-BFLOAT16 = "SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE bfloat16 INPUT.SIZE_TRAIN [64,32]".split()
-FLOAT16 = "SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE float16 SOLVER.AMP.MAX_SKIPPED 1".split()
+BFLOAT16 = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16", "INPUT.SIZE_TRAIN", "[64,32]"]
+FLOAT16 = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16", "SOLVER.AMP.MAX_SKIPPED", "1"]
 STAGE = "backbone.stages.1.conv2"
 
 
