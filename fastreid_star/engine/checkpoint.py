@@ -14,6 +14,7 @@ import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.utils.checkpoint import Checkpointer as FastReidCheckpointer
 
+from fastreid_star.engine.configs import import_packages
 from fastreid_star.engine.fingerprint import flatten
 from fastreid_star.engine.weights import (
     DamagedFile,
@@ -26,6 +27,7 @@ from fastreid_star.engine.weights import (
 )
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
+from fastreid_star.upgrade import upgrade_config
 
 __all__ = [
     "Checkpointer",
@@ -279,11 +281,16 @@ def checkpoint_config(path: str) -> CfgNode | None:
 
 
 def parse_config(text: str) -> CfgNode:
-    """The frozen config of a checkpoint's YAML text; keys of other versions are ignored."""
+    """The frozen config of a checkpoint's YAML text; keys of other versions are ignored.
+
+    The packages that it names in IMPORTS are imported first.
+    """
+    content = upgrade_config(yaml.safe_load(text))
+    import_packages(content.get("IMPORTS", []))
     cfg = get_cfg()
     known = flatten(cfg).keys()
     pairs, unknown = [], []
-    for key, value in flatten(yaml.safe_load(text)).items():
+    for key, value in flatten(content).items():
         if key in known:
             pairs += [key, value]
         else:

@@ -12,11 +12,13 @@ import secrets
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from fastreid.config import CfgNode, get_cfg
 
 from fastreid_star.errors import UserError
+from fastreid_star.upgrade import upgrade_config
 
 IMPORT_VARIABLE = "FASTREID_STAR_IMPORT"
 
@@ -43,7 +45,7 @@ def load_config(path: str = "", opts: Sequence[str] | None = None) -> CfgNode:
     if path:
         path = config_path(path)
         with _in_one_line(get_cfg(), path):
-            content = CfgNode.load_yaml_with_base(path)
+            content = read_yaml(path)
             packages = CfgNode._decode_cfg_value(content.get("IMPORTS", []))
         import_packages(packages if isinstance(packages, list) else [])
     import_packages(packages_of_environment())
@@ -112,7 +114,35 @@ def merge_file(cfg: CfgNode, cfg_filename: str, allow_unsafe: bool = False) -> N
     """
     path = config_path(cfg_filename)
     with _in_one_line(cfg, path):
-        _merge_from_file(cfg, path, allow_unsafe)
+        if allow_unsafe:
+            _merge_from_file(cfg, path, allow_unsafe)
+        else:
+            cfg.merge_from_other_cfg(CfgNode(upgrade_config(read_yaml(path))))
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The content of a config file on top of that of its ``_BASE_``.
+
+    ``_BASE_`` is a path relative to the file, or the name of a config of the project.
+    """
+    with open(path, encoding="utf-8") as file:
+        content = yaml.safe_load(file) or {}
+    base = content.pop("_BASE_", None)
+    if base is None:
+        return content
+    beside = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+    merged = read_yaml(beside if os.path.isfile(beside) else config_path(base))
+    _update(merged, content)
+    return merged
+
+
+def _update(content: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Replace values of nested dicts, in place."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(content.get(key), dict):
+            _update(content[key], value)
+        else:
+            content[key] = value
 
 
 def merge_options(cfg: CfgNode, cfg_list: Sequence[str]) -> None:

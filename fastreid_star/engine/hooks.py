@@ -206,31 +206,20 @@ def place(trainer, epoch: int) -> dict[str, Any]:
 
 
 class SetEpoch(HookBase):
-    """Set ``model.epoch`` before each epoch, so that the model can choose its active losses.
-
-    For now this hook chooses them: the cross entropies alone for the first epochs.
+    """Set ``model.epoch`` before each epoch: the active losses of a model for clips depend on it.
 
     Args:
         model: not wrapped.
-        ce_only_epochs: ``MODEL.LOSSES.CE_ONLY_EPOCHS``.
     """
 
-    def __init__(self, model, ce_only_epochs: int):
+    def __init__(self, model):
         self._model = model
-        self._ce_only_epochs = ce_only_epochs
-        self._all = getattr(model, "loss_names", None)
-        if ce_only_epochs > 0 and self._all is None:
-            raise UserError("MODEL.LOSSES.CE_ONLY_EPOCHS needs a network for clips: set it to 0")
 
     def before_epoch(self):
         self._model.epoch = self.trainer.epoch
-        if self._ce_only_epochs > 0:
-            early = self.trainer.epoch < self._ce_only_epochs
-            self._model.loss_names = ("CrossEntropyLoss",) if early else self._all
 
     def after_train(self):
-        if self._ce_only_epochs > 0:
-            self._model.loss_names = self._all
+        self._model.epoch = self.trainer.max_epoch
 
 
 class ReplacedFrames(HookBase):

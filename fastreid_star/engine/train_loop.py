@@ -223,7 +223,6 @@ class StepRunner(SimpleTrainer):
             "gradients": list(numbers.gradients),
             # what hooks may have changed since the model was built
             "epoch": getattr(self._bare, "epoch", 0),
-            "loss_names": list(getattr(self._bare, "loss_names", [])),
             "evaluating": [name for name, m in self._bare.named_modules() if not m.training],
             "frozen": [name for name, p in self._parameters.items() if not p.requires_grad],
             "batch": on_host(batch),

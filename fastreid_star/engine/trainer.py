@@ -77,8 +77,7 @@ class Trainer(Resumable):
                 model,
                 device_ids=None if self.device.type == "cpu" else [self.device.index],
                 # parts that only some losses use have no gradient while those are inactive
-                find_unused_parameters=cfg.MODEL.LOSSES.CE_ONLY_EPOCHS > 0
-                or "CrossEntropyLoss" not in cfg.MODEL.LOSSES.NAME,
+                find_unused_parameters=getattr(model, "has_idle_parameters", False),
             )
         self._trainer = StepRunner(
             model,
@@ -148,7 +147,7 @@ class Trainer(Resumable):
         if cfg.MODEL.FREEZE_LAYERS:
             layers, iterations = list(cfg.MODEL.FREEZE_LAYERS), cfg.SOLVER.FREEZE_ITERS
             ret.append(star_hooks.Freeze(model, self.optimizer, layers, iterations))
-        ret.append(star_hooks.SetEpoch(model, cfg.MODEL.LOSSES.CE_ONLY_EPOCHS))
+        ret.append(star_hooks.SetEpoch(model))
         ret.append(star_hooks.ReplacedFrames(self.data_loader))
         ret.append(evaluation)
         if comm.is_main_process():

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastreid_star.errors import UserError
+from fastreid_star.upgrade import upgrade_weights
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def read_checkpoint(path: str) -> dict:
     data = read_file(path)
     if not isinstance(data.get("model"), dict):
         raise DamagedFile(f"checkpoint {path} holds no 'model': fast-reid did not write it")
+    data["model"] = upgrade_weights(data["model"])
     return data
 
 
@@ -64,7 +66,7 @@ def weights_of(data: dict, path: str) -> dict[str, torch.Tensor]:
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
     for pattern, name in _RENAMED:
         weights = {pattern.sub(name, old): value for old, value in weights.items()}
-    return weights
+    return upgrade_weights(weights)
 
 
 def read_file(path: str) -> dict:

@@ -164,7 +164,7 @@ def test_an_imported_package_may_add_keys(package):
     args = argument_parser("x").parse_args(["--config-file", "", key, "5", "--import", package])
     cfg = load_config("", args.opts)
     assert cfg[package.upper()].WIDTH == 5
-    assert cfg.IMPORTS == [package]
+    assert [package] == cfg.IMPORTS
     assert os.environ["FASTREID_STAR_IMPORT"] == package  # for other processes
 
 
@@ -172,7 +172,7 @@ def test_a_saved_config_imports_its_packages_again(package, tmp_path):
     (tmp_path / "run.yml").write_text(f"IMPORTS: [{package}]\n{package.upper()}: {{WIDTH: 7}}\n")
     cfg = load_config(str(tmp_path / "run.yml"))
     assert cfg[package.upper()].WIDTH == 7
-    assert cfg.IMPORTS == [package]
+    assert [package] == cfg.IMPORTS
 
 
 def test_a_package_that_cannot_be_imported_is_one_clear_line(package, tmp_path):
