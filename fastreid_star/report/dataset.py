@@ -19,7 +19,7 @@ from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.images import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import SkeletonStats
 from fastreid_star.data.skeletons import SkeletonStore
-from fastreid_star.report.draw import Picture, describe, filmstrip
+from fastreid_star.report.draw import Picture, filmstrip
 from fastreid_star.report.page import make_folder_of, render, write_file
 from fastreid_star.structures import Modality, Tracklet
 
@@ -201,8 +201,9 @@ def show_tracklet(split: str, tracklet: Tracklet, store: SkeletonStore | None) -
         found, present, _ = read_one_by_one(store, [tracklet.key(index) for index in indices])
         joints = [one if there else None for one, there in zip(found, present, strict=True)]
     folder = tracklet.frames[0].rpartition("/")[0]
-    title = f"{describe(tracklet)}, {len(tracklet)} frames, {split}: {folder}"
-    alt = f"{len(frames)} frames of the {describe(tracklet)}"
+    who = f"identity {tracklet.pid}, camera {tracklet.camid}"
+    title = f"{tracklet.modality.name.lower()}, {who}, {len(tracklet)} frames, {split}: {folder}"
+    alt = f"{len(frames)} frames of {title}"
     return Shown(title, names, filmstrip(frames, joints, height=160, alt=alt))
 
 

@@ -67,13 +67,8 @@ class Clip:
     @property
     def title(self) -> str:
         """``infrared clip of identity 3, camera 5``."""
-        return describe(self.tracklet)
-
-
-def describe(tracklet: Tracklet) -> str:
-    """``infrared clip of identity 3, camera 5``."""
-    kind = Modality(tracklet.modality).name.lower()
-    return f"{kind} clip of identity {tracklet.pid}, camera {tracklet.camid}"
+        kind = Modality(self.tracklet.modality).name.lower()
+        return f"{kind} clip of identity {self.tracklet.pid}, camera {self.tracklet.camid}"
 
 
 class Album:
