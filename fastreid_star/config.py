@@ -7,7 +7,7 @@ modality.
 from fastreid.config import CfgNode as CN
 
 
-def add_star_config(cfg: CN) -> CN:
+def add_plugin_config(cfg: CN) -> CN:
     """Add the plugin's keys to a fast-reid config, in place, and return it.
 
     Importing :mod:`fastreid_star` already calls this on fast-reid's defaults, so ``fastreid.config.get_cfg()``
@@ -91,16 +91,18 @@ def add_star_config(cfg: CN) -> CN:
     # faster, on GPUs in mixed precision most of all; tools/benchmark.py tells.
     cfg.MODEL.CHANNELS_LAST = False
 
-    # --- style augmentation, attack and defense (SAD) --------------------------------------------------------
-    cfg.MODEL.SAD = CN()
-    # Style augmentation, after normalization, per frame: infrared times one factor, visible times one factor a
-    # channel, channels permuted.
-    cfg.MODEL.SAD.AUGMENT = True
-    cfg.MODEL.SAD.AUGMENT_RANGE = [0.5, 1.5]
-    # How AdaIN takes a standard deviation: `sqrt_var` is sqrt(var + 1e-5), bounded gradients on flat maps;
-    # `release` is std + 1e-6, as in the authors' program.
-    cfg.MODEL.SAD.STD = "sqrt_var"
+    # --- parts of the model --------------------------------------------------------------------------
+    # The part that corrects frame features before they are pooled, a name of FRAME_CORRECTOR_REGISTRY;
+    # empty: none.
+    cfg.MODEL.FRAME_CORRECTOR = CN()
+    cfg.MODEL.FRAME_CORRECTOR.NAME = ""
+    # Share of training clips that lose all their skeletons.
+    cfg.MODEL.SKELETON_DROPOUT = 0.0
 
+    # --- losses --------------------------------------------------------------------------------------
+    # MODEL.LOSSES.NAME lists names of LOSS_REGISTRY. Factors in the sum of the losses, 1 where none is
+    # given: [["StyleDefenseLoss", 0.5], ...].
+    cfg.MODEL.LOSSES.WEIGHTS = []
     # Where batch-hard mining looks with several processes: False: in each process's share of the batch; True: in the
     # whole batch, whose features are gathered. Every process then takes the same loss.
     cfg.MODEL.LOSSES.TRI.ALL_RANKS = False
@@ -108,38 +110,6 @@ def add_star_config(cfg: CN) -> CN:
     # Train the cross entropies alone for the first epochs. Without ImageNet weights the defense loss would shrink all
     # features, and leave the triplet loss at its margin, before they mean anything.
     cfg.MODEL.LOSSES.CE_ONLY_EPOCHS = 0
-
-    # --- STAR ------------------------------------------------------------------------------------------------
-    # The sequence level, eq. (8)-(13), is the head: MODEL.HEADS.NAME GATGeMHead has it, ClipHead has not. The
-    # skeleton consistency loss, eq. (14), is SkeletonConsistencyLoss in MODEL.LOSSES.NAME.
-    cfg.MODEL.STAR = CN()
-    # The frame level: bones correct the frames' features, eq. (1)-(7).
-    cfg.MODEL.STAR.FRAME_LEVEL = True
-    # Joints with a lower score do not count; 0: every joint that is there counts. BONES release and GRAPH release take
-    # every joint in any case.
-    cfg.MODEL.STAR.SCORE_THRESHOLD = 0.0
-    # Share of training clips that lose all skeletons, at both levels; release: 0.
-    cfg.MODEL.STAR.SKELETON_DROPOUT = 0.0
-    # Bone features, eq. (1)-(2): standardized (d / the clip's scale, sin, cos, each batch-normalized and weighed by the
-    # joints' scores) | normalized (d / the skeleton's scale, sin, cos) | release (d, angle, in raw pixels).
-    cfg.MODEL.STAR.BONES = "standardized"
-    # Eq. (5) and (7): paper (squeeze-and-excitation gate, and our LayerNorm) | release (neither).
-    cfg.MODEL.STAR.CORRECTOR = "paper"
-    # Run the two-way LSTM of eq. (3) as two one-way LSTMs: the same weights and numbers.
-    cfg.MODEL.STAR.SPLIT_LSTM = False
-    # p of the GeM poolings, eq. (11); K is how many.
-    cfg.MODEL.STAR.EXPONENTS = [0.7, 1.0, 3.0, 5.0, 7.0]
-    # Eq. (13): sigmoid (a gate for each part and exponent) | softmax (over K, parts averaged) | release.
-    cfg.MODEL.STAR.GUIDE = "sigmoid"
-    # Eq. (8)-(9): paper (bones in every frame, normalized joints) | release (bones in frame 0 only, raw joints).
-    cfg.MODEL.STAR.GRAPH = "paper"
-    # Dropout on the graph attention, and between its two layers, eq. (10).
-    cfg.MODEL.STAR.ATTENTION_DROPOUT = 0.6
-    cfg.MODEL.STAR.GAT_DROPOUT = 0.3
-    # Eq. (14): paper (bones against joints) | release (visible against infrared pose logits; needs GUIDE release).
-    cfg.MODEL.STAR.KL = "paper"
-    # P of eq. (14): last_step (output at t = T) | final_states (both directions after all frames).
-    cfg.MODEL.STAR.KL_LAST = "last_step"
 
     # Exponent of the temporal GeM pooling (mean_t X^p)^(1/p).
     cfg.MODEL.HEADS.GEM_P = 3.0

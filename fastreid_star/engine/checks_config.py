@@ -17,11 +17,6 @@ from fastreid_star.data.transforms import build_transforms
 from fastreid_star.engine.job import Check, Job, Problem
 from fastreid_star.engine.solver import SCHEDULES, optimizer_class
 from fastreid_star.evaluation.retrieval import check_ranks
-from fastreid_star.modeling.frame_corrector import READINGS as CORRECTORS
-from fastreid_star.modeling.gat_gem_head import GUIDES, GATGeMHead
-from fastreid_star.modeling.skeleton_graph import BONE_READINGS, GRAPH_READINGS
-from fastreid_star.modeling.star import KL_READINGS
-from fastreid_star.modeling.style import STD_KINDS
 
 
 class Rule(NamedTuple):
@@ -74,24 +69,13 @@ NUMBERS_OF_TRAINING = {
     "MODEL.LOSSES.TRI.SCALE": NOT_NEGATIVE,
     "MODEL.LOSSES.TRI.MARGIN": NOT_NEGATIVE,
 }
-NUMBERS_OF_STAR = {
-    "MODEL.STAR.SCORE_THRESHOLD": Rule("a number", lambda n: True),
-    "MODEL.STAR.SKELETON_DROPOUT": SHARE,
-    "MODEL.STAR.ATTENTION_DROPOUT": SHARE,
-    "MODEL.STAR.GAT_DROPOUT": SHARE,
-}
+NUMBERS_OF_STAR: dict[str, Rule] = {}
 CHOICES_OF_TRAINING = {
     "SOLVER.SCHED": SCHEDULES,
     "SOLVER.WARMUP_METHOD": ("linear", "constant", "exp"),  # fast-reid's
     "DATASETS.SKELETONS_TRAIN": ("own", "other", "none"),
 }
-CHOICES_OF_STAR = {
-    "MODEL.STAR.BONES": tuple(BONE_READINGS),
-    "MODEL.STAR.CORRECTOR": CORRECTORS,
-    "MODEL.STAR.GUIDE": GUIDES,
-    "MODEL.STAR.GRAPH": GRAPH_READINGS,
-    "MODEL.STAR.KL": KL_READINGS,
-}
+CHOICES_OF_STAR: dict[str, tuple] = {}
 
 
 def names(job: Job) -> Iterator[Problem]:
@@ -143,7 +127,7 @@ def numbers(job: Job) -> Iterator[Problem]:
 
 def choices(job: Job) -> Iterator[Problem]:
     """Words that are none of those that are understood."""
-    known = {"MODEL.SAD.STD": STD_KINDS, "DATASETS.SKELETONS_TEST": ("own", "other", "none")}
+    known = {"DATASETS.SKELETONS_TEST": ("own", "other", "none")}
     known |= CHOICES_OF_TRAINING if job.training else {}
     known |= CHOICES_OF_STAR if is_star(job) else {}
     if job.cfg.SOLVER.AMP.ENABLED:
@@ -195,31 +179,6 @@ def milestones(job: Job) -> Iterator[Problem]:
         )
 
 
-def losses(job: Job) -> Iterator[Problem]:
-    """Losses that the network does not know, or that its head cannot give."""
-    chosen, network = job.cfg.MODEL.LOSSES, job.network
-    known = getattr(network, "known_losses", None)
-    if known is None:
-        return
-    unknown = [str(name) for name in chosen.NAME if name not in known]
-    if unknown or not chosen.NAME:
-        yield Problem(
-            f"MODEL.LOSSES.NAME has {', '.join(unknown) or 'no loss'}: {job.cfg.MODEL.META_ARCHITECTURE} knows "
-            f"{', '.join(known)}"
-        )
-    if not is_number(chosen.CE.EPSILON) or not 0 <= chosen.CE.EPSILON < 1:
-        yield Problem(
-            f"MODEL.LOSSES.CE.EPSILON is {chosen.CE.EPSILON!r}: give 0 or more and below 1"
-        )
-    head = REID_HEADS_REGISTRY._obj_map.get(job.cfg.MODEL.HEADS.NAME)
-    wants_joints = is_star(job) and "SkeletonConsistencyLoss" in chosen.NAME
-    if wants_joints and isinstance(head, type) and not issubclass(head, GATGeMHead):
-        yield Problem(
-            "SkeletonConsistencyLoss compares bones with the joints of the sequence level: set MODEL.HEADS.NAME "
-            "GATGeMHead, or leave the loss out of MODEL.LOSSES.NAME"
-        )
-
-
 def ranges(job: Job) -> Iterator[Problem]:
     """Means and deviations that no image can be normalized by, or a range of styles out of order."""
     model = job.cfg.MODEL
@@ -231,12 +190,6 @@ def ranges(job: Job) -> Iterator[Problem]:
             yield Problem(
                 f"MODEL.PIXEL_{key} is {list(values)}: give three numbers, each {rule.text}"
             )
-    styles = list(model.SAD.AUGMENT_RANGE)
-    if len(styles) != 2 or not all(map(is_number, styles)) or not 0 <= styles[0] <= styles[1]:
-        yield Problem(f"MODEL.SAD.AUGMENT_RANGE is {styles}: give [low, high], 0 <= low <= high")
-    exponents = list(model.STAR.EXPONENTS)
-    if is_star(job) and not (exponents and all(is_number(p) and p > 0 for p in exponents)):
-        yield Problem(f"MODEL.STAR.EXPONENTS is {exponents}: give at least one, all larger than 0")
 
 
 def training_transforms(job: Job) -> Iterable[Problem]:
@@ -289,7 +242,7 @@ def skeletons(job: Job) -> Iterator[Problem]:
 
 
 CHECKS: tuple[Check, ...] = (
-    names, dataset_names, numbers, choices, optimizer, milestones, losses, ranges, training_transforms,
+    names, dataset_names, numbers, choices, optimizer, milestones, ranges, training_transforms,
     test_transforms, ranks, batch, skeletons,
 )  # fmt: skip
 

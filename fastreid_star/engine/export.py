@@ -24,7 +24,7 @@ from fastreid_star.engine.fingerprint import Fingerprint
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.retrieval import check_features
 from fastreid_star.files import write_whole
-from fastreid_star.modeling import SAD
+from fastreid_star.methods.sad import SAD
 from fastreid_star.structures import Modality
 
 logger = logging.getLogger(__name__)

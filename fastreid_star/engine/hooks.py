@@ -146,27 +146,21 @@ def place(trainer, epoch: int) -> dict[str, Any]:
     return {"epoch": epoch, "iteration": trainer.iter, "iters_per_epoch": trainer.iters_per_epoch}
 
 
-class CrossEntropyFirst(HookBase):
-    """Train with the cross entropies alone for the first epochs, then with the losses of the config.
-
-    For training without pretrained weights: see ``MODEL.LOSSES.CE_ONLY_EPOCHS``.
+class SetEpoch(HookBase):
+    """Tell the model the epoch, on which the set of active losses depends.
 
     Args:
-        model: has `loss_names`, as :class:`fastreid_star.modeling.SAD` does.
-        epochs: how many.
+        model: has an attribute `epoch`, see :class:`fastreid_star.modeling.VideoReID`.
     """
 
-    def __init__(self, model, epochs: int):
+    def __init__(self, model):
         self._model = model
-        self._epochs = epochs
-        self._all = model.loss_names
 
     def before_epoch(self):
-        early = self.trainer.epoch < self._epochs
-        self._model.loss_names = ("CrossEntropyLoss",) if early else self._all
+        self._model.epoch = self.trainer.epoch
 
     def after_train(self):
-        self._model.loss_names = self._all
+        self._model.epoch = self.trainer.max_epoch
 
 
 class ReplacedFrames(HookBase):

@@ -31,13 +31,13 @@ from fastreid_star.engine.checks import check
 from fastreid_star.engine.checks_machine import little_room
 from fastreid_star.engine.hooks import (
     CheckpointHook,
-    CrossEntropyFirst,
     EvalHook,
     LRScheduler,
     PeriodicWriter,
     ProgressBar,
     ReplacedFrames,
     SaveBeforeEvaluation,
+    SetEpoch,
 )
 from fastreid_star.engine.resume import Progress, ResumableTrainer
 from fastreid_star.engine.solver import build_lr_scheduler, build_optimizer, resolve_schedule
@@ -87,8 +87,7 @@ class Trainer(ResumableTrainer):
                 model,
                 device_ids=None if self.device.type == "cpu" else [self.device.index],
                 # parts that only some losses reach have no gradient while those losses rest
-                find_unused_parameters=cfg.MODEL.LOSSES.CE_ONLY_EPOCHS > 0
-                or "CrossEntropyLoss" not in cfg.MODEL.LOSSES.NAME,
+                find_unused_parameters=getattr(model, "has_idle_parameters", False),
             )
         self._trainer = StepRunner(
             model,
@@ -151,13 +150,9 @@ class Trainer(ResumableTrainer):
             ret.append(
                 hooks.LayerFreeze(self.model, cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS)
             )
-        if cfg.MODEL.LOSSES.CE_ONLY_EPOCHS > 0:
-            model = getattr(self.model, "module", self.model)
-            if not hasattr(model, "loss_names"):
-                raise UserError(
-                    "MODEL.LOSSES.CE_ONLY_EPOCHS is for this plugin's networks: set it to 0"
-                )
-            ret.append(CrossEntropyFirst(model, cfg.MODEL.LOSSES.CE_ONLY_EPOCHS))
+        model = getattr(self.model, "module", self.model)
+        if hasattr(model, "epoch"):
+            ret.append(SetEpoch(model))
         ret.append(ReplacedFrames(self.data_loader))
         ret.append(evaluation)
         if comm.is_main_process():

@@ -56,7 +56,7 @@ def reads_skeletons(model: nn.Module) -> bool:
 
 def explain_clips(model: nn.Module, items: Sequence[Mapping]) -> dict[str, np.ndarray]:
     """The network's weights for some clips, see :data:`NAMES`; zeros without skeletons."""
-    explain: Any = getattr(model, "explain", None) or model.look
+    explain: Any = model.explain
     return {k: v.cpu().double().numpy() for k, v in explain(collate_clips(items)).items()}
 
 

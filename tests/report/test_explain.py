@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fastreid.modeling.backbones.vision_transformer import VisionTransformer
 
 from fastreid_star.data.clips import collate_clips
-from fastreid_star.modeling.two_stream import TwoStreamBackbone
+from fastreid_star.modeling.backbones import TwoStreamBackbone
 from fastreid_star.report import explain, plots
 from fastreid_star.report.explain import (
     NAMES,
@@ -94,12 +94,13 @@ def test_a_gate_that_does_not_depend_on_its_input_is_named():
 
 def by_definition(model, clip, feature):
     """The mean gradients of the channels weigh the last maps; negative values count as 0."""
-    batch = collate_clips([clip.item])
-    visible = model.frame_modality(batch["modality"], len(clip.frames))
+    batch = model.move_skeletons(collate_clips([clip.item]))
+    visible = model.frame_modality(batch, len(clip.frames))
     maps = model.backbone(model.preprocess(batch["images"], visible), visible)
     maps = maps.detach().requires_grad_()
-    frames = model.pool_frames(maps).unflatten(0, (1, -1))
-    found = F.normalize(model.heads(model.clip_feature(frames, batch)[0]))[0]
+    outputs = {"is_visible": visible, "frames": model.pool_frames(maps).unflatten(0, (1, -1))}
+    model.encode_clip(outputs, batch, False)
+    found = F.normalize(model.heads(outputs["clip"]))[0]
     similarity = F.cosine_similarity(found, feature, dim=0)
     (gradient,) = torch.autograd.grad(similarity, maps)
     cam = (gradient.mean((2, 3), keepdim=True) * maps).sum(1).clamp(min=0)
