@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -247,7 +248,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
                 handler.handleError = _say_once(handler)
     logging.getLogger("fastreid.engine.train_loop").addFilter(_in_one_line)
     chosen = devices.choose_device(cfg.MODEL.DEVICE, comm.get_local_rank())
-    logger.info(f"Command line: {' '.join(sys.argv)}")
+    logger.info(f"Command line: {shlex.join(sys.argv)}")
     found = versions()
     logger.info(
         f"Python {platform.python_version()}, torch {torch.__version__}, fastreid {found['fastreid']}, "
