@@ -32,26 +32,11 @@ MEASURES = {"I2V": "I2V/mAP", "V2I": "V2I/mAP"}
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished training run.
+    """A finished training run."""
 
-    Args:
-        name: of its config.
-        config: key -> value of all keys.
-        result: measure -> percent.
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    result: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class HeatCell:
-    """A cell of a heat table: text, share of the highest value (0 to 100), tooltip."""
-
-    text: str
-    share: float
-    title: str
+    name: str  # of its config
+    config: Mapping[str, Any]  # key -> value
+    result: Mapping[str, float]  # measure -> percent
 
 
 def write_ablation_page(folder: str | Path, *, output: str | Path | None = None) -> Path:
@@ -138,7 +123,8 @@ def exponent_maps(runs: Sequence[Finished]) -> dict[str, dict[str, tuple]]:
     """Figure 6: mAP over the number of exponents below and above 1.
 
     Returns:
-        name -> direction -> (counts above 1, counts below 1, (below, above) -> :class:`HeatCell`).
+        name -> direction -> (counts above 1, counts below 1, cells); a cell is
+        (below, above) -> its text, its share of the highest value (0 to 100), and a tooltip.
     """
     maps: dict[str, dict[str, tuple]] = {}
     for name, group in families(runs, EXPONENTS).items():
@@ -148,11 +134,12 @@ def exponent_maps(runs: Sequence[Finished]) -> dict[str, dict[str, tuple]]:
             mean = {cell: statistics.fmean(each) for cell, each in values.items()}
             low, high = min(mean.values()), max(mean.values())
             cells = {
-                cell: HeatCell(
-                    f"{mean[cell]:.2f}",
-                    100 * (mean[cell] - low) / max(high - low, 1e-9),
-                    f"{_sets(sets[cell])}; {spread(values[cell])}, {len(values[cell])} run(s)",
-                )
+                cell: {
+                    "text": f"{mean[cell]:.2f}",
+                    "share": 100 * (mean[cell] - low) / max(high - low, 1e-9),
+                    "title": f"{_sets(sets[cell])}; {spread(values[cell])}, "
+                    f"{len(values[cell])} run(s)",
+                }
                 for cell in mean
             }
             below, above = (sorted({cell[place] for cell in mean}) for place in (0, 1))

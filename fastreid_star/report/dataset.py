@@ -7,8 +7,8 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tabulate import tabulate
@@ -19,7 +19,7 @@ from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.images import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import SkeletonStats
 from fastreid_star.data.skeletons import SkeletonStore
-from fastreid_star.report.draw import Picture, filmstrip
+from fastreid_star.report.draw import draw_skeleton, filmstrip
 from fastreid_star.report.page import make_folder_of, render, write_file
 from fastreid_star.structures import Modality, Tracklet
 
@@ -46,21 +46,11 @@ ALL_CURES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A line about what was found; `is_fault` if the user should fix it."""
+class Finding(NamedTuple):
+    """A line about what was found."""
 
-    is_fault: bool
+    is_fault: bool  # the user should fix it
     text: str
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A tracklet in the page: its title, the names of its frames, and a picture of them."""
-
-    title: str
-    names: list[str]
-    picture: Picture
 
 
 def write_dataset_page(
@@ -101,7 +91,8 @@ def write_dataset_page(
         shown=[show_tracklet(split, tracklet, store) for split, tracklet in chosen],
         problems=PROBLEMS,
     )
-    return [write_file(folder / PAGE, page), write_file(folder / PROBLEMS, to_csv(check))]
+    problems = write_file(folder / PROBLEMS, to_csv(check), errors="surrogateescape")
+    return [write_file(folder / PAGE, page), problems]
 
 
 def format_check(check: DatasetCheck) -> str:
@@ -184,8 +175,8 @@ def choose_tracklets(dataset: VideoDataset, *, each: int, seed: int) -> list[tup
     return chosen
 
 
-def show_tracklet(split: str, tracklet: Tracklet, store: SkeletonStore | None) -> Shown:
-    """Frames from the first to the last of a tracklet; a frame that cannot be read is gray."""
+def show_tracklet(split: str, tracklet: Tracklet, store: SkeletonStore | None) -> dict:
+    """Title, picture and names of frames of a tracklet; a frame that cannot be read is gray."""
     indices = np.unique(np.linspace(0, len(tracklet) - 1, FRAMES).round().astype(int)).tolist()
     frames, names = [], []
     for index in indices:
@@ -196,15 +187,18 @@ def show_tracklet(split: str, tracklet: Tracklet, store: SkeletonStore | None) -
             frames.append(np.full((128, 64, 3), 128, np.uint8))
             name += " (cannot be read)"
         names.append(name)
-    joints: list[np.ndarray | None] | None = None
+    skeletons = None
     if store is not None:
         found, present, _ = read_one_by_one(store, [tracklet.key(index) for index in indices])
-        joints = [one if there else None for one, there in zip(found, present, strict=True)]
+        skeletons = [
+            draw_skeleton(joints if there else None, frame.shape)
+            for joints, there, frame in zip(found, present, frames, strict=True)
+        ]
     folder = tracklet.frames[0].rpartition("/")[0]
-    who = f"identity {tracklet.pid}, camera {tracklet.camid}"
-    title = f"{tracklet.modality.name.lower()}, {who}, {len(tracklet)} frames, {split}: {folder}"
-    alt = f"{len(frames)} frames of {title}"
-    return Shown(title, names, filmstrip(frames, joints, height=160, alt=alt))
+    who = f"{tracklet.modality.name.lower()}, identity {tracklet.pid}, camera {tracklet.camid}"
+    title = f"{who}, {len(tracklet)} frames, {split}: {folder}"
+    picture = filmstrip(frames, skeletons, height=160, alt=f"{len(frames)} frames of {title}")
+    return {"title": title, "names": names, "picture": picture}
 
 
 def sparkline(counts: Iterable[int]) -> str:

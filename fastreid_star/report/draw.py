@@ -9,6 +9,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -28,41 +29,25 @@ FAR = 4  # joints outside the frame that are worth a note
 COLORS = matplotlib.colormaps["plasma"]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture in the page.
+class Picture(NamedTuple):
+    """A picture in the page; sizes in CSS pixels."""
 
-    Args:
-        uri: a data URI.
-        width, height: in CSS pixels.
-        alt: description for screen readers.
-        overlay: SVG elements to draw on top, in CSS pixels of the picture.
-    """
-
-    uri: str
+    uri: str  # a data URI
     width: int
     height: int
-    alt: str
-    overlay: str = ""
+    alt: str  # for screen readers
+    overlay: str = ""  # SVG elements to draw on top
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A test clip as the network sees it.
+    """A test clip as the network sees it."""
 
-    Args:
-        frames: uint8 [T, H, W, 3].
-        joints: float32 [T, V, 3], x, y in pixels of `frames` and score; zeros without a skeleton.
-        present: bool [T], whether a frame has a skeleton.
-        tracklet: of the clip.
-        item: the dataset's item, for the network.
-    """
-
-    frames: np.ndarray
-    joints: np.ndarray
-    present: np.ndarray
+    frames: np.ndarray  # uint8 [T, H, W, 3]
+    joints: np.ndarray  # float32 [T, V, 3], in pixels of the frames, zeros without a skeleton
+    present: np.ndarray  # bool [T], whether a frame has a skeleton
     tracklet: Tracklet
-    item: Mapping
+    item: Mapping  # of the dataset, for the network
 
     @property
     def title(self) -> str:
@@ -106,12 +91,14 @@ class Album:
         """Four frames of the clip, two by two, with their skeletons."""
         if position not in self._thumbnails:
             clip = self.clip(position)
-            shown = np.unique(np.linspace(0, len(clip.frames) - 1, 4).round().astype(int))
-            skeletons = list(zip(clip.joints[shown], clip.present[shown], strict=True))
-            joints = [one if there else None for one, there in skeletons]
+            shown = np.unique(np.linspace(0, len(clip.frames) - 1, 4).round().astype(int)).tolist()
+            skeletons = [
+                draw_skeleton(clip.joints[n] if clip.present[n] else None, clip.frames.shape[1:])
+                for n in shown
+            ]
             self._thumbnails[position] = filmstrip(
-                list(clip.frames[shown]),
-                joints if self.has_skeletons else None,
+                [clip.frames[n] for n in shown],
+                skeletons if self.has_skeletons else None,
                 height=100,
                 columns=2 if len(shown) > 1 else 1,
                 alt=f"{len(shown)} frames of the {clip.title}",
@@ -121,77 +108,62 @@ class Album:
     def strip(self, clip: Clip) -> Picture:
         """All frames of a clip in a row, without skeletons."""
         alt = f"{len(clip.frames)} frames of the {clip.title}"
-        return filmstrip(list(clip.frames), None, height=self.height, alt=alt)
+        return filmstrip(list(clip.frames), height=self.height, alt=alt)
 
 
 def filmstrip(
     frames: Sequence[np.ndarray],
-    joints: Sequence[np.ndarray | None] | None,
+    drawings: Sequence[Markup] | None = None,
     *,
     height: int,
     alt: str,
     columns: int | None = None,
+    style: str = "bones",
 ) -> Picture:
-    """Frames in rows, each with its skeleton.
+    """Frames in rows as one picture.
 
     Args:
         frames: uint8 [H, W, 3] of any size.
-        joints: [V, 3] for each frame, in its pixels; None for a frame without a skeleton. None
-            instead of the list draws no skeletons.
+        drawings: SVG elements on top of each frame, in its pixels.
         height: of a frame, CSS pixels.
         alt: description for screen readers.
         columns: frames in a row; None: all.
+        style: CSS class of the drawings.
     """
     columns = columns or len(frames)
     width = max(round(height * frame.shape[1] / frame.shape[0]) for frame in frames)
-    corners = [divmod(number, columns) for number in range(len(frames))]
-    corners = [(column * (width + GAP), row * (height + GAP)) for row, column in corners]
-    overlay = Markup()
-    if joints is not None:
-        for frame, skeleton, (x, y) in zip(frames, joints, corners, strict=True):
-            size = f'width="{width}" height="{height}"'
+    rows = -(-len(frames) // columns)
+    size = columns * (width + GAP) - GAP, rows * (height + GAP) - GAP
+    sheet = Image.new("RGB", _pixels(size), "white")
+    overlay = ""
+    for number, frame in enumerate(frames):
+        row, column = divmod(number, columns)
+        corner = column * (width + GAP), row * (height + GAP)
+        sheet.paste(_resize(frame, _pixels((width, height))), _pixels(corner))
+        if drawings is not None:
+            place = f'x="{corner[0]}" y="{corner[1]}" width="{width}" height="{height}"'
             box = f'viewBox="-.5 -.5 {frame.shape[1]} {frame.shape[0]}"'
-            place = f'<svg class="bones" x="{x}" y="{y}" {size} {box}>'
-            overlay += Markup(place) + draw_skeleton(skeleton, frame.shape)
-            overlay += Markup("</svg>")
-    images = [resize(frame, (width, height)) for frame in frames]
-    return encode(images, corners, alt=alt, overlay=overlay)
+            overlay += f'<svg class="{style}" {place} {box}>{drawings[number]}</svg>'
+    file = io.BytesIO()
+    sheet.save(file, "JPEG", quality=QUALITY, optimize=True)
+    uri = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return Picture(uri, *size, alt, Markup(overlay))
 
 
-def pixels(size: tuple[int, int]) -> tuple[int, int]:
+def _pixels(size: tuple[int, int]) -> tuple[int, int]:
     """CSS pixels to pixels of a picture."""
     return round(DENSITY * size[0]), round(DENSITY * size[1])
 
 
-def resize(frame: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """A frame scaled into a box of (width, height) CSS pixels, centered on white."""
-    box, (height, width) = pixels(size), frame.shape[:2]
+def _resize(frame: np.ndarray, box: tuple[int, int]) -> Image.Image:
+    """A frame scaled into a box of (width, height) pixels, centered on white."""
+    height, width = frame.shape[:2]
     scale = min(box[0] / width, box[1] / height)
     inner = max(1, round(scale * width)), max(1, round(scale * height))
     canvas = Image.new("RGB", box, "white")
     image = Image.fromarray(frame).resize(inner, Image.Resampling.BICUBIC)
     canvas.paste(image, ((box[0] - inner[0]) // 2, (box[1] - inner[1]) // 2))
     return canvas
-
-
-def encode(
-    images: Sequence[Image.Image],
-    corners: Sequence[tuple[int, int]],
-    *,
-    alt: str,
-    overlay: str = "",
-) -> Picture:
-    """Images of one size, at `corners` in CSS pixels, as one JPEG in the page."""
-    places = [pixels(corner) for corner in corners]
-    width, height = (max(side) for side in zip(*places, strict=True))
-    size = (width + images[0].width, height + images[0].height)
-    sheet = Image.new("RGB", size, "white")
-    for image, place in zip(images, places, strict=True):
-        sheet.paste(image, place)
-    file = io.BytesIO()
-    sheet.save(file, "JPEG", quality=QUALITY, optimize=True)
-    uri = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return Picture(uri, round(size[0] / DENSITY), round(size[1] / DENSITY), alt, overlay)
 
 
 def draw_skeleton(joints: np.ndarray | None, shape: Sequence[int]) -> Markup:

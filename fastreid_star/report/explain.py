@@ -25,16 +25,7 @@ from fastreid_star.coco import BONES, JOINT_NAMES, PARTS
 from fastreid_star.data.clips import ClipDataset, collate_clips
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.report import plots
-from fastreid_star.report.draw import (
-    GAP,
-    Album,
-    Clip,
-    Picture,
-    draw_attention,
-    encode,
-    pixels,
-    resize,
-)
+from fastreid_star.report.draw import Album, Clip, Picture, draw_attention, filmstrip
 
 SAMPLE = 500  # clips whose weights are compared with those of the untrained network
 CONSTANT = 0.1  # a weight whose spread over clips is below this share of its mean
@@ -94,8 +85,8 @@ def untrained(cfg: CfgNode, like: nn.Module) -> nn.Module:
 def constant_weights(weights: Weights) -> list[str]:
     """A sentence for each weight that hardly depends on the clip.
 
-    That is one whose values over clips, from the 5th to the 95th percentile, lie within a tenth of
-    their mean, for every joint, part or other component.
+    That is one whose values over clips, from the 5th to the 95th percentile, span less than a tenth
+    of their mean, for every joint, part or other component.
     """
     sentences = []
     for name, values in weights.items():
@@ -104,8 +95,8 @@ def constant_weights(weights: Weights) -> list[str]:
         spread = float(((high - low) / np.maximum(flat.mean(0), 1e-12)).max())
         if name in NAMES and spread < CONSTANT:
             sentences.append(
-                f"{NAMES[name]} hardly depends on its input: for 90 % of the clips it lies within "
-                f"{100 * spread:.1f} % of its mean (the limit for this sentence is "
+                f"{NAMES[name]} hardly depends on its input: over 90 % of the clips it varies by "
+                f"{100 * spread:.1f} % of its mean (this sentence appears below "
                 f"{100 * CONSTANT:.0f} %)."
             )
     return sentences
@@ -119,36 +110,25 @@ def weight_charts(trained: Weights, random: Weights, exponents: Sequence[float])
         exponents: MODEL.STAR.EXPONENTS.
     """
     joints = [name.replace("_", " ") for name in JOINT_NAMES]
-    figures: dict[str, list] = {}  # title -> x label, limit of the axis, names, groups
-
-    def add(title: str, label: str, limit: float, key: str, names: list[str], axis: int) -> None:
-        """One weight a name: the mean over an axis of the weights [clips, ...]."""
-        if key in trained:
-            both = {"trained": trained[key], "untrained": random[key]}
-            means = {run: values.mean(axis, keepdims=values.ndim == 2) if axis else values
-                     for run, values in both.items()}  # fmt: skip
-            figure = figures.setdefault(title, [label, limit, [], []])
-            figure[2] += names[: means["trained"].shape[1]]
-            figure[3].append(means)
-
-    frames = [f"frame {number}" for number in range(1, 1000)]
-    add("Gates", "mean gate", 1, "frame_gates", ["frames (5)"], 1)
-    add("Gates", "mean gate", 1, "part_weights", [f"{part} (12)" for part in PARTS], 0)
-    add("Exponents (13)", "share", 1, "exponent_weights", [f"p = {p:g}" for p in exponents], 0)
-    add("Attention to the frames (4)", "mean share", 1, "frame_attention", frames, 1)
-    add("Joint attention (10)", "received, 1 is the average", 2, "joint_attention", joints, 1)
     bones = [f"{joints[start]} – {joints[end]}" for start, end in BONES]
-    add("Bones (1)–(3)", "share", 0.25, "bone_weights", bones, 1)
-    return [
-        plots.ranges(
-            {run: np.concatenate([one[run] for one in means], axis=1) for run in means[0]},
-            names,
-            title=title,
-            x_label=label,
-            limit=limit,
-        )
-        for title, (label, limit, names, means) in figures.items()
-    ]
+    powers = [f"p = {p:g}" for p in exponents]
+    frames = [f"frame {number}" for number in range(1, 1000)]
+    charts = []
+    for key, title, label, limit, names in (
+        ("frame_gates", "Frame gate (5)", "mean gate", 1, frames),
+        ("part_weights", "Body parts (12)", "mean gate", 1, list(PARTS)),
+        ("exponent_weights", "Exponents (13)", "share", 1, powers),
+        ("frame_attention", "Attention to the frames (4)", "share", 1, frames),
+        ("joint_attention", "Joint attention (10)", "received, 1 is the average", 2, joints),
+        ("bone_weights", "Bones (1)–(3)", "share", 0.25, bones),
+    ):
+        if key in trained:
+            groups = {"trained": trained[key], "untrained": random[key]}
+            # [clips, T, weights]: the mean over the frames
+            groups = {run: v.mean(1) if v.ndim == 3 else v for run, v in groups.items()}
+            names = names[: groups["trained"].shape[1]]
+            charts.append(plots.ranges(groups, names, title=title, x_label=label, limit=limit))
+    return charts
 
 
 def attention(model: nn.Module, album: Album, positions: Mapping[str, int]) -> list[dict]:
@@ -166,27 +146,17 @@ def attention(model: nn.Module, album: Album, positions: Mapping[str, int]) -> l
     seen = explain_clips(model, [clip.item for clip in clips.values()])
     found = []
     for row, (role, clip) in enumerate(clips.items()):
-        received = seen["joint_attention"][row] if "joint_attention" in seen else None
+        circles, alt = None, f"{len(clip.frames)} frames of the {clip.title}"
+        if "joint_attention" in seen:
+            alt += ", a circle for the attention of each joint"
+            shape, received = clip.frames.shape[1:3], seen["joint_attention"][row]
+            circles = [
+                draw_attention(*each, shape) for each in zip(clip.joints, received, strict=True)
+            ]
+        strip = filmstrip(list(clip.frames), circles, height=album.height, alt=alt, style="rings")
         gates = seen["frame_gates"][row].tolist() if "frame_gates" in seen else None
-        picture = _marked(clip, received, album)
-        found.append({"role": role, "title": clip.title, "picture": picture, "gates": gates})
+        found.append({"role": role, "title": clip.title, "picture": strip, "gates": gates})
     return found
-
-
-def _marked(clip: Clip, received: np.ndarray | None, album: Album) -> Picture:
-    """A strip with a circle for the attention [T, V] that each joint received."""
-    strip = album.strip(clip)
-    if received is None:
-        return strip
-    height, width = clip.frames.shape[1:3]
-    shown = round(album.height * width / height)
-    overlay = Markup()
-    for number, (joints, values) in enumerate(zip(clip.joints, received, strict=True)):
-        size = f'width="{shown}" height="{album.height}" viewBox="-.5 -.5 {width} {height}"'
-        circles = draw_attention(joints, values, (height, width))
-        overlay += Markup(f'<svg class="rings" x="{number * (shown + GAP)}" {size}>{circles}</svg>')
-    alt = f"{strip.alt}, a circle for the attention of each joint"
-    return Picture(strip.uri, strip.width, strip.height, alt, overlay)
 
 
 def similarity_maps(
@@ -252,20 +222,14 @@ def gradcam(
 ) -> tuple[float, Picture]:
     """The similarity, and :func:`similarity_maps` as a strip of frames `height` CSS pixels high."""
     maps, similarity = similarity_maps(model, clip, feature)
-    size = round(height * clip.frames.shape[2] / clip.frames.shape[1]), height
-    images = [blend(*pair, size) for pair in zip(clip.frames, maps, strict=True)]
-    corners = [(number * (size[0] + GAP), 0) for number in range(len(images))]
-    alt = f"{len(images)} frames of the {clip.title}, colored by Grad-CAM of {about}"
-    return similarity, encode(images, corners, alt=alt)
+    frames = [blend(*pair) for pair in zip(clip.frames, maps, strict=True)]
+    alt = f"{len(frames)} frames of the {clip.title}, colored by Grad-CAM of {about}"
+    return similarity, filmstrip(frames, height=height, alt=alt)
 
 
-def blend(frame: np.ndarray, heat: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """A map [H, W] from 0 to 1 in colors over its frame in gray, at a size in CSS pixels."""
-    gray = np.asarray(resize(frame, size).convert("L"))
-    warm = Image.fromarray(heat.astype(np.float32)).resize(pixels(size), Image.Resampling.BILINEAR)
-    share = np.clip(np.asarray(warm), 0, 1)
-    weight = 0.6 * np.sqrt(share)[..., None]
-    colors = 255 * matplotlib.colormaps["turbo"](share)[..., :3]
-    return Image.fromarray(
-        np.rint((1 - weight) * gray[..., None] + weight * colors).astype(np.uint8)
-    )
+def blend(frame: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A map [H, W] from 0 to 1 in colors over its frame [H, W, 3] in gray."""
+    gray = np.asarray(Image.fromarray(frame).convert("L"))[..., None]
+    weight = 0.6 * np.sqrt(heat)[..., None]
+    colors = 255 * matplotlib.colormaps["turbo"](heat)[..., :3]
+    return np.rint((1 - weight) * gray + weight * colors).astype(np.uint8)

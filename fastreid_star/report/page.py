@@ -51,14 +51,20 @@ def make_folder_of(path: str | os.PathLike) -> None:
         raise UserError(f"{path} is a folder: name a file to write")
 
 
-def write_file(path: str | os.PathLike, text: str) -> Path:
+def write_file(path: str | os.PathLike, text: str, *, errors: str = "replace") -> Path:
     """Write a text file completely or not at all, and return its path.
+
+    Args:
+        path: the file; its folder is created.
+        text: may contain names of files that are not UTF-8.
+        errors: what becomes of their bytes: ``replace`` by question marks, or ``surrogateescape``
+            to keep them.
 
     Raises:
         UserError: the file cannot be written.
     """
     make_folder_of(path)
-    content = text.encode(errors="replace")  # file names may contain bytes that are not UTF-8
+    content = text.encode(errors=errors)
     try:
         write_whole(path, lambda file: file.write(content))
     except OSError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,24 +23,15 @@ from fastreid_star.structures import Tracklet
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """One direction of retrieval, query by query.
+    """One direction of retrieval, query by query."""
 
-    Args:
-        name: I2V or V2I.
-        queries, gallery: positions among the tracklets, [Q] and [G].
-        similarity: float32 [Q, G].
-        removed: bool [Q, G], gallery entries that the camera rule removes for a query.
-        right: bool [Q, G], entries of the query's identity that are not removed.
-        per_query: the evaluation's results.
-    """
-
-    name: str
-    queries: np.ndarray
-    gallery: np.ndarray
-    similarity: np.ndarray
-    removed: np.ndarray
-    right: np.ndarray
-    per_query: QueryResults
+    name: str  # I2V or V2I
+    queries: np.ndarray  # [Q], positions among the tracklets
+    gallery: np.ndarray  # [G], positions among the tracklets
+    similarity: np.ndarray  # float32 [Q, G]
+    removed: np.ndarray  # bool [Q, G], entries that the camera rule removes
+    right: np.ndarray  # bool [Q, G], entries of the query's identity that are not removed
+    per_query: QueryResults  # of the evaluation
 
     def top(self, row: int, count: int) -> list[int]:
         """The first `count` gallery columns of a query's ranked list. Ties keep their order."""
@@ -72,19 +63,12 @@ class Direction:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """The test set as one network ranks it.
-
-    Args:
-        dataset: the test clips.
-        features: [N, D], L2-normalized.
-        results: both directions' results and the protocol.
-        directions: I2V and V2I by name.
-    """
+    """The test set as one network ranks it."""
 
     dataset: ClipDataset
-    features: torch.Tensor
+    features: torch.Tensor  # [N, D], L2-normalized
     results: CrossModalResults
-    directions: dict[str, Direction]
+    directions: dict[str, Direction]  # I2V and V2I
 
     @property
     def tracklets(self) -> Sequence[Tracklet]:
@@ -179,22 +163,14 @@ def _new_identities_first(rows: Iterable[int], pids: Sequence[int]) -> list[int]
     return [*first.values(), *others]
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """A query whose first entry is another identity.
-
-    Args:
-        row: of the query.
-        wrong, right: gallery columns of its first entry and of its most similar match.
-        right_rank: rank of the match.
-        lead: by how much the wrong entry is more similar.
-    """
+class Confusion(NamedTuple):
+    """A query whose first entry is another identity."""
 
     row: int
-    wrong: int
-    right: int
+    wrong: int  # gallery column of the first entry
+    right: int  # gallery column of the most similar match
     right_rank: int
-    lead: float
+    lead: float  # by how much the wrong entry is more similar
 
 
 def confusions(direction: Direction, tracklets: Sequence[Tracklet], count: int) -> list[Confusion]:
@@ -214,26 +190,16 @@ def confusions(direction: Direction, tracklets: Sequence[Tracklet], count: int) 
     return list(found.values())
 
 
-@dataclass(frozen=True, eq=False)
-class Distribution:
-    """Similarities of pairs of one identity and of two.
+class Distribution(NamedTuple):
+    """Similarities of pairs of one identity and of two."""
 
-    Args:
-        edges: bin edges, [n + 1].
-        same, different: share of the pairs in each bin, [n], sum 1.
-        same_median, different_median: of the similarities.
-        overlap: probability that a pair of two identities is more similar than a pair of one; ties
-            count half. 0.5 is chance.
-        pairs: number of pairs of one identity and of two.
-    """
-
-    edges: np.ndarray
-    same: np.ndarray
-    different: np.ndarray
+    edges: np.ndarray  # of the bins, [n + 1]
+    same: np.ndarray  # share of the pairs of one identity in each bin, [n]
+    different: np.ndarray  # share of the pairs of two, [n]
     same_median: float
     different_median: float
-    overlap: float
-    pairs: tuple[int, int]
+    overlap: float  # probability that a pair of two is more similar than a pair of one
+    pairs: tuple[int, int]  # numbers of pairs of one and of two
 
 
 def distribution(direction: Direction, bins: int = 40) -> Distribution | None:
@@ -256,21 +222,13 @@ def distribution(direction: Direction, bins: int = 40) -> Distribution | None:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class CameraPairs:
-    """Rank-1 between cameras.
-
-    Args:
-        query_cameras, gallery_cameras: camera numbers, ascending.
-        accuracy: [C, C'], share of the queries of a camera whose first entry among those of the
-            other camera is right; NaN where no query has a match there.
-        queries: [C, C'], number of these queries.
-    """
+class CameraPairs(NamedTuple):
+    """Rank-1 between C cameras of queries and C' cameras of the gallery."""
 
     query_cameras: list[int]
     gallery_cameras: list[int]
-    accuracy: np.ndarray
-    queries: np.ndarray
+    accuracy: np.ndarray  # [C, C'], NaN where no query has a match
+    queries: np.ndarray  # [C, C'], number of queries that have one
 
 
 def camera_pairs(direction: Direction, tracklets: Sequence[Tracklet]) -> CameraPairs:

@@ -53,48 +53,29 @@ class History:
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint.
-
-    Args:
-        path, sha256, size, modified: of the file; the size in bytes.
-        epochs: number of epochs it was trained for; None: the file does not contain it.
-        metric: the value for which it was kept as the best; None: it was not.
-    """
+    """A checkpoint."""
 
     path: Path
     sha256: str
-    size: int
+    size: int  # bytes
     modified: datetime.datetime
-    epochs: int | None
-    metric: float | None
+    epochs: int | None  # of training; None: the file does not contain it
+    metric: float | None  # for which it was kept as the best; None: it was not
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run.
+    """A run."""
 
-    Args:
-        folder: the OUTPUT_DIR.
-        name: its name in the report.
-        trained: the config it was trained with.
-        cfg: the same config with the options given to the report. The checkpoint is in `weights`,
-            not in MODEL.WEIGHTS.
-        dataset: name of the test set.
-        weights: the checkpoint that is evaluated.
-        history: None if the folder has no metrics.json.
-        environments: versions and devices, one line for each that the log contains.
-        commands: the command lines that the log contains, quoted for a shell.
-    """
-
-    folder: Path
+    folder: Path  # OUTPUT_DIR
     name: str
-    trained: CfgNode
-    cfg: CfgNode
-    dataset: str
+    trained: CfgNode  # the config it was trained with
+    cfg: CfgNode  # with the options given to the report; `weights` replaces MODEL.WEIGHTS
+    dataset: str  # the test set
     weights: Weights
-    history: History | None
-    environments: tuple[str, ...]
-    commands: tuple[str, ...]
+    history: History | None  # None if the folder has no metrics.json
+    environments: tuple[str, ...]  # lines of versions and devices in the log
+    commands: tuple[str, ...]  # command lines in the log, quoted for a shell
 
     @property
     def training_command(self) -> str | None:

@@ -32,21 +32,13 @@ HARMLESS = ("OUTPUT_DIR", "SEED", "DATASETS.ROOT", "DATALOADER.NUM_WORKERS", "MO
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """A run and its ranking of the test set.
-
-    Args:
-        run: the run.
-        name: its name in the report.
-        model: in evaluation mode.
-        ranking: of the test set.
-        album: the test clips as this network gets them.
-    """
+    """A run and its ranking of the test set."""
 
     run: Run
-    name: str
-    model: torch.nn.Module
+    name: str  # in the report
+    model: torch.nn.Module  # in evaluation mode
     ranking: Ranking
-    album: Album
+    album: Album  # the test clips as this network gets them
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -55,21 +47,21 @@ class Evaluated:
 
 
 class ResultRow(NamedTuple):
-    """A row of the results: a run or the paper, the direction, one value a column."""
+    """A row of the table of results."""
 
-    name: str
+    name: str  # of the run, or "paper"
     direction: str
-    values: list[float | None]
+    values: list[float | None]  # one a column
     ours: bool = True
 
 
 class Shown(NamedTuple):
-    """A clip in a row: its label; whether it is right, None for the query; its similarity."""
+    """A clip in a row of clips."""
 
     tracklet: Tracklet
     picture: Picture
     label: str
-    right: bool | None = None
+    right: bool | None = None  # None: it is the query
     similarity: float | None = None
 
 
@@ -179,9 +171,12 @@ def training_charts(runs: Mapping[str, Run]) -> list[Markup]:
     if not histories:
         return []
     unit = next(iter(histories.values())).unit
+
+    def of_each_run(name: str) -> dict[str, tuple[list[float], list[float]]]:
+        return {run: h.series(name) for run, h in histories.items() if h.series(name)[0]}
+
     names = {n: None for h in histories.values() for n in (*h.names("loss_"), *h.names("total_"))}
-    losses = {_loss(name): {run: history.series(name) for run, history in histories.items()
-                            if history.names(name)} for name in names}  # fmt: skip
+    losses = {name.removeprefix("loss_").replace("_", " "): of_each_run(name) for name in names}
     charts = []
     if losses:
         charts.append(plots.curves(losses, title="Losses", x_label=unit, log=True))
@@ -194,15 +189,9 @@ def training_charts(runs: Mapping[str, Run]) -> list[Markup]:
         title = "Evaluations of the test set, %"
         charts.append(plots.curves(found, title=title, x_label=unit, dots=True))
     for key, title in (("lr", "Learning rate"), ("cls_accuracy", "Accuracy on training clips")):
-        series = {run: history.series(key) for run, history in histories.items()
-                  if history.names(key)}  # fmt: skip
-        if series:
-            charts.append(plots.curves({title: series}, title=title, x_label=unit))
+        if of_each_run(key):
+            charts.append(plots.curves({title: of_each_run(key)}, title=title, x_label=unit))
     return charts
-
-
-def _loss(name: str) -> str:
-    return name.removeprefix("loss_").replace("_", " ")
 
 
 def distribution_charts(

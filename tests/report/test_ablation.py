@@ -91,12 +91,12 @@ def test_figure_6_has_a_cell_for_each_set_of_exponents(runs):
     (found,) = exponent_maps(runs).values()
     above, below, cells = found["I2V"]
     assert (above, below) == ([0, 1, 3], [0, 1, 2])
-    assert {cell: (made.text, made.share) for cell, made in cells.items()} == {
+    assert {cell: (made["text"], made["share"]) for cell, made in cells.items()} == {
         (0, 0): ("52.00", 0),
         (1, 3): ("56.00", 100),
         (2, 1): ("54.00", 50),
     }
-    assert cells[0, 0].title == "p = 1; 52.00 ± 1.41, 2 run(s)"
+    assert cells[0, 0]["title"] == "p = 1; 52.00 ± 1.41, 2 run(s)"
 
 
 def test_the_page(folder):

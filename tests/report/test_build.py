@@ -39,7 +39,13 @@ def test_it_is_a_sound_page_with_all_sections(both):
     assert HOSTILE in page.text, "a name is text"
     assert len(both) < 5e6
     figures = [svg["aria-label"] for svg in page.all("svg") if "class" not in svg]
-    for name in ("Losses", "Gates", "Exponents (13)", "STAR, by modality", "STAR, by identity"):
+    for name in (
+        "Losses",
+        "Frame gate (5)",
+        "Exponents (13)",
+        "STAR, by modality",
+        "STAR, by identity",
+    ):
         assert name in figures
 
 

@@ -100,8 +100,8 @@ def test_attention_is_the_area_of_a_circle_on_one_scale():
 def test_frames_of_any_size_stand_in_rows_with_their_skeletons():
     frames = [np.full((48, 24, 3), 10, np.uint8), np.full((96, 48, 3), 90, np.uint8)]
     frames.append(np.full((30, 30, 3), 200, np.uint8))
-    skeletons = [only(j5=(4, 8, 1)), None, only()]
-    picture = filmstrip(frames, skeletons, height=60, columns=2, alt="three frames")
+    drawings = [draw_skeleton(only(j5=(4, 8, 1)), (48, 24)), draw_skeleton(None, (96, 48)), ""]
+    picture = filmstrip(frames, drawings, height=60, columns=2, alt="three frames")
     assert (picture.width, picture.height) == (2 * 60 + GAP, 2 * 60 + GAP)
     image = decoded(picture)
     for (x, y), value in (((30, 30), 10), ((92, 30), 90), ((30, 92), 200)):
@@ -111,7 +111,7 @@ def test_frames_of_any_size_stand_in_rows_with_their_skeletons():
     assert (second.get("x"), second.get("y")) == (str(60 + GAP), "0")
     assert (third.get("x"), third.get("y")) == ("0", str(60 + GAP))
     assert "no skeleton" in "".join(second.itertext())
-    assert filmstrip(frames, None, height=60, alt="without").overlay == ""
+    assert filmstrip(frames, height=60, alt="without").overlay == ""
 
 
 def test_a_thumbnail_is_made_once_and_has_skeletons_where_the_network_reads_them(star, sad):

@@ -62,11 +62,16 @@ def test_charts_compare_the_trained_and_the_untrained_network(star, monkeypatch)
     random = sample_weights(fresh, star.ranking.dataset)
     assert all(len(values) == len(star.ranking.tracklets) for values in trained.values())
     weight_charts(trained, random, EXPONENTS)
-    assert len(drawn) == 5
-    groups, names = drawn["Gates"]
-    assert names == ["frames (5)", "head (12)", "torso (12)", "arms (12)", "legs (12)"]
-    np.testing.assert_allclose(groups["trained"][:, 1:], trained["part_weights"])
-    np.testing.assert_allclose(groups["untrained"][:, 0], random["frame_gates"].mean(1))
+    assert len(drawn) == 6
+    groups, names = drawn["Body parts (12)"]
+    assert names == ["head", "torso", "arms", "legs"]
+    np.testing.assert_allclose(groups["trained"], trained["part_weights"])
+    groups, names = drawn["Frame gate (5)"]
+    assert names == ["frame 1", "frame 2", "frame 3"]
+    np.testing.assert_allclose(groups["untrained"], random["frame_gates"])
+    groups, names = drawn["Joint attention (10)"]
+    assert (len(names), names[0]) == (17, "nose")
+    np.testing.assert_allclose(groups["trained"], trained["joint_attention"].mean(1))
     groups, names = drawn["Exponents (13)"]
     assert names[0] == "p = 0.7"
     np.testing.assert_allclose(groups["trained"], trained["exponent_weights"])
@@ -157,7 +162,7 @@ def test_a_map_is_gray_where_nothing_contributes_and_red_where_most_does(star):
     frame = np.full((8, 4, 3), (10, 120, 200), np.uint8)
     heat = np.zeros((8, 4), np.float32)
     heat[:4] = 1
-    picture = np.asarray(blend(frame, heat, (8, 16))).astype(int)
+    picture = np.asarray(blend(frame, heat)).astype(int)
     assert len(set(picture[-1, 0].tolist())) == 1
     red, green, blue = picture[0, 0]
     assert red > max(green, blue)
