@@ -4,7 +4,12 @@ Importing this package makes fastreid 1.4.0 usable on today's torch, adds the pl
 config and registers its datasets, meta-architectures and heads.
 """
 
-from fastreid_star import compat
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("fastreid_star runs on Linux and macOS; on Windows, use WSL 2")
+
+from fastreid_star import compat  # noqa: E402
 
 compat.apply()
 

@@ -101,7 +101,7 @@ def export_onnx(
     The file is written whole or not at all; what was there before stays until then.
 
     Args:
-        model: SAD or STAR in evaluation mode, see :func:`fastreid_star.engine.train.load_trained`.
+        model: SAD or STAR in evaluation mode, see :func:`fastreid_star.engine.trainer.load_trained`.
         cfg: its config; ``INPUT.SIZE_TEST`` is the size of the images.
         path: an ``.onnx`` file in a folder that exists.
         modality: of all clips, for a graph with one stem; None: both, and an input says which.

@@ -1,8 +1,9 @@
 """The methods, one folder each, with the same file names in each.
 
-``model.py`` the meta-architecture, ``layers.py`` and ``heads.py`` its parts, ``losses.py`` its losses,
-``config.py`` its config keys, ``convert.py`` published weights, ``README.md`` what it is.
-``example`` is a folder to copy; it is loaded by ``--import fastreid_star.methods.example`` only.
+``model.py`` holds the meta-architecture, ``layers.py`` and ``heads.py`` its parts, ``losses.py``
+its losses, ``config.py`` its config keys, ``convert.py`` reads published weights, ``README.md``
+explains it. ``example`` is a folder to copy; it is loaded by ``--import
+fastreid_star.methods.example`` only.
 """
 
 from fastreid.config import CfgNode

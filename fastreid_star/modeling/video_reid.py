@@ -1,11 +1,12 @@
-"""The meta-architecture that all methods extend: a batch becomes named outputs, outputs become losses.
+"""The meta-architecture that all methods extend: a batch becomes named outputs, outputs become
+losses.
 
 ::
 
-    images -> normalize -> stem of the modality -> stages 1-2 -> stages 3-4 -> mean over h, w -> frames
-    frames -> frame corrector, if there is one -> corrected -> head: pooled over T -> clip
-    clip   -> neck, classifier -> features (evaluation), clip_logits (training)
-    frames -> neck, classifier -> frame_logits (training)
+    images -> normalize -> stem of the modality -> stages 1-2 -> stages 3-4 -> mean over h, w ->
+    frames frames -> frame corrector, if there is one -> corrected -> head: pooled over T -> clip
+    clip   -> neck, classifier -> features (evaluation), clip_logits (training) frames -> neck,
+    classifier -> frame_logits (training)
 
 Shapes: B clips, T frames of a clip, N = B T frames, D feature width of the backbone, C identities.
 B and T are read from the batch.
@@ -42,8 +43,8 @@ FRAME_OUTPUTS = ("frame_logits",)
 class VideoReID(nn.Module):
     """Clips of two modalities to one feature a clip, trained with any registered losses.
 
-    A method extends :meth:`encode_frames`, :meth:`encode_clip` or :meth:`training_outputs`, adds the
-    names of its outputs to `provides`, and registers losses that need them.
+    A method extends :meth:`encode_frames`, :meth:`encode_clip` or :meth:`training_outputs`, adds
+    the names of its outputs to `provides`, and registers losses that need them.
 
     Args:
         backbone: stems and stages.
@@ -84,7 +85,9 @@ class VideoReID(nn.Module):
     ):
         super().__init__()
         if not 0 <= skeleton_dropout <= 1:
-            raise UserError(f"MODEL.SKELETON_DROPOUT is {skeleton_dropout}: give a share from 0 to 1")
+            raise UserError(
+                f"MODEL.SKELETON_DROPOUT is {skeleton_dropout}: give a share from 0 to 1"
+            )
         self.backbone = backbone
         self.heads = heads
         self.frame_heads = frame_heads
@@ -153,8 +156,8 @@ class VideoReID(nn.Module):
         """One training or evaluation step; see :meth:`encode` for the batch.
 
         Returns:
-            in training the weighted losses by the name of the log; in evaluation the features of the
-            clips, of unit length, ``[B, D]`` or ``[B, P, D]``.
+            in training the weighted losses by the name of the log; in evaluation the features of
+            the clips, of unit length, ``[B, D]`` or ``[B, P, D]``.
         """
         outputs = self.encode(batch)
         if not self.training:
@@ -257,7 +260,8 @@ class VideoReID(nn.Module):
         is_visible = modality == Modality.VISIBLE
         if not (is_visible | (modality == Modality.INFRARED)).all():
             raise UserError(
-                f"modality must be 1 (infrared) or 2 (visible), but the batch has {modality.tolist()}"
+                "modality must be 1 (infrared) or 2 (visible), but the batch has "
+                f"{modality.tolist()}"
             )
         return is_visible.repeat_interleave(length)
 
@@ -305,8 +309,8 @@ class VideoReID(nn.Module):
             missing = [output for output in part.needs if output not in provided]
             if missing:
                 raise UserError(
-                    f"{name} needs {', '.join(missing)}, which no part of this model provides: change "
-                    "MODEL.LOSSES.NAME, MODEL.HEADS.NAME, MODEL.FRAME_CORRECTOR.NAME or "
+                    f"{name} needs {', '.join(missing)}, which no part of this model provides: "
+                    "change MODEL.LOSSES.NAME, MODEL.HEADS.NAME, MODEL.FRAME_CORRECTOR.NAME or "
                     f"MODEL.META_ARCHITECTURE; provided are {', '.join(sorted(provided))}"
                 )
 

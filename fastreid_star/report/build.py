@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastreid_star.engine.train import load_trained
+from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
 from fastreid_star.report import explain, ranking, sections
 from fastreid_star.report.draw import Album

@@ -3,7 +3,8 @@
     python tests/golden/record.py            compare today's numbers with the record
     python tests/golden/record.py --write    replace the record
 
-Everything is computed in float64: what processors and libraries round differently stays far below the
+Everything is computed in float64: what processors and libraries round differently stays far below
+    the
 tolerances of the test, where float32 would multiply it to some per cent within 20 steps.
 """
 

@@ -1,9 +1,10 @@
 """Tests of the example; they travel with a copy of the folder."""
 
-import fastreid_star  # noqa: F401  (before anything of fast-reid)
 import torch
 from fastreid.config import get_cfg
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+
+import fastreid_star  # noqa: F401  (before anything of fast-reid)
 
 from .layers import FrameAttention
 from .losses import CenterLoss

@@ -11,7 +11,8 @@ from fastreid_star.modeling.losses import LOSS_REGISTRY, CrossEntropyLoss, Loss
 def defense_loss(x: torch.Tensor, attacked: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
     """Mean over the frames of the L2 distance between the clean and the attacked feature.
 
-    No side is detached. The squared distance is clamped from below at `eps`, because the square root
+    No side is detached. The squared distance is clamped from below at `eps`, because the square
+    root
     has an infinite slope at 0: the gradient of a frame that the attack did not change is 0, that of
     any other frame is a unit vector.
 

@@ -113,8 +113,8 @@ class SAD(VideoReID):
     def attack(self, low: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
         """The attack pass from the maps after stage 2 on: X_dis ``[N, D]``.
 
-        The maps after stage 2 take the style of a frame of the same modality, those after stage 3 the
-        style of a frame of the other modality. The BatchNorm statistics of stages 3 and 4 are
+        The maps after stage 2 take the style of a frame of the same modality, those after stage 3
+        the style of a frame of the other modality. The BatchNorm statistics of stages 3 and 4 are
         updated by this pass as well as by the clean one, as in the authors' program: it changes the
         result.
         """

@@ -16,10 +16,11 @@ def add_config(cfg: CN) -> None:
     # use every joint in any case.
     cfg.MODEL.STAR.SCORE_THRESHOLD = 0.0
     # Bone features, eq. (1)-(2): standardized (length / scale of the clip, sin, cos, each
-    # batch-normalized and weighed by the joints' scores) | normalized (length / scale of the skeleton,
-    # sin, cos) | release (length, angle, in raw pixels).
+    # batch-normalized and weighed by the joints' scores) | normalized (length / scale of the
+    # skeleton, sin, cos) | release (length, angle, in raw pixels).
     cfg.MODEL.STAR.BONES = "standardized"
-    # Eq. (5) and (7): paper (squeeze-and-excitation gate, and a LayerNorm of ours) | release (neither).
+    # Eq. (5) and (7): paper (squeeze-and-excitation gate, and a LayerNorm of ours) | release
+    # (neither).
     cfg.MODEL.STAR.CORRECTOR = "paper"
     # Run the two-way LSTM of eq. (3) as two one-way LSTMs: the same weights and numbers.
     cfg.MODEL.STAR.SPLIT_LSTM = False
@@ -28,8 +29,8 @@ def add_config(cfg: CN) -> None:
     # Eq. (13): sigmoid (a gate for each part and exponent) | softmax (over the exponents, parts
     # averaged) | release.
     cfg.MODEL.STAR.GUIDE = "sigmoid"
-    # Eq. (8)-(9): paper (bones in every frame, normalized joints) | release (bones in frame 0 only, raw
-    # joints).
+    # Eq. (8)-(9): paper (bones in every frame, normalized joints) | release (bones in frame 0 only,
+    # raw joints).
     cfg.MODEL.STAR.GRAPH = "paper"
     # Dropout of the graph attention, and between its two layers, eq. (10).
     cfg.MODEL.STAR.ATTENTION_DROPOUT = 0.6

@@ -11,7 +11,8 @@ Invalid joints send nothing, and are left out of every mean and of the BatchNorm
 without a valid joint gets the baseline's clip feature. Every mean is taken over fixed shapes with
 masks.
 
-Shapes: B clips, T frames, V joints, D feature width, C channels of a node, P body parts, K exponents.
+Shapes: B clips, T frames, V joints, D feature width, C channels of a node, P body parts, K
+    exponents.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def gem_pyramid(
 ) -> torch.Tensor:
     """Equation (11) over T for each exponent: frames ``[B, T, D]``, non-negative, to ``[B, K, D]``.
 
-    Frames are clamped at `eps`, because x^0.7 has an infinite slope at 0. The root adds the 1e-12 of
-    :func:`gem`: x^7 of small features underflows in float32, and a root of 0 has no gradient.
+    Frames are clamped at `eps`, because x^0.7 has an infinite slope at 0. The root adds the 1e-12
+    of :func:`gem`: x^7 of small features underflows in float32, and a root of 0 has no gradient.
     """
     frames = at_least_float32(frames).clamp(min=eps)
     return torch.stack([gem(frames, p, dim=1) for p in exponents], dim=1)
@@ -97,7 +98,8 @@ def weigh_by_parts(logits: torch.Tensor, pooled: torch.Tensor) -> tuple[torch.Te
         pooled: ``[B, K, D]``.
 
     Returns:
-        G ``[B, D]``, which is the mean over K where all gates are 1/2, and the gates ``[B, K, P, D]``.
+        G ``[B, D]``, which is the mean over K where all gates are 1/2, and the gates ``[B, K, P,
+        D]``.
     """
     gates = logits.sigmoid()
     exponents, parts = gates.shape[1:3]
@@ -116,9 +118,9 @@ def weigh_by_softmax(
 class GATGeMHead(ClipHead):
     """Skeleton-guided pooling, then the neck and the classifier of :class:`ClipHead`.
 
-    Beside `clip` ``[B, D]`` it provides `joints` ``[B, V, C]`` (node features, mean over the frames),
-    `has_clip` bool ``[B]`` (clips with a valid joint) and, with `pose_logits`, the identity logits of
-    the pose feature ``[B, classes]``.
+    Beside `clip` ``[B, D]`` it provides `joints` ``[B, V, C]`` (node features, mean over the
+    frames), `has_clip` bool ``[B]`` (clips with a valid joint) and, with `pose_logits`, the
+    identity logits of the pose feature ``[B, classes]``.
 
     Args:
         feat_dim: D.
@@ -187,8 +189,8 @@ class GATGeMHead(ClipHead):
         else:
             self.token_norm = MaskedBatchNorm(NUM_PARTS * channels)
             shape = (len(exponents), NUM_PARTS, feat_dim)
-            # one linear layer C -> D for each exponent and part, initialized as nn.Linear is, with a
-            # bias of 0: all gates are 1/2 on average
+            # one linear layer C -> D for each exponent and part, initialized as nn.Linear is, with
+            # a bias of 0: all gates are 1/2 on average
             bound = channels**-0.5
             self.gate_weight = nn.Parameter(torch.empty(*shape, channels).uniform_(-bound, bound))
             self.gate_bias = nn.Parameter(torch.zeros(shape))
@@ -214,8 +216,8 @@ class GATGeMHead(ClipHead):
         """Pool Y ``[B, T, D]``, non-negative, guided by the skeletons; see :class:`ClipHead`.
 
         `attention` has `joint_attention` ``[B, T, V]`` (received in the second layer),
-        `exponent_weights` ``[B, K]`` (sum 1) and, with the `sigmoid` guide, `part_weights` ``[B, P]``
-        (mean gate over K and D). All are 0 for a clip without a skeleton.
+        `exponent_weights` ``[B, K]`` (sum 1) and, with the `sigmoid` guide, `part_weights` ``[B,
+        P]`` (mean gate over K and D). All are 0 for a clip without a skeleton.
         """
         frames, skeletons = outputs["corrected"], batch["skeletons"]
         valid = joint_validity(skeletons, batch["has_skeleton"], self.score_threshold)

@@ -7,8 +7,8 @@
     H_o = attention(q=S, k=v=X)     Y = relu(LN(FFN([H_o; H_t]))) * W + X + 1e-3
 
 A frame without a valid joint keeps its feature: Y = X. It gives the LSTM a zero input, so nothing
-stored for it reaches another frame, and its S is not a key of H_t. It is a key of H_o like any other
-frame, because its X is good.
+stored for it reaches another frame, and its S is not a key of H_t. It is a key of H_o like any
+other frame, because its X is good.
 
 Shapes: B clips, T frames, V joints, E bones, F numbers a bone, D feature width.
 """
@@ -78,10 +78,12 @@ class TwoOneWayLSTMs(nn.LSTM):
 class BoneEncoder(nn.Module):
     """Equations (1)-(3): bone features, one linear layer, a two-way LSTM over the frames.
 
-    Computed in float32 or wider: the encoder is small, and a recurrence accumulates rounding errors.
+    Computed in float32 or wider: the encoder is small, and a recurrence accumulates rounding
+        errors.
 
-    In the `standardized` reading, each of the E F inputs is batch-normalized over the frames in which
-    its bone is seen, and then multiplied by the score of the bone. Lengths vary by a few hundredths
+    In the `standardized` reading, each of the E F inputs is batch-normalized over the frames in
+    which its bone is seen, and then multiplied by the score of the bone. Lengths vary by a few
+    hundredths
     where sines vary by one: without this step the lengths are too small to be learned from.
 
     Args:

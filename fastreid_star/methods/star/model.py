@@ -2,17 +2,20 @@
 
 ::
 
-    images    -> two-stream backbone -> X [B, T, D] -+-> frame CE, style attack and defense: as in SAD
+    images    -> two-stream backbone -> X [B, T, D] -+-> frame CE, style attack and defense: as in
+    SAD
                                                      |
     skeletons -> bones (1)-(3) ----> frame corrector (4)-(7) -> Y [B, T, D]
         |                |                                      |
-        +--> joints, graph attention (8)-(10) -> parts (12) -> GeM pyramid (11), weighed (13) -> G [B, D]
+        +--> joints, graph attention (8)-(10) -> parts (12) -> GeM pyramid (11), weighed (13) -> G
+        [B, D]
                          |         |                                                              |
-                         +--- skeleton consistency (14)                       clip CE, triplet, retrieval
+                         +--- skeleton consistency (14)                       clip CE, triplet,
+                         retrieval
 
 The three parts are registered components, switched by name in the config (see ``config.py``) and
-usable with any meta-architecture that extends VideoReID. Without all of them this is SAD, number for
-number.
+usable with any meta-architecture that extends VideoReID. Without all of them this is SAD, number
+for number.
 
 Shapes: B clips, T frames, V joints, D feature width.
 """
@@ -28,8 +31,9 @@ from fastreid_star.methods.sad.model import SAD
 class STAR(SAD):
     """Skeleton-guided spatial-temporal feature learning (Jiang et al., 2024, arXiv 2411.11069).
 
-    It adds nothing to :class:`SAD` but the expectation of skeletons: the parts are the frame corrector
-    ``SkeletonFrameCorrector``, the head ``GATGeMHead`` and the loss ``SkeletonConsistencyLoss``.
+    It adds nothing to :class:`SAD` but the expectation of skeletons: the parts are the frame
+    corrector ``SkeletonFrameCorrector``, the head ``GATGeMHead`` and the loss
+    ``SkeletonConsistencyLoss``.
     """
 
     wants_skeletons = True  # training warns where the config names no skeleton store

@@ -1,4 +1,4 @@
-"""A ResNet for small frames and few cores: the demo's, the tests' and the synthetic benchmark's backbone."""
+"""A ResNet for small frames and few cores, for the demo, the tests and the synthetic benchmark."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ WIDTHS = {"tiny": (16, 32, 64, 128), "small": (32, 64, 128, 256)}
 class SmallResNet(nn.Module):
     """Four stages of one residual block each, behind a 3x3 stem of stride 2 without max-pooling.
 
-    A 64x32 frame leaves stage 1 as 32x16, stage 2 as 16x8, stage 3 as 8x4 and stage 4 as 8x4 or, with
-    `last_stride` 2, as 4x2.
+    A 64x32 frame leaves stage 1 as 32x16, stage 2 as 16x8, stage 3 as 8x4 and stage 4 as 8x4 or,
+    with `last_stride` 2, as 4x2.
 
     Args:
         widths: channels of the four stages.
@@ -68,7 +68,8 @@ def _split(backbone: SmallResNet) -> BackboneSplit:
 
 @BACKBONE_REGISTRY.register()
 def build_small_resnet_backbone(cfg: CfgNode) -> SmallResNet:
-    """``MODEL.BACKBONE.NAME: build_small_resnet_backbone``, with ``DEPTH: tiny`` (128 features) or ``small`` (256).
+    """``MODEL.BACKBONE.NAME: build_small_resnet_backbone``, with ``DEPTH: tiny`` (128 features) or
+    ``small`` (256).
 
     Raises:
         UserError: another depth, or pretrained weights are asked for: there are none.

@@ -1,13 +1,15 @@
 """Where each family of backbones is cut into a stem and four stages.
 
-The stem is what a modality keeps to itself; the style attack strikes after stage 2 and after stage 3. In a ResNet
-those are the maps at 1/8 and 1/16 of the image's size, and so they are in the other convolutional families, but
-for OSNet, whose own numbering is kept. A split holds the backbone's own modules, run in the backbone's own order,
-so that stem and stages compute what the backbone does, bit for bit. A family of your own::
+The stem is what a modality keeps to itself; the style attack strikes after stage 2 and after stage
+3. In a ResNet those are the maps at 1/8 and 1/16 of the image's size, and so they are in the other
+convolutional families, but for OSNet, whose own numbering is kept. A split holds the backbone's own
+modules, run in the backbone's own order, so that stem and stages compute what the backbone does,
+bit for bit. A family of your own::
 
     @register_split(MyBackbone)
     def split_my_backbone(backbone):
-        return BackboneSplit(stem=backbone.stem, stages=[backbone.s1, backbone.s2, backbone.s3, backbone.s4])
+        return BackboneSplit(stem=backbone.stem, stages=[backbone.s1, backbone.s2, backbone.s3,
+        backbone.s4])
 
 Shapes: N frames; maps ``[N, C, H, W]``, tokens ``[N, L, D]``.
 """
@@ -43,8 +45,8 @@ class BackboneSplit:
     Args:
         stem: images ``[N, 3, H, W]`` to the input of the first stage.
         stages: four modules; the last one gives maps ``[N, D, h, w]``.
-        spatial_dims: the axes of the output of stages 2 and 3 that positions run over: what the statistics of a
-            style are taken over. (2, 3) for maps, (1,) for tokens.
+        spatial_dims: the axes of the output of stages 2 and 3 that positions run over: what the
+            statistics of a style are taken over. (2, 3) for maps, (1,) for tokens.
     """
 
     stem: nn.Module
@@ -61,7 +63,8 @@ _Split = TypeVar("_Split", bound=Callable[[Any], BackboneSplit])
 
 
 def register_split(*classes: type) -> Callable[[_Split], _Split]:
-    """Decorate a function ``backbone -> BackboneSplit`` to make it the split of these backbone classes.
+    """Decorate a function ``backbone -> BackboneSplit`` to make it the split of these backbone
+    classes.
 
     A subclass is split as its base is, unless it has a split of its own.
     """
@@ -84,13 +87,14 @@ def split_backbone(backbone: nn.Module) -> BackboneSplit:
             return _SPLITS[cls](backbone)
     name = type(backbone).__name__
     raise UserError(
-        f"no split into a stem and four stages is known for the backbone {name}: decorate a function that returns "
-        f"a BackboneSplit with @fastreid_star.modeling.register_split({name})"
+        f"no split into a stem and four stages is known for the backbone {name}: decorate a "
+        "function that returns a BackboneSplit with "
+        f"@fastreid_star.modeling.register_split({name})"
     )
 
 
 def _interleave_non_local(backbone: nn.Module, stage: int) -> nn.Sequential:
-    """Layer `stage` with its non-local blocks, each behind the residual block that it follows in forward()."""
+    """Layer `stage` with its non-local blocks, in the order of fast-reid's forward()."""
     modules = []
     follows = [
         index for index in getattr(backbone, f"NL_{stage}_idx") if index >= 0
@@ -123,13 +127,14 @@ def split_resnest(net: ResNeSt) -> BackboneSplit:
 
 @register_split(OSNet)
 def split_osnet(net: OSNet) -> BackboneSplit:
-    # conv2 and conv3 end in a pooling, at 1/8 and 1/16; conv4 stays there, and conv5 is a 1x1 convolution
+    # conv2 and conv3 end in a pooling, at 1/8 and 1/16; conv4 stays there, and conv5 is a 1x1
+    # convolution
     stem = nn.Sequential(net.conv1, net.maxpool)
     return BackboneSplit(stem, [net.conv2, net.conv3, net.conv4, net.conv5])
 
 
 def _split_at_strides(features: nn.Sequential, strided: list[int]) -> list[nn.Sequential]:
-    """``features[1:]`` in four parts; parts 2 to 4 begin at the 2nd to 4th block that halves the map."""
+    """``features[1:]`` in four parts; parts 2 to 4 begin at the 2nd to 4th halving of the map."""
     bounds = [1, *strided[1:], len(features)]
     if len(bounds) != 5:
         raise UserError(
@@ -185,7 +190,10 @@ def split_efficientnet(net: EffNet) -> BackboneSplit:
 
 
 class PatchTokens(nn.Module):
-    """A vision transformer up to its blocks: images ``[N, 3, H, W]`` to tokens ``[N, 1 + L, D]``, class token first."""
+    """A vision transformer up to its blocks.
+
+    Images ``[N, 3, H, W]`` become tokens ``[N, 1 + L, D]``, with the class token first.
+    """
 
     def __init__(self, net: VisionTransformer):
         super().__init__()

@@ -20,14 +20,16 @@ from fastreid_star.modeling.backbones.splits import split_backbone
 class TwoStreamBackbone(nn.Module):
     """Visible and infrared frames pass a stem of their own, then the same four stages.
 
-    The infrared stem starts as a copy of the visible one, so a backbone that comes with ImageNet weights fills
-    both. Children: `visible_stem`, `infrared_stem`, `stages`.
+    The infrared stem starts as a copy of the visible one, so a backbone that comes with ImageNet
+    weights fills both. Children: `visible_stem`, `infrared_stem`, `stages`.
 
     Args:
-        backbone: any backbone that has a split (see :mod:`fastreid_star.modeling.backbones.splits`), weights
-            loaded. Its modules are taken over, not copied.
-        image_size: (height, width) of the images that training uses; the backbone is probed once with one such
-            image, to learn its width and to see that the split computes what the backbone does.
+        backbone: any backbone that has a split (see
+            :mod:`fastreid_star.modeling.backbones.splits`), weights loaded. Its modules are taken
+            over, not copied.
+        image_size: (height, width) of the images that training uses; the backbone is probed once
+            with one such image, to learn its width and to see that the split computes what the
+            backbone does.
 
     Raises:
         UserError: no split is known for this backbone, or its split computes something else.
@@ -48,7 +50,8 @@ class TwoStreamBackbone(nn.Module):
                 or (found - expected).abs().max() > 1e-3 * expected.abs().max()
             ):
                 raise UserError(
-                    f"the split of {type(backbone).__name__} does not compute what the backbone does"
+                    f"the split of {type(backbone).__name__} does not compute what the backbone "
+                    "does"
                 )
         self._feature_width = expected.shape[1]
 
@@ -60,8 +63,9 @@ class TwoStreamBackbone(nn.Module):
     def stem(self, images: torch.Tensor, is_visible: torch.Tensor | Sequence[bool]) -> torch.Tensor:
         """Each frame through the stem of its modality.
 
-        Batches sorted by modality, either first, are cut in two without a gather; any other order is gathered,
-        and put back. Which rows are whose is decided on the host, so no shape depends on data on the device.
+        Batches sorted by modality, either first, are cut in two without a gather; any other order
+        is gathered, and put back. Which rows are whose is decided on the host, so no shape depends
+        on data on the device.
 
         Args:
             images: ``[N, 3, H, W]``, normalized.
@@ -127,7 +131,7 @@ class TwoStreamBackbone(nn.Module):
     def forward(
         self, images: torch.Tensor, is_visible: torch.Tensor | Sequence[bool]
     ) -> torch.Tensor:
-        """Images ``[N, 3, H, W]`` to the last maps ``[N, D, h, w]``; see :meth:`stem` for `is_visible`."""
+        """Images ``[N, 3, H, W]`` to the last maps ``[N, D, h, w]``; see :meth:`stem`."""
         return self.stage4(self.stage3(self.low(self.stem(images, is_visible))))
 
 
@@ -135,9 +139,10 @@ def build_two_stream(cfg: CfgNode) -> TwoStreamBackbone:
     """Build ``MODEL.BACKBONE`` with fast-reid, pretrained weights included, and double its stem.
 
     Raises:
-        UserError: ``MODEL.BACKBONE.FEAT_DIM`` is neither 0 ("take it from the backbone") nor the true width, the
-            pretrained weights can be neither found nor downloaded, or ``MODEL.BACKBONE.PADDED_POOL`` is set for a
-            backbone without fast-reid's max-pool of a ResNet.
+        UserError: ``MODEL.BACKBONE.FEAT_DIM`` is neither 0 ("take it from the backbone") nor the
+            true width, the pretrained weights can be neither found nor downloaded, or
+            ``MODEL.BACKBONE.PADDED_POOL`` is set for a backbone without fast-reid's max-pool of a
+            ResNet.
     """
     node = cfg.MODEL.BACKBONE
     try:
@@ -154,26 +159,27 @@ def build_two_stream(cfg: CfgNode) -> TwoStreamBackbone:
         pool = getattr(network, "maxpool", None)
         if not (isinstance(pool, nn.MaxPool2d) and pool.ceil_mode):
             raise UserError(
-                f"MODEL.BACKBONE.PADDED_POOL: {type(network).__name__} has no max-pool with ceil_mode to replace; set "
-                "it to False"
+                f"MODEL.BACKBONE.PADDED_POOL: {type(network).__name__} has no max-pool with "
+                "ceil_mode to replace; set it to False"
             )
         network.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
     backbone = TwoStreamBackbone(network, cfg.INPUT.SIZE_TRAIN)
     width = backbone.feature_width
     if node.FEAT_DIM not in (0, width):
         raise UserError(
-            f"MODEL.BACKBONE.FEAT_DIM is {node.FEAT_DIM}, but {node.NAME} of depth {node.DEPTH} gives {width} "
-            f"features: set it to {width}, or to 0 to take it from the backbone"
+            f"MODEL.BACKBONE.FEAT_DIM is {node.FEAT_DIM}, but {node.NAME} of depth {node.DEPTH} "
+            f"gives {width} features: set it to {width}, or to 0 to take it from the backbone"
         )
     return backbone
 
 
 @torch.no_grad()
 def _probe(network: nn.Module, image_size: Sequence[int]) -> torch.Tensor:
-    """The output of `network` for one image, leaving modes, buffers and the random state as they were.
+    """The output of `network` for one image, leaving modes, buffers and the random state as they
+    were.
 
-    Evaluation mode keeps the BatchNorm buffers; the image is a fixed wave, and the random state is put back for
-    backbones that draw in evaluation mode too.
+    Evaluation mode keeps the BatchNorm buffers; the image is a fixed wave, and the random state is
+    put back for backbones that draw in evaluation mode too.
     """
     modes = [(module, module.training) for module in network.modules()]
     parameter = next(network.parameters())

@@ -2,8 +2,8 @@
 
 Both are fast-reid's `EmbeddingHead` without its spatial pooling. Its classifiers
 (``MODEL.HEADS.CLS_LAYER``: Linear, ArcSoftmax, CosSoftmax, CircleSoftmax), its optional reduction
-(``EMBEDDING_DIM``), its norm layers and its initialization are used unchanged. `EmbeddingHead` works
-on maps ``[N, D, H, W]``: a feature ``[N, D]`` is given to it as a map of one position.
+(``EMBEDDING_DIM``), its norm layers and its initialization are used unchanged. `EmbeddingHead`
+works on maps ``[N, D, H, W]``: a feature ``[N, D]`` is given to it as a map of one position.
 
 Shapes: B clips, T frames, N rows, D feature width, C classes.
 """
@@ -86,7 +86,8 @@ class ClipHead(FrameHead):
     A head that pools in another way overrides :meth:`aggregate`.
 
     Attributes:
-        reads_skeletons: whether :meth:`aggregate` needs `skeletons` and `has_skeleton` of the batch.
+        reads_skeletons: whether :meth:`aggregate` needs `skeletons` and `has_skeleton` of the
+            batch.
         needs: names of the outputs that :meth:`aggregate` reads.
         provides: names of the outputs that it adds.
 

@@ -1,4 +1,4 @@
-"""Rows of all processes, with gradients: what a loss over the whole batch needs where each process has a share."""
+"""Gather the rows of all processes, with gradients, for losses over the whole batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch.distributed as dist
 
 
 class _Gather(torch.autograd.Function):
-    """All shares in the order of the ranks; backwards each rank gets what all ranks' losses say about its share."""
+    """All shares in the order of the ranks.
+
+    In the backward pass each rank gets the gradients of all ranks' losses for its share.
+    """
 
     @staticmethod
     def forward(ctx: Any, share: torch.Tensor) -> torch.Tensor:
@@ -29,11 +32,13 @@ class _Gather(torch.autograd.Function):
 
 
 def all_rows(share: torch.Tensor) -> torch.Tensor:
-    """The rows of all processes, ``[W N, ...]`` of W processes' ``[N, ...]``; itself where there is one process.
+    """Concatenate the rows ``[N, ...]`` of W processes to ``[W N, ...]``.
 
-    Every process must bring the same number of rows. A loss that each process takes of all rows has, after
-    DistributedDataParallel's mean over the processes, the gradient it would have in one process: backwards the W
-    equal gradients add up, and the mean divides by W.
+    With one process the input is returned.
+
+    Every process must bring the same number of rows. A loss that each process takes of all rows
+    has, after DistributedDataParallel's mean over the processes, the gradient it would have in one
+    process: backwards the W equal gradients add up, and the mean divides by W.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return share

@@ -16,7 +16,8 @@ from fastreid_star.modeling.layers.skeleton_graph import spatial_temporal_adjace
 
 
 class SkeletonGAT(nn.Module):
-    """Two layers of graph attention with ELU over the joints of a clip, then BatchNorm over the nodes.
+    """Two layers of graph attention with ELU over the joints of a clip, then BatchNorm over the
+    nodes.
 
     Velickovic et al., "Graph attention networks", ICLR 2018. An invalid joint sends nothing to its
     neighbors, and its own features are zeros.
@@ -83,9 +84,7 @@ class SkeletonGAT(nn.Module):
         return h.unflatten(1, valid.shape[1:]).masked_fill(~valid[..., None], 0), received
 
 
-def attention_weights(
-    conv: DenseGATConv, x: torch.Tensor, adjacency: torch.Tensor
-) -> torch.Tensor:
+def attention_weights(conv: DenseGATConv, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:
     """The attention that a layer computes and does not return, without dropout.
 
     ``alpha_ij = softmax_j LeakyReLU(a_dst . W x_i + a_src . W x_j)`` over i's neighbors j.

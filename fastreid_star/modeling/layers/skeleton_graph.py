@@ -1,9 +1,9 @@
 """Skeletons as tensors: valid joints, bone features (1)-(2), the spatial-temporal graph (8)-(9).
 
-Pure functions. The equation numbers are those of STAR. Shapes: B clips, T frames, V joints, E bones,
-N = T V nodes of the graph; node t V + i is joint i in frame t. A joint is (x, y, score), x and y in
-pixels. A `reading` is one way to read the paper; `release` is what the authors' program does. Each
-function names the readings it knows.
+Pure functions. The equation numbers are those of STAR. Shapes: B clips, T frames, V joints, E
+bones, N = T V nodes of the graph; node t V + i is joint i in frame t. A joint is (x, y, score), x
+and y in pixels. A `reading` is one way to read the paper; `release` is what the authors' program
+does. Each function names the readings it knows.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fastreid_star.modeling.layers.pooling import at_least_float32
 # how many numbers describe a bone in each reading
 BONE_READINGS = {"standardized": 3, "normalized": 3, "release": 2}
 GRAPH_READINGS = ("paper", "release")
-# A skeleton whose joints are closer together than this (root mean square, in pixels) has no shape to
-# measure: the rounding of its coordinates would be scaled up to the size of a body.
+# A skeleton whose joints are closer together than this (root mean square, in pixels) has no shape
+# to measure: the rounding of its coordinates would be scaled up to the size of a body.
 MIN_SCALE = 1.0
 
 
@@ -72,7 +72,8 @@ def center_and_scale(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean of the valid points, and their root mean square distance to it, at least `MIN_SCALE`.
 
-    Two of n points are at most sqrt(2 n) scales apart, so distances divided by the scale are bounded.
+    Two of n points are at most sqrt(2 n) scales apart, so distances divided by the scale are
+    bounded.
 
     Args:
         points: ``[..., n, 2]``, finite.
@@ -114,7 +115,8 @@ def bone_features(
 ) -> torch.Tensor:
     """Length (1) and angle (2) of every bone of every skeleton.
 
-    `standardized`: (d / s, sin, cos), where s is the scale of all skeletons of the clip. The angle is
+    `standardized`: (d / s, sin, cos), where s is the scale of all skeletons of the clip. The angle
+        is
     that of atan2, which distinguishes up from down; the paper's arctangent of a quotient does not.
     The bone encoder then standardizes each of these numbers, hence the name. `normalized`: the same
     with the scale of each single skeleton, and without that step. `release`: (d, angle), in pixels

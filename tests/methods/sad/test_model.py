@@ -58,7 +58,7 @@ def make_batch(clips_per_half=4, length=3, size=(64, 32), seed=0):
     }
 
 
-# --- the rewrite ---------------------------------------------------------------------------------------------------
+# --- the rewrite
 
 
 def batch_norm(x, scale, shift):
@@ -181,7 +181,7 @@ def fixed_style(monkeypatch):
 
 
 def step_and_rewrite(dtype, style):
-    """Losses and gradients of one training step of the module in `dtype`, and of the rewrite in float64."""
+    """Losses and gradients of one training step in `dtype`, and of the rewrite in float64."""
     torch.manual_seed(1)
     model = SAD(config()).train()
     with torch.no_grad():  # nothing at a special value, and classifiers that are not all but 0
@@ -233,7 +233,7 @@ def test_float32_step_is_near_the_rewrite(fixed_style):
     assert max(relative(found, wanted) for found, wanted in gradients.values()) < 2e-2
 
 
-# --- families ------------------------------------------------------------------------------------------------------
+# --- families
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_frame_features_are_cut_off_at_zero():
     assert SAD.pool_frames(maps.bfloat16()).dtype == torch.float32
 
 
-# --- losses --------------------------------------------------------------------------------------------------------
+# --- losses
 
 
 @pytest.mark.parametrize(
@@ -308,15 +308,17 @@ def test_losses_are_chosen_by_name(chosen, given, passes):
     model = small(losses=chosen)
     losses = model(make_batch(clips_per_half=2, length=2))
     assert list(losses) == given
-    # BatchNorm's statistics count the passes: one of stem and stages 1-2, and the attack's of stages 3
-    # and 4
+    # BatchNorm's statistics count the passes: one of stem and stages 1-2, and the attack's of
+    # stages 3 and 4
     counts = {
         name.split(".")[2]: int(buffer)
         for name, buffer in model.named_buffers()
         if name.startswith("backbone.stages.") and name.endswith("num_batches_tracked")
     }
     assert counts == {"0": 1, "1": 1, "2": passes, "3": passes}
-    assert model.has_idle_parameters == (set(chosen) != {"CrossEntropyLoss", "FrameCrossEntropyLoss"})
+    assert model.has_idle_parameters == (
+        set(chosen) != {"CrossEntropyLoss", "FrameCrossEntropyLoss"}
+    )
 
 
 def test_unknown_loss():
@@ -407,7 +409,7 @@ def test_accuracy_goes_to_an_open_storage():
         assert 0 <= storage.latest()["cls_accuracy"][0] <= 1
 
 
-# --- evaluation ----------------------------------------------------------------------------------------------------
+# --- evaluation
 
 
 @pytest.fixture
@@ -475,7 +477,7 @@ def test_float_images_and_no_style_in_evaluation(evaluated):
     assert torch.equal(images, kept)  # normalized out of place
 
 
-# --- training ------------------------------------------------------------------------------------------------------
+# --- training
 
 
 def test_training_needs_both_modalities_for_the_attack():
@@ -537,7 +539,7 @@ def test_constant_images_train():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-# --- as a plugin ---------------------------------------------------------------------------------------------------
+# --- as a plugin
 
 
 def test_registered_with_fastreid():

@@ -1,4 +1,4 @@
-"""The frame corrector (1)-(7) against a float64 computation written from the paper in plain loops."""
+"""The frame corrector (1)-(7) against plain loops in float64, written from the paper."""
 
 import math
 from types import SimpleNamespace
@@ -27,9 +27,7 @@ def corrector(
     encoder = BoneEncoder(
         feat_dim=feat_dim, bones=bones, hidden=8, score_threshold=score_threshold, **kwargs
     )
-    return SkeletonFrameCorrector(
-        feat_dim=feat_dim, encoder=encoder, reading=reading, reduction=4
-    )
+    return SkeletonFrameCorrector(feat_dim=feat_dim, encoder=encoder, reading=reading, reduction=4)
 
 
 def correct(model, frames, skeletons, has_skeleton, explain=False):
@@ -152,7 +150,9 @@ def test_the_release_has_no_gates_no_norm_and_takes_every_joint():
     x, skeletons, has = clips()
     low = skeletons.clone()
     low[..., 2] = 0.01
-    assert torch.equal(correct(release, x, low, has).corrected, correct(release, x, skeletons, has).corrected)
+    assert torch.equal(
+        correct(release, x, low, has).corrected, correct(release, x, skeletons, has).corrected
+    )
     assert torch.equal(correct(paper, x, low, has).corrected, x)
 
 
@@ -190,7 +190,9 @@ def test_the_split_is_a_switch_not_another_model():
     whole, split = corrector(), corrector(split_lstm=True)
     split.load_state_dict(whole.state_dict())
     batch = clips()
-    torch.testing.assert_close(correct(whole, *batch).corrected, correct(split, *batch).corrected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        correct(whole, *batch).corrected, correct(split, *batch).corrected, atol=1e-6, rtol=1e-6
+    )
 
 
 def test_a_clip_without_a_skeleton_keeps_its_features_exactly():
@@ -272,7 +274,9 @@ def test_any_length_width_and_threshold_and_bfloat16(frames, width, threshold, h
     assert torch.equal(y[~seen], x[~seen])
     assert (y[seen] >= x[seen] + 0.9e-3).all()
     if half:
-        torch.testing.assert_close(y, correct(model, x, skeletons, has).corrected, atol=0.15, rtol=0.1)
+        torch.testing.assert_close(
+            y, correct(model, x, skeletons, has).corrected, atol=0.15, rtol=0.1
+        )
 
 
 def test_the_size_of_the_crop_does_not_matter():
@@ -280,7 +284,10 @@ def test_the_size_of_the_crop_does_not_matter():
     x, skeletons, has = clips()
     moved = skeletons * torch.tensor([2.5, 2.5, 1]) + torch.tensor([11.0, -7.0, 0])
     torch.testing.assert_close(
-        correct(model, x, moved, has).corrected, correct(model, x, skeletons, has).corrected, atol=1e-4, rtol=1e-4
+        correct(model, x, moved, has).corrected,
+        correct(model, x, skeletons, has).corrected,
+        atol=1e-4,
+        rtol=1e-4,
     )
 
 

@@ -94,7 +94,10 @@ def test_the_module_joins_bones_and_joints(last):
 
 
 def test_the_gradient_reaches_the_lstm_and_the_linear_layer():
-    encoder, loss = BoneEncoder(feat_dim=8), sl.SkeletonConsistencyLoss(feat_dim=8, last="final_states")
+    encoder, loss = (
+        BoneEncoder(feat_dim=8),
+        sl.SkeletonConsistencyLoss(feat_dim=8, last="final_states"),
+    )
     skeletons = 50 * torch.rand(2, 3, 17, 3) + 1
     bone_states = encoder(skeletons, torch.ones(2, 3, dtype=torch.bool))
     loss(bone_states, torch.randn(2, 17, 12), torch.ones(2, dtype=torch.bool)).backward()

@@ -82,7 +82,8 @@ def test_with_every_part_off_it_is_the_baseline_number_for_number(batch):
 
 def test_the_total_is_equation_15(batch):
     losses = step(build(STAR, config()), batch)
-    # L_id = clip and frame CE, L_tri, L_KL, L_SAD = attack CE and defense; the trainer adds them up, weight 1 each
+    # L_id = clip and frame CE, L_tri, L_KL, L_SAD = attack CE and defense; the trainer adds them
+    # up, weight 1 each
     assert list(losses) == [
         "loss_cls",
         "loss_cls_frame",

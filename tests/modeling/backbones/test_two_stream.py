@@ -43,7 +43,8 @@ FAMILIES = {
     "vit": ("build_vit_backbone", "small", {}),
 }
 
-# the channels after stages 2 and 3, where the attack strikes, and the size of those maps in a 64x32 image
+# the channels after stages 2 and 3, where the attack strikes, and the size of those maps in a 64x32
+# image
 ATTACKED = {
     "resnet": [(128, 8, 4), (256, 4, 2)],
     "resnet50-ibn-se-nl": [(512, 8, 4), (1024, 4, 2)],
@@ -74,7 +75,7 @@ def config(family="resnet", feat_dim=0):
 
 
 def scramble(network, seed=0):
-    """Move every weight, scale and shift, so that no layer is an identity by initialization (a non-local block is)."""
+    """Move every weight, scale and shift: no layer is an identity by initialization then."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -84,7 +85,7 @@ def scramble(network, seed=0):
 
 
 def calibrate(network):
-    """Fill the running statistics from a batch, so that an untrained network has sane values in evaluation."""
+    """Fill the running statistics from a batch, for sane values in evaluation."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -117,7 +118,8 @@ def test_split_equals_the_original_bit_for_bit(family):
         attacked = [tuple(middle.shape[1:]), tuple(network.stage3(middle).shape[1:])]
     assert network.feature_width == expected.shape[1]
     assert attacked == ATTACKED.get(family, attacked)
-    # nothing left behind, nothing twice: stem and stages hold the backbone's parameters, the other stem a copy
+    # nothing left behind, nothing twice: stem and stages hold the backbone's parameters, the other
+    # stem a copy
     own = sum(p.numel() for p in network.parameters()) - sum(
         p.numel() for p in network.infrared_stem.parameters()
     )

@@ -14,7 +14,8 @@ def test_bnneck_by_hand():
     with torch.no_grad():
         neck.weight.copy_(torch.tensor([1.0, 3.0]))
         head.weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
-    # per column: mean 2 and 4, population variance 1 and 4, so both rows become -1 and 1, times the scale
+    # per column: mean 2 and 4, population variance 1 and 4, so both rows become -1 and 1, times the
+    # scale
     x = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
     outputs = head(x, torch.tensor([0, 1]))
     assert torch.allclose(
@@ -22,7 +23,8 @@ def test_bnneck_by_hand():
     )
     assert torch.equal(outputs["features"], x)  # before the neck
 
-    # evaluation: running mean 0.1 * batch mean, running variance 0.9 + 0.1 * sample variance (2 and 8)
+    # evaluation: running mean 0.1 * batch mean, running variance 0.9 + 0.1 * sample variance (2 and
+    # 8)
     head.eval()
     expected = (
         (x - torch.tensor([0.2, 0.4])) / torch.tensor([1.1, 1.7]).sqrt() * torch.tensor([1.0, 3.0])

@@ -22,7 +22,7 @@ def adjacency_of(length, reading, sends):
 
 
 def loop_attention(layer, x, edges, sends):
-    """Equation (10) before its ELU, one clip, node by node in float64: output ``[N, H C]`` and {(i, j): alpha}."""
+    """Equation (10) before its ELU, one clip: output ``[N, H C]`` and {(i, j, h): alpha}."""
     heads, channels = layer.heads, layer.out_channels
     weight = layer.lin.weight.detach().double().view(heads, channels, -1)
     a_src, a_dst = (a.detach().double()[0, 0] for a in (layer.att_src, layer.att_dst))

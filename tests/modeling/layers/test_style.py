@@ -178,7 +178,7 @@ class TestAdaIN:
         )
 
     def test_constant_map(self):
-        """A map without variance: bounded gradients by default, the known blow-up under `release`."""
+        """A map without variance: bounded gradients by default, a blow-up under `release`."""
 
         def largest_gradient(std):
             torch.manual_seed(0)

@@ -58,7 +58,8 @@ class TestTriplet:
     targets = torch.tensor([0, 0, 1, 1])
 
     def test_by_hand(self):
-        # hardest (positive, negative) distances: (1, 3) (1, 2) (2, 2) (2, 4); only the third violates the margin
+        # hardest (positive, negative) distances: (1, 3) (1, 2) (2, 2) (2, 4); only the third
+        # violates the margin
         assert triplet_loss(self.points, self.targets).item() == pytest.approx(0.3 / 4, abs=1e-6)
         assert triplet_loss(self.points, self.targets, margin=1.5).item() == pytest.approx(
             (0.5 + 1.5) / 4, abs=1e-6

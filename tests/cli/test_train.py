@@ -21,8 +21,7 @@ from fastreid_star.engine.checkpoint import read_checkpoint
 from fastreid_star.engine.defaults import argument_parser, load_config
 from fastreid_star.engine.interruption import Interrupted
 from fastreid_star.engine.launch import launch
-from fastreid_star.engine.train import train_or_evaluate
-from fastreid_star.engine.trainer import Trainer
+from fastreid_star.engine.trainer import Trainer, train_or_evaluate
 from fastreid_star.errors import UserError
 
 CONFIGS = "configs"

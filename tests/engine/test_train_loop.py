@@ -11,9 +11,9 @@ import pytest
 import torch
 from fastreid.utils.events import EventStorage
 
-from fastreid_star.engine import step as step_module
 from fastreid_star.engine.defaults import load_config
-from fastreid_star.engine.step_file import read_step
+from fastreid_star.engine.replay import read_step
+from fastreid_star.engine.train_loop import measure, step_seed
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
@@ -91,19 +91,16 @@ def test_each_loss_is_caught_at_its_step(build, tmp_path, name):
     trainer = build()
     take_steps(trainer, count=1)
     before = state(trainer)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(
+        UserError, match=rf"^{name} is nan at iteration 1 .*lower SOLVER.BASE_LR"
+    ) as e:
         take_steps(trainer, bad={1}, first=1, losses=(name,))
-    assert str(raised.value) == (
-        f"{name} is nan at iteration 1 (epoch 0, learning rate 0.0002), whose step was not taken: "
-        "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_EPOCHS or look at the clips of the batch; "
-        f"see where it began: tools/replay.py {tmp_path}/nonfinite-1.pth"
-    )
+    assert str(e.value).endswith(f"replay {tmp_path}/nonfinite-1.pth")
     assert same(state(trainer), before)
     kept = read_step(str(tmp_path / "nonfinite-1.pth"))
     assert {key for key, value in kept["losses"].items() if not math.isfinite(value)} == {name}
-    assert same({f"model.{key}": value for key, value in kept["model"].items()}, {
-        key: value for key, value in before.items() if key.startswith("model.")
-    })  # fmt: skip
+    weights = {key: value for key, value in before.items() if key.startswith("model.")}
+    assert same({f"model.{key}": value for key, value in kept["model"].items()}, weights)
 
 
 def test_what_is_kept(build, tmp_path):
@@ -112,26 +109,14 @@ def test_what_is_kept(build, tmp_path):
     with pytest.raises(UserError, match="loss_cls is inf, loss_triplet is inf at iteration 1"):
         take_steps(trainer, bad={1}, first=1, losses=("loss_cls", "loss_triplet"), value=math.inf)
     kept = read_step(str(tmp_path / "nonfinite-1.pth"))
-    facts = {
-        key: kept[key]
-        for key in ("seed", "rank", "world_size", "iteration", "amp_dtype", "device", "frozen")
-    }
-    assert facts == {
-        "seed": 5, "rank": 0, "world_size": 1, "iteration": 1, "amp_dtype": None, "device": "cpu",
-        "frozen": ["heads.bottleneck.0.bias", "frame_heads.bottleneck.0.bias"],
-    }  # fmt: skip
-    assert kept["learning_rate"] == pytest.approx(0.0002), "the warm-up's first"
+    assert (kept["seed"], kept["rank"], kept["iteration"]) == (5, 0, 1)
+    assert kept["frozen"] == ["heads.bottleneck.0.bias", "frame_heads.bottleneck.0.bias"]
     assert kept["batch"]["images"].shape == (8, 3, 3, 32, 16)
-    assert kept["batch"]["skeletons"].shape == (8, 3, 17, 3)
     tracklets = trainer.data_loader.dataset.tracklets
     assert kept["clips"] == [tracklets[index].key(0) for index in kept["batch"]["index"]]
-    theirs, ours = kept["optimizer"], trainer.optimizer.state_dict()
-    assert theirs["state"].keys() == ours["state"].keys()
-    assert all(
-        torch.equal(theirs["state"][0][key], ours["state"][0][key])
-        for key in ("exp_avg", "exp_avg_sq")
-    )
-    assert kept["grad_scaler"] is None
+    ours = trainer.optimizer.state_dict()["state"]
+    assert kept["optimizer"]["state"].keys() == ours.keys()
+    assert torch.equal(kept["optimizer"]["state"][0]["exp_avg"], ours[0]["exp_avg"])
 
 
 @pytest.mark.parametrize("value", [math.inf, 1e25])
@@ -139,18 +124,11 @@ def test_a_gradient_is_caught_where_the_losses_are_finite(build, tmp_path, value
     trainer = build()
     take_steps(trainer)
     before = state(trainer)
-    name, parameter = next(
-        item for item in trainer.model.named_parameters() if item[0].endswith("conv2.weight")
-    )
+    parameters = trainer.model.named_parameters()
+    name, parameter = next(item for item in parameters if item[0].endswith("conv2.weight"))
     hook = parameter.register_hook(lambda gradient: torch.full_like(gradient, value))
-    with pytest.raises(UserError, match="the losses are finite, but 1 gradient") as raised:
+    with pytest.raises(UserError, match=f"losses are finite, but the gradient of {name} is not"):
         take_steps(trainer, first=1)
-    assert f"1 gradient ({name}) is not finite, or too large to square at iteration 1 " in str(
-        raised.value
-    )
-    assert same({k: v for k, v in state(trainer).items() if "running" not in k and "num_batches" not in k}, {
-        k: v for k, v in before.items() if "running" not in k and "num_batches" not in k
-    })  # fmt: skip
     assert same(state(trainer), before), "BatchNorm's statistics too"
     assert read_step(str(tmp_path / "nonfinite-1.pth"))["gradients"] == [name]
     hook.remove()
@@ -172,7 +150,7 @@ def test_statistics_that_overflow_are_caught_where_losses_and_gradients_are_fini
         module.running_var.data.fill_(math.inf)
 
     norm.register_forward_hook(overflow)
-    with pytest.raises(UserError, match=r"1 buffer \(backbone.*running_var\) is not finite"):
+    with pytest.raises(UserError, match=r"backbone.*running_var is not finite"):
         take_steps(trainer, first=1)
     assert norm.running_var.isfinite().all()
 
@@ -186,7 +164,7 @@ def test_a_batch_that_came_in_spoiled_is_told_from_a_rate_too_high(build):
             yield {**batch, "images": batch["images"] * math.nan}
 
     trainer._trainer._batches = spoiled()
-    with pytest.raises(UserError, match=r"the batch's images came in like that: look at the data"):
+    with pytest.raises(UserError, match=r"the batch's images was not finite"):
         take_steps(trainer)
 
 
@@ -194,9 +172,7 @@ def test_weights_that_came_in_spoiled_are_told(build):
     trainer = build()
     with torch.no_grad():
         trainer.model.heads.weight[0, 0] = math.nan
-    with pytest.raises(
-        UserError, match=r"1 weight \(heads\.weight\) is not finite, and came in like that"
-    ):
+    with pytest.raises(UserError, match=r"heads\.weight is not finite before the step"):
         take_steps(trainer)
 
 
@@ -204,13 +180,9 @@ def test_a_full_disk_does_not_hide_the_reason(build, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(step_module, "keep_step", full)
-    trainer = build()
-    with pytest.raises(
-        UserError,
-        match=r"^loss_cls is nan .* could not be kept: OSError: .* No space left on device$",
-    ):
-        take_steps(trainer, bad={0})
+    monkeypatch.setattr("fastreid_star.engine.train_loop.write_whole", full)
+    with pytest.raises(UserError, match=r"^loss_cls is nan .*could not be kept: .*No space left"):
+        take_steps(build(), bad={0})
     assert not list(tmp_path.glob("nonfinite*"))
 
 
@@ -219,7 +191,7 @@ def test_bfloat16_has_no_scaler_and_stops(build, tmp_path):
     before = state(trainer)
     with pytest.raises(
         UserError,
-        match=r"loss_defense is nan at iteration 0 .*: set SOLVER\.AMP\.ENABLED False, lower",
+        match=r"loss_defense is nan at iteration 0 .*set SOLVER\.AMP\.ENABLED False",
     ):
         take_steps(trainer, bad={0}, losses=("loss_defense",))
     assert same(state(trainer), before)
@@ -244,7 +216,7 @@ def test_overflowing_gradients_are_skipped_by_the_scaler_and_counted(build, capl
     assert all("running" in name or "num_batches" in name for name in changed)
     (record,) = [record for record in caplog.records if "was skipped" in record.message]
     assert record.levelno == logging.DEBUG
-    assert "its gradients overflow at a scale of 1.04858e+06" in record.message
+    assert "gradients overflow at a scale" in record.message
     runner.grad_scaler.update(1.0)
     take_steps(trainer, first=1)
     assert (runner.skipped, runner._skipped_in_a_row) == (1, 0)
@@ -263,7 +235,7 @@ def test_a_scale_that_collapses_ends_the_run(build, tmp_path):
         UserError, match=r"^4 steps in a row were skipped, the last because the losses are finite"
     ) as end:
         take_steps(trainer, count=10)
-    assert f"1 gradient ({name})" in str(end.value)
+    assert name in str(end.value)
     assert "at iteration 3 " in str(end.value)
     assert "set SOLVER.AMP.DTYPE bfloat16" in str(end.value)
     assert read_step(str(tmp_path / "nonfinite-3.pth"))["grad_scaler"]["scale"] == 2.0, (
@@ -322,10 +294,9 @@ def test_one_of_two_processes_ends_both_with_one_line(on_rank_1):
     ("what", "told", "kept"),
     [
         ("loss", "loss_defense is nan on rank 1 at iteration 4 ", ["nonfinite-4-rank1.pth"]),
-        ("skipped", "2 steps in a row were skipped, the last because loss_defense is nan on rank 1 at iteration 5 ",
-         ["nonfinite-5-rank1.pth"]),
-        # averaged, it is everybody's
-        ("gradient", "the losses are finite, but 1 gradient (heads.bottleneck.0.weight) is not finite",
+        ("skipped", "2 steps in a row were skipped", ["nonfinite-5-rank1.pth"]),
+        # gradients are averaged over the ranks
+        ("gradient", "the losses are finite, but the gradient of heads.bottleneck.0.weight",
          ["nonfinite-4-rank0.pth", "nonfinite-4-rank1.pth"]),
     ],
 )  # fmt: skip
@@ -342,3 +313,32 @@ def test_every_rank_is_told_the_same(on_rank_1, what, told, kept):
     # what was saved before is there, and whole
     last = torch.load(folder / "model_last.pth", weights_only=True)
     assert all(value.isfinite().all() for value in last["model"].values())
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+def test_losses_come_to_the_host_exactly_and_what_is_not_finite_by_name():
+    losses = {"a": torch.tensor(0.1), "b": torch.tensor(math.nan, dtype=torch.float64)}
+    gradients = {
+        "fine": torch.ones(3),
+        "nan": torch.tensor([1.0, math.nan]),
+        "large": torch.full((2,), 1e25),
+        "half": torch.tensor([math.inf], dtype=torch.float16),
+    }
+    found = measure(losses, gradients, {"mean": torch.zeros(2), "var": torch.tensor([-math.inf])})
+    assert found.losses["a"] == float(torch.tensor(0.1))
+    assert found.bad_losses == ["b"]
+    assert found.gradients == ("nan", "large", "half")
+    assert found.buffers == ("var",)
+    assert not found.forward_is_finite
+    assert measure({"a": torch.tensor(1.0)}, {}, {}).forward_is_finite
+
+
+def test_style_and_dropout_of_a_step_follow_from_its_number():
+    seeds = {
+        step_seed(seed, rank, step) for seed in range(3) for rank in range(3) for step in range(50)
+    }
+    assert len(seeds) == 450
+    assert step_seed(1, 2, 3) == step_seed(1, 2, 3)
+    assert 0 <= min(seeds) <= max(seeds) < 2**63
