@@ -1,6 +1,6 @@
 """Is a dataset whole: every frame decoded, every skeleton held against its frame, the counts against the published.
 
-Nothing is written here and nothing shown but a progress bar: :mod:`fastreid_star.report.dataset_check` does that.
+Nothing is written here and nothing shown but a progress bar: :mod:`fastreid_star.report.dataset` does that.
 """
 
 from __future__ import annotations

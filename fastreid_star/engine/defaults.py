@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -206,7 +207,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     logging.getLogger("fastreid.engine.train_loop").addFilter(_without_traceback)
     chosen = devices.choose_device(cfg.MODEL.DEVICE, comm.get_local_rank())
     found = versions()
-    logger.info(f"Command line: {' '.join(sys.argv)}")
+    logger.info(f"Command line: {shlex.join(sys.argv)}")
     logger.info(
         f"Python {platform.python_version()}, torch {torch.__version__}, fastreid {found['fastreid']}, "
         f"fastreid-star {found['fastreid-star']}; {comm.get_world_size()} process(es) on {devices.describe(chosen)}"

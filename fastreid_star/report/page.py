@@ -1,7 +1,8 @@
-"""From values to one HTML file: the templates, and what they are filled with."""
+"""Fill the templates of the report and write the result as one self-contained HTML file."""
 
 from __future__ import annotations
 
+import datetime
 import math
 import os
 from pathlib import Path
@@ -13,17 +14,18 @@ from fastreid_star.files import write_whole
 
 
 def render(template: str, **values: object) -> str:
-    """Fill a template of this package; whatever is not marked as safe is escaped.
+    """Fill a template of this package. Values are escaped unless they are marked as safe.
 
     Args:
-        template: its name, without folder and ending.
-        values: what it asks for, all of it.
+        template: file name without its ending.
+        values: all values that the template uses, except the time, which is added here.
     """
+    values = {"made": datetime.datetime.now(), **values}
     return environment().get_template(f"{template}.html").render(**values)
 
 
 def environment() -> Environment:
-    """Where this package's templates live, with their filters; everything is escaped, a missing value is an error."""
+    """The template environment: autoescape is on and a missing value raises an error."""
     made = Environment(
         loader=PackageLoader("fastreid_star.report"),
         autoescape=True,
@@ -36,36 +38,42 @@ def environment() -> Environment:
 
 
 def make_folder_of(path: str | os.PathLike) -> None:
-    """Make the folder of a page, and refuse what cannot be one, before the work is done.
+    """Create the folder of an output file. Call it before the work, which a bad path would waste.
 
     Raises:
-        UserError: the folder cannot be made, or the page is a folder itself.
+        UserError: the folder cannot be created, or `path` is an existing folder.
     """
     try:
         Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     if os.path.isdir(path):
-        raise UserError(f"{path} is a folder: name the file to write")
+        raise UserError(f"{path} is a folder: name a file to write")
 
 
-def write_page(path: str | os.PathLike, page: str) -> int:
-    """Write the page whole, making its folder, and return its size in bytes.
+def write_file(path: str | os.PathLike, text: str, *, errors: str = "replace") -> Path:
+    """Write a text file completely or not at all, and return its path.
+
+    Args:
+        path: the file; its folder is created.
+        text: may contain names of files that are not UTF-8.
+        errors: what becomes of their bytes: ``replace`` by question marks, or ``surrogateescape``
+            to keep them.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
-    content = page.encode(errors="replace")  # names of files need not be UTF-8
     make_folder_of(path)
+    content = text.encode(errors=errors)
     try:
         write_whole(path, lambda file: file.write(content))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    return len(content)
+    return Path(path)
 
 
 def file_name(path: str | os.PathLike) -> str:
-    """The name of a file or folder as text: what of it is no UTF-8 becomes a question mark, which every font has."""
+    """The last part of a path as text. Bytes that are not UTF-8 become question marks."""
     return os.path.basename(os.path.abspath(path)).encode(errors="replace").decode()
 
 
@@ -75,22 +83,20 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """``+1.20`` or ``−1.20``, with a minus sign as long as the plus; a plain 0.00 where that is all there is to say."""
+    """``+1.20`` or ``−1.20`` with a real minus sign; ``0.00`` without a sign."""
     text = f"{value:+.{digits}f}"
     return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
 
 
 def percent(share: float | None) -> str:
-    """A share as whole per cent without the sign, or a dash."""
+    """A share as a whole number of percent without the sign, or a dash."""
     return "–" if share is None or math.isnan(share) else f"{100 * share:.0f}"
 
 
 def config_value(value: object) -> str:
-    """A config's value as one would write it, without the brackets of a list."""
+    """A config value as a user would write it, without the brackets of a list."""
     if value is None:
         return "–"
-    if value == "":
-        return "(empty)"
-    return (
-        ", ".join(map(str, value)) or "(empty)" if isinstance(value, (list, tuple)) else str(value)
-    )
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "(empty)"
+    return "(empty)" if value == "" else str(value)
