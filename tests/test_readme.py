@@ -56,7 +56,7 @@ def ours(command: str) -> list[str] | None:
     return None
 
 
-def parsed(arguments: list[str]) -> argparse.Namespace:
+def parsed(arguments: list[str], monkeypatch) -> argparse.Namespace:
     parser, _ = cli.command_parser(arguments[0])
     return parser.parse_intermixed_args(arguments[1:])
 
