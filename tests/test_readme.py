@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 README, CHINESE = "README.md", "README.zh-CN.md"
 PAGES = [README, CHINESE, "CONTRIBUTING.md", "configs/README.md"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
-FOREIGN = ("pip", "source", "python", "atc", "mutmut", "torchrun")  # programs that are not ours
+FOREIGN = ("pip", "source", "python", "cp", "atc", "mutmut", "torchrun")  # not our programs
 DEV = {"setup", "demo", "test", "pose"}  # commands of tools/dev.py
 
 
@@ -56,8 +56,13 @@ def ours(command: str) -> list[str] | None:
     return None
 
 
-def parsed(arguments: list[str], monkeypatch) -> argparse.Namespace:
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The parsed arguments of a command, without --import: there is no package of a user here."""
     parser, _ = cli.command_parser(arguments[0])
+    if "--import" in arguments:
+        assert "--import" in parser.format_help()
+        where = arguments.index("--import")
+        arguments = arguments[:where] + arguments[where + 2 :]
     return parser.parse_intermixed_args(arguments[1:])
 
 
