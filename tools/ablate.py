@@ -16,7 +16,7 @@ import functools
 from pathlib import Path
 
 from fastreid_star.engine import ablation
-from fastreid_star.engine.setup import run_tool
+from fastreid_star.engine.defaults import run_tool
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 

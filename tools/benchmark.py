@@ -28,8 +28,8 @@ from fastreid_star.benchmark.figures import (
 )
 from fastreid_star.benchmark.options import BACKBONES, Options
 from fastreid_star.benchmark.parts import ON_REQUEST, PARTS
+from fastreid_star.engine.defaults import run_tool
 from fastreid_star.engine.device import DEVICE_NAMES
-from fastreid_star.engine.setup import run_tool
 from fastreid_star.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

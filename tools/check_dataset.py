@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastreid_star.data.check import check_dataset, open_dataset, splits
 from fastreid_star.data.skeletons import SkeletonStore
-from fastreid_star.engine.setup import run_tool
+from fastreid_star.engine.defaults import run_tool
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 from fastreid_star.report import dataset_check as report

@@ -14,7 +14,7 @@ import argparse
 import os
 
 from fastreid_star.data.skeletons_hdf5 import convert_skeletons
-from fastreid_star.engine.setup import run_tool
+from fastreid_star.engine.defaults import run_tool
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import os
 import torch
 
 from fastreid_star.engine.convert import convert, read_published, require_fit
-from fastreid_star.engine.setup import load_config, run_tool
+from fastreid_star.engine.defaults import load_config, run_tool
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 

@@ -12,7 +12,7 @@ import shutil
 import time
 from pathlib import Path
 
-from fastreid_star.engine.setup import argument_parser, load_config, run_tool, setup
+from fastreid_star.engine.defaults import argument_parser, load_config, run_tool, setup
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import format_table

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 
+from fastreid_star.engine.defaults import run_tool
 from fastreid_star.engine.feature_sets import (
     SPLITS,
     check_features_path,
@@ -32,7 +33,6 @@ from fastreid_star.engine.predictor_tools import (
     predictor_from,
     skeletons_from,
 )
-from fastreid_star.engine.setup import run_tool
 from fastreid_star.errors import UserError
 
 

@@ -18,7 +18,7 @@ import re
 import sys
 
 from fastreid_star.data.skeletons import FlatStore
-from fastreid_star.engine.setup import run_tool
+from fastreid_star.engine.defaults import run_tool
 from fastreid_star.errors import UserError
 from fastreid_star.pose.estimator import BACKENDS, DTYPES
 from fastreid_star.pose.extraction import Share, parts_folder

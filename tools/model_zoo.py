@@ -12,7 +12,7 @@ import argparse
 import os
 from pathlib import Path
 
-from fastreid_star.engine.setup import run_tool
+from fastreid_star.engine.defaults import run_tool
 from fastreid_star.report.gather import gather
 from fastreid_star.report.zoo import format_runs, write_logs, write_table
 

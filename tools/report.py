@@ -16,7 +16,7 @@ import argparse
 import time
 from pathlib import Path
 
-from fastreid_star.engine.setup import run_tool
+from fastreid_star.engine.defaults import run_tool
 from fastreid_star.errors import UserError
 from fastreid_star.report.ablation_figures import build_ablation_report
 from fastreid_star.report.build import build_report

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 
 from fastreid_star.engine.contact_sheet import write_contact_sheets
+from fastreid_star.engine.defaults import run_tool
 from fastreid_star.engine.feature_sets import PICTURE, check_folder_of, set_of_paths
 from fastreid_star.engine.gallery import Gallery
 from fastreid_star.engine.predictor_tools import (
@@ -24,7 +25,6 @@ from fastreid_star.engine.predictor_tools import (
     skeletons_from,
 )
 from fastreid_star.engine.ranked_lists import AMONG, ask, to_csv, to_json, to_table, write_lists
-from fastreid_star.engine.setup import run_tool
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fastreid.engine.train_loop import HookBase
 
-from fastreid_star.engine.setup import argument_parser, run_tool, setup
+from fastreid_star.engine.defaults import argument_parser, run_tool, setup
 from fastreid_star.engine.trainer import Trainer
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.defaults import load_config
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 
@@ -204,8 +204,8 @@ def execute(run: Run, options: Sequence[str]) -> None:
     (run.folder / OPTIONS).write_text(json.dumps(_made_with(run, options)), encoding="utf-8")
     code = (
         "import json, sys\n"
-        "from fastreid_star.engine.setup import argument_parser, run_tool\n"
-        "from fastreid_star.engine.train import train_or_evaluate\n"
+        "from fastreid_star.engine.defaults import argument_parser, run_tool\n"
+        "from fastreid_star.engine.trainer import train_or_evaluate\n"
         "def main():\n"
         "    results = train_or_evaluate(argument_parser('run').parse_args(sys.argv[2:]))\n"
         "    json.dump(results, open(sys.argv[1], 'w'))\n"

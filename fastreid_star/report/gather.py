@@ -14,7 +14,7 @@ from fastreid.config import CfgNode
 
 from fastreid_star.data.build import is_video_dataset
 from fastreid_star.engine.checkpoint import read_checkpoint
-from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.defaults import load_config
 from fastreid_star.errors import UserError
 from fastreid_star.report.history import History, read_history
 from fastreid_star.report.html import file_name

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
-from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.defaults import load_config
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO = str(REPOSITORY / "configs" / "Synthetic" / "SAD_demo.yml")

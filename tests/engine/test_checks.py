@@ -15,11 +15,10 @@ from fastreid_star.data.datasets.synthetic import write_info_files_at_true_size
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
 from fastreid_star.engine import checks_config, checks_data, checks_machine
 from fastreid_star.engine.checks import check, problems
+from fastreid_star.engine.defaults import argument_parser, load_config
 from fastreid_star.engine.job import Job
-from fastreid_star.engine.setup import argument_parser, load_config
 from fastreid_star.engine.solver import build_optimizer
-from fastreid_star.engine.train import train_or_evaluate
-from fastreid_star.engine.trainer import Trainer
+from fastreid_star.engine.trainer import Trainer, train_or_evaluate
 from fastreid_star.errors import UserError
 
 from .conftest import DEMO, REPOSITORY, tiny_config, tiny_options

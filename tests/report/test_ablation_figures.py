@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fastreid_star.engine import ablation
-from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.defaults import load_config
 from fastreid_star.errors import UserError
 from fastreid_star.report.ablation_figures import (
     LENGTH,

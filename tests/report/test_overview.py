@@ -3,7 +3,7 @@
 import pytest
 
 from fastreid_star.engine.ablation import PAPER
-from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.defaults import load_config
 from fastreid_star.report.overview import (
     describe_model,
     describe_skeletons,

@@ -590,7 +590,7 @@ def losses_of_star(device, steps=5):
     from fastreid.modeling.meta_arch import build_model
 
     from fastreid_star.coco import NUM_JOINTS
-    from fastreid_star.engine.setup import load_config
+    from fastreid_star.engine.defaults import load_config
     from fastreid_star.engine.solver import build_optimizer
 
     options = {

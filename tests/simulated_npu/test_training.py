@@ -195,7 +195,7 @@ def _train_and_compare(root, output):
     import torch.distributed as dist
     from fastreid.utils import comm
 
-    from fastreid_star.engine.setup import load_config
+    from fastreid_star.engine.defaults import load_config
     from fastreid_star.engine.trainer import Trainer
 
     options = {

@@ -16,7 +16,7 @@ from fastreid_star.benchmark.figures import Figure
 from fastreid_star.benchmark.options import Options
 from fastreid_star.benchmark.process import MB, in_own_process, own_memory
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
-from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import Trainer
 
 CONFIG = "STAR_demo.yml"

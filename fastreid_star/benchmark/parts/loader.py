@@ -21,7 +21,7 @@ from fastreid_star.data.build import build_clip_train_loader
 from fastreid_star.data.clips import ClipDataset, ClipRequest, collate_clips, segment_indices
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
 from fastreid_star.data.samplers import CrossModalIdentitySampler
-from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.defaults import load_config
 
 DATASET = SyntheticOptions(train_ids=8, test_ids=2, tracklets=2, frames=24, size=(256, 128))
 SIZE = (288, 144)  # what the paper's networks see

@@ -13,7 +13,7 @@ from fastreid_star.benchmark.figures import Figure
 from fastreid_star.benchmark.options import Options
 from fastreid_star.benchmark.timing import in_turns
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
-from fastreid_star.engine.setup import load_config
+from fastreid_star.engine.defaults import load_config
 
 CONFIG = "STAR_demo.yml"
 IMPORTS = "import torch, fastreid_star"

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from fastreid_star.coco import NUM_JOINTS
+from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.device import choose_device
 from fastreid_star.engine.launch import launch
-from fastreid_star.engine.setup import load_config
 from fastreid_star.engine.trainer import Trainer
 
 CONFIG = str(Path(__file__).parents[3] / "configs" / "Synthetic" / "STAR_small.yml")

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from fastreid_star.engine.setup import argument_parser, run_tool, setup
+from fastreid_star.engine.defaults import argument_parser, run_tool, setup
 from fastreid_star.engine.trainer import Trainer
 
 

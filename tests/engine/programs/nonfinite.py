@@ -12,8 +12,8 @@ import sys
 
 from fastreid.utils import comm
 
+from fastreid_star.engine.defaults import load_config, run_tool
 from fastreid_star.engine.launch import launch
-from fastreid_star.engine.setup import load_config, run_tool
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
