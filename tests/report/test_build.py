@@ -242,7 +242,7 @@ def test_runs_of_one_name_are_told_apart(folders, tmp_path):
         ({"output": "{star}/config.yaml/r.html"}, "cannot be written"),
         ({"baseline": "{sad}", "options": ["MODEL.WEIGHTS", "x.pth"]}, "two runs"),
         ({"options": ["MODEL.DEVICE", "tpu"]}, "tpu"),
-        ({"options": ["MODEL.WEIGHTS", "{sad}/model_best.pth"]}, "another model"),
+        ({"options": ["MODEL.WEIGHTS", "{sad}/model_best.pth"]}, "checkpoint"),
         ({"run": "nowhere"}, "nowhere"),
     ],
 )
