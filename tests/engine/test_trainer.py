@@ -17,21 +17,13 @@ from fastreid.utils import comm
 from fastreid_star.engine import weights as weights_module
 from fastreid_star.engine.checkpoint import checkpoint_config, read_checkpoint
 from fastreid_star.engine.defaults import argument_parser, load_config, setup
-<<<<<<< HEAD
-from fastreid_star.engine.train_loop import step_seed
-from fastreid_star.engine.trainer import Trainer, load_trained
-=======
 from fastreid_star.engine.trainer import Trainer, load_trained, train_or_evaluate
->>>>>>> e2
 from fastreid_star.errors import UserError
 
 from .conftest import DEMO, tiny_config, tiny_options
 from .processes import call_in_processes
-<<<<<<< HEAD
-=======
 
 NO_EVALUATION = ("TEST.EVAL_PERIOD", "0")
->>>>>>> e2
 
 
 def assert_same_checkpoint(one, other):
@@ -433,76 +425,6 @@ def test_cross_entropy_alone_for_the_first_epochs(tiny_root, tmp_path):
     assert seen == [False] * 3 + [True] * 6
 
 
-<<<<<<< HEAD
-def train_on_ranks(root, output, config, *more):
-    # two identities for each process, or there is no negative
-    trainer = Trainer(
-        load_config(config, tiny_options(root, output, "SOLVER.IMS_PER_BATCH", "16", *more))
-    )
-    results = trainer.train()
-    weights = comm.gather(
-        {name: value.clone() for name, value in trainer.model.module.named_parameters()}
-    )
-    if comm.is_main_process():
-        torch.save({"weights": weights, "results": dict(results)}, os.path.join(output, "ranks.pt"))
-
-
-def test_two_processes_end_with_equal_weights_and_evaluate_as_one(tiny_root, tmp_path):
-    call_in_processes(train_on_ranks, 2, tiny_root, tmp_path, DEMO)
-    ranks = torch.load(tmp_path / "ranks.pt", weights_only=True)
-    first, second = ranks["weights"]
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    cfg = tiny_config(tiny_root, tmp_path)
-    assert (
-        dict(Trainer.test(cfg, load_trained(cfg, str(tmp_path / "model_final.pth"))))
-        == ranks["results"]
-    )
-
-
-def test_star_trains_in_two_processes_while_some_of_its_losses_rest(tiny_root, tmp_path):
-    star = DEMO.replace("SAD_demo", "STAR_demo")
-    call_in_processes(train_on_ranks, 2, tiny_root, tmp_path, star, "TEST.EVAL_PERIOD", "0")
-    first, second = torch.load(tmp_path / "ranks.pt", weights_only=True)["weights"]
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert "consistency.fc.weight" in first
-
-
-def resume_in_own_folder(root, output):
-    """As on machines that share no folder: only the first finds the checkpoint."""
-    folder = os.path.join(output, str(comm.get_rank()))
-    Trainer(tiny_config(root, folder, "SOLVER.IMS_PER_BATCH", "16")).resume_or_load(resume=True)
-
-
-def test_resuming_from_folders_that_differ_is_refused(tiny_root, whole_run, tmp_path):
-    shutil.copytree(whole_run[0], tmp_path / "0")
-    with pytest.raises(UserError, match="must be one folder that all machines see"):
-        call_in_processes(resume_in_own_folder, 2, tiny_root, tmp_path)
-
-
-def draw_seed(root, output):
-    arguments = ["--config-file", DEMO, *tiny_options(root, output, "SEED", "-1")]
-    cfg = setup(argument_parser("test").parse_args(arguments))
-    with open(os.path.join(output, f"seed{comm.get_rank()}"), "w") as file:
-        file.write(str(cfg.SEED))
-
-
-def test_a_fresh_seed_is_the_same_in_all_processes(tiny_root, tmp_path):
-    call_in_processes(draw_seed, 2, tiny_root, tmp_path)
-    first, second = ((tmp_path / f"seed{rank}").read_text() for rank in (0, 1))
-    assert first == second
-    assert int(first) == load_config(str(tmp_path / "config.yaml")).SEED
-
-
-def test_one_identity_has_no_negative(tiny_root, tmp_path):
-    with pytest.raises(
-        UserError, match=r"TripletLoss needs two identities .* raise SOLVER\.IMS_PER_BATCH"
-    ):
-        Trainer(tiny_config(tiny_root, tmp_path, "SOLVER.IMS_PER_BATCH", "4"))
-
-
-def test_the_config_of_the_demo_is_the_defaults_but_for_what_it_names():
-    assert set(load_config(DEMO)) == set(get_cfg())
-=======
 def test_the_log_counts_epochs_from_one(tiny_root, tmp_path, caplog):
     trainer = Trainer(tiny_config(tiny_root, tmp_path, *NO_EVALUATION, "SOLVER.LOG_PERIOD", "1"))
     with caplog.at_level("INFO"):
@@ -510,7 +432,6 @@ def test_the_log_counts_epochs_from_one(tiny_root, tmp_path, caplog):
     assert "from epoch 1 of 3" in caplog.text
     lines = [r.getMessage() for r in caplog.records if "epoch/iter" in r.getMessage()]
     assert [line.split("epoch/iter: ")[1].split("/")[0] for line in lines] == list("111222333")
->>>>>>> e2
 
 
 def test_channels_last_gives_the_same_step_in_another_layout(tiny_root, tmp_path):
