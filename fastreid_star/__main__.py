@@ -1,10 +1,10 @@
 """usage: python -m fastreid_star SCRIPT [ARGUMENTS]
 
-Run an unmodified training script of fast-reid, such as its tools/train_net.py, with this plugin: on any device, and
+Run an unmodified training script of fast-reid, such as its tools/train_net.py, on any device and
 with the plugin's datasets and models. SCRIPT --help lists the script's own arguments.
 
-  python -m fastreid_star path/to/train_net.py --config-file Synthetic/STAR_small.yml --num-gpus 2
-  torchrun --nproc-per-node 2 -m fastreid_star path/to/train_net.py --config-file Synthetic/STAR_small.yml
+  python -m fastreid_star train_net.py --config-file Synthetic/STAR_small.yml --num-gpus 2
+  torchrun --nproc-per-node 2 -m fastreid_star train_net.py --config-file Synthetic/STAR_small.yml
 """
 
 import sys

@@ -1,4 +1,6 @@
-"""Failures of the machine: full disks, killed workers, lack of memory. Each ends a run with one line."""
+"""Failures of the machine: full disks, killed workers, lack of memory. Each ends a run with one
+line.
+"""
 
 import contextlib
 import errno
@@ -148,7 +150,10 @@ def test_a_step_without_memory_is_one_line_that_says_what_to_lower(
         (OSError(errno.EMFILE, "x"), "ulimit -n"),
         (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
         (RuntimeError("unable to write to file </torch_1_2>: No space left (28)"), "/dev/shm"),
-        (RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), "worker was killed"),
+        (
+            RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"),
+            "worker was killed",
+        ),
     ],
 )
 def test_known_failures(error, words):
