@@ -128,7 +128,11 @@ NPU_FULL = "NPU out of memory. Tried to allocate 2.50 GiB (NPU 0; 60.97 GiB tota
 def test_a_step_without_memory_is_one_line_that_says_what_to_lower(
     monkeypatch, tiny_root, tmp_path, text
 ):
+    original = SAD.forward
+
     def forward(self, batch):
+        if len(batch["images"]) < 8:  # of a check before training
+            return original(self, batch)
         if text is None:
             torch.empty(2**55, dtype=torch.uint8)
         raise RuntimeError(text)
