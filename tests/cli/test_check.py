@@ -1,21 +1,19 @@
-"""tools/check_dataset.py as a user calls it: on a sound dataset, and on one with a fault of every kind."""
+"""fastreid-star check: on a sound dataset, and on one with a fault of every kind."""
 
 import csv
 import os
 import re
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fastreid_star.cli.main import main
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
 from fastreid_star.data.skeletons_hdf5 import convert_skeletons
 
-REPOSITORY = Path(__file__).parent.parent
 OPTIONS = SyntheticOptions(train_ids=2, test_ids=2, tracklets=1, frames=12)
 
 
@@ -33,13 +31,12 @@ def root(sound, tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the tool: its exit status, and what it wrote to either stream."""
+def call(capsys):
+    """Run the command: its exit status, and what it wrote to either stream."""
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["check_dataset.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(REPOSITORY / "tools" / "check_dataset.py"), run_name="__main__")
+            main(["check", *map(str, arguments)])
         said = capsys.readouterr()
         return ended.value.code, said.out, said.err
 
