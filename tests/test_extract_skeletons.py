@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
-from fastreid_star.data.images import read_frame
+from fastreid_star.data.io import read_frame
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.errors import UserError
 

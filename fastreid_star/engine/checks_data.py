@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from fastreid_star.data.build import build_sampler, join_tracklets, open_store, shown_with
-from fastreid_star.data.images import BrokenImage, read_frame
+from fastreid_star.data.io import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import what_is_wrong
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.engine.checks_config import milestones

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from fastreid_star.data.check import LONG, DatasetCheck, splits
 from fastreid_star.data.check_frames import Kind, read_one_by_one
 from fastreid_star.data.datasets import VideoDataset
-from fastreid_star.data.images import BrokenImage, read_frame
+from fastreid_star.data.io import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import SCORE_EDGES, SkeletonStats
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.report.drawing import GridRow, frame_grid

@@ -12,9 +12,8 @@ from fastreid.evaluation import inference_on_dataset
 from PIL import Image
 
 from fastreid_star.data.build import build_dataset, open_store
-from fastreid_star.data.images import read_frame
-from fastreid_star.data.tracklet_input import TrackletInput
-from fastreid_star.data.video import read_video
+from fastreid_star.data.io import read_frame, read_video
+from fastreid_star.data.tracklets import TrackletInput
 from fastreid_star.engine.fingerprint import Fingerprint
 from fastreid_star.engine.predictor import StarPredictor
 from fastreid_star.engine.setup import argument_parser, load_config

@@ -1,15 +1,13 @@
-"""Writes the five text files of HITSZ-VCM, for made-up data in its layout."""
+"""Writes the five text files of HITSZ-VCM at the size of the real dataset, with made-up content."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from fastreid_star.data.datasets.synthetic import Track, write_info_files
 from fastreid_star.structures import Modality
 
 # The true set, by split and modality: tracklets, frames in them, tracklets of at least 12 frames; then, of the split,
@@ -28,83 +26,6 @@ TRUE_PIDS = {
 }
 
 
-class Track(NamedTuple):
-    """One tracklet, as far as the info files know it."""
-
-    pid: int
-    modality: Modality
-    camera: int
-    length: int
-
-
-def frame_names(tracks: Sequence[Track]) -> list[list[str]]:
-    """The frames of each tracklet as the name files write them, ``0001M2D3T1F1.jpg``.
-
-    Tracklets count from 1 for each identity and modality. The tracklet is not part of a frame's path, so frames count
-    on through all tracklets of one identity, modality and camera.
-    """
-    tracklets: Counter[tuple[int, int]] = Counter()
-    frames: Counter[tuple[int, int, int]] = Counter()
-    names = []
-    for pid, modality, camera, length in tracks:
-        tracklets[pid, modality] += 1
-        first = frames[pid, modality, camera] + 1
-        frames[pid, modality, camera] += length
-        prefix = f"{pid:04d}M{modality:d}D{camera}T{tracklets[pid, modality]}F"
-        names.append([f"{prefix}{frame}.jpg" for frame in range(first, first + length)])
-    return names
-
-
-def frame_paths(tracks: Sequence[Track]) -> list[list[str]]:
-    """Where the frames of each tracklet lie in the split's folder, ``0001/rgb/D3/1.jpg``."""
-    return [
-        [
-            f"{track.pid:04d}/{track.modality.folder}/D{track.camera}/{name.rpartition('F')[2]}"
-            for name in names
-        ]
-        for track, names in zip(tracks, frame_names(tracks), strict=True)
-    ]
-
-
-def write_info_files(
-    folder: str | os.PathLike,
-    train: Sequence[Track],
-    test: Sequence[Track],
-    loose: dict[str, int] | None = None,
-) -> None:
-    """Write ``{train,test}_name.txt``, ``track_{train,test}_info.txt`` and ``query_IDX.txt`` into `folder`.
-
-    Args:
-        loose: by split, how many names that belong to no tracklet follow at the end.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, tracks in (("train", train), ("test", test)):
-        names = [name for names in frame_names(tracks) for name in names]
-        # a tracklet of the last identity that no line of the info file covers
-        names += [
-            f"{tracks[-1].pid:04d}M1D1T999F{100000 + n}.jpg"
-            for n in range((loose or {}).get(split, 0))
-        ]
-        _write(folder / f"{split}_name.txt", "".join(f"{name}\n" for name in names))
-        last = np.cumsum([track.length for track in tracks]).tolist()
-        _write(
-            folder / f"track_{split}_info.txt",
-            "".join(
-                f"{track.modality:d} {end - track.length + 1} {end} {track.pid:04d} {track.camera}\n"
-                for track, end in zip(tracks, last, strict=True)
-            ),
-        )
-    infrared = [
-        line for line, track in enumerate(test, start=1) if track.modality is Modality.INFRARED
-    ]
-    _write(folder / "query_IDX.txt", "".join(f"{line} " for line in infrared))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="ascii", newline="\n")
-
-
 def write_info_files_at_true_size(root: str | os.PathLike) -> None:
     """Write ``<root>/info`` with the five text files at HITSZ-VCM's true size, and no frames: for benchmarks and tests.
 
@@ -113,7 +34,10 @@ def write_info_files_at_true_size(root: str | os.PathLike) -> None:
     """
     rng = np.random.default_rng(0)
     splits = {split: _tracks_at_true_size(split, rng) for split in TRUE_COUNTS}
-    write_info_files(Path(root) / "info", splits["train"], splits["test"], TRUE_LOOSE_NAMES)
+    write_info_files(Path(root) / "info", splits["train"], splits["test"])
+    for split, count in TRUE_LOOSE_NAMES.items():  # names that belong to no tracklet
+        with open(Path(root) / "info" / f"{split}_name.txt", "a", encoding="ascii") as file:
+            file.writelines(f"{TRUE_PIDS[split][-1]:04d}M1D1T999F{100000 + n}.jpg\n" for n in range(count))
 
 
 def _tracks_at_true_size(split: str, rng: np.random.Generator) -> list[Track]:
