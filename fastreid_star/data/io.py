@@ -120,9 +120,7 @@ def read_video(
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise UserError(f"video {path} does not exist")
-    capture = cv2.VideoCapture(path)
-    length = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))  # of the container, may be wrong
-    capture.release()
+    length = _container_length(path)
     # Usually the container's length is right and no frame is broken: then one pass is enough.
     frames, n, broken = _decode(path, choose(length) if length else (), length)
     if not n:
@@ -138,6 +136,15 @@ def read_video(
     if not frames.keys() >= set(used):
         frames, _, _ = _decode(path, set(used), length)
     return [frames[index] for index in used], used, n
+
+
+def _container_length(path: str) -> int:
+    """The number of frames that the container states, which may be wrong; 0 if it states none."""
+    capture = cv2.VideoCapture(path)
+    try:
+        return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+    finally:
+        capture.release()
 
 
 def _decode(
