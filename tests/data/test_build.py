@@ -52,21 +52,10 @@ def test_registered():
 def test_unknown_dataset(cfg):
     with pytest.raises(UserError, match=r"'HITSZ_VCM'.*did you mean HITSZVCM"):
         build_dataset(cfg, "HITSZ_VCM")
-    with pytest.raises(UserError, match=r"'qqqqqq'.*those of tracklets are HITSZVCM"):
+    with pytest.raises(UserError, match=r"'qqqqqq'.*choose one of HITSZVCM"):
         is_video_dataset("qqqqqq")
     with pytest.raises(UserError, match="Market1501 is a dataset of images"):
         build_dataset(cfg, "Market1501")
-
-
-def test_root_from_the_environment(cfg, vcm_root, monkeypatch):
-    cfg.DATASETS.ROOT = ""
-    monkeypatch.setattr("fastreid.data.build._root", str(vcm_root))
-    assert len(build_dataset(cfg, "HITSZVCM").train) == 12
-
-
-def test_min_frames_comes_from_the_config(cfg):
-    cfg.DATASETS.MIN_FRAMES = 13
-    assert len(build_dataset(cfg, "HITSZVCM").train) == 6
 
 
 def test_options_come_from_the_config(cfg, monkeypatch):
@@ -161,7 +150,7 @@ def test_batch_that_is_not_whole(cfg, clips, instances):
 
 def test_more_identities_than_there_are(cfg):
     cfg.SOLVER.IMS_PER_BATCH = 16
-    with pytest.raises(UserError, match="4 identities, but the training set has 3"):
+    with pytest.raises(UserError, match="4 identities, but the training set 3"):
         build_clip_train_loader(cfg, seed=0)
 
 
@@ -177,11 +166,6 @@ def test_several_datasets_keep_their_identities_apart(cfg, monkeypatch):
     pids = [{t.pid for t in half} for half in (dataset.tracklets[:12], dataset.tracklets[12:])]
     assert not pids[0] & pids[1]
     assert {dataset[i]["targets"] for i in range(24)} == set(range(6))
-
-
-def test_combineall(cfg):
-    cfg.DATASETS.COMBINEALL = True
-    assert build_clip_train_loader(cfg, seed=0).dataset.num_classes == 5
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 5, 9])
@@ -200,15 +184,6 @@ def test_test_loader_shows_each_tracklet_once_and_in_order(cfg, world_size):
     # the same batches in any number of processes: a feature must not depend on what is computed beside it
     assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert [t.pid for t in loaders[0].dataset.tracklets] == [4, 4, 5, 5] * 2
-
-
-def test_test_loader_honours_workers(cfg):
-    alone = list(build_clip_test_loader(cfg, "HITSZVCM"))
-    cfg.DATALOADER.NUM_WORKERS = 2
-    loader = build_clip_test_loader(cfg, "HITSZVCM")
-    assert loader.num_workers == 2
-    assert all(map(equal, alone, loader))
-    assert all(map(equal, alone, loader))  # the workers persist
 
 
 def test_device_loader(cfg):
@@ -301,7 +276,7 @@ def test_skeletons_of_others(with_skeletons):
         "drawn anew, so that none gives its receiver away"
     )
     with_skeletons.DATASETS.SKELETONS = ""
-    with pytest.raises(UserError, match=r"DATASETS\.SKELETONS must name some"):
+    with pytest.raises(UserError, match=r"set DATASETS\.SKELETONS"):
         build_clip_train_loader(with_skeletons, seed=0)
 
 
@@ -312,13 +287,13 @@ def test_a_store_of_one_split_is_refused_and_a_thin_one_is_mentioned(
     keys = [tracklet.key(index) for tracklet in data.train for index in range(len(tracklet))]
     write_skeleton_store(tmp_path / "train", keys, np.ones((len(keys), 17, 3), np.float32))
     with_skeletons.DATASETS.SKELETONS = str(tmp_path / "train")
-    with pytest.raises(UserError, match="knows none of 8 test frames that were looked up"):
+    with pytest.raises(UserError, match="has none of 8 test frames"):
         open_store(with_skeletons, data)
     keys += [data.query[0].key(0)]
     write_skeleton_store(tmp_path / "thin", keys, np.ones((len(keys), 17, 3), np.float32))
     with_skeletons.DATASETS.SKELETONS = str(tmp_path / "thin")
     open_store(with_skeletons, data)
-    assert "has skeletons for 1 of 8 test frames looked up" in caplog.text
+    assert "has skeletons for 1 of 8 test frames" in caplog.text
 
 
 def test_no_skeletons(with_skeletons):

@@ -55,7 +55,7 @@ def test_a_joint_or_two_far_outside_is_no_fault():
     joints[:3, 0] = 70
     assert what_is_wrong(joints[:, :2], SIZE) == ""
     joints[3, 0] = 70
-    assert "4 of 17 joints far outside the 100 x 50 frame" in what_is_wrong(joints[:, :2], SIZE)
+    assert "4 of 17 joints far outside the frame of 100 x 50" in what_is_wrong(joints[:, :2], SIZE)
 
 
 def test_many_joints_a_little_outside_are_no_fault():
@@ -68,15 +68,15 @@ def test_many_joints_a_little_outside_are_no_fault():
     [
         (standing()[:, [1, 0, 2]], "are x and y swapped?"),
         (standing() * (3, 3, 1), "made for a frame about 2.9 times as large?"),
-        (standing() + np.array([400, 0, 0]), "in the camera's whole picture, not in the crop?"),
-        (standing() + np.array([400, 800, 0]), "in the camera's whole picture, not in the crop?"),
+        (standing() + np.array([400, 0, 0]), "camera's picture instead of the crop?"),
+        (standing() + np.array([400, 800, 0]), "camera's picture instead of the crop?"),
         (standing() * (30, 3, 1) - (600, 0, 0), "made for other frames?"),
         (
             standing() / (50, 100, 1),
-            "all joints within 0.9 pixels: are the coordinates shares of the frame",
+            "all joints within 0.9 pixels: are x, y shares",
         ),
-        (standing() * 0, r"all joints at (0, 0): nobody found?"),
-        (standing() * 0 + 30, r"all joints at (30, 30): nobody found?"),
+        (standing() * 0, r"all joints at (0, 0): no person found?"),
+        (standing() * 0 + 30, r"all joints at (30, 30): no person found?"),
     ],
 )
 def test_what_is_wrong_names_the_likely_cause(joints, cause):
