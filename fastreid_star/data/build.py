@@ -93,9 +93,9 @@ def open_store(cfg, dataset: VideoDataset) -> SkeletonStore | None:
         known = sum(key in store for key in sample)
         if sample and not known:
             raise UserError(
-                f"skeleton store {path} has none of {len(sample)} {split} frames that were looked "
-                f"up, such as {sample[0]}: it was made for other data; extract skeletons for these "
-                "data, or set DATASETS.SKELETONS ''"
+                f"skeleton store {path} knows none of {len(sample)} {split} frames that were "
+                f"looked up, such as {sample[0]}: it was made for other data; extract skeletons "
+                "for these data, or set DATASETS.SKELETONS ''"
             )
         if known < len(sample):
             logger.warning(
@@ -316,7 +316,7 @@ def shown_with(key: str, value: str, store, tracklets: list[Tracklet]) -> dict:
     if value == "other":
         if store is None:
             raise UserError(
-                f"DATASETS.{key} other uses the skeletons of other clips: set DATASETS.SKELETONS"
+                f"DATASETS.{key} other shows the skeletons of other clips: set DATASETS.SKELETONS"
             )
         return {"store": store, "skeletons_of": OtherTracklets(tracklets)}
     raise UserError(f"DATASETS.{key} is {value!r}: choose one of own, other, none")

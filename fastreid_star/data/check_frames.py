@@ -16,7 +16,7 @@ from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.io import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import SkeletonStats, measure
 from fastreid_star.data.skeletons import SkeletonStore
-from fastreid_star.data.workers import one_line, one_thread, ready_to_fork
+from fastreid_star.data.workers import one_thread, ready_to_fork, why_lost
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality, Tracklet
 
@@ -114,7 +114,11 @@ def check_frames(
     try:
         yield from itertools.chain.from_iterable(loader)
     except (RuntimeError, ConnectionError, EOFError) as error:
-        raise one_line(error) or error from error
+        if why_lost(error) is None:
+            raise
+        raise UserError(
+            "a worker was killed, as when memory runs out: use fewer --workers"
+        ) from error
 
 
 class _Frames(Dataset):

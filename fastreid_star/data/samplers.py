@@ -84,7 +84,7 @@ class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
             )
         if num_identities > len(visible):
             raise UserError(
-                f"a batch has {num_identities} identities, but the training set {len(visible)}: "
+                f"a batch of {num_identities} identities, but the training set has {len(visible)}: "
                 f"set SOLVER.IMS_PER_BATCH to at most {2 * num_instances * len(visible)} "
                 "(identities x DATALOADER.NUM_INSTANCE x 2 modalities)"
             )

@@ -14,7 +14,7 @@ TIMEOUT = 600  # seconds that a loader with workers waits for a batch
 
 _CURES = {
     r"[Bb]us error|shared memory\(shm\)|unable to write to file </torch_": (
-        "the loading workers found no free shared memory (/dev/shm): lower "
+        "the loading workers found no room in shared memory (/dev/shm): lower "
         "DATALOADER.NUM_WORKERS, or give the container more (docker run --shm-size 16g)"
     ),
     r"DataLoader timed out": (
@@ -23,7 +23,7 @@ _CURES = {
     ),
     r"DataLoader worker \(pid.*(killed|exited)|unable to open shared memory object": (
         "a loading worker was killed{signal}, as the system does when memory runs out: lower "
-        "DATALOADER.NUM_WORKERS (--workers), or give the run more memory; --resume continues it"
+        "DATALOADER.NUM_WORKERS, or give the run more memory; a training continues with --resume"
     ),
 }
 

@@ -150,7 +150,7 @@ def test_batch_that_is_not_whole(cfg, clips, instances):
 
 def test_more_identities_than_there_are(cfg):
     cfg.SOLVER.IMS_PER_BATCH = 16
-    with pytest.raises(UserError, match="4 identities, but the training set 3"):
+    with pytest.raises(UserError, match="4 identities, but the training set has 3"):
         build_clip_train_loader(cfg, seed=0)
 
 
@@ -287,7 +287,7 @@ def test_a_store_of_one_split_is_refused_and_a_thin_one_is_mentioned(
     keys = [tracklet.key(index) for tracklet in data.train for index in range(len(tracklet))]
     write_skeleton_store(tmp_path / "train", keys, np.ones((len(keys), 17, 3), np.float32))
     with_skeletons.DATASETS.SKELETONS = str(tmp_path / "train")
-    with pytest.raises(UserError, match="has none of 8 test frames"):
+    with pytest.raises(UserError, match="knows none of 8 test frames"):
         open_store(with_skeletons, data)
     keys += [data.query[0].key(0)]
     write_skeleton_store(tmp_path / "thin", keys, np.ones((len(keys), 17, 3), np.float32))

@@ -244,7 +244,7 @@ class Deadly(SkeletonStore):
 
 
 def test_a_worker_that_dies(dataset):
-    with pytest.raises(UserError, match="worker was killed.*--workers"):
+    with pytest.raises(UserError, match="worker was killed.*fewer --workers"):
         check_dataset(dataset, Deadly("nowhere"), workers=2)
 
 
