@@ -10,8 +10,8 @@ import numpy as np
 from fastreid_star.data.datasets.synthetic import Track, write_info_files
 from fastreid_star.structures import Modality
 
-# The true set, by split and modality: tracklets, frames in them, tracklets of at least 12 frames; then, of the split,
-# tracklets of exactly 24 frames and names that belong to no tracklet.
+# The real dataset by split and modality: tracklets, their frames, tracklets of at least 12 frames;
+# then by split: tracklets of exactly 24 frames, and names that belong to no tracklet.
 TRUE_COUNTS = {
     "train": {Modality.VISIBLE: (6142, 130385, 5460), Modality.INFRARED: (4919, 102096, 4291)},
     "test": {Modality.VISIBLE: (5643, 121348, 5099), Modality.INFRARED: (5159, 109391, 4584)},
@@ -27,23 +27,24 @@ TRUE_PIDS = {
 
 
 def write_info_files_at_true_size(root: str | os.PathLike) -> None:
-    """Write ``<root>/info`` with the five text files at HITSZ-VCM's true size, and no frames: for benchmarks and tests.
+    """Write ``<root>/info`` with the five text files at HITSZ-VCM's real size, without frames.
 
-    Tracklets, frames, identities, tracklets of at least 12 and of exactly 24 frames are the real set's in every split
-    and modality; which tracklet has which length and camera is made up, and always the same.
+    The counts of every split and modality are those of the real dataset; which tracklet has which
+    length and camera is made up, and always the same.
     """
     rng = np.random.default_rng(0)
     splits = {split: _tracks_at_true_size(split, rng) for split in TRUE_COUNTS}
     write_info_files(Path(root) / "info", splits["train"], splits["test"])
     for split, count in TRUE_LOOSE_NAMES.items():  # names that belong to no tracklet
         with open(Path(root) / "info" / f"{split}_name.txt", "a", encoding="ascii") as file:
-            file.writelines(f"{TRUE_PIDS[split][-1]:04d}M1D1T999F{100000 + n}.jpg\n" for n in range(count))
+            name = f"{TRUE_PIDS[split][-1]:04d}M1D1T999F"
+            file.writelines(f"{name}{100000 + n}.jpg\n" for n in range(count))
 
 
 def _tracks_at_true_size(split: str, rng: np.random.Generator) -> list[Track]:
     pids, cameras = TRUE_PIDS[split], TRUE_CAMERAS[split]
     tracklets = sum(count for count, _, _ in TRUE_COUNTS[split].values())
-    # an identity's visible and infrared cameras differ: no query shares identity and camera with a gallery entry
+    # visible and infrared cameras of an identity differ, as in the real dataset
     seen_by = {pid: rng.permutation(cameras) + 1 for pid in pids}
     tracks, left = [], TRUE_EXACTLY_24[split]
     for modality, (count, frames, long) in TRUE_COUNTS[split].items():
@@ -69,7 +70,7 @@ def _tracks_at_true_size(split: str, rng: np.random.Generator) -> list[Track]:
 def _lengths(
     count: int, frames: int, long: int, exactly_24: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """`count` lengths from 1 to 48 with sum `frames`, `long` of them at least 12 and `exactly_24` of them 24."""
+    """`count` lengths from 1 to 48 with the given sum, number of long ones and of 24s."""
     short = rng.integers(1, 12, count - long)
     short[:11] = np.arange(1, 12)
     longest = np.arange(25, 49)

@@ -156,8 +156,7 @@ def check_dataset(
             bar.update(found.checked)
     result.skeletons = dict(sorted(groups.items()))
     if store is not None:
-        with progress_bar("skeletons without frames", None, shown=progress) as bar:
-            keys = store.keys(bar.update)
+        keys = store.keys()
         result.stored = len(keys)
         result.problems += unused_skeletons(keys, [tracklet for _, tracklet in work])
     return result
@@ -186,8 +185,8 @@ def training_problems(tracklets: Sequence[Tracklet]) -> list[str]:
         )
     if len(both) < 2:
         problems.append(
-            f"the training set has {len(both)} identities with tracklets in both modalities: "
-            "training needs at least 2"
+            f"training needs 2 or more identities with tracklets in both modalities, but the "
+            f"training set has {len(both)}"
         )
     return problems
 
@@ -214,8 +213,8 @@ def evaluation_problems(
             cameras[tracklet.pid].add(tracklet.camid)
         if not any(t.pid in cameras for t in query):
             problems.append(
-                f"the test set has no identity in both its {len(query)} {names} ({len(gallery)}): "
-                "no query has a correct match, so nothing can be evaluated"
+                f"the {len(query)} {names} ({len(gallery)}) have no identity in common, so nothing "
+                "can be evaluated: the test set needs identities in both modalities"
             )
         elif filtered and not any(cameras.get(t.pid, set()) - {t.camid} for t in query):
             problems.append(

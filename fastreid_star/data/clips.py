@@ -187,7 +187,7 @@ def collate_clips(batch: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]
     raised here and reaches the main process; raised later, in the thread that sends the batch, it
     would be lost, and the main process would wait for ever.
     """
-    return default_collate(batch)
+    return default_collate(list(batch))
 
 
 def read_clip(

@@ -59,8 +59,7 @@ def convert_skeletons(
             f"{source} and {target} have the same format: one must be a folder, the other a file "
             f"that ends in {' or '.join(SUFFIXES)}"
         )
-    with progress_bar("looking for frames", None, shown=progress) as bar:
-        keys = store.keys(bar.update)
+    keys = store.keys()
     not_finite = 0
 
     def blocks() -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,12 +89,8 @@ class SkeletonStore(ABC):
         """
 
     @abstractmethod
-    def keys(self, progress: Callable[[int], object] | None = None) -> list[str]:
-        """All keys in the order of the rows, including frames without a valid skeleton.
-
-        Args:
-            progress: called with the number of keys found since its last call.
-        """
+    def keys(self) -> list[str]:
+        """All keys in the order of the rows, including frames without a valid skeleton."""
 
     def __len__(self) -> int:
         return len(self.keys())
@@ -149,9 +145,7 @@ class FlatStore(SkeletonStore):
         except KeyError as error:
             raise UserError(f"skeleton store {self.path} has no frame {error.args[0]}") from None
 
-    def keys(self, progress: Callable[[int], object] | None = None) -> list[str]:
-        if progress is not None:
-            progress(len(self._rows))
+    def keys(self) -> list[str]:
         return list(self._rows)
 
     def __contains__(self, key: str) -> bool:
@@ -187,8 +181,8 @@ class Hdf5Store(SkeletonStore):
             row[:] = values
         return joints
 
-    def keys(self, progress: Callable[[int], object] | None = None) -> list[str]:
-        return self._file.keys(progress)
+    def keys(self) -> list[str]:
+        return self._file.keys()
 
     def __contains__(self, key: str) -> bool:
         return self._file.values(key) is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import h5py
@@ -79,7 +79,7 @@ class Hdf5File:
             with np.errstate(over="ignore"):
                 return dataset[()].astype(np.float32)
 
-    def keys(self, progress: Callable[[int], object] | None = None) -> list[str]:
+    def keys(self) -> list[str]:
         """All keys, in the order of the flat store that the file was made from, or else sorted.
 
         Takes 6 seconds for HITSZ-VCM's 463,000 frames, and 20 more if the file stores an order.
@@ -89,8 +89,6 @@ class Hdf5File:
         def visit(name: bytes, info) -> None:
             if info.type == h5py.h5o.TYPE_DATASET:
                 names.append(name.decode())
-                if progress is not None:
-                    progress(1)
 
         with self._explained("its list of frames"):
             file = self._open()

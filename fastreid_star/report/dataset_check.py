@@ -61,7 +61,8 @@ class Finding:
 
 def findings(check: DatasetCheck) -> list[Finding]:
     """Counts that differ, then every kind of problem, then whole modalities that look wrong."""
-    found = [
+    found = [Finding(True, text) for text in check.list_problems]
+    found += [
         Finding(True, f"not as published: {counts.name}: {', '.join(counts.differences)}")
         for counts in check.counts
         if counts.differences

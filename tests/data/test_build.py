@@ -181,7 +181,7 @@ def test_test_loader_shows_each_tracklet_once_and_in_order(cfg, world_size):
     assert (
         torch.cat([batch["targets"] for batch in batches]).tolist() == [4, 4, 5, 5] * 2
     )  # identities, not labels
-    # the same batches in any number of processes: a feature must not depend on what is computed beside it
+    # the same batches for any number of processes
     assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert [t.pid for t in loaders[0].dataset.tracklets] == [4, 4, 5, 5] * 2
 
@@ -220,12 +220,12 @@ def test_a_workers_error_is_one_line(cfg, make_vcm, workers):
     assert "\n" not in str(error.value)
 
 
-# --- the controls: whose skeletons a clip is shown with, and none of its pixels --------------------------------------
+# --- controls: other skeletons, no pixels ---
 
 
 @pytest.fixture
 def with_skeletons(cfg, tmp_path):
-    """The config with a store whose every skeleton says whose it is: pid, modality and camera as its score."""
+    """The config with a store in which the score of a joint encodes pid, modality and camera."""
     data = build_dataset(cfg, "HITSZVCM")
     tracklets = [*data.train, *data.query, *data.gallery]
     keys = [tracklet.key(index) for tracklet in tracklets for index in range(len(tracklet))]

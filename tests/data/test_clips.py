@@ -84,7 +84,7 @@ def data(vcm_root):
 
 @pytest.fixture
 def store(data, tmp_path):
-    """Every joint of frame f is at (f, 2 f) with the score f/100; of the first tracklet, frame 4 is missing."""
+    """Joints of frame f are (f, 2 f, f/100); the first tracklet has no skeleton in frame 4."""
     frames = [
         (t.key(i), i + 1) for t in data.train for i in range(len(t)) if (t, i) != (data.train[0], 3)
     ]
@@ -241,6 +241,11 @@ def test_read_clip(tracklet):
     assert gray(frames) == used == [0, 4, 9, 9]
     assert [frame.shape for frame in frames] == [(80, 40, 3), (80, 44, 3), (80, 49, 3), (80, 49, 3)]
     assert replaced == 0
+
+
+def test_the_earlier_of_two_neighbors_at_the_same_distance(tracklet):
+    damage(tracklet, 4)
+    assert read_clip(tracklet, [4])[1:] == ([3], 1)
 
 
 def test_nearest_good_neighbor(tracklet, caplog):

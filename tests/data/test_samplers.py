@@ -50,7 +50,7 @@ def test_composition(p, k):
 
 
 def test_tracklets_without_replacement_where_there_are_enough():
-    """3 visible tracklets for 3 clips: each once. 2 infrared ones: some twice, but not always the same pattern."""
+    """3 visible tracklets for 3 clips: each once. 2 infrared ones: some twice, at random."""
     patterns = set()
     for batch in take(sampler(p=5, k=3), 50):
         indices = [request.index for request in batch]
@@ -69,7 +69,7 @@ def identities(batch):
 
 
 def test_identities_without_replacement_within_a_pass():
-    """10 identities, 4 a batch: two batches a pass, 8 different identities, the two left over change."""
+    """10 identities, 4 per batch: two batches per pass with 8 different identities."""
     batches = take(sampler(), 40)
     left_over = set()
     for first, second in zip(batches[::2], batches[1::2], strict=True):

@@ -7,7 +7,7 @@ SIZE = (100, 50)  # height, width
 
 
 def standing(height=90.0, x=25.0, top=5.0):
-    """Seventeen joints of somebody who stands, float [17,3]: as tall as `height`, a fifth as wide."""
+    """The joints of a standing person, float [17,3]: `height` tall and a fifth as wide."""
     y = np.linspace(top, top + height, 17)
     side = height / 10 * np.where(np.arange(17) % 2, 1, -1)
     return np.stack([x + side, y, np.full(17, 0.75)], axis=1)
@@ -93,7 +93,7 @@ def test_lying():
     assert stats.lying_share == 0.5
 
 
-# where the places of COCO's joints come from in lists of other datasets, as far as these have the joint
+# positions of COCO's joints in the lists of other datasets, if these have the joint
 H36M = {
     0: 11,
     1: 12,

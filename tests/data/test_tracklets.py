@@ -1,4 +1,4 @@
-"""A tracklet in memory, in files and in a video gives one clip: the test's frames, each with its own joints."""
+"""Tracklets in memory, in files and in videos: the frames of a test clip, with their joints."""
 
 import cv2
 import numpy as np

@@ -35,7 +35,7 @@ def random_clip(seed=0, length=4, height=9, width=7):
 
 
 def dot_clip(seed, height, width, length=3):
-    """One bright pixel a frame and all joints on it; the pixel is at another place in every frame."""
+    """All joints of a frame are on its only bright pixel; each frame has another one."""
     generator = rng(seed)
     frames = np.zeros((length, height, width, 3), np.uint8)
     joints = np.ones((length, 17, 3), np.float32)
@@ -114,7 +114,7 @@ def test_a_dot_stays_on_its_joint_through_resize(size, target, where):
 
 
 def test_resize_by_hand():
-    """Twice as wide: the first pixel's center, 0, moves to 0.5; the frame's left edge, -0.5, stays."""
+    """Twice as wide: the first pixel's center, 0, moves to 0.5; the left edge, -0.5, stays."""
     frames = [np.zeros((4, 2, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)]
     joints = np.zeros((2, 17, 3), np.float32)
     joints[..., 2] = 0.5

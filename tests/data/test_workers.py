@@ -74,10 +74,10 @@ def test_full_shared_memory_ends_the_run(monkeypatch):
     """A worker must put its batch into shared memory where an error reaches the main process."""
     monkeypatch.setattr(torch.TypedStorage, "_new_shared", full)
     with pytest.raises(UserError, match=r"shared memory \(/dev/shm\): lower .*--shm-size"):
-        load(lambda: {"images": torch.zeros(3)}, timeout=60)
+        load(lambda: {"images": torch.zeros(3)}, timeout=20)
 
 
 def test_a_worker_that_gives_no_batch(monkeypatch):
     monkeypatch.setattr(workers, "TIMEOUT", 1)
-    with pytest.raises(UserError, match="no batch for .* seconds"):
+    with pytest.raises(UserError, match=r"no batch for .* seconds"):
         load(lambda: time.sleep(30), timeout=1)

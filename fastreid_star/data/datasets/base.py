@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from fastreid.data.datasets.bases import Dataset
 from tabulate import tabulate
@@ -112,7 +113,7 @@ class VideoDataset(Dataset):
     """
 
     dataset_name = ""
-    published: Mapping[str, Mapping[str, int]] = {}
+    published: ClassVar[Mapping[str, Mapping[str, int]]] = {}
 
     def __init__(
         self,

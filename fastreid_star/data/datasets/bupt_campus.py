@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from fastreid.config import CfgNode
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -26,8 +26,10 @@ CAMERAS = {"LS3": 0, "G25": 1, "CQ1": 2, "W4": 3, "TSG1": 4, "TSG2": 5}
 
 # The modalities as the dataset writes them. A training line stands for two tracklets.
 _FOLDERS = {Modality.VISIBLE: "RGB", Modality.INFRARED: "IR"}
-_PAIR = {"RGB/IR": (Modality.VISIBLE, Modality.INFRARED)}
-_SINGLE = {folder: (modality,) for modality, folder in _FOLDERS.items()}
+_PAIR: dict[str, tuple[Modality, ...]] = {"RGB/IR": (Modality.VISIBLE, Modality.INFRARED)}
+_SINGLE: dict[str, tuple[Modality, ...]] = {
+    folder: (modality,) for modality, folder in _FOLDERS.items()
+}
 
 
 def _counts(tracklets: int, frames: int, identities: int) -> dict[str, int]:
@@ -67,10 +69,9 @@ class BUPTCampus(VideoDataset):
         - auxiliary: 930 pairs, one per identity; 209,150 frames.
         - cameras: LS3, G25, CQ1, W4, TSG1 and TSG2, here 0 to 5; each films in both modalities.
 
-    Protocol of the published numbers: all tracklets (DATASETS.MIN_FRAMES 1); I2V searches the
-    visible gallery for the infrared queries, V2I the infrared gallery for the visible ones; no
-    gallery entry is left out (TEST.CAMERA_FILTER False). The dataset's own program drops its last
-    incomplete batch of 64, 28 visible queries and 54 visible gallery entries; here all count.
+    Protocol of the published numbers: all tracklets (DATASETS.MIN_FRAMES 1); no gallery entry is
+    left out (TEST.CAMERA_FILTER False). The dataset's own program drops its last incomplete batch
+    of 64, 28 visible queries and 54 visible gallery entries; here all count.
 
     Layout::
 
@@ -81,13 +82,10 @@ class BUPTCampus(VideoDataset):
         DATA/1746/IR/TSG2/1746_IR_TSG2_1_8535.jpg
 
     A frame in ``data_paths.json`` is a path relative to ``DATA``, as published, or to the dataset's
-    folder (``DATA/...``), or a bare file name. Frame names are relative to ``DATA``, so a skeleton
-    key is ``1746/IR/TSG2/1746_IR_TSG2_1_8535``. The constructor opens no image.
+    folder, or a bare file name. A skeleton key is ``1746/IR/TSG2/1746_IR_TSG2_1_8535``.
 
-    The auxiliary pairs become ordinary training identities. The two tracklets of a pair show the
-    same seconds at the same camera; the authors train on them with a separate triplet loss of
-    falling weight, which is not implemented. ``DATA/pid/FakeIR`` (visible frames translated to
-    infrared by a network) is not read.
+    The auxiliary pairs become ordinary training identities; the authors' separate triplet loss of
+    falling weight for them is not implemented. ``DATA/pid/FakeIR`` is not read.
 
     Args:
         root: the folder that holds ``BUPTCampus``, or that folder itself.
@@ -102,7 +100,7 @@ class BUPTCampus(VideoDataset):
 
     dataset_dir = "BUPTCampus"
     dataset_name = "bupt_campus"
-    published = {
+    published: ClassVar = {
         "train infrared": _counts(3574, 398069, 1074),
         "train visible": _counts(3574, 398069, 1074),
         "query infrared": _counts(536, 53417, 536),

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from fastreid.data.datasets import DATASET_REGISTRY
 
@@ -77,7 +77,7 @@ class HITSZVCM(VideoDataset):
 
     dataset_dir = "HITSZ-VCM"
     dataset_name = "hitsz_vcm"
-    published = {
+    published: ClassVar = {
         "train infrared": _counts(4919, 102096, 500, 4291),
         "train visible": _counts(6142, 130385, 500, 5460),
         "train": _counts(11061, 232481, 500, 9751, cameras=6),
@@ -154,8 +154,9 @@ def _image_folder(folder: str, split: str, frame: str) -> str:
 def _read_track_info(path: str) -> list[_Line]:
     lines = []
     for number, text in enumerate(read_lines(path), start=1):
-        numbers = [whole_number(field) for field in text.split()]
-        if len(numbers) != 5 or None in numbers:
+        fields = text.split()
+        numbers = [n for n in map(whole_number, fields) if n is not None]
+        if not len(fields) == len(numbers) == 5:
             raise UserError(
                 f"{path} line {number}: expected five integers (modality first last pid camera), "
                 f"found {shorten(text)}"

@@ -24,7 +24,7 @@ from fastreid_star.structures import Modality
 CONFIGS = Path(__file__).parents[3] / "configs" / "BUPTCampus"
 SIZE = (16, 8)  # height, width
 
-# (pid, camera, track, frames) of each pair, and (pid, modality, camera, track, frames) of each tracklet
+# pairs: (pid, camera, track, frames); tracklets: (pid, modality, camera, track, frames)
 TRAIN = [
     (1, "LS3", 1, 5),
     (1, "TSG2", 1, 4),
@@ -66,7 +66,7 @@ FORMS = {
 
 
 def write_bupt(folder, *, form="DATA", images=False):
-    """Write a tiny BUPTCampus in its own layout, FakeIR included; `images`: with the JPEGs, noise around a color."""
+    """Write a tiny BUPTCampus with FakeIR; the images are noise around a color, or empty files."""
     rng = np.random.default_rng(0)
     tracks = [
         (pid, modality, *rest) for pid, *rest in [*TRAIN, *AUXILIARY] for modality in ("IR", "RGB")
@@ -258,7 +258,8 @@ def config(root, name, *more):
         "MODEL.BACKBONE.NAME", "build_small_resnet_backbone", "MODEL.BACKBONE.DEPTH", "tiny",
         "MODEL.BACKBONE.LAST_STRIDE", "2", "MODEL.BACKBONE.PRETRAIN", "False",
         "INPUT.SIZE_TRAIN", "[32,16]", "INPUT.SIZE_TEST", "[32,16]", "INPUT.CLIP.LENGTH", "3",
-        "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "8", "SOLVER.MAX_EPOCH", "2", "TEST.IMS_PER_BATCH", "4",
+        "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "8", "SOLVER.MAX_EPOCH", "2",
+        "TEST.IMS_PER_BATCH", "4",
         *more,
     ]  # fmt: skip
     return load_config(str(CONFIGS / name), [str(option) for option in options])
@@ -279,7 +280,7 @@ def with_images(tmp_path_factory):
 
 
 def brute_force(features, modality, *, ranks=(1, 5, 10, 20)):
-    """CMC and mAP in percent, straight from the two lists: queries of `modality`, gallery of the other, no camera rule.
+    """CMC and mAP in percent for queries of `modality`, without a camera filter.
 
     Args:
         features: [N, D], rows in the order of the lines of query.txt, then of gallery.txt.

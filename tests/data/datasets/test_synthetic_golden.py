@@ -1,4 +1,4 @@
-"""SyntheticVCM's lists, frames and joints are, bit for bit, those that the published numbers were made with."""
+"""The lists, frames and joints of SyntheticVCM never change, bit for bit."""
 
 import hashlib
 

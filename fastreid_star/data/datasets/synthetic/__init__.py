@@ -17,7 +17,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -60,7 +60,7 @@ class SyntheticVCM(HITSZVCM):
 
     dataset_dir = "SyntheticVCM"
     dataset_name = "synthetic_vcm"
-    published = {}
+    published: ClassVar = {}
 
     def __init__(
         self,

@@ -118,8 +118,8 @@ def expose(
     sigma = rng.uniform(0, blur) * height / 64
     images = images.astype(np.float32)
     if sigma > 0.05:
-        images = [cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape) for image in images]
-        images = np.stack(images)
+        blurred = [cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape) for image in images]
+        images = np.stack(blurred)
     images = images + camera.noise[infrared] * rng.standard_normal(images.shape, dtype=np.float32)
     images = np.clip(np.round(images), 0, 255).astype(np.uint8)
     return np.repeat(images, 3, axis=-1) if infrared else images

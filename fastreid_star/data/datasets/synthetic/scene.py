@@ -126,8 +126,8 @@ def panorama(seed: int, number: int, modality: Modality, size: tuple[int, int]) 
                 color = paint(leaves, rng.uniform(0.7, 1.15))
                 cv2.circle(canvas, center, radius, color, -1, cv2.LINE_AA)
     blotches = rng.normal(0, 1, (height // 8, width // 8)).astype(np.float32)
-    blotches = cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)
-    canvas *= 1 + 0.06 * blotches[..., None]
+    large = cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)
+    canvas *= 1 + 0.06 * large[..., None]
     blurred = cv2.GaussianBlur(canvas, (0, 0), height / 110)  # out of focus
     return cv2.resize(blurred, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
 
