@@ -91,8 +91,8 @@ def panorama(seed: int, number: int, modality: Modality, size: tuple[int, int]) 
     canvas[horizon:] *= np.linspace(0.8, 1.05, height - horizon, dtype=np.float32)[:, None, None]
     joint = paint(ground, 0.82)
     for x in np.arange(0, width, height * rng.uniform(0.15, 0.3)):  # paving
-        foot = (int(x + (x - width / 2) * 0.35), height)
-        cv2.line(canvas, (int(x), horizon), foot, joint, 1, cv2.LINE_AA)
+        near = (int(x + (x - width / 2) * 0.35), height)
+        cv2.line(canvas, (int(x), horizon), near, joint, 1, cv2.LINE_AA)
     for depth in (0.15, 0.4, 0.75):
         y = int(horizon + depth * (height - horizon))
         cv2.line(canvas, (0, y), (width, y), paint(ground, 0.86), 1, cv2.LINE_AA)
