@@ -26,8 +26,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastreid_star.coco import NUM_JOINTS
-from fastreid_star.data.images import PAUSES, BrokenImage, LostImage, read_frame
-from fastreid_star.data.progress import progress_bar
+from fastreid_star.data.io import PAUSES, BrokenImage, LostImage, progress_bar, read_frame
 from fastreid_star.data.skeletons import (
     INDEX_FILE,
     FlatStore,

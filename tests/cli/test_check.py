@@ -11,8 +11,8 @@ import pytest
 
 from fastreid_star.cli.main import main
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
+from fastreid_star.data.skeleton_conversion import convert_skeletons
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
-from fastreid_star.data.skeletons_hdf5 import convert_skeletons
 
 OPTIONS = SyntheticOptions(train_ids=2, test_ids=2, tracklets=1, frames=12)
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fastreid_star.cli.main import run
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
-from fastreid_star.data.images import read_frame
+from fastreid_star.data.io import read_frame
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.errors import UserError
 

@@ -12,10 +12,10 @@ from unittest import mock
 
 from fastreid_star.benchmark.figures import Figure
 from fastreid_star.benchmark.options import Options
+from fastreid_star.benchmark.parts.true_size import write_info_files_at_true_size
 from fastreid_star.benchmark.process import MB, in_own_process
 from fastreid_star.benchmark.timing import in_turns
 from fastreid_star.data.datasets.hitsz_vcm import HITSZVCM, INFO_FILES
-from fastreid_star.data.datasets.synthetic import write_info_files_at_true_size
 from fastreid_star.structures import Modality
 
 # every way in which Python's standard library asks for, lists or opens a file goes through one of these

@@ -18,7 +18,7 @@ from fastreid_star.benchmark.figures import Figure
 from fastreid_star.benchmark.options import Options
 from fastreid_star.benchmark.process import MB, resident_memory
 from fastreid_star.benchmark.timing import in_turns
-from fastreid_star.data.images import read_frame
+from fastreid_star.data.io import read_frame
 from fastreid_star.engine import device as devices
 from fastreid_star.errors import UserError
 from fastreid_star.pose.estimator import PoseEstimator, build_estimator

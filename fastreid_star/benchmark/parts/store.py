@@ -12,8 +12,8 @@ from fastreid_star.benchmark.figures import Figure
 from fastreid_star.benchmark.options import Options
 from fastreid_star.benchmark.timing import in_turns
 from fastreid_star.coco import NUM_JOINTS
+from fastreid_star.data.skeleton_conversion import write_hdf5_store
 from fastreid_star.data.skeletons import ARRAY_FILE, SkeletonStore, write_skeleton_store
-from fastreid_star.data.skeletons_hdf5 import write_hdf5_store
 
 TRACKLET, CLIP = 24, 12  # frames
 ROUNDS = 15  # at least: they are short, and a machine's clock changes within seconds

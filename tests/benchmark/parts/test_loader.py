@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from fastreid_star.benchmark.parts import loader
-from fastreid_star.data import images
+from fastreid_star.data import io as images
 from fastreid_star.data.build import build_clip_train_loader
 
 SIZE = (32, 16)

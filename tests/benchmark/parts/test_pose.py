@@ -5,7 +5,7 @@ import pytest
 
 from fastreid_star.benchmark.options import Options
 from fastreid_star.benchmark.parts import ON_REQUEST, PARTS, pose
-from fastreid_star.data.images import read_frame
+from fastreid_star.data.io import read_frame
 from fastreid_star.errors import UserError
 
 from ...pose.environment import PYTHON, REPOSITORY, needs_environment

@@ -1,6 +1,6 @@
-"""Films a synthetic person: the walk, the camera, its sensor, and what a pose estimator would say.
+"""Films a synthetic person: walk, camera, sensor, and the joints a pose estimator would find.
 
-Letters: T frames, P points, h and w the frame's height and width in pixels.
+Shapes: T frames, P points, h and w the height and width of a frame in pixels.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+import fastreid_star.data.datasets.synthetic.people as people
+import fastreid_star.data.datasets.synthetic.scene as scene
 from fastreid_star.coco import NUM_JOINTS
-from fastreid_star.data.datasets import synthetic_people as people
-from fastreid_star.data.datasets import synthetic_scene as scene
-from fastreid_star.data.datasets.synthetic_body import View, draw_body
-from fastreid_star.data.datasets.synthetic_options import SyntheticOptions
-from fastreid_star.data.datasets.synthetic_people import Person
+from fastreid_star.data.datasets.synthetic.body import View, draw_body
+from fastreid_star.data.datasets.synthetic.options import SyntheticOptions
 from fastreid_star.structures import Modality
 
-FILL = 0.86  # share of the frame's height that an average view of the person takes
+FILL = 0.86  # mean height of the person as a share of the frame's height
 FACE = (people.NOSE, people.LEFT_EYE, people.RIGHT_EYE)
 
 
@@ -28,9 +27,9 @@ class Footage:
 
     Args:
         images: uint8 [T, h, w, 3]; three equal channels in infrared.
-        joints: what a pose estimator finds, float32 [T, 17, 3]: x, y in pixels, with the center of the first pixel at
-            (0, 0), and the score.
-        hidden: joints that something covers, that look away or that left the frame, bool [T, 17].
+        joints: of the simulated pose estimator, float32 [T, 17, 3]: x, y in pixels, with the
+            center of the first pixel at (0, 0), and the score.
+        hidden: joints that are occluded, on the far side of the head or outside, bool [T, 17].
     """
 
     images: np.ndarray
@@ -39,15 +38,15 @@ class Footage:
 
 
 def film(
-    person: Person,
+    person: people.Person,
     camera_number: int,
     modality: Modality,
     options: SyntheticOptions,
     rng: np.random.Generator,
 ) -> Footage:
     """A new tracklet of `person` walking past a camera."""
-    size, frames = options.size, options.frames
-    camera = scene.camera(options.seed, camera_number)
+    size, frames, seed = options.size, options.frames, options.seed
+    camera = scene.camera(seed, camera_number)
     phase = rng.uniform(0, 2 * np.pi) + 2 * np.pi * person.gait.cadence * np.arange(frames)
     points = people.walk(person, phase)
     view = draw_view(person, camera, options, rng)
@@ -56,11 +55,9 @@ def film(
     speed = 0.056 * view.scale * np.sin(view.yaw.mean())
     start = rng.random()
     if options.background:
-        images = scene.backgrounds(
-            options.seed, camera_number, modality, size, start, speed, frames
-        )
+        images = scene.backgrounds(seed, camera_number, modality, size, start, speed, frames)
     else:
-        images = np.full((frames, *size, 3), scene.PLAIN_GREY, np.float32)
+        images = np.full((frames, *size, 3), scene.PLAIN_GRAY, np.float32)
     images = over(draw_body(person, points, view, modality, size), images)
 
     joints, _ = view.project(points[:, :NUM_JOINTS])
@@ -70,34 +67,33 @@ def film(
         images = over(layer, images)
         hidden |= covered(joints, layer[..., 3])
     images = expose(images, camera, modality, options.blur, rng)
-    # the projection counts from the frame's corner, an estimator from the middle of its first pixel
+    # the projection counts from the corner of the first pixel, joints from its center
     found = estimate(joints - 0.5, hidden, options.joint_noise * size[0], rng)
     return Footage(images, found, hidden)
 
 
 def draw_view(
-    person: Person, camera: scene.Camera, options: SyntheticOptions, rng: np.random.Generator
+    person: people.Person,
+    camera: scene.Camera,
+    options: SyntheticOptions,
+    rng: np.random.Generator,
 ) -> View:
-    """A walk towards or away from the camera, up to 60 degrees to either side, in a crop that is not quite steady."""
+    """A walk towards or away from the camera, at up to 60 degrees, in a slightly shaking crop."""
     height, width = options.size
     along = np.linspace(-0.5, 0.5, options.frames)
     turn = np.radians(rng.uniform(-55, 55) + rng.uniform(-10, 10) * along)
     away = np.pi if rng.random() < 0.5 else 0.0
     stature = person.body.stature
-    scale = (
-        FILL * height / stature * camera.zoom * rng.uniform(1 - options.scale, 1 + options.scale)
-    )
+    resized = rng.uniform(1 - options.scale, 1 + options.scale)
+    scale = FILL * height / stature * camera.zoom * resized
     shift = rng.uniform(-0.04, 0.04, 2) + 0.006 * rng.standard_normal((options.frames, 2))
     center = np.array([width / 2, height / 2]) + height * shift * (0.8, 0.4)
     return View(turn + away, camera.tilt, scale, center, stature)
 
 
 def over(layer: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """A premultiplied RGBA layer [T, h, w, 4] laid over images [T, h, w, 3]."""
+    """A premultiplied RGBA layer [T, h, w, 4] over images [T, h, w, 3]."""
     return layer[..., :3] + (1 - layer[..., 3:]) * images
-
-
-# --- sensor ------------------------------------------------------------------------------------------------------
 
 
 def expose(
@@ -107,18 +103,14 @@ def expose(
     blur: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """What the sensor makes of the light: images [T, h, w, 3] of 0 to 255, to uint8 of the same shape."""
+    """The sensor: images [T, h, w, 3], 0 to 255, to uint8 of the same shape."""
     _, height, width, _ = images.shape
     infrared = modality is Modality.INFRARED
     images = images[..., :1] if infrared else images
     if infrared:
         y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-        lamp = (
-            1.12
-            - camera.vignette
-            * np.clip((x - rng.uniform(-0.4, 0.4)) ** 2 + (y + 0.1) ** 2, 0, 1.8)
-            / 1.8
-        )
+        distance = np.clip((x - rng.uniform(-0.4, 0.4)) ** 2 + (y + 0.1) ** 2, 0, 1.8)
+        lamp = 1.12 - camera.vignette * distance / 1.8
         gain = camera.gain[1] * rng.uniform(0.9, 1.1)
         images = (images * lamp[None, ..., None] * gain - 110) * camera.contrast + 110
     else:
@@ -126,15 +118,11 @@ def expose(
     sigma = rng.uniform(0, blur) * height / 64
     images = images.astype(np.float32)
     if sigma > 0.05:
-        images = np.stack(
-            [cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape) for image in images]
-        )
+        blurred = [cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape) for image in images]
+        images = np.stack(blurred)
     images = images + camera.noise[infrared] * rng.standard_normal(images.shape, dtype=np.float32)
     images = np.clip(np.round(images), 0, 255).astype(np.uint8)
     return np.repeat(images, 3, axis=-1) if infrared else images
-
-
-# --- joints ------------------------------------------------------------------------------------------------------
 
 
 def looks_away(points: np.ndarray, view: View) -> np.ndarray:
@@ -161,16 +149,15 @@ def covered(joints: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def estimate(
     joints: np.ndarray, hidden: np.ndarray, noise: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """What a pose estimator finds of the true joints: float32 [T, 17, 3].
+    """The joints as a pose estimator would find them: float32 [T, 17, 3].
 
     Args:
         joints: true pixels, [T, 17, 2].
-        hidden: joints that it can only guess, [T, 17]: three times the noise and a low score.
+        hidden: joints that get three times the noise and a low score, [T, 17].
         noise: standard deviation in pixels.
     """
     spread = noise * np.where(hidden, 3.0, 1.0)
     found = joints + spread[..., None] * rng.standard_normal(joints.shape)
-    score = np.where(
-        hidden, rng.uniform(0.1, 0.5, hidden.shape), rng.uniform(0.6, 0.98, hidden.shape)
-    )
+    low, high = rng.uniform(0.1, 0.5, hidden.shape), rng.uniform(0.6, 0.98, hidden.shape)
+    score = np.where(hidden, low, high)
     return np.concatenate([found, score[..., None]], axis=-1).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Synthetic people: how a body is built, how it walks and what it wears.
+"""Synthetic people: body, gait and clothing.
 
-Body axes: x to the person's left, y up, z the way the person walks; meters, radians. The ground is y = 0.
-Letters: T frames, P points.
+Body axes in meters: x to the person's left, y up, z in walking direction; the ground is y = 0.
+Angles are in radians. Shapes: T frames, P points.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ SHOE_COLORS = ((30, 30, 32), (214, 212, 206))
 
 @dataclass(frozen=True, slots=True)
 class Outfit:
-    """What a person wears. A material is (red, green, blue, infrared), 0 to 255.
+    """The clothing of a person. A material is (red, green, blue, infrared), 0 to 255.
 
-    Colors and patterns are shared by many identities. How bright a fabric is in infrared depends on the fabric and
-    only partly on its color, so it is drawn for each identity and then stays.
+    Many identities share colors and patterns. The infrared brightness of a fabric depends only
+    partly on its color, so it is drawn once for each identity.
     """
 
     upper: int
@@ -101,7 +101,7 @@ def luminance(color) -> float:
 
 
 def infrared_reflectance(color, rng: np.random.Generator) -> float:
-    """Brightness in infrared, 0 to 255, of a material that has this color; the correlation with luminance is 0.6."""
+    """Infrared brightness, 0 to 255, of a material; its correlation with luminance is 0.6."""
     deviation = 0.6 * (luminance(color) - 105) / 60 + 0.8 * rng.standard_normal()
     return float(np.clip(118 + 42 * deviation, 25, 230))
 
@@ -116,7 +116,7 @@ def draw_person(rng: np.random.Generator) -> Person:
 
 
 def _bounded_normal(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Standard normal, cut at two standard deviations so that nobody's arm reaches the ground."""
+    """Standard normal, clipped at two standard deviations, so that no arm reaches the ground."""
     return np.clip(rng.standard_normal(count), -2, 2)
 
 
@@ -125,19 +125,17 @@ def _values(record) -> np.ndarray:
 
 
 def _draw_outfit(rng: np.random.Generator) -> Outfit:
-    upper, lower, pattern, skin, hair, shoes = (
-        int(rng.integers(len(choices)))
-        for choices in (UPPER_COLORS, LOWER_COLORS, PATTERNS, SKIN_COLORS, HAIR_COLORS, SHOE_COLORS)
-    )
-    materials: dict[str, tuple[float, ...]] = {
-        name: (*color, infrared_reflectance(color, rng))
-        for name, color in (
-            ("upper", UPPER_COLORS[upper]),
-            ("lower", LOWER_COLORS[lower]),
-            ("shoes", SHOE_COLORS[shoes]),
-        )
+    lists = (UPPER_COLORS, LOWER_COLORS, PATTERNS, SKIN_COLORS, HAIR_COLORS, SHOE_COLORS)
+    upper, lower, pattern, skin, hair, shoes = (int(rng.integers(len(each))) for each in lists)
+    colors = {
+        "upper": UPPER_COLORS[upper],
+        "lower": LOWER_COLORS[lower],
+        "shoes": SHOE_COLORS[shoes],
     }
-    # melanin hardly absorbs in near infrared: every skin is bright, every hair mid-gray
+    materials: dict[str, tuple[float, ...]] = {
+        name: (*color, infrared_reflectance(color, rng)) for name, color in colors.items()
+    }
+    # melanin absorbs little near infrared: all skin is bright, all hair mid-gray
     materials["skin"] = (*SKIN_COLORS[skin], 190.0)
     materials["hair"] = (*HAIR_COLORS[hair], 84.0)
     # the pattern's second color: lighter on dark cloth, darker on light cloth, in either spectrum
@@ -150,14 +148,14 @@ def _draw_outfit(rng: np.random.Generator) -> Outfit:
 
 
 def walk(person: Person, phase: np.ndarray) -> np.ndarray:
-    """Where the points of a walking body are.
+    """The points of a walking body.
 
     Args:
         phase: position in the walking cycle, radians, [T]; the left leg is foremost at pi / 2.
 
     Returns:
-        Points [T, P, 3] in body axes, in meters: the 17 COCO joints, then the points for drawing. The pelvis stays
-        at x = z = 0 and the lower foot on the ground: the body bobs as the legs open and close.
+        Points [T, P, 3] in body axes, in meters: the 17 COCO joints, then the points for drawing.
+        The pelvis stays at x = z = 0 and the lower foot on the ground, so the body bobs.
     """
     body, gait = person.body, person.gait
     zero = np.zeros_like(phase)
@@ -168,15 +166,12 @@ def walk(person: Person, phase: np.ndarray) -> np.ndarray:
     points[:, NECK] = body.torso * trunk
     pelvis_twist, shoulder_twist = gait.twist * np.sin(phase), -gait.twist * np.sin(phase)
     hip_axis = _vector(np.cos(pelvis_twist), zero, np.sin(pelvis_twist))
-    shoulder_axis = _vector(
-        np.cos(shoulder_twist) * np.cos(sway), -np.sin(sway), np.sin(shoulder_twist) * np.cos(sway)
-    )
+    turn, side_turn = np.cos(shoulder_twist), np.sin(shoulder_twist)
+    shoulder_axis = _vector(turn * np.cos(sway), -np.sin(sway), side_turn * np.cos(sway))
 
     pitch = gait.head_pitch + 0.5 * gait.trunk_lean + zero
-    up, face = (
-        _vector(zero, np.cos(pitch), np.sin(pitch)),
-        _vector(zero, -np.sin(pitch), np.cos(pitch)),
-    )
+    up = _vector(zero, np.cos(pitch), np.sin(pitch))
+    face = _vector(zero, -np.sin(pitch), np.cos(pitch))
     left = np.array([1.0, 0.0, 0.0])
     head = points[:, NECK] + body.neck * trunk + 0.5 * body.head * up
     radius = 0.5 * body.head
@@ -196,39 +191,25 @@ def walk(person: Person, phase: np.ndarray) -> np.ndarray:
         toe_down = np.where(shin < 0, 0.7 * np.maximum(-shin - 0.15, 0), -0.5 * shin)
         knee = hip + body.thigh * _vector(zero, -np.cos(thigh), np.sin(thigh))
         ankle = knee + body.shin * _vector(zero, -np.cos(shin), np.sin(shin))
-        points[:, LEFT_HIP + right], points[:, LEFT_KNEE + right], points[:, LEFT_ANKLE + right] = (
-            hip,
-            knee,
-            ankle,
-        )
+        for joint, place in ((LEFT_HIP, hip), (LEFT_KNEE, knee), (LEFT_ANKLE, ankle)):
+            points[:, joint + right] = place
         ahead = _vector(side * 0.15 + zero, -np.sin(toe_down), np.cos(toe_down))
-        points[:, LEFT_TOE + right] = (
-            ankle
-            + 0.7 * body.foot * ahead
-            - (ANKLE_HEIGHT - SOLE) * _vector(zero, np.cos(toe_down), np.sin(toe_down))
-        )
+        lift = (ANKLE_HEIGHT - SOLE) * _vector(zero, np.cos(toe_down), np.sin(toe_down))
+        points[:, LEFT_TOE + right] = ankle + 0.7 * body.foot * ahead - lift
 
         shoulder = points[:, NECK] + side * 0.5 * body.shoulders * shoulder_axis
         swing = gait.arm_swing * np.sin(leg_phase + np.pi) - 0.05
-        fore = (
-            swing
-            + np.maximum(gait.elbow_bend, 0.05)
-            + gait.elbow_swing * (0.5 - 0.5 * np.sin(leg_phase))
-        )
+        bent = gait.elbow_swing * (0.5 - 0.5 * np.sin(leg_phase))
+        fore = swing + np.maximum(gait.elbow_bend, 0.05) + bent
         elbow = shoulder + body.upper_arm * _arm(side, gait.arm_spread + 0.06, swing)
         wrist = elbow + body.forearm * _arm(side, 0.5 * gait.arm_spread, fore)
         points[:, LEFT_SHOULDER + right], points[:, LEFT_ELBOW + right] = shoulder, elbow
         points[:, LEFT_WRIST + right] = wrist
         points[:, LEFT_HAND + right] = wrist + 0.3 * (wrist - elbow)
 
-    soles = np.concatenate(
-        [
-            points[:, [LEFT_ANKLE, RIGHT_ANKLE], 1] - ANKLE_HEIGHT,
-            points[:, [LEFT_TOE, RIGHT_TOE], 1] - SOLE,
-        ],
-        axis=1,
-    )
-    points[..., 1] -= soles.min(axis=1)[:, None]
+    heels = points[:, [LEFT_ANKLE, RIGHT_ANKLE], 1] - ANKLE_HEIGHT
+    toes = points[:, [LEFT_TOE, RIGHT_TOE], 1] - SOLE
+    points[..., 1] -= np.minimum(heels.min(axis=1), toes.min(axis=1))[:, None]
     return points
 
 
@@ -237,9 +218,6 @@ def _vector(x, y, z) -> np.ndarray:
 
 
 def _arm(side: int, spread: float, swing: np.ndarray) -> np.ndarray:
-    """Unit vector down an arm that is lifted sideways by `spread` and swung forward by `swing`."""
-    return _vector(
-        side * np.sin(spread) + 0 * swing,
-        -np.cos(spread) * np.cos(swing),
-        np.cos(spread) * np.sin(swing),
-    )
+    """Unit vector along an arm that is lifted sideways by `spread`, forward by `swing`."""
+    across, along = np.sin(spread), np.cos(spread)
+    return _vector(side * across + 0 * swing, -along * np.cos(swing), along * np.sin(swing))

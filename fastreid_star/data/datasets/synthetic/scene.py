@@ -1,4 +1,4 @@
-"""The places of the synthetic dataset: cameras, their backgrounds, and the things that stand in the way."""
+"""The scenes of the synthetic dataset: cameras, backgrounds and occluders."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fastreid_star.data.datasets.synthetic_people import infrared_reflectance
+from fastreid_star.data.datasets.synthetic.people import infrared_reflectance
 from fastreid_star.structures import Modality
 
-TRAIN, TEST, PLACES = 0, 1, 2  # the second number of every random generator's seed
+TRAIN, TEST, PLACES = 0, 1, 2  # second number of every generator's seed
 PANORAMA = 6  # width of a background in frames
-PLAIN_GREY = 112.0
+PLAIN_GRAY = 112.0
 
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """What all tracklets of one camera share.
+    """Properties that all tracklets of one camera share.
 
     Args:
         tilt: how far it looks down, radians.
@@ -27,7 +27,7 @@ class Camera:
         cast: factor a color channel, [3].
         contrast: factor around mid-gray, in infrared.
         vignette: darkening of the corners in infrared, 0 to 1: the camera's lamp is a spot.
-        noise: standard deviation of the sensor's noise in gray levels, for visible and infrared light.
+        noise: standard deviation of the sensor noise in gray levels, visible and infrared.
     """
 
     tilt: float
@@ -41,7 +41,7 @@ class Camera:
 
 @functools.lru_cache(maxsize=64)
 def camera(seed: int, number: int) -> Camera:
-    """Camera `number` (from 1) of the world that `seed` makes."""
+    """Camera `number`, counted from 1, of the world made from `seed`."""
     rng = np.random.default_rng([seed, PLACES, number])
     return Camera(
         tilt=np.radians(rng.uniform(2, 20)),
@@ -55,12 +55,10 @@ def camera(seed: int, number: int) -> Camera:
 
 
 def color_of(material, modality: Modality) -> np.ndarray:
-    """The color [3], 0 to 255, of an (r, g, b, infrared) material as a camera of this modality sees it."""
-    return (
-        np.full(3, material[3])
-        if modality is Modality.INFRARED
-        else np.asarray(material[:3], dtype=float)
-    )
+    """The color [3], 0 to 255, of an (r, g, b, infrared) material in this modality."""
+    if modality is Modality.INFRARED:
+        return np.full(3, material[3])
+    return np.asarray(material[:3], dtype=float)
 
 
 def draw_material(
@@ -73,10 +71,10 @@ def draw_material(
 
 @functools.lru_cache(maxsize=64)
 def panorama(seed: int, number: int, modality: Modality, size: tuple[int, int]) -> np.ndarray:
-    """What camera `number` sees behind the people: float32 [h, PANORAMA * w, 3], 0 to 255.
+    """The background of camera `number`: float32 [h, PANORAMA * w, 3], 0 to 255.
 
-    A wall with doors, windows and posters, a kerb, trees and pillars, and a paved ground; the same place by day and
-    by night.
+    A wall with doors, windows and posters, a curb, trees and pillars, and a paved ground; the same
+    place in both modalities.
     """
     rng = np.random.default_rng([seed, PLACES, number, 1])  # the same draws for both modalities
     height, width = 2 * size[0], 2 * size[1] * PANORAMA
@@ -91,13 +89,10 @@ def panorama(seed: int, number: int, modality: Modality, size: tuple[int, int]) 
     canvas[horizon:] = paint(ground)
     canvas[:horizon] *= np.linspace(0.85, 1.08, horizon, dtype=np.float32)[:, None, None]
     canvas[horizon:] *= np.linspace(0.8, 1.05, height - horizon, dtype=np.float32)[:, None, None]
-    for x in np.arange(
-        0, width, height * rng.uniform(0.15, 0.3)
-    ):  # paving: lines that run towards the camera
-        slant = (x - width / 2) * 0.35
-        cv2.line(
-            canvas, (int(x), horizon), (int(x + slant), height), paint(ground, 0.82), 1, cv2.LINE_AA
-        )
+    joint = paint(ground, 0.82)
+    for x in np.arange(0, width, height * rng.uniform(0.15, 0.3)):  # paving
+        near = (int(x + (x - width / 2) * 0.35), height)
+        cv2.line(canvas, (int(x), horizon), near, joint, 1, cv2.LINE_AA)
     for depth in (0.15, 0.4, 0.75):
         y = int(horizon + depth * (height - horizon))
         cv2.line(canvas, (0, y), (width, y), paint(ground, 0.86), 1, cv2.LINE_AA)
@@ -112,15 +107,8 @@ def panorama(seed: int, number: int, modality: Modality, size: tuple[int, int]) 
         cv2.rectangle(canvas, corner, opposite, paint(material), -1)
         cv2.rectangle(canvas, corner, opposite, paint(material, 0.6), 2, cv2.LINE_AA)
         if rng.random() < 0.5:  # a window's cross
-            middle = int(x + w / 2)
-            cv2.line(
-                canvas,
-                (middle, int(top)),
-                (middle, int(bottom)),
-                paint(material, 0.65),
-                2,
-                cv2.LINE_AA,
-            )
+            ends = ((int(x + w / 2), int(top)), (int(x + w / 2), int(bottom)))
+            cv2.line(canvas, *ends, paint(material, 0.65), 2, cv2.LINE_AA)
         x += w + height * rng.uniform(0.05, 0.35)
     cv2.rectangle(canvas, (0, horizon - 2), (width, horizon + 3), paint(wall, 0.55), -1)
     for _ in range(rng.integers(4, 9)):  # trees and pillars
@@ -129,26 +117,18 @@ def panorama(seed: int, number: int, modality: Modality, size: tuple[int, int]) 
         foot = int(horizon + rng.uniform(0.02, 0.2) * height)
         cv2.rectangle(canvas, (x, 0), (x + w, foot), paint(trunk), -1)
         if rng.random() < 0.6:
-            leaves = (
-                *(rng.uniform(0.7, 1.2) * np.array((62, 104, 52))),
-                172.0,
-            )  # leaves shine in near infrared
+            # leaves are bright in near infrared
+            leaves = (*(rng.uniform(0.7, 1.2) * np.array((62, 104, 52))), 172.0)
             for _ in range(14):
-                center = (
-                    int(x + rng.normal(0, 0.13) * height),
-                    int(abs(rng.normal(0, 0.13)) * height),
-                )
+                across = int(x + rng.normal(0, 0.13) * height)
+                center = (across, int(abs(rng.normal(0, 0.13)) * height))
                 radius = int(height * rng.uniform(0.04, 0.09))
-                cv2.circle(
-                    canvas, center, radius, paint(leaves, rng.uniform(0.7, 1.15)), -1, cv2.LINE_AA
-                )
+                color = paint(leaves, rng.uniform(0.7, 1.15))
+                cv2.circle(canvas, center, radius, color, -1, cv2.LINE_AA)
     blotches = rng.normal(0, 1, (height // 8, width // 8)).astype(np.float32)
-    canvas *= (
-        1 + 0.06 * cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
-    )
-    blurred = cv2.GaussianBlur(
-        canvas, (0, 0), height / 110
-    )  # the wall is behind the plane in focus
+    large = cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)
+    canvas *= 1 + 0.06 * large[..., None]
+    blurred = cv2.GaussianBlur(canvas, (0, 0), height / 110)  # out of focus
     return cv2.resize(blurred, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
 
 
@@ -161,11 +141,11 @@ def backgrounds(
     speed: float,
     frames: int,
 ) -> np.ndarray:
-    """The background behind a person whom the crop follows, float32 [T, h, w, 3].
+    """The background behind a person that the crop follows, float32 [T, h, w, 3].
 
     Args:
-        start: where in the panorama the tracklet begins, 0 to 1.
-        speed: pixels a frame that the person moves to the right; the background moves to the left.
+        start: position in the panorama at which the tracklet begins, 0 to 1.
+        speed: pixels per frame that the person moves to the right and the background to the left.
     """
     whole = panorama(seed, number, modality, size)
     first = start * whole.shape[1] + speed * np.arange(frames)
@@ -176,10 +156,10 @@ def backgrounds(
 def occluders(
     rng: np.random.Generator, modality: Modality, size: tuple[int, int], frames: int
 ) -> np.ndarray:
-    """Something in front of the person: premultiplied RGBA, float32 [T, h, w, 4], colors 0 to 255, alpha 0 to 1.
+    """An object in front of the person: premultiplied RGBA, float32 [T, h, w, 4].
 
-    A pole, a wall or car that hides the lower body, a bush, or a bag or board at any height. One in two stands still in
-    the frame, the other passes through it.
+    A pole, a wall that hides the lower body, a bush, or a board at any height. Half of them stand
+    still in the frame, the others pass through it.
     """
     kind = rng.choice(["pole", "wall", "bush", "board"])
     factor = 3
@@ -213,20 +193,15 @@ def occluders(
             radius = int(height * rng.uniform(0.03, 0.07))
             cv2.circle(canvas, center, radius, paint(brightness, leaves), -1)
     else:
-        half_w, half_h = (
-            0.5 * width * rng.uniform(0.35, 0.65),
-            0.5 * height * rng.uniform(0.18, 0.32),
-        )
+        half_w = 0.5 * width * rng.uniform(0.35, 0.65)
+        half_h = 0.5 * height * rng.uniform(0.18, 0.32)
         y = height * rng.uniform(0.25, 0.85)
-        corner, opposite = (
-            (int(middle - half_w), int(y - half_h)),
-            (int(middle + half_w), int(y + half_h)),
-        )
+        corner = (int(middle - half_w), int(y - half_h))
+        opposite = (int(middle + half_w), int(y + half_h))
         cv2.rectangle(canvas, corner, opposite, paint(1.0), -1)
         cv2.rectangle(canvas, corner, opposite, paint(0.65), max(2, height // 64))
-        cv2.line(
-            canvas, (corner[0], int(y)), (opposite[0], int(y)), paint(0.8), max(2, height // 64)
-        )
+        ends = ((corner[0], int(y)), (opposite[0], int(y)))
+        cv2.line(canvas, *ends, paint(0.8), max(2, height // 64))
     travel = width * rng.uniform(0.4, 1.2) * rng.choice([-1, 1]) if rng.random() < 0.5 else 0.0
     offsets = np.round(width + travel * np.linspace(-0.5, 0.5, frames)).astype(int)
     views = [canvas[:, offset : offset + width] for offset in offsets]
