@@ -172,7 +172,7 @@ def _convert(args: argparse.Namespace) -> None:
             f"{args.source} is a checkpoint: add --config-file FILE, its model's config"
         )
 
-    from fastreid_star.data.skeletons_hdf5 import convert_skeletons
+    from fastreid_star.data.skeleton_conversion import convert_skeletons
 
     done = convert_skeletons(args.source, args.target, progress=True)
     print(

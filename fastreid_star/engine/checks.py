@@ -29,7 +29,7 @@ from fastreid_star.data.build import (
     open_store,
     shown_with,
 )
-from fastreid_star.data.images import BrokenImage, read_frame
+from fastreid_star.data.io import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import what_is_wrong
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import build_transforms

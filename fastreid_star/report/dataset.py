@@ -16,7 +16,7 @@ from tabulate import tabulate
 from fastreid_star.data.check import LONG, DatasetCheck, splits
 from fastreid_star.data.check_frames import Kind, read_one_by_one
 from fastreid_star.data.datasets import VideoDataset
-from fastreid_star.data.images import BrokenImage, read_frame
+from fastreid_star.data.io import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import SkeletonStats
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.report.draw import draw_skeleton, filmstrip
@@ -111,7 +111,8 @@ def format_check(check: DatasetCheck) -> str:
 
 def findings(check: DatasetCheck) -> list[Finding]:
     """Counts that are not the published ones, kinds of problems, and odd modalities."""
-    found = [
+    found = [Finding(True, text) for text in check.list_problems]
+    found += [
         Finding(True, f"not as published: {counts.name}: {', '.join(counts.differences)}")
         for counts in check.counts
         if counts.differences
