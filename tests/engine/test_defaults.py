@@ -23,7 +23,7 @@ def assert_one_line(caught):
     assert len(str(caught.value)) < 600
 
 
-# --- arguments --------------------------------------------------------------------------------------
+# --- arguments -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_words_that_are_neither_flags_nor_options(words, hint):
     assert_one_line(caught)
 
 
-# --- configs ----------------------------------------------------------------------------------------
+# --- configs -------------------------------------------------------------------------------------
 
 
 def test_file_and_options(tmp_path):
