@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 
 from fastreid_star.engine.defaults import run_tool
-from fastreid_star.engine.export import DEFAULT_OPSET, OPSETS, export_onnx
-from fastreid_star.engine.predictor_tools import predictor_from
+from fastreid_star.inference.export import DEFAULT_OPSET, OPSETS, export_onnx
+from fastreid_star.inference.predictor_tools import predictor_from
 from fastreid_star.structures import Modality
 
 

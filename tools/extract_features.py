@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 
 from fastreid_star.engine.defaults import run_tool
-from fastreid_star.engine.feature_sets import (
+from fastreid_star.inference.features import (
     SPLITS,
     check_features_path,
     names_file,
@@ -25,8 +25,8 @@ from fastreid_star.engine.feature_sets import (
     set_of_paths,
     write_features,
 )
-from fastreid_star.engine.gallery import open_gallery
-from fastreid_star.engine.predictor_tools import (
+from fastreid_star.inference.gallery import open_gallery
+from fastreid_star.inference.predictor_tools import (
     add_predictor_arguments,
     add_tracklet_arguments,
     features_of,

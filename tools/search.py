@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import argparse
 
-from fastreid_star.engine.contact_sheet import write_contact_sheets
+from fastreid_star.inference.pictures import write_contact_sheets
 from fastreid_star.engine.defaults import run_tool
-from fastreid_star.engine.feature_sets import PICTURE, check_folder_of, set_of_paths
-from fastreid_star.engine.gallery import Gallery
-from fastreid_star.engine.predictor_tools import (
+from fastreid_star.inference.features import PICTURE, check_folder_of, set_of_paths
+from fastreid_star.inference.gallery import Gallery
+from fastreid_star.inference.predictor_tools import (
     add_predictor_arguments,
     add_tracklet_arguments,
     features_of,
     predictor_from,
     skeletons_from,
 )
-from fastreid_star.engine.ranked_lists import AMONG, ask, to_csv, to_json, to_table, write_lists
+from fastreid_star.inference.search import AMONG, ask, to_csv, to_json, to_table, write_lists
 
 
 def main() -> None:

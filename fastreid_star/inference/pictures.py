@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageOps
 from fastreid_star.data.folders import is_video
 from fastreid_star.data.images import BrokenImage, read_frame
 from fastreid_star.data.video import read_video
-from fastreid_star.engine.feature_sets import PICTURE
-from fastreid_star.engine.gallery import Gallery
-from fastreid_star.engine.ranked_lists import Answer
+from fastreid_star.inference.features import PICTURE
+from fastreid_star.inference.gallery import Gallery
+from fastreid_star.inference.search import Answer
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 

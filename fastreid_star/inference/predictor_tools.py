@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.engine.defaults import load_config
-from fastreid_star.engine.feature_sets import FeatureSet
-from fastreid_star.engine.predictor import StarPredictor
+from fastreid_star.inference.features import FeatureSet
+from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.errors import UserError
 
 

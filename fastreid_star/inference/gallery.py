@@ -26,15 +26,15 @@ import numpy as np
 import torch
 
 from fastreid_star.data.tracklet_input import as_modality
-from fastreid_star.engine.fingerprint import Fingerprint
-from fastreid_star.engine.gallery_files import (
+from fastreid_star.inference.fingerprint import Fingerprint
+from fastreid_star.inference.gallery_files import (
     INDEX_FILE,
     check_gallery_folder,
     read_features,
     read_index,
     write_gallery,
 )
-from fastreid_star.engine.predictor import StarPredictor
+from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.retrieval import check_features, shorten
 from fastreid_star.structures import Modality

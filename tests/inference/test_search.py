@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from fastreid_star.data.folders import tracklets_in
-from fastreid_star.engine.contact_sheet import BOX, CAPTION, MARGIN, contact_sheet
+from fastreid_star.inference.pictures import BOX, CAPTION, MARGIN, contact_sheet
 from fastreid_star.engine.doctor import tiny_config
-from fastreid_star.engine.gallery import Gallery
-from fastreid_star.engine.predictor import StarPredictor
-from fastreid_star.engine.ranked_lists import ask, write_lists
+from fastreid_star.inference.gallery import Gallery
+from fastreid_star.inference.predictor import StarPredictor
+from fastreid_star.inference.search import ask, write_lists
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality

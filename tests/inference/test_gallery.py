@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastreid_star.data.folders import tracklets_in
-from fastreid_star.engine import gallery as gallery_module
-from fastreid_star.engine import gallery_files
+from fastreid_star.inference import gallery as gallery_module
+from fastreid_star.inference import gallery_files
 from fastreid_star.engine.doctor import tiny_config
-from fastreid_star.engine.fingerprint import Fingerprint
-from fastreid_star.engine.gallery import Gallery, open_gallery
-from fastreid_star.engine.predictor import StarPredictor
+from fastreid_star.inference.fingerprint import Fingerprint
+from fastreid_star.inference.gallery import Gallery, open_gallery
+from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality

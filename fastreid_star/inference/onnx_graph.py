@@ -3,7 +3,7 @@
 torch's tracing exporter is used, not the one on torch.export. That one writes opset 18 and later only, for which
 Ascend's compiler does not document ReduceMean, and which onnx cannot convert down; and its optimizer takes the 1e-12 in
 a generalized mean for 0, which moves features by 6e-4. What tracing gets wrong in turn is put in other words here, or
-found by the comparison in :mod:`fastreid_star.engine.export`.
+found by the comparison in :mod:`fastreid_star.inference.export`.
 
 Shapes: B clips, T frames, D feature width, V joints, C channels of a token.
 """

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from fastreid_star.engine.gallery import Gallery, RankedList
+from fastreid_star.inference.gallery import Gallery, RankedList
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 from fastreid_star.structures import Modality

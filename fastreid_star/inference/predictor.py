@@ -33,7 +33,7 @@ from fastreid_star.data.transforms import Transform, build_transforms
 from fastreid_star.data.workers import one_thread, ready_to_fork
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.defaults import load_config
-from fastreid_star.engine.fingerprint import Fingerprint
+from fastreid_star.inference.fingerprint import Fingerprint
 from fastreid_star.engine.train import load_trained
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.retrieval import check_features
@@ -123,7 +123,7 @@ class StarPredictor:
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """What the features are made with, see :class:`~fastreid_star.engine.fingerprint.Fingerprint`."""
+        """What the features are made with, see :class:`~fastreid_star.inference.fingerprint.Fingerprint`."""
         return Fingerprint.of(self.model, self.cfg)
 
     def features(

@@ -16,9 +16,9 @@ from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthe
 from fastreid_star.data.folders import tracklets_in
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
 from fastreid_star.engine.doctor import tiny_config
-from fastreid_star.engine.feature_sets import set_of_dataset
-from fastreid_star.engine.gallery import Gallery
-from fastreid_star.engine.predictor import StarPredictor
+from fastreid_star.inference.features import set_of_dataset
+from fastreid_star.inference.gallery import Gallery
+from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 

@@ -19,8 +19,8 @@ from fastreid.config import CfgNode
 
 import fastreid_star
 from fastreid_star.coco import NUM_JOINTS
-from fastreid_star.engine.export_graph import ExportedModel, trace
-from fastreid_star.engine.fingerprint import Fingerprint
+from fastreid_star.inference.onnx_graph import ExportedModel, trace
+from fastreid_star.inference.fingerprint import Fingerprint
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.retrieval import check_features
 from fastreid_star.files import write_whole
