@@ -22,7 +22,7 @@ from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.inference.onnx_graph import ExportedModel, trace
 from fastreid_star.inference.fingerprint import Fingerprint
 from fastreid_star.errors import UserError
-from fastreid_star.evaluation.retrieval import check_features
+from fastreid_star.evaluation.similarity import check_features
 from fastreid_star.files import write_whole
 from fastreid_star.modeling import SAD
 from fastreid_star.structures import Modality

@@ -36,7 +36,7 @@ from fastreid_star.inference.gallery_files import (
 )
 from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.errors import UserError
-from fastreid_star.evaluation.retrieval import check_features, shorten
+from fastreid_star.evaluation.similarity import check_features, shorten
 from fastreid_star.structures import Modality
 
 # For so few queries a matrix product with the vectors of a FAISS index is twice as fast as its search, and as exact.

@@ -36,7 +36,7 @@ from fastreid_star.engine.defaults import load_config
 from fastreid_star.inference.fingerprint import Fingerprint
 from fastreid_star.engine.train import load_trained
 from fastreid_star.errors import UserError
-from fastreid_star.evaluation.retrieval import check_features
+from fastreid_star.evaluation.similarity import check_features
 
 logger = logging.getLogger(__name__)
 

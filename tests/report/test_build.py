@@ -23,8 +23,8 @@ def test_it_is_a_sound_page(both):
 def test_its_table_is_the_evaluators(both, star, sad):
     table = Page(both).tables[0]
     printed = (
-        format_table({"": star.ranking.results}).splitlines()[2:]
-        + format_table({"": sad.ranking.results}).splitlines()[2:]
+        format_table({"": star.ranking.results.metrics()}).splitlines()[2:]
+        + format_table({"": sad.ranking.results.metrics()}).splitlines()[2:]
     )
     expected = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed]
     assert [row[-len(expected[0]) :] for row in table[1:]] == expected
