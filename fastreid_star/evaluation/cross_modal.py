@@ -175,7 +175,8 @@ def cross_modal_results(
             raise UserError(f"{dataset_name}, {name}, min_frames {min_frames}: {error}") from None
     if not keep_similarity:
         results = [replace(result, similarity=None) for result in results]
-    return CrossModalResults(*results, sides, dataset_name, min_frames, camera_filter)
+    i2v, v2i = results
+    return CrossModalResults(i2v, v2i, sides, dataset_name, min_frames, camera_filter)
 
 
 class CrossModalEvaluator(DatasetEvaluator):

@@ -1,17 +1,17 @@
-"""A trained model as an ONNX file that gives the model's own features, or no file at all.
+"""Export of a trained model as an ONNX file that gives the same features as the model.
 
-The graph's inputs and outputs, the models that were tried, and the way on to Ascend's .om: docs/export.md.
+docs/export.md describes the graph's inputs and outputs, the models that were tried, and the way to
+Ascend's .om.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,20 +19,26 @@ from fastreid.config import CfgNode
 
 import fastreid_star
 from fastreid_star.coco import NUM_JOINTS
-from fastreid_star.inference.onnx_graph import ExportedModel, trace
-from fastreid_star.inference.fingerprint import Fingerprint
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.similarity import check_features
 from fastreid_star.files import write_whole
+from fastreid_star.inference.features import check_output
+from fastreid_star.inference.fingerprint import fingerprint
+from fastreid_star.inference.onnx_graph import ExportedModel, trace
 from fastreid_star.modeling import SAD
 from fastreid_star.structures import Modality
 
 logger = logging.getLogger(__name__)
 
-# 13 is the one that every compiler for Ascend since CANN 5.0 documents; above 18 none does.
+# Opset 13 is documented for every compiler for Ascend since CANN 5.0; no opset above 18 is
+# documented for any.
 OPSETS, DEFAULT_OPSET = range(13, 19), 13
-TOLERANCE = 1e-4  # largest difference of a feature's numbers, whose squares sum to 1
-BATCHES = (1, 2, 5)  # clips, to compare with; a batch without any skeleton comes on top
+TOLERANCE = 1e-4  # the largest difference of a value of a feature, which has unit length
+BATCHES = (
+    1,
+    2,
+    5,
+)  # numbers of clips that are compared; two clips without skeletons are compared too
 
 _DESCRIPTIONS = {
     "images": "frames, RGB, 0 to 255; the graph normalizes them",
@@ -45,22 +51,20 @@ _DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """An exported file.
 
     Args:
         path: the file.
-        size: of it, in bytes.
-        opset: of ONNX's operators.
-        inputs: name -> shape after the batch.
+        opset: the version of ONNX's operators.
+        inputs: name -> shape without the batch.
         width: D, of the feature.
-        clips: how many were compared.
-        difference: the largest of a feature's numbers to the model's.
-        runtime: which onnxruntime it was compared in.
-        metadata: what the file says of itself.
+        clips: the number of clips that were compared.
+        difference: the largest difference of a value to the model's.
+        runtime: the version of onnxruntime that computed the features.
+        metadata: the file's own description.
     """
 
     path: str
-    size: int
     opset: int
     inputs: dict[str, tuple[int, ...]]
     width: int
@@ -70,20 +74,19 @@ class Export:
     metadata: dict[str, str]
 
     def __str__(self) -> str:
-        def shape(sizes):
-            return f"[{', '.join(map(str, ('batch', *sizes)))}]"
-
-        inputs = ", ".join(f"{name} {shape(sizes)}" for name, sizes in self.inputs.items())
-        modality = self.metadata["modality"]
-        return "\n".join(
-            (
-                f"{self.path}: {self.size / 1e6:.1f} MB, opset {self.opset}, {self.metadata['model']}, "
-                + ("both modalities" if modality == "both" else f"{modality} clips only"),
-                f"inputs:  {inputs}; all float32",
-                f"output:  features {shape([self.width])}, of unit length",
-                f"parity:  {self.difference:.1e} at most on {self.clips} clips in onnxruntime {self.runtime}, "
-                f"{TOLERANCE:.0e} allowed",
-            )
+        shapes = [
+            f"{name} {['batch', *sizes]}".replace("'", "") for name, sizes in self.inputs.items()
+        ]
+        about = self.metadata
+        clips = (
+            "both modalities" if about["modality"] == "both" else f"{about['modality']} clips only"
+        )
+        return (
+            f"{self.path}: {os.path.getsize(self.path) / 1e6:.1f} MB, opset {self.opset}, "
+            f"{about['model']}, {clips}\ninputs:  {', '.join(shapes)}; all float32\n"
+            f"output:  features [batch, {self.width}], of unit length\n"
+            f"parity:  {self.difference:.1e} at most on {self.clips} clips in onnxruntime "
+            f"{self.runtime}, {TOLERANCE:.0e} is allowed"
         )
 
 
@@ -92,57 +95,84 @@ def export_onnx(
     cfg: CfgNode,
     path: str | os.PathLike,
     *,
-    modality: Modality | None = None,
+    modality: Modality | str | None = None,
     length: int | None = None,
     opset: int = DEFAULT_OPSET,
 ) -> Export:
-    """Write a model as an ONNX file, once onnxruntime has given the model's features with it.
+    """Export a model to ONNX, and keep the file only if onnxruntime computes the model's features with it.
 
-    The file is written whole or not at all; what was there before stays until then.
+    The file is written whole or not at all; an earlier file stays until then.
 
     Args:
-        model: SAD or STAR in evaluation mode, see :func:`fastreid_star.engine.train.load_trained`.
+        model: a model of clips in evaluation mode, such as `StarPredictor.model`.
         cfg: its config; ``INPUT.SIZE_TEST`` is the size of the images.
         path: an ``.onnx`` file in a folder that exists.
-        modality: of all clips, for a graph with one stem; None: both, and an input says which.
-        length: T; None: ``INPUT.CLIP.LENGTH``.
-        opset: of `OPSETS`.
+        modality: of all clips, for a graph with one stem; None: both, and an input tells the
+            modality of each clip.
+        length: T, the number of frames; None: ``INPUT.CLIP.LENGTH``.
+        opset: one of `OPSETS`.
 
     Raises:
-        UserError: `path` or an argument is of no use, onnx or onnxruntime is missing, or no graph gives the model's
-            features: then with the config key of the part that is in the way.
+        UserError: an argument is not valid, onnx or onnxruntime is not installed, or no graph gives
+            the features.
     """
     path, length = os.fspath(path), cfg.INPUT.CLIP.LENGTH if length is None else length
-    _check_arguments(model, path, length, opset)
+    kind = Modality[modality.upper()] if isinstance(modality, str) else modality
+    if not isinstance(model, SAD):
+        raise UserError(f"{type(model).__name__} is not a model of clips, such as SAD and STAR")
+    if model.training:
+        raise ValueError("the model is in training mode")
+    if opset not in OPSETS:
+        raise UserError(f"opset {opset}: choose one from {OPSETS[0]} to {OPSETS[-1]}")
+    if length < 1:
+        raise UserError(f"{length} frames: a clip has at least one")
+    check_output(path, ".onnx")
     onnx, runtime = _packages()
-    batches = comparison_batches(length, cfg.INPUT.SIZE_TEST, modality)
+    batches = comparison_batches(length, cfg.INPUT.SIZE_TEST, kind)
     with torch.no_grad():
         expected = [model(batch).to("cpu", torch.float32) for batch in batches]
     check_features(torch.cat(expected), "the model's")
-    module = ExportedModel(model, modality=modality).eval()
+    module = ExportedModel(model, modality=kind).eval()
+    inputs = [module.inputs(batch) for batch in batches]
     try:
-        graph, difference = _graph(module, batches, expected, opset)
-    except _NoGraph as problem:
-        culprit = _culprit(model, cfg, modality, batches, opset)
+        graph = trace(module, inputs[1], opset)
+        onnx.checker.check_model(graph, full_check=True)
+        difference = _difference(runtime, graph, module.input_names, inputs, expected)
+    except (
+        Exception
+    ) as error:  # the exporter, the checker and the runtime raise errors of many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
-            f"no ONNX graph of opset {opset} gives this model's features ({problem}): {culprit}"
-        ) from problem
-    _warn_where_features_are_alike(expected)
-
-    width = expected[0].shape[1]
-    metadata = _metadata(model, cfg, modality, length, width, difference)
-    content = _described(onnx, graph, metadata)
+            f"this model cannot be exported with opset {opset} ({reason}): train one with a "
+            "backbone and a head of the table in docs/export.md; this one has MODEL.BACKBONE.NAME "
+            f"{cfg.MODEL.BACKBONE.NAME} and MODEL.HEADS.NAME {cfg.MODEL.HEADS.NAME}"
+        ) from error
+    if difference > TOLERANCE:
+        raise UserError(
+            f"the exported graph's features differ from the model's by {difference:.1e}, "
+            f"{TOLERANCE:.0e} is allowed: no file is kept; try another opset from {OPSETS[0]} to "
+            f"{OPSETS[-1]}, or another backbone and head of the table in docs/export.md"
+        )
+    _warn_if_features_are_equal(expected)
+    metadata = {
+        "modality": "both" if kind is None else kind.name.lower(),
+        "frames": str(length),
+        "feature_width": str(expected[0].shape[1]),
+        "largest_difference": f"{difference:.1e}",
+        **_about(model, cfg),
+    }
+    content = _describe(onnx, graph, metadata)
     try:
         write_whole(path, lambda file: file.write(content))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    inputs = zip(module.input_names, module.inputs(batches[0]), strict=True)
     return Export(
         path=path,
-        size=len(content),
         opset=opset,
-        inputs={name: tuple(value.shape[1:]) for name, value in inputs},
-        width=width,
+        inputs={
+            name: tuple(x.shape[1:]) for name, x in zip(module.input_names, inputs[0], strict=True)
+        },
+        width=expected[0].shape[1],
         clips=sum(map(len, expected)),
         difference=difference,
         runtime=runtime.__version__,
@@ -152,27 +182,23 @@ def export_onnx(
 
 def comparison_batches(
     length: int, size: Sequence[int], modality: Modality | None = None
-) -> list[dict]:
-    """Batches of random clips to compare a graph with its model on: `BATCHES`, then one without any skeleton.
+) -> list[dict[str, torch.Tensor]]:
+    """Batches of random clips on which a graph is compared with its model; always the same.
 
-    They have what a graph may get wrong: other numbers of clips than it was traced with, both modalities mixed, frames
-    and whole clips without a skeleton, joints that are missing, below the score, not finite, in one place, or level.
+    They contain what a graph may compute differently: numbers of clips other than the traced one,
+    both modalities in a batch, frames and clips without a skeleton, joints that are missing, have a
+    low score, are not finite or coincide, and level bones.
 
     Args:
-        length: T.
+        length: T, frames of a clip.
         size: height and width.
         modality: of all clips; None: both.
-
-    Returns:
-        batches as the model takes them, always the same.
     """
     generator = torch.Generator().manual_seed(0)
-    batches = [_clips(clips, length, size, generator) for clips in BATCHES]
-    batches.append(_clips(2, length, size, generator))
+    batches = [_clips(clips, length, size, generator) for clips in (*BATCHES, 2)]
     batches[-1]["has_skeleton"][:] = False
-    if modality is not None:
-        for batch in batches:
-            batch["modality"][:] = modality
+    for batch in batches if modality is not None else ():
+        batch["modality"][:] = modality
     return batches
 
 
@@ -185,14 +211,13 @@ def _clips(
     skeletons = torch.rand(clips, length, NUM_JOINTS, 3, generator=generator) * scale
     has_skeleton = torch.rand(clips, length, generator=generator) < 0.8
     has_skeleton[0, 0] = True
-    has_skeleton[2:3] = False  # the third clip, where there is one
-    skeletons[-1, -1, 0] = 0  # a joint that is missing
+    has_skeleton[2:3] = False  # the third clip, if there is one
+    skeletons[-1, -1, 0] = 0  # a missing joint
     skeletons[-1, -1, 1, 0] = float("nan")
     skeletons[0, 0, :, 2] = 0.9
-    skeletons[0, 0, 9] = skeletons[0, 0, 7]  # a bone without a length
-    skeletons[0, 0, 6] = skeletons[0, 0, 5] - torch.tensor(
-        [5.0, 0.0, 0.0]
-    )  # a bone that is level, pointing left
+    skeletons[0, 0, 9] = skeletons[0, 0, 7]  # a bone without length
+    # A level bone that points to the left.
+    skeletons[0, 0, 6] = skeletons[0, 0, 5] - torch.tensor([5.0, 0.0, 0.0])
     return {
         "images": images.unflatten(0, (clips, length)),
         "modality": torch.tensor([Modality.VISIBLE, Modality.INFRARED]).repeat(clips)[:clips],
@@ -201,132 +226,62 @@ def _clips(
     }
 
 
-class _NoGraph(Exception):
-    """The module cannot be traced, or its graph does not give what it gives."""
+def _difference(
+    runtime: Any,
+    graph: bytes,
+    names: Sequence[str],
+    inputs: list[tuple[torch.Tensor, ...]],
+    expected: list[torch.Tensor],
+) -> float:
+    """The largest difference of onnxruntime's features to the expected ones."""
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised, and need not be printed too
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for batch, features in zip(inputs, expected, strict=True):
+        arrays = {name: value.cpu().numpy() for name, value in zip(names, batch, strict=True)}
+        found = torch.from_numpy(session.run(None, arrays)[0])
+        if found.shape != features.shape:
+            raise ValueError(f"{len(features)} clips give features {list(found.shape)}")
+        largest = max(largest, float((found - features).abs().nan_to_num(nan=torch.inf).max()))
+    return largest
 
 
-def _graph(
-    module: ExportedModel, batches: list[dict], expected: list[torch.Tensor], opset: int
-) -> tuple[bytes, float]:
-    """The module as a serialized ONNX model, and its largest difference to `expected`, in units of their largest."""
-    onnx, runtime = _packages()
-    try:
-        graph = trace(module, module.inputs(batches[1]), opset)
-        onnx.checker.check_model(graph, full_check=True)
-        options = runtime.SessionOptions()
-        options.log_severity_level, options.intra_op_num_threads = (
-            4,
-            torch.get_num_threads(),
-        )  # 4: what fails is raised
-        session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except (
-        Exception
-    ) as error:  # the exporter, the checker and the runtime have errors of many kinds
-        raise _NoGraph(_first_line(error)) from error
-    difference = 0.0
-    for batch, theirs in zip(batches, expected, strict=True):
-        inputs = zip(module.input_names, module.inputs(batch), strict=True)
-        try:
-            found = session.run(None, {name: value.cpu().numpy() for name, value in inputs})[0]
-        except Exception as error:
-            raise _NoGraph(f"{len(theirs)} clip(s): {_first_line(error)}") from error
-        found = torch.from_numpy(found)
-        if found.shape != theirs.shape:
-            raise _NoGraph(
-                f"{len(theirs)} clip(s) give {list(found.shape)} in place of {list(theirs.shape)}"
-            )
-        difference = max(difference, float((found - theirs).abs().nan_to_num(nan=torch.inf).max()))
-    if module.until != "features":  # features are of unit length, those of a part are not
-        difference /= max(1.0, *(float(theirs.abs().max()) for theirs in expected))
-    if difference > TOLERANCE:
-        raise _NoGraph(f"its own differ by {difference:.1e}, {TOLERANCE:.0e} is allowed")
-    return graph, difference
-
-
-def _culprit(
-    model: SAD, cfg: CfgNode, modality: Modality | None, batches: list[dict], opset: int
-) -> str:
-    """Which part has no graph of its own, by trying one after the other, and what to change."""
-    backbone, star = cfg.MODEL.BACKBONE, cfg.MODEL.STAR
-    parts = {
-        "backbone": f"it is the backbone, MODEL.BACKBONE.NAME {backbone.NAME}: train another of docs/export.md"
-    }
-    if getattr(model, "corrector", None) is not None:
-        parts["frame level"] = (
-            f"it is the frame level, MODEL.STAR.FRAME_LEVEL True with BONES {star.BONES} and CORRECTOR "
-            f"{star.CORRECTOR}: change one of them, and train anew"
-        )
-    for part, advice in parts.items():
-        module = ExportedModel(model, modality=modality, until=part).eval()
-        with torch.no_grad():
-            expected = [module(*module.inputs(batch)).cpu() for batch in batches]
-        try:
-            _graph(module, batches, expected, opset)
-        except _NoGraph:
-            return advice
-    return f"it is the head, MODEL.HEADS.NAME {cfg.MODEL.HEADS.NAME}: choose ClipHead or GATGeMHead, and train anew"
-
-
-def _metadata(
-    model: SAD, cfg: CfgNode, modality: Modality | None, length: int, width: int, difference: float
-) -> dict[str, str]:
-    fingerprint = Fingerprint.of(model, cfg)
-    config = json.dumps(dict(fingerprint.config), sort_keys=True)
+def _about(model: SAD, cfg: CfgNode) -> dict[str, str]:
+    identity = fingerprint(model, cfg)
     return {
         "fastreid_star_version": fastreid_star.__version__,
         "model": type(model).__name__,
-        "modality": "both" if modality is None else modality.name.lower(),
-        "frames": str(length),
         "image_size": "x".join(map(str, cfg.INPUT.SIZE_TEST)),
-        "feature_width": str(width),
-        "weights_sha256": fingerprint.weights,
-        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-        "config": config,
-        "largest_difference": f"{difference:.1e}",
+        "weights_sha256": identity["weights_sha256"],
+        "config": json.dumps(identity["config"], sort_keys=True),
     }
 
 
-def _described(onnx, graph: bytes, metadata: dict[str, str]) -> bytes:
+def _describe(onnx: Any, graph: bytes, metadata: dict[str, str]) -> bytes:
+    """The graph with its metadata, and with a description of each input and output."""
     proto = onnx.load_from_string(graph)
     onnx.helper.set_model_props(proto, metadata)
     for value in (*proto.graph.input, *proto.graph.output):
         value.doc_string = _DESCRIPTIONS[value.name]
-    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = int(
-        metadata["feature_width"]
-    )  # known by now
+    width = proto.graph.output[0].type.tensor_type.shape.dim[1]
+    width.dim_value = int(metadata["feature_width"])
     return proto.SerializeToString()
 
 
-def _warn_where_features_are_alike(expected: list[torch.Tensor]) -> None:
+def _warn_if_features_are_equal(expected: list[torch.Tensor]) -> None:
     distance = min(float(F.pdist(features).min()) for features in expected if len(features) > 1)
     if distance < 100 * TOLERANCE:
         logger.warning(
-            "the model tells random clips hardly apart (distance %.1e), so that the comparison says little: are these "
-            "trained weights?",
+            "the model gives nearly equal features for random clips (distance %.1e), so the "
+            "comparison proves little: are these trained weights?",
             distance,
         )
 
 
-def _check_arguments(model: torch.nn.Module, path: str, length: int, opset: int) -> None:
-    if not isinstance(model, SAD):
-        raise UserError(
-            f"{type(model).__name__} is no model of clips: SAD and STAR can be exported"
-        )
-    if model.training:
-        raise ValueError("the model is in training mode")
-    if opset not in OPSETS:
-        raise UserError(f"opset {opset}: choose one from {OPSETS[0]} to {OPSETS[-1]}")
-    if length < 1:
-        raise UserError(f"{length} frames: a clip has at least one")
-    if not path.endswith(".onnx"):
-        raise UserError(f"{path} is no name for an ONNX file: let it end in .onnx")
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise UserError(f"the folder {folder} does not exist: make it, or write elsewhere")
-
-
-def _packages():
-    """onnx and onnxruntime: only an export needs them."""
+def _packages() -> tuple[Any, Any]:
+    """onnx and onnxruntime, which only an export needs."""
     try:
         import onnx
         import onnxruntime
@@ -335,10 +290,3 @@ def _packages():
             f"export needs onnx and onnxruntime ({error}): pip install onnx onnxruntime"
         ) from error
     return onnx, onnxruntime
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return textwrap.shorten(
-        f"{type(error).__name__}: {lines[0] if lines else ''}", 200, placeholder=" ..."
-    )

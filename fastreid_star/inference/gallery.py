@@ -1,6 +1,6 @@
-"""A gallery that is searched: features with names, ranked by cosine similarity, exactly.
+"""A gallery that is searched: named features, ranked exactly as the evaluation ranks them.
 
-To rank tracklets of one's own, with a folder of images for each below ``crops/rgb`` and ``crops/ir``:
+To rank own tracklets, with a folder of images for each below ``crops/rgb`` and ``crops/ir``:
 
     predictor = StarPredictor.from_run("logs/run")
     visible, infrared = tracklets_in("crops/rgb"), tracklets_in("crops/ir")
@@ -8,51 +8,51 @@ To rank tracklets of one's own, with a folder of images for each below ``crops/r
     gallery.add(predictor.features(visible), [tracklet.name for tracklet in visible], "visible")
     lists = gallery.search(predictor.features(infrared), k=5, modality="visible")
 
-``lists[0].names`` are then the five visible tracklets most like the first infrared one.
+``lists[0].names`` are then the five visible tracklets most similar to the first infrared one.
 
-N entries, Q queries, D feature width.
+Letters: N entries, Q queries, P parts of a feature, D feature width.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 
+from fastreid_star.data.folders import check_names
 from fastreid_star.data.tracklet_input import as_modality
-from fastreid_star.inference.fingerprint import Fingerprint
-from fastreid_star.inference.gallery_files import (
-    INDEX_FILE,
-    check_gallery_folder,
-    read_features,
-    read_index,
-    write_gallery,
-)
-from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.errors import UserError
-from fastreid_star.evaluation.similarity import check_features, shorten
+from fastreid_star.evaluation.similarity import (
+    check_features,
+    first_ranked,
+    normalize,
+    shorten,
+    similarity,
+)
+from fastreid_star.files import write_whole
+from fastreid_star.inference.fingerprint import differences
+from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.structures import Modality
 
-# For so few queries a matrix product with the vectors of a FAISS index is twice as fast as its search, and as exact.
-_FEW_QUERIES = 4
-# Of the length of a feature that was normalized in float32.
-_ROUNDING = 1e-6
+FILE, LOCK = "gallery.npz", ".lock"
+_BLOCK = 2**26  # similarities that are computed at once, 256 MiB
 
 
 @dataclass(frozen=True, eq=False)
 class RankedList:
-    """The entries most like one query, the most alike first. Equal similarities keep the gallery's order.
+    """The entries most similar to one query, most similar first. Ties keep the gallery's order.
 
     Args:
-        names: k of them, or as many as there are.
-        similarities: float32 [k], cosines.
-        indices: int64 [k], positions in the gallery.
+        names: k names, or fewer if the gallery has fewer.
+        similarities: float32 ``[k]``, see :func:`~fastreid_star.evaluation.similarity.similarity`.
+        indices: int64 ``[k]``, positions in the gallery.
     """
 
     names: tuple[str, ...]
@@ -64,47 +64,37 @@ class RankedList:
 
 
 class Gallery:
-    """Entries of both modalities, in the order they were added; one exact FAISS index a modality.
-
-    A removed entry leaves no gap: those after it move up.
+    """Named features of both modalities, in the order in which they were added.
 
     Args:
-        made_with: the predictor whose features go in, or its fingerprint.
+        made_with: the predictor whose features are added, or its fingerprint.
     """
 
-    def __init__(self, made_with: StarPredictor | Fingerprint):
-        self.fingerprint = _fingerprint(made_with)
+    def __init__(self, made_with: StarPredictor | dict[str, Any]):
+        self.fingerprint = made_with if isinstance(made_with, dict) else made_with.fingerprint
         self.names: list[str] = []
         self.metadata: list[dict[str, Any]] = []
-        self._position: dict[str, int] = {}
         self._modality = np.zeros(0, np.int8)
-        self._indexes: dict[Modality, faiss.IndexFlatIP] = {}
+        self._features: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._position
-
-    @property
-    def width(self) -> int | None:
-        """D; None as long as nothing has been added."""
-        return next((index.d for index in self._indexes.values()), None)
+        return name in self.names
 
     @property
     def modalities(self) -> list[Modality]:
-        """Of each entry."""
+        """The modality of each entry."""
         return [Modality(value) for value in self._modality.tolist()]
 
-    def position(self, name: str) -> int:
-        """Where the entry of this name is.
-
-        Raises:
-            UserError: there is none.
-        """
-        if name not in self._position:
-            raise UserError(f"the gallery has no entry named {name!r}")
-        return self._position[name]
+    def features(self) -> np.ndarray:
+        """All features, float32 ``[N, D]`` or ``[N, P, D]``, in the gallery's order; a copy."""
+        return (
+            np.zeros((0, 0), np.float32)
+            if self._features is None
+            else self._features.numpy().copy()
+        )
 
     def add(
         self,
@@ -113,72 +103,66 @@ class Gallery:
         modality: Modality | str | Sequence[Modality | str],
         metadata: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        """Add entries at the end; all of them, or in case of an error none.
+        """Add entries at the end. If an error is raised, no entry is added.
 
         Args:
-            features: [n, D], of any length: they are L2-normalized here.
-            names: n, each different from all others in the gallery.
-            modality: of all, or n of them.
-            metadata: n dicts of what JSON can say, kept with the entries.
+            features: ``[n, D]`` or ``[n, P, D]``; ``[n, D]`` is L2-normalized here.
+            names: n names. All names of a gallery differ.
+            modality: the modality of all entries, or n modalities.
+            metadata: n dicts of JSON values, stored with the entries.
 
         Raises:
-            UserError: a name is taken, a modality is none, or a feature is no direction: not finite, or zero.
-            ValueError: numbers or widths that do not fit one another.
+            UserError: a name is used already, a modality is unknown, or a feature is zero or not
+                finite.
+            ValueError: numbers or shapes do not match.
         """
-        features, names = _unit(features, self.width), list(names)
+        names, new = list(names), self._check(features)
         given = [modality] * len(names) if isinstance(modality, str | int) else list(modality)
         own = [{} for _ in names] if metadata is None else [dict(entry) for entry in metadata]
-        if not len(features) == len(names) == len(given) == len(own):
+        if not len(new) == len(names) == len(given) == len(own):
             raise ValueError(
-                f"{len(features)} features, {len(names)} names, {len(given)} modalities and {len(own)} metadata"
+                f"{len(new)} features, {len(names)} names, {len(given)} modalities and {len(own)} "
+                "metadata"
             )
         kinds = np.array([as_modality(value) for value in given], np.int8)
         self.check_names(names)
-        json.dumps(own)  # what cannot be saved is not taken in
-        for kind in np.unique(kinds):
-            self._index(Modality(kind), features.shape[1]).add(features[kinds == kind])
-        self._position.update({name: place for place, name in enumerate(names, len(self.names))})
+        json.dumps(own)  # raises TypeError now, not when the gallery is saved
+        self._features = new if self._features is None else torch.cat([self._features, new])
+        self._modality = np.concatenate([self._modality, kinds])
         self.names += names
         self.metadata += own
-        self._modality = np.concatenate([self._modality, kinds])
 
     def check_names(self, names: Sequence[str]) -> None:
-        """Refuse names that cannot be added.
+        """Check that entries of these names can be added.
 
         Raises:
-            UserError: one is empty, given twice or taken.
+            UserError: a name is empty, is given twice or is used already.
         """
         if not all(isinstance(name, str) and name for name in names):
             raise UserError("every entry of a gallery needs a name that is not empty")
-        known, twice = set(self._position), []
-        for name in names:
-            if name in known:
-                twice.append(name)
-            known.add(name)
-        if twice:
+        check_names(list(names))
+        used = sorted(set(names) & set(self.names))
+        if used:
             raise UserError(
-                f"{len(twice)} names are in the gallery already or given twice, first {twice[0]!r}: give other ones, "
-                "or remove those first"
+                f"{len(used)} names are already in the gallery, first {used[0]!r}: choose other "
+                "names, or remove those entries first"
             )
 
     def remove(self, names: str | Sequence[str]) -> None:
-        """Take entries out; all of them, or in case of an error none.
+        """Remove entries. If an error is raised, no entry is removed.
 
         Raises:
-            UserError: there is no entry of a name.
+            UserError: no entry has one of the names.
         """
-        gone = np.unique(
-            [self.position(name) for name in ([names] if isinstance(names, str) else names)]
-        ).astype(int)
-        for kind, index in self._indexes.items():
-            rows = np.flatnonzero(np.isin(self._positions(kind), gone))
-            if len(rows):
-                index.remove_ids(rows.astype(np.int64))
-        keep = np.setdiff1d(np.arange(len(self)), gone)
+        gone = {names} if isinstance(names, str) else set(names)
+        unknown = sorted(gone - set(self.names))
+        if unknown:
+            raise UserError(f"the gallery has no entry named {unknown[0]!r}")
+        keep = [place for place, name in enumerate(self.names) if name not in gone]
         self.names = [self.names[place] for place in keep]
         self.metadata = [self.metadata[place] for place in keep]
         self._modality = self._modality[keep]
-        self._position = {name: place for place, name in enumerate(self.names)}
+        self._features = self._features[keep] if keep and self._features is not None else None
 
     def search(
         self,
@@ -187,188 +171,178 @@ class Gallery:
         *,
         modality: Modality | str | None = None,
     ) -> list[RankedList]:
-        """Rank the gallery for every query by cosine similarity, exactly: every entry is compared.
+        """Rank the gallery for every query. Every entry is compared.
 
         Args:
-            features: [Q, D], made with this gallery's model.
-            k: how many entries of each list; fewer where there are fewer.
-            modality: rank entries of this one only; None: all.
+            features: ``[Q, D]`` or ``[Q, P, D]``, computed with this gallery's model.
+            k: the length of each list.
+            modality: rank the entries of this modality only; None: all entries.
 
         Returns:
             Q ranked lists.
 
         Raises:
-            UserError: k is below 1, there is nothing to rank, or a feature is not finite or zero.
-            ValueError: features of another width.
+            UserError: k is below 1, there is nothing to rank, or a feature is zero or not finite.
+            ValueError: features of another shape.
         """
         if k < 1:
             raise UserError(f"k is {k}: ask for at least one entry")
-        kinds = [kind for kind in Modality if modality is None or kind == as_modality(modality)]
-        searched = [kind for kind in kinds if kind in self._indexes and self._indexes[kind].ntotal]
-        if not searched:
-            what = "" if modality is None else f"{as_modality(modality).name.lower()} "
-            raise UserError(f"the gallery has no {what}entries to rank: it has {len(self)} in all")
-        query = _unit(features, self.width)
-        found = [self._search_one(kind, query, k) for kind in searched]
-        similarities = np.concatenate([part[0] for part in found], axis=1)
-        positions = np.concatenate([part[1] for part in found], axis=1)
-        order = np.lexsort((positions, -similarities))[:, :k]
-        similarities = np.take_along_axis(similarities, order, axis=1)
-        positions = np.take_along_axis(positions, order, axis=1)
-        return [
-            RankedList(tuple(self.names[place] for place in row), values, row)
-            for values, row in zip(similarities, positions, strict=True)
-        ]
-
-    def features(self) -> np.ndarray:
-        """All features, float32 [N, D], in the gallery's order; a copy."""
-        features = np.empty((len(self), self.width or 0), np.float32)
-        for kind, index in self._indexes.items():
-            features[self._positions(kind)] = _rows(index)
-        return features
+        kind = None if modality is None else as_modality(modality)
+        places = np.flatnonzero(
+            np.full(len(self), True) if kind is None else self._modality == kind
+        )
+        if self._features is None or not len(places):
+            name = "" if kind is None else f"{kind.name.lower()} "
+            raise UserError(f"the gallery has no {name}entries to rank; it has {len(self)} in all")
+        query = self._check(features)
+        entries = self._features if kind is None else self._features[places]
+        lists = []
+        for block in query.split(max(1, _BLOCK // len(places))):
+            found = similarity(block, entries).numpy()
+            for values, order in zip(found, first_ranked(found, k), strict=True):
+                names = tuple(self.names[place] for place in places[order])
+                lists.append(RankedList(names, values[order], places[order]))
+        return lists
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write the gallery into a folder: features, and beside them names, metadata and the fingerprint.
+        """Write the gallery into a folder, as ``gallery.npz``.
 
-        Whole or not at all: what an interrupted call leaves is the gallery that was there before.
+        The file is replaced in one step. To add to a gallery that other programs add to as well,
+        use :meth:`update`.
 
         Args:
-            folder: made where it is not there; an older gallery in it is replaced.
+            folder: it is created if it does not exist.
 
         Raises:
-            UserError: the gallery is empty, or the folder holds something else or cannot be written.
+            UserError: the gallery is empty, or the folder contains other files or cannot be
+                written.
         """
-        if not len(self):
-            raise UserError("an empty gallery is not saved: add something first")
-        entries = {
+        with _locked(folder):
+            self._write(os.fspath(folder))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, made_with: StarPredictor | dict[str, Any]) -> Gallery:
+        """Read a saved gallery. No code in the file is run.
+
+        Args:
+            folder: the gallery's folder.
+            made_with: the predictor whose features are searched in it, or its fingerprint.
+
+        Raises:
+            UserError: there is no gallery, it is damaged, or it was made with another model or
+                config.
+        """
+        path, gallery = os.path.join(folder, FILE), cls(made_with)
+        if not os.path.isfile(path):
+            raise UserError(
+                f"{os.fspath(folder)} is not a gallery, it has no {FILE}: make one with the "
+                "command `features --gallery`"
+            )
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                features = arrays["features"]
+                about = json.loads(arrays["about"].tobytes())
+            different = differences(about["fingerprint"], gallery.fingerprint)
+            if not different:
+                gallery.add(features, about["names"], about["modality"], about["metadata"])
+        except (
+            Exception
+        ) as error:  # a damaged file can raise any error, from BadZipFile to TypeError
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UserError(f"gallery {path} is damaged ({reason}): make it again") from error
+        if different:
+            raise UserError(
+                f"gallery {os.fspath(folder)} was made with another model or config "
+                f"({shorten(different, 4)}): use the model it was made with, or make it again"
+            )
+        return gallery
+
+    @classmethod
+    @contextlib.contextmanager
+    def update(
+        cls, folder: str | os.PathLike, made_with: StarPredictor | dict[str, Any]
+    ) -> Iterator[Gallery]:
+        """Load a gallery, or start a new one, change it and save it, while other programs wait.
+
+            with Gallery.update("galleries/crops", predictor) as gallery:
+                gallery.add(features, names, "visible")
+
+        Raises:
+            UserError: see :meth:`load` and :meth:`save`.
+        """
+        with _locked(folder):
+            exists = os.path.isfile(os.path.join(folder, FILE))
+            gallery = cls.load(folder, made_with) if exists else cls(made_with)
+            yield gallery
+            gallery._write(os.fspath(folder))
+
+    def _write(self, folder: str) -> None:
+        if self._features is None:
+            raise UserError("an empty gallery cannot be saved: add entries first")
+        about = {
             "names": self.names,
             "modality": self._modality.tolist(),
             "metadata": self.metadata,
+            "fingerprint": self.fingerprint,
         }
-        write_gallery(
-            folder, self.features(), {**entries, "fingerprint": self.fingerprint.to_dict()}
-        )
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike, made_with: StarPredictor | Fingerprint) -> Gallery:
-        """Read what :meth:`save` wrote. No code in the files is run.
-
-        Args:
-            folder: the gallery's.
-            made_with: the predictor whose features are to be ranked in it, or its fingerprint.
-
-        Raises:
-            UserError: there is no gallery, it is damaged, or it was made with another model or config.
-        """
-        folder, gallery = os.fspath(folder), cls(made_with)
-        content = read_index(folder)
+        text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        features = self._features.numpy()
         try:
-            different = Fingerprint.from_dict(content["fingerprint"]).differences(
-                gallery.fingerprint
+            write_whole(
+                os.path.join(folder, FILE),
+                lambda file: np.savez(file, features=features, about=text),
             )
-        except ValueError as error:
-            raise _damaged(folder, error) from error
-        if different:
+        except OSError as error:
             raise UserError(
-                f"gallery {folder} was made with another model or config ({shorten(different, 4)}): search it with the "
-                "one it was made with, or make it anew"
+                f"gallery {folder} cannot be written: {error.strerror or error}"
+            ) from error
+
+    def _check(self, features: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Features as the gallery stores them, float32 on the CPU."""
+        features = torch.as_tensor(features).detach().to("cpu", torch.float32)
+        shape = None if self._features is None else self._features.shape[1:]
+        if features.ndim not in (2, 3) or shape not in (None, features.shape[1:]):
+            expected = (
+                "[N, D] or [N, P, D]" if shape is None else f"[N, {', '.join(map(str, shape))}]"
             )
-        features = read_features(folder, content)
-        try:
-            gallery.add(features, content["names"], content["modality"], content["metadata"])
-        except (ValueError, TypeError) as error:
-            raise _damaged(folder, error) from error
-        return gallery
-
-    def _index(self, kind: Modality, width: int) -> faiss.IndexFlatIP:
-        if kind not in self._indexes:
-            self._indexes[kind] = faiss.IndexFlatIP(width)
-        return self._indexes[kind]
-
-    def _positions(self, kind: Modality) -> np.ndarray:
-        """Of a modality's entries, ascending: row by row those of its index."""
-        return np.flatnonzero(self._modality == kind)
-
-    def _search_one(
-        self, kind: Modality, query: np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Similarities and positions [Q, min(k, entries)] of one modality, unordered."""
-        index = self._indexes[kind]
-        k = min(k, index.ntotal)
-        if len(query) <= _FEW_QUERIES:
-            similarities, rows = (
-                np.empty((len(query), k), np.float32),
-                np.empty((len(query), k), np.int64),
+            raise ValueError(f"features must be {expected}, got {list(features.shape)}")
+        check_features(features, "the tracklets'")
+        zero = np.flatnonzero((features == 0).flatten(1).all(dim=1).numpy())
+        if len(zero):
+            raise UserError(
+                f"{len(zero)} features are zero, index {shorten(zero)}: they cannot be ranked"
             )
-            by_product = np.arange(len(query))
-        else:
-            # One more than asked for tells where equal similarities reach across the cut. Which of them FAISS returns
-            # is its own affair: there the product decides.
-            found, places = index.search(query, min(k + 1, index.ntotal))
-            similarities, rows = found[:, :k], places[:, :k]
-            by_product = (
-                np.flatnonzero(found[:, k] == found[:, k - 1])
-                if found.shape[1] > k
-                else np.arange(0)
-            )
-        for number in by_product:
-            every = _rows(index) @ query[number]
-            rows[number] = _first(every, k)
-            similarities[number] = every[rows[number]]
-        return similarities, self._positions(kind)[rows]
+        unit = normalize(features)
+        # Features that a predictor has normalized are kept to the last bit.
+        return features if torch.allclose(unit, features, rtol=0, atol=1e-6) else unit
 
 
-def open_gallery(folder: str | os.PathLike, made_with: StarPredictor | Fingerprint) -> Gallery:
-    """The gallery in a folder, to add to; a new one where the folder is empty or not there yet.
+def check_gallery_folder(folder: str | os.PathLike) -> None:
+    """Check that a gallery can be saved in a folder.
 
     Raises:
-        UserError: as :meth:`Gallery.load`, or the folder holds something else.
+        UserError: it is a file, or it contains something else.
     """
-    check_gallery_folder(folder)
-    if os.path.isfile(os.path.join(folder, INDEX_FILE)):
-        return Gallery.load(folder, made_with)
-    return Gallery(made_with)
-
-
-def _damaged(folder: str, reason: Exception) -> UserError:
-    return UserError(f"gallery {folder} is damaged ({reason}): make it anew")
-
-
-def _fingerprint(made_with: StarPredictor | Fingerprint) -> Fingerprint:
-    return made_with if isinstance(made_with, Fingerprint) else made_with.fingerprint
-
-
-def _unit(features: torch.Tensor | np.ndarray, width: int | None) -> np.ndarray:
-    """Features of unit length, float32 [n, D], one after the other in memory.
-
-    Those that are so already are not touched: a predictor's stay what they are to the last bit, and so does a gallery
-    that is saved and loaded.
-    """
-    features = features.detach().cpu().numpy() if isinstance(features, torch.Tensor) else features
-    features = np.ascontiguousarray(features, np.float32)
-    if features.ndim != 2 or width not in (None, features.shape[1]):
-        raise ValueError(
-            f"features must be [tracklets, {width or 'width'}], got {list(features.shape)}"
-        )
-    check_features(torch.from_numpy(features), "the tracklets'")
-    lengths = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
-    if not lengths.all():
-        zero = np.flatnonzero(lengths == 0).tolist()
+    is_gallery = os.path.isfile(os.path.join(folder, FILE))
+    is_empty = os.path.isdir(folder) and set(os.listdir(folder)) <= {LOCK}
+    if os.path.exists(folder) and not (is_gallery or is_empty):
         raise UserError(
-            f"{len(zero)} features are zero, index {shorten(zero)}: they are like nothing"
+            f"{os.fspath(folder)} is not a gallery and not an empty folder: choose another folder"
         )
-    if np.abs(lengths - 1).max(initial=0) <= _ROUNDING:
-        return features
-    return features / lengths[:, None].astype(np.float32)
 
 
-def _first(similarities: np.ndarray, k: int) -> np.ndarray:
-    """Where the k largest of n are, the largest first; of equal ones the first come first."""
-    smallest = np.partition(similarities, len(similarities) - k)[len(similarities) - k]
-    candidates = np.flatnonzero(similarities >= smallest)
-    return candidates[np.argsort(-similarities[candidates], kind="stable")[:k]]
-
-
-def _rows(index: faiss.IndexFlatIP) -> np.ndarray:
-    """What an index holds, [entries, D]; a view, good until the index changes."""
-    return faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
+@contextlib.contextmanager
+def _locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Create a gallery's folder, and wait until no other program writes into it."""
+    check_gallery_folder(folder)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        file = open(os.path.join(folder, LOCK), "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(
+            f"gallery {os.fspath(folder)} cannot be written: {error.strerror or error}"
+        ) from error
+    with file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

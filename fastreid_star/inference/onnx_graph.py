@@ -1,9 +1,10 @@
-"""A model as a module that can be traced into an ONNX graph, and the operators that need other words there.
+"""A model as a module to be traced into an ONNX graph, with operators that the export supports.
 
-torch's tracing exporter is used, not the one on torch.export. That one writes opset 18 and later only, for which
-Ascend's compiler does not document ReduceMean, and which onnx cannot convert down; and its optimizer takes the 1e-12 in
-a generalized mean for 0, which moves features by 6e-4. What tracing gets wrong in turn is put in other words here, or
-found by the comparison in :mod:`fastreid_star.inference.export`.
+torch's tracing exporter is used, not the exporter based on torch.export. That one writes opset 18
+and later only, for which Ascend's compiler does not document ReduceMean, and which onnx cannot
+convert down; and its optimizer replaces the 1e-12 in a generalized mean by 0, which changes
+features by 6e-4. Operators that tracing gets wrong are replaced here; the comparison in
+:mod:`fastreid_star.inference.export` finds any others.
 
 Shapes: B clips, T frames, D feature width, V joints, C channels of a token.
 """
@@ -25,28 +26,24 @@ from fastreid_star.modeling import SAD
 from fastreid_star.modeling.pooling import at_least_float32
 from fastreid_star.structures import Modality
 
-PARTS = ("backbone", "frame level", "features")
-
 
 class ExportedModel(nn.Module):
-    """What the graph computes: the model in evaluation, with inputs that are all float32, see docs/export.md.
+    """The graph: the model in evaluation, with inputs that are all float32; see docs/export.md.
 
     Args:
         model: SAD or STAR, in evaluation mode.
-        modality: of all clips, whose stem alone is then in the graph; None: `is_visible` says it clip by clip.
-        until: where to stop, of `PARTS`: the frames' X or Y, ``[B, T, D]``, or the features ``[B, D]``.
+        modality: of all clips, so that the graph has one stem only; None: the input `is_visible`
+            tells it clip by clip.
     """
 
-    def __init__(self, model: SAD, *, modality: Modality | None = None, until: str = "features"):
+    def __init__(self, model: SAD, *, modality: Modality | None = None):
         super().__init__()
-        self.model, self.modality, self.until = model, modality, until
-        self.reads_skeletons = until != "backbone" and bool(
-            getattr(model, "reads_skeletons", False)
-        )
+        self.model, self.modality = model, modality
+        self.reads_skeletons = bool(getattr(model, "reads_skeletons", False))
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """Of :meth:`forward`, in order."""
+        """The names of the inputs of :meth:`forward`, in order."""
         names = ["images"]
         if self.modality is None:
             names.append("is_visible")
@@ -55,66 +52,56 @@ class ExportedModel(nn.Module):
         return tuple(names)
 
     def inputs(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """The inputs of :meth:`forward` for a batch of the model's."""
+        """The inputs of :meth:`forward` for a batch of the model."""
         known = {**batch, "is_visible": torch.as_tensor(batch["modality"]) == Modality.VISIBLE}
         return tuple(known[name].to(self.model.device, torch.float32) for name in self.input_names)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         given = dict(zip(self.input_names, inputs, strict=True))
         model, (clips, length) = self.model, given["images"].shape[:2]
-        # in evaluation every modality is normalized alike
+        # In evaluation the pixels of both modalities are normalized alike.
         pixels = model.preprocess(given["images"], None)  # type: ignore[arg-type]
         low = model.backbone.low(self._stem(pixels, given.get("is_visible"), length))
         frames = model.frame_features(low).view(clips, length, -1)
-        if self.until == "backbone":
-            return frames
         batch: dict[str, Any] = {"modality": None}
         if self.reads_skeletons:
             batch.update(skeletons=given["skeletons"], has_skeleton=given["has_skeleton"] > 0.5)
-        if self.until == "frame level":
-            return model.get_submodule("corrector")(
-                frames, batch["skeletons"], batch["has_skeleton"]
-            ).frames
         clip, _ = model.clip_feature(frames, batch)
         return F.normalize(at_least_float32(model.heads(clip)))
 
     def _stem(
         self, pixels: torch.Tensor, is_visible: torch.Tensor | None, length: int
     ) -> torch.Tensor:
-        backbone = self.model.backbone
+        stems = self.model.backbone.visible_stem, self.model.backbone.infrared_stem
         if self.modality is not None:
-            stem = (
-                backbone.visible_stem
-                if self.modality == Modality.VISIBLE
-                else backbone.infrared_stem
-            )
-            return stem(pixels)
+            return stems[self.modality == Modality.INFRARED](pixels)
         assert is_visible is not None
-        # A graph has no branches that depend on data: each frame passes both stems, and keeps one result.
-        visible, infrared = backbone.visible_stem(pixels), backbone.infrared_stem(pixels)
-        of_frames = (
-            (is_visible > 0.5)[:, None].expand(-1, length).reshape(-1, *[1] * (visible.dim() - 1))
-        )
-        return torch.where(of_frames, visible, infrared)
+        # A graph has no branches that depend on data: each frame passes both stems, and one result
+        # is kept.
+        visible, infrared = (stem(pixels) for stem in stems)
+        of_frames = (is_visible > 0.5)[:, None].expand(-1, length)
+        return torch.where(of_frames.reshape(-1, *[1] * (visible.dim() - 1)), visible, infrared)
 
 
 def trace(module: ExportedModel, inputs: Sequence[torch.Tensor], opset: int) -> bytes:
-    """The module as a serialized ONNX model: B is free, all other sizes are those of `inputs`.
+    """The module as a serialized ONNX model. The number of clips is free, all other sizes are fixed.
 
     Args:
-        module: has computed these inputs before: what it keeps in caches must not be built while it is traced.
-        inputs: B clips, more than one; a size of 1 may be taken for a constant.
-        opset: of ONNX's operators.
+        module: the module.
+        inputs: of B > 1 clips; a size of 1 may be taken for a constant.
+        opset: the version of ONNX's operators.
     """
     names, file = (*module.input_names, "features"), io.BytesIO()
-    with torch.no_grad(), warnings.catch_warnings(), _OtherWords():
-        warnings.simplefilter(
-            "ignore"
-        )  # about what tracing may get wrong: the comparison tells whether it did
+    with torch.no_grad():
+        module(
+            *inputs
+        )  # buffers that are built in the first call must not become part of the graph
+    with torch.no_grad(), warnings.catch_warnings(), _Replaced():
+        warnings.simplefilter("ignore")  # about what tracing may get wrong: the comparison finds it
         torch.onnx.export(
             module,
             tuple(inputs),
-            file,  # type: ignore[arg-type] # with dynamo=False a file object is as good as a path
+            file,  # type: ignore[arg-type] # with dynamo=False a file object is accepted
             dynamo=False,
             opset_version=opset,
             input_names=names[:-1],
@@ -125,12 +112,13 @@ def trace(module: ExportedModel, inputs: Sequence[torch.Tensor], opset: int) -> 
 
 
 def _explicit_attention(*args, **kwargs):
-    # Without weights torch takes its fused attention, which has no ONNX form before opset 14.
+    # Without weights torch uses its fused attention, which has no ONNX form before opset 14.
     return F.multi_head_attention_forward(*args, **{**kwargs, "need_weights": True})[0], None
 
 
 def _atan2(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    # The exporter's own is NaN at (0, 0), a bone whose joints coincide, and -pi in place of pi at (0, x < 0).
+    # The exporter's atan2 is NaN at (0, 0), a bone without length, and -pi instead of pi at (0, x <
+    # 0).
     upright = x == 0
     slope = (y / x.masked_fill(upright, 1)).atan()
     turned = slope + torch.where(y < 0, -math.pi, math.pi)
@@ -138,7 +126,8 @@ def _atan2(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _adaptive_avg_pool1d(x: torch.Tensor, output_size: int | Sequence[int]) -> torch.Tensor:
-    # The exporter knows output sizes that divide the input's only. Here both are fixed: a weighted sum of a few each.
+    # The exporter supports only output sizes that divide the input's size. Here both sizes are
+    # fixed, so that each output is a weighted sum of a few inputs.
     size = output_size if isinstance(output_size, int) else output_size[0]
     length, out = int(x.shape[-1]), torch.arange(size)
     start, end = out * length // size, -((out + 1) * -length // size)
@@ -151,7 +140,8 @@ def _adaptive_avg_pool1d(x: torch.Tensor, output_size: int | Sequence[int]) -> t
 
 
 def _einsum(equation: str, *operands: torch.Tensor) -> torch.Tensor:
-    # The compiler for Ascend knows twenty equations, and this is none of them. A product for each part instead.
+    # Ascend's compiler supports twenty equations, and this is not one of them: one product for each
+    # part instead.
     if equation != "bpc,kpdc->bkpd":
         return torch.einsum(equation, *operands)
     tokens, weight = operands
@@ -168,8 +158,8 @@ _REPLACEMENTS = {
 }
 
 
-class _OtherWords(TorchFunctionMode):
-    """Puts functions that the exporter or a later compiler lacks in terms of others."""
+class _Replaced(TorchFunctionMode):
+    """Calls the replacements of functions that the exporter or Ascend's compiler lacks."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         return _REPLACEMENTS.get(function, function)(*args, **(kwargs or {}))

@@ -1,7 +1,8 @@
-"""A picture of a ranked list: the query, and beside it the entries most like it, each by its first frame."""
+"""A picture of each ranked list: one frame of the query and of the entries most similar to it."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -9,37 +10,38 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from fastreid_star.data.folders import is_video
+from fastreid_star.data.folders import IMAGE_SUFFIXES, is_video, natural_key
 from fastreid_star.data.images import BrokenImage, read_frame
 from fastreid_star.data.video import read_video
-from fastreid_star.inference.features import PICTURE
-from fastreid_star.inference.gallery import Gallery
-from fastreid_star.inference.search import Answer
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 
 logger = logging.getLogger(__name__)
 
-# Width and height of a picture, height of the two lines below it, and the space around, in pixels.
+# Width and height of a frame, height of the two lines of text below it, and the space around, in
+# pixels.
 BOX = (96, 192)
 CAPTION, MARGIN = 30, 6
 COLUMNS = 11  # the query and ten entries
 _BACKGROUND, _EMPTY, _TEXT = (255, 255, 255), (200, 200, 200), (0, 0, 0)
-_QUERY = (200, 30, 30)  # of the frame around the query
+_QUERY = (200, 30, 30)  # the frame around the query
+# Fonts for names that Pillow's own font cannot show, where Pillow finds fonts of the system.
+_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf", "PingFang.ttc",
+          "DejaVuSans.ttf")  # fmt: skip
 
 
-def write_contact_sheets(
-    folder: str | os.PathLike, answers: Sequence[Answer], pictures: Sequence[str], gallery: Gallery
+def write_pictures(
+    folder: str | os.PathLike,
+    lists: Sequence[tuple[str, Sequence[str | None], Sequence[tuple[str, str]]]],
 ) -> list[str]:
-    """Draw each answer into a file of its own, ``001-anna.jpg``.
+    """Write a picture for each ranked list, ``001-anna.jpg``.
 
     Args:
-        folder: made where it is not there.
-        answers: what a gallery says to the queries.
-        pictures: of each query, an image or video.
-        gallery: the one that was asked; its metadata tell where the entries' pictures are.
+        folder: it is created if it does not exist.
+        lists: for each query its name, the images or videos of the query and of the entries (None:
+            not known), and two lines of text for each.
 
     Returns:
         the files.
@@ -51,44 +53,42 @@ def write_contact_sheets(
     files = []
     try:
         os.makedirs(folder, exist_ok=True)
-        for number, (answer, picture) in enumerate(zip(answers, pictures, strict=True), start=1):
-            ranked = answer.ranked
-            known = [gallery.metadata[index].get(PICTURE) for index in ranked.indices.tolist()]
-            captions = [("query", answer.query)]
-            captions += [
-                (f"{rank}: {similarity:.3f}", name)
-                for rank, (similarity, name) in enumerate(
-                    zip(ranked.similarities, ranked.names, strict=True), start=1
-                )
-            ]
-            sheet = contact_sheet(
-                [read(picture), *(path and read(path) for path in known)], captions
-            )
-            name = re.sub(r"[^A-Za-z0-9.-]+", "_", answer.query)[-100:]
+        for number, (query, paths, captions) in enumerate(lists, start=1):
+            picture = draw_list([path and read(path) for path in paths], captions)
+            name = re.sub(r"[^\w.-]+", "_", query)[-60:]
             files.append(os.path.join(folder, f"{number:03d}-{name}.jpg"))
-            write_whole(files[-1], functools.partial(sheet.save, format="JPEG", quality=90))
+            write_whole(files[-1], functools.partial(picture.save, format="JPEG", quality=90))
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
     return files
 
 
-def first_frame(path: str | os.PathLike) -> np.ndarray | None:
-    """The first frame of an image or video as uint8 RGB [H,W,3]; None, with a warning, where it cannot be read."""
+def first_frame(path: str) -> np.ndarray | None:
+    """An image, or the first frame of a video, as uint8 RGB ``[H, W, 3]``.
+
+    If an image cannot be read, another image of its folder is taken, which is of the same tracklet.
+    None, with a warning, if there is none.
+    """
     try:
         return read_video(path, lambda n: [0])[0][0] if is_video(path) else read_frame(path)
     except (BrokenImage, UserError) as error:
+        folder = os.path.dirname(path)
+        others = sorted(os.listdir(folder), key=natural_key) if os.path.isdir(folder) else []
+        for name in [name for name in others if name.lower().endswith(IMAGE_SUFFIXES)][:10]:
+            with contextlib.suppress(BrokenImage):
+                return read_frame(os.path.join(folder, name))
         logger.warning("No picture: %s", error)
         return None
 
 
-def contact_sheet(
+def draw_list(
     pictures: Sequence[np.ndarray | None], captions: Sequence[tuple[str, str]]
 ) -> Image.Image:
-    """Pictures in rows, each scaled into a box of one size, with two lines of text below.
+    """Draw frames in rows, each scaled into a box of one size, with two lines of text below.
 
     Args:
-        pictures: the query's, then the entries'; None: a gray box.
-        captions: two lines for each, cut to the box's width.
+        pictures: of the query, then of the entries; None: a gray box.
+        captions: two lines of text for each, shortened to the width of the box.
     """
     width, height = BOX[0] + MARGIN, BOX[1] + CAPTION + MARGIN
     columns = min(len(pictures), COLUMNS)
@@ -103,20 +103,31 @@ def contact_sheet(
             box = ImageOps.pad(Image.fromarray(picture), BOX, color=_BACKGROUND)
         sheet.paste(box, (left, top))
         if place == 0:
-            draw.rectangle(
-                (left - 2, top - 2, left + BOX[0] + 1, top + BOX[1] + 1), outline=_QUERY, width=2
-            )
+            corners = (left - 2, top - 2, left + BOX[0] + 1, top + BOX[1] + 1)
+            draw.rectangle(corners, outline=_QUERY, width=2)
         for line, text in enumerate(lines):
-            place_of_text = (left, top + BOX[1] + 2 + line * CAPTION // 2)
-            draw.text(place_of_text, _fitting(draw, text), fill=_TEXT)
+            font = _font(text.isascii())
+            start = (left, top + BOX[1] + 2 + line * CAPTION // 2)
+            draw.text(start, _shortened(draw, text, font), fill=_TEXT, font=font)
     return sheet
 
 
-def _fitting(draw: ImageDraw.ImageDraw, text: str) -> str:
-    """The text, or its end where it is too long for a box: names of tracklets differ there."""
-    text = text.encode("ascii", "replace").decode()  # all that Pillow's own font knows everywhere
-    if draw.textlength(text) <= BOX[0]:
+@functools.cache
+def _font(ascii_only: bool):
+    for name in () if ascii_only else _FONTS:
+        try:
+            return ImageFont.truetype(name, 11)
+        except OSError:
+            continue
+    return ImageFont.load_default()
+
+
+def _shortened(draw: ImageDraw.ImageDraw, text: str, font) -> str:
+    """The text, or its end if it is too long for a box: names of tracklets differ at their ends."""
+    if isinstance(font, ImageFont.ImageFont):  # Pillow's bitmap font knows Latin letters only
+        text = text.encode("latin-1", "replace").decode("latin-1")
+    if draw.textlength(text, font) <= BOX[0]:
         return text
-    while text and draw.textlength(f"..{text}") > BOX[0]:
+    while text and draw.textlength(f"..{text}", font) > BOX[0]:
         text = text[1:]
     return f"..{text}"

@@ -19,12 +19,12 @@ from torch import nn
 
 from fastreid_star import __version__
 from fastreid_star.coco import BONES
-from fastreid_star.inference import export
-from fastreid_star.inference import onnx_graph as export_graph
 from fastreid_star.engine.defaults import load_config
-from fastreid_star.inference.fingerprint import weights_digest
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
+from fastreid_star.inference import export
+from fastreid_star.inference import onnx_graph as export_graph
+from fastreid_star.inference.fingerprint import weights_digest
 from fastreid_star.structures import Modality
 
 from .conftest import REPOSITORY

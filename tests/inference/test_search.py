@@ -1,9 +1,7 @@
-"""tools/search.py as a user calls it: tables, JSON, CSV, contact sheets, and bad input."""
+"""Ranked lists of own tracklets: as a table, JSON, CSV and pictures."""
 
 import csv
 import json
-import runpy
-import sys
 
 import numpy as np
 import pytest
@@ -11,13 +9,10 @@ import torch
 from PIL import Image
 
 from fastreid_star.data.folders import tracklets_in
-from fastreid_star.inference.pictures import BOX, CAPTION, MARGIN, contact_sheet
-from fastreid_star.engine.doctor import tiny_config
-from fastreid_star.inference.gallery import Gallery
-from fastreid_star.inference.predictor import StarPredictor
-from fastreid_star.inference.search import ask, write_lists
-from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
+from fastreid_star.inference import Gallery, StarPredictor
+from fastreid_star.inference.pictures import BOX, CAPTION, MARGIN, draw_list, write_pictures
+from fastreid_star.inference.search import rank, search, to_table
 from fastreid_star.structures import Modality
 
 PEOPLE = 5
@@ -28,38 +23,35 @@ def color(person, modality):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A run, crops of solid colors, and a gallery of all of them."""
+def predictor(runs):
+    return StarPredictor.from_run(runs / "SAD", "cpu")
+
+
+@pytest.fixture(scope="module")
+def root(predictor, tmp_path_factory):
+    """Crops of solid colors, and a gallery of all of them."""
     root = tmp_path_factory.mktemp("root")
-    cfg = tiny_config("cpu")
-    cfg.INPUT.SIZE_TEST, cfg.INPUT.CLIP.LENGTH = [32, 16], 2
-    (root / "run").mkdir()
-    (root / "run" / "config.yaml").write_text(cfg.dump())
-    torch.save({"model": Trainer.build_model(cfg).state_dict()}, root / "run" / "model_final.pth")
     for modality in ("rgb", "ir"):
         for person in range(PEOPLE):
             folder = root / "crops" / modality / f"p{person}"
             folder.mkdir(parents=True)
             for frame in range(2):
                 Image.new("RGB", (16, 32), color(person, modality)).save(folder / f"{frame}.png")
-    predictor = StarPredictor.from_run(root / "run", "cpu")
     tracklets = tracklets_in(root / "crops")
     gallery = Gallery(predictor)
-    pictures = [{"picture": tracklet.frames[0]} for tracklet in tracklets]
     gallery.add(
         predictor.features(tracklets),
-        [t.name for t in tracklets],
-        [t.modality for t in tracklets],
-        pictures,
+        [tracklet.name for tracklet in tracklets],
+        [tracklet.modality for tracklet in tracklets],
+        [{"picture": tracklet.frames[0]} for tracklet in tracklets],
     )
     gallery.save(root / "gallery")
     return root
 
 
 @pytest.fixture(scope="module")
-def similarity(root):
+def similarity(root, predictor):
     """Infrared against visible, [5, 5]."""
-    predictor = StarPredictor.from_run(root / "run", "cpu")
     visible, infrared = (
         predictor.features(tracklets_in(root / "crops" / name)) for name in ("rgb", "ir")
     )
@@ -67,212 +59,140 @@ def similarity(root):
 
 
 @pytest.fixture
-def search(root, monkeypatch, request):
-    main = runpy.run_path(str(request.config.rootpath / "tools" / "search.py"))["main"]
-
-    def call(*arguments):
-        command = [
-            "search.py",
-            root / "gallery",
-            "--run",
-            root / "run",
-            "--device",
-            "cpu",
-            "--workers",
-            0,
-            *arguments,
-        ]
-        monkeypatch.setattr(sys, "argv", [str(argument) for argument in command])
-        main()
+def find(root, predictor):
+    def call(*queries, **options):
+        queries = [str(query) for query in queries]
+        return search(predictor, str(root / "gallery"), queries, num_workers=0, **options)
 
     return call
 
 
-def test_the_table(root, search, similarity, capsys):
-    search(root / "crops" / "ir", "--top", 3)
-    blocks = capsys.readouterr().out.strip().split("\n\n")
-    assert len(blocks) == PEOPLE
-    for person, block in enumerate(blocks):
-        lines = block.splitlines()
-        assert lines[0] == f"p{person} (infrared) among visible entries:"
-        assert lines[1].split() == ["rank", "similarity", "name"]
-        assert len({line.index(line.split()[-1]) for line in lines[3:]}) == 1  # aligned
-        order = np.argsort(-similarity[person], kind="stable")[:3]
-        assert [line.split() for line in lines[3:]] == [
-            [str(rank), f"{similarity[person, k]:.4f}", f"rgb/p{k}"]
-            for rank, k in enumerate(order, start=1)
-        ]
-
-
-def test_json_and_csv_say_the_same(root, search, similarity, tmp_path, capsys):
-    search(root / "crops" / "ir", "--top", 2,
-           "--json", tmp_path / "l.json", "--csv", tmp_path / "l.csv")  # fmt: skip
+def test_table_json_and_csv_have_the_same_lists(root, find, similarity, tmp_path):
+    files = {"json_file": str(tmp_path / "l.json"), "csv_file": str(tmp_path / "l.csv")}
+    answers = find(root / "crops" / "ir", top=2, **files)
     lists = json.loads((tmp_path / "l.json").read_text())
     with open(tmp_path / "l.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [entry["query"] for entry in lists] == ["p0", "p1", "p2", "p3", "p4"]
-    for person, entry in enumerate(lists):
-        assert (entry["modality"], entry["among"]) == ("infrared", "visible")
+        rows = iter(list(csv.DictReader(file)))
+    blocks = to_table(answers).split("\n\n")
+    for person, (block, entry) in enumerate(zip(blocks, lists, strict=True)):
         order = np.argsort(-similarity[person], kind="stable")[:2].tolist()
-        assert [result["name"] for result in entry["results"]] == [f"rgb/p{k}" for k in order]
-        assert [result["rank"] for result in entry["results"]] == [1, 2]
-        assert [result["index"] for result in entry["results"]] == [
-            PEOPLE + k for k in order
-        ]  # after the infrared ones
-        assert [result["similarity"] for result in entry["results"]] == pytest.approx(
-            similarity[person, order], abs=1e-6
+        assert block.splitlines()[0] == f"p{person} (infrared) among visible entries:"
+        expected = [
+            [str(n), f"{similarity[person, k]:.4f}", f"rgb/p{k}"] for n, k in enumerate(order, 1)
+        ]
+        assert [line.split() for line in block.splitlines()[3:]] == expected
+        assert (entry["query"], entry["modality"], entry["among"]) == (
+            f"p{person}",
+            "infrared",
+            "visible",
         )
-        for result, k in zip(entry["results"], order, strict=True):
-            assert result["modality"] == "visible"
-            assert result["metadata"] == {
-                "picture": str(root / "crops" / "rgb" / f"p{k}" / "0.png")
+        for n, (result, k) in enumerate(zip(entry["results"], order, strict=True), start=1):
+            picture = str(root / "crops" / "rgb" / f"p{k}" / "0.png")
+            assert result == {
+                "rank": n,
+                "name": f"rgb/p{k}",
+                "index": PEOPLE + k,  # after the infrared ones
+                "similarity": pytest.approx(similarity[person, k], abs=1e-6),
+                "modality": "visible",
+                "metadata": {"picture": picture},
             }
-    flat = [(entry["query"], result) for entry in lists for result in entry["results"]]
-    assert [
-        (row["query"], int(row["rank"]), row["name"], float(row["similarity"]), int(row["index"]))
-        for row in rows
-    ] == [
-        (query, result["rank"], result["name"], result["similarity"], result["index"])
-        for query, result in flat
-    ]
-    assert {row["query_modality"] for row in rows} == {"infrared"}
+            row = next(rows)
+            assert (row["query"], row["query_modality"]) == (f"p{person}", "infrared")
+            assert (int(row["rank"]), row["name"]) == (n, f"rgb/p{k}")
+            assert float(row["similarity"]) == result["similarity"]
+            assert int(row["index"]) == result["index"]
 
 
 @pytest.mark.parametrize(
-    ("among", "first", "ranked"),
-    [("infrared", "ir/p3", 5), ("all", "ir/p3", 10), ("other", None, 5), ("visible", None, 5)],
+    ("among", "first", "modalities"),
+    [
+        ("infrared", "ir/p3", {"ir"}),
+        ("all", "ir/p3", {"ir", "rgb"}),
+        ("other", None, {"rgb"}),
+        ("visible", None, {"rgb"}),
+    ],
 )
-def test_among(root, search, tmp_path, among, first, ranked):
-    search(
-        root / "crops" / "ir" / "p3",
-        "--modality",
-        "infrared",
-        "--among",
-        among,
-        "--json",
-        tmp_path / "l.json",
-    )
-    (entry,) = json.loads((tmp_path / "l.json").read_text())
-    assert len(entry["results"]) == ranked
-    assert {result["modality"] for result in entry["results"]} == {
-        "other": {"visible"}, "all": {"visible", "infrared"}
-    }.get(among, {among})  # fmt: skip
+def test_among(root, find, among, first, modalities):
+    (answer,) = find(root / "crops" / "ir" / "p3", modality="infrared", among=among)
+    names = answer.ranked.names
+    assert len(names) == PEOPLE * len(modalities)
+    assert {name.split("/")[0] for name in names} == modalities
     if first:
-        assert entry["results"][0]["name"] == first
-        assert entry["results"][0]["similarity"] == pytest.approx(1, abs=1e-5)
+        assert names[0] == first
+        assert answer.ranked.similarities[0] == pytest.approx(1, abs=1e-5)
 
 
-def test_queries_of_both_modalities_keep_their_order(root):
-    predictor = StarPredictor.from_run(root / "run", "cpu")
+def test_queries_of_both_modalities_keep_their_order(root, predictor):
     gallery = Gallery.load(root / "gallery", predictor)
     names = ["rgb/p1", "ir/p0", "rgb/p4", "ir/p2"]
-    features = gallery.features()[[gallery.position(name) for name in names]]
+    features = gallery.features()[[gallery.names.index(name) for name in names]]
     modalities = [Modality.VISIBLE, Modality.INFRARED] * 2
-    answers = ask(gallery, torch.from_numpy(features), names, modalities, k=10)
-    assert [(answer.query, answer.modality, answer.among) for answer in answers] == [
-        ("rgb/p1", Modality.VISIBLE, "infrared"),
-        ("ir/p0", Modality.INFRARED, "visible"),
-        ("rgb/p4", Modality.VISIBLE, "infrared"),
-        ("ir/p2", Modality.INFRARED, "visible"),
-    ]
+    answers = rank(gallery, torch.from_numpy(features), names, modalities, k=10)
+    assert [answer.query for answer in answers] == names
+    assert [answer.among for answer in answers] == ["infrared", "visible"] * 2
     for answer, feature in zip(answers, features, strict=True):
-        assert len(answer.ranked) == PEOPLE
         expected = gallery.features()[answer.ranked.indices] @ feature
         np.testing.assert_allclose(answer.ranked.similarities, expected, atol=1e-6)
         assert (np.diff(answer.ranked.similarities) <= 0).all()
 
 
-def center(sheet, place):
-    """The color in the middle of a sheet's picture, of one row."""
+def test_bad_input_is_one_line(root, find, tmp_path):
+    query = root / "crops" / "ir"
+    (tmp_path / "file").write_text("")
+    for message, queries, options in (
+        ("k is 0", [query], {"top": 0}),
+        ("nowhere", ["nowhere"], {}),
+        ("does not exist", [query], {"json_file": str(tmp_path / "none" / "l.json")}),
+        ("is a folder", [query], {"csv_file": str(tmp_path)}),
+        ("cannot be written", [query], {"pictures": str(tmp_path / "file")}),
+        ("among", [query], {"among": "both"}),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            find(*queries, **options)
+        assert "\n" not in str(caught.value)
+
+
+# --- pictures ---
+
+
+def center(picture, place):
+    """The color in the middle of a box of the first row."""
     x = MARGIN + place * (BOX[0] + MARGIN) + BOX[0] // 2
-    return np.array(sheet.getpixel((x, MARGIN + BOX[1] // 2)))
+    return np.array(picture.getpixel((x, MARGIN + BOX[1] // 2)))
 
 
-def test_contact_sheets(root, search, similarity, tmp_path):
-    search(root / "crops" / "ir", "--top", 3, "--pictures", tmp_path / "sheets")
-    files = sorted((tmp_path / "sheets").iterdir())
+def test_pictures_show_the_query_and_its_entries(root, find, similarity, tmp_path):
+    find(root / "crops" / "ir", top=3, pictures=str(tmp_path / "lists"))
+    files = sorted((tmp_path / "lists").iterdir())
     assert [file.name for file in files] == [f"{k + 1:03d}-p{k}.jpg" for k in range(PEOPLE)]
     for person, file in enumerate(files):
-        with Image.open(file) as sheet:
-            shown = [center(sheet, place) for place in range(4)]
+        with Image.open(file) as picture:
+            shown = [center(picture, place) for place in range(4)]
         order = np.argsort(-similarity[person], kind="stable")[:3]
         expected = [color(person, "ir"), *(color(k, "rgb") for k in order)]
         np.testing.assert_allclose(shown, expected, atol=6)  # JPEG
 
 
-def test_a_sheet_without_a_picture_and_with_many(caplog):
-    red, wide = (
-        np.full((64, 32, 3), (255, 0, 0), np.uint8),
-        np.full((10, 100, 3), (0, 0, 255), np.uint8),
-    )
-    sheet = contact_sheet(
-        [red, None, wide], [("query", "a"), ("1: 0.9", "é" * 60), ("2: 0.8", "c")]
-    )
-    assert sheet.size == (3 * (BOX[0] + MARGIN) + MARGIN, BOX[1] + CAPTION + 2 * MARGIN)
-    assert [center(sheet, place).tolist() for place in range(3)] == [
-        [255, 0, 0],
-        [200, 200, 200],
-        [0, 0, 255],
-    ]
-    below = np.asarray(sheet)[MARGIN + BOX[1] + 2 :, :]
-    assert (below < 128).any()  # the captions
-    margin = below[:, MARGIN + BOX[0] : 2 * MARGIN + BOX[0]]
-    assert (margin == 255).all()  # and a long one is cut
-    many = contact_sheet([red] * 12, [("", "")] * 12)
+def test_a_broken_frame_is_replaced_and_a_missing_one_is_gray(tmp_path, caplog):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "0.png").write_bytes(b"broken")
+    Image.new("RGB", (16, 32), (200, 0, 0)).save(tmp_path / "p" / "1.png")
+    paths = [str(tmp_path / "p" / "0.png"), str(tmp_path / "gone" / "0.png"), None]
+    lists = [("张三", paths, [("query", "张三"), ("1: 0.9", "b"), ("2: 0.8", "c")])]
+    (file,) = write_pictures(tmp_path / "lists", lists)
+    assert file.endswith("001-张三.jpg")
+    assert "gone" in caplog.text
+    with Image.open(file) as picture:
+        shown = [center(picture, place) for place in range(3)]
+    np.testing.assert_allclose(shown, [[200, 0, 0], [200] * 3, [200] * 3], atol=6)
+
+
+def test_long_names_and_many_entries():
+    red = np.full((64, 32, 3), (255, 0, 0), np.uint8)
+    picture = draw_list([red, red], [("query", "a"), ("1: 0.9", "é" * 60)])
+    assert picture.size == (2 * (BOX[0] + MARGIN) + MARGIN, BOX[1] + CAPTION + 2 * MARGIN)
+    below = np.asarray(picture)[MARGIN + BOX[1] + 2 :]
+    assert (below < 128).any(), "the captions"
+    assert (below[:, -MARGIN:] == 255).all(), "a long name is shortened"
+    many = draw_list([red] * 12, [("", "")] * 12)
     assert many.size[1] == 2 * (BOX[1] + CAPTION + MARGIN) + MARGIN
-
-
-def test_pictures_that_are_gone_are_grey(root, request, tmp_path, caplog):
-    predictor = StarPredictor.from_run(root / "run", "cpu")
-    gallery = Gallery(predictor)
-    gallery.add(np.eye(2, predictor.features(tracklets_in(root / "crops" / "ir")).shape[1]), ["a", "b"], "visible",
-                [{"picture": str(tmp_path / "gone.png")}, {}])  # fmt: skip
-    gallery.save(tmp_path / "g")
-    main = runpy.run_path(str(request.config.rootpath / "tools" / "search.py"))["main"]
-    command = [
-        "search.py",
-        tmp_path / "g",
-        root / "crops" / "ir" / "p0",
-        "--modality",
-        "infrared",
-        "--run",
-        root / "run",
-    ]
-    command += ["--device", "cpu", "--workers", 0, "--pictures", tmp_path / "sheets"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(argument) for argument in command])
-        main()
-    assert "No picture: " in caplog.text
-    assert "gone.png" in caplog.text
-    with Image.open(tmp_path / "sheets" / "001-p0.jpg") as sheet:
-        for place in (1, 2):
-            np.testing.assert_allclose(center(sheet, place), [200] * 3, atol=6)
-
-
-def test_bad_input_is_one_line(root, search, tmp_path, monkeypatch):
-    query = root / "crops" / "ir"
-    (tmp_path / "file").write_text("")
-    for message, arguments in (
-        ("k is 0", [query, "--top", 0]),
-        ("nowhere does not exist", ["nowhere"]),
-        ("the folder .*none does not exist", [query, "--json", tmp_path / "none" / "l.json"]),
-        ("the folder .*none does not exist", [query, "--csv", tmp_path / "none" / "l.csv"]),
-        (f"{tmp_path} is a folder: name the file", [query, "--json", tmp_path]),
-        (f"{tmp_path} is a folder: name the file", [query, "--csv", tmp_path]),
-        ("file cannot be written", [query, "--pictures", tmp_path / "file"]),
-        (
-            r"MODEL\.HEADS\.GEM_P 3\.0 there, 1\.0 here",
-            [query, "--set", "MODEL.HEADS.GEM_P", "1.0"],
-        ),
-        ("--workers -1", [query, "--workers", "-1"]),
-    ):
-        with pytest.raises(UserError, match=message) as caught:
-            search(*arguments)
-        assert "\n" not in str(caught.value)
-
-
-def test_a_list_that_cannot_be_written_is_one_line(tmp_path):
-    with pytest.raises(
-        UserError, match=r"none/l\.csv cannot be written: No such file or directory"
-    ):
-        write_lists(str(tmp_path / "none" / "l.csv"), "")
