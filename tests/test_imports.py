@@ -21,7 +21,7 @@ BELOW = {
         "coco",
         "files",
     },
-    "methods": {"engine", "modeling", "structures", "errors", "coco", "files"},
+    "methods": {"engine", "modeling", "structures", "errors", "coco", "files", "upgrade"},
     "benchmark": {
         "engine",
         "pose",

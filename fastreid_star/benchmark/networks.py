@@ -20,7 +20,7 @@ from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.build import DeviceLoader
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.defaults import load_config
-from fastreid_star.engine.step import StepRunner
+from fastreid_star.engine.train_loop import StepRunner
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.modeling.sad import SAD
 from fastreid_star.modeling.two_stream import TwoStreamBackbone
@@ -79,7 +79,6 @@ def config(network: str, work: Work, options: Options, setting: Setting | None =
         "MODEL.BACKBONE.PRETRAIN": False,
         "MODEL.HEADS.NUM_CLASSES": IDENTITIES,
         "MODEL.CHANNELS_LAST": setting.channels_last,
-        "MODEL.CPU.KEEP_MEMORY": setting.keeps_memory,
         "INPUT.SIZE_TRAIN": list(work.size),
         "INPUT.CLIP.LENGTH": work.frames,
         "SOLVER.IMS_PER_BATCH": work.clips,
@@ -164,7 +163,7 @@ class OnDevice:
 
 
 class TrainingStep:
-    """One optimization step of a network, over and over, as :class:`~fastreid_star.engine.step.StepRunner` does it.
+    """One optimization step of a network, over and over, as :class:`~fastreid_star.engine.train_loop.StepRunner` does it.
 
     Args:
         network: a key of :data:`CONFIGS`, or :data:`BARE`.

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastreid_star.engine.launch import end_with_parent
 from fastreid_star.errors import UserError
 
 MB = 1e6
@@ -51,9 +50,7 @@ def apart(function: Callable, *args) -> Any:
         function: importable by its name; `args` and the result can be pickled.
     """
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        1, mp_context=context, initializer=end_with_parent
-    ) as pool:
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args).result()
 
 

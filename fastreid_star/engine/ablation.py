@@ -25,7 +25,7 @@ from fastreid_star.engine.ablation_tables import (
     to_csv,
     to_markdown,
 )
-from fastreid_star.engine.defaults import load_config
+from fastreid_star.engine.configs import config_path, load_config
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 
@@ -35,7 +35,7 @@ __all__ = ["COLUMNS", "OPTIONS", "PAPER", "RESULT", "Run", "ablate", "plan", "sp
 _PROGRAM = """
 import json, sys
 from fastreid_star.engine.defaults import argument_parser, run_tool
-from fastreid_star.engine.train import train_or_evaluate
+from fastreid_star.engine.trainer import train_or_evaluate
 def main():
     results = train_or_evaluate(argument_parser("run").parse_args(sys.argv[2:]))
     json.dump(results, open(sys.argv[1], "w"))
@@ -100,7 +100,8 @@ def ablate(
         if warm_start:
             start = "warm-start"
             warm = [
-                replace(r, config=Path(warm_start), folder=r.folder.parent / start) for r in runs
+                replace(r, config=Path(config_path(warm_start)), folder=r.folder.parent / start)
+                for r in runs
             ]
             execute_all(
                 [(r, options_of(r, opts, None, root)) for r in dict.fromkeys(warm)], jobs, report
@@ -130,10 +131,7 @@ def plan(
     Raises:
         UserError: a config does not exist, two have the same name, or a seed is given twice.
     """
-    paths = [Path(config) for config in configs]
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise UserError(f"no such config: {', '.join(missing)}")
+    paths = [Path(config_path(config)) for config in configs]
     for what, values in (
         ("seeds", seeds),
         ("data seeds", data_seeds),

@@ -25,7 +25,7 @@ from fastreid_star.files import write_whole
 from fastreid_star.inference.features import check_output
 from fastreid_star.inference.fingerprint import fingerprint
 from fastreid_star.inference.onnx_graph import ExportedModel, trace
-from fastreid_star.modeling import SAD
+from fastreid_star.modeling.video_reid import VideoReID
 from fastreid_star.structures import Modality
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Export:
 
 
 def export_onnx(
-    model: SAD,
+    model: VideoReID,
     cfg: CfgNode,
     path: str | os.PathLike,
     *,
@@ -118,7 +118,7 @@ def export_onnx(
     """
     path, length = os.fspath(path), cfg.INPUT.CLIP.LENGTH if length is None else length
     kind = Modality[modality.upper()] if isinstance(modality, str) else modality
-    if not isinstance(model, SAD):
+    if not isinstance(model, VideoReID):
         raise UserError(f"{type(model).__name__} is not a model of clips, such as SAD and STAR")
     if model.training:
         raise ValueError("the model is in training mode")
@@ -248,7 +248,7 @@ def _difference(
     return largest
 
 
-def _about(model: SAD, cfg: CfgNode) -> dict[str, str]:
+def _about(model: VideoReID, cfg: CfgNode) -> dict[str, str]:
     identity = fingerprint(model, cfg)
     return {
         "fastreid_star_version": fastreid_star.__version__,

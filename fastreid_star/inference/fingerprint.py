@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from fastreid.config import CfgNode
 
-# The config that decides how frames become features, and keys in it that do not change features.
-_SECTIONS = ("MODEL.", "INPUT.SIZE_TEST", "INPUT.CLIP.LENGTH", "INPUT.BLANK")
-_IGNORED = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN", "MODEL.LOSSES",
-            "MODEL.HEADS.NUM_CLASSES")  # fmt: skip
+from fastreid_star.engine.fingerprint import changes_features, flatten
 
 
 def fingerprint(model: torch.nn.Module, cfg: CfgNode) -> dict[str, Any]:
@@ -27,12 +22,8 @@ def fingerprint(model: torch.nn.Module, cfg: CfgNode) -> dict[str, Any]:
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.flatten().view(torch.uint8).numpy())
-    config = {
-        key: value
-        for key, value in _leaves(cfg)
-        if key.startswith(_SECTIONS) and not key.startswith(_IGNORED)
-    }
-    return {"weights_sha256": digest.hexdigest(), "config": json.loads(json.dumps(config))}
+    config = {key: value for key, value in flatten(cfg).items() if changes_features(key)}
+    return {"weights_sha256": digest.hexdigest(), "config": config}
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
@@ -42,11 +33,3 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
         if theirs["config"][key] != ours["config"][key]:
             found.append(f"{key} {theirs['config'][key]} there, {ours['config'][key]} here")
     return found
-
-
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from fastreid_star.modeling import SAD
-from fastreid_star.modeling.pooling import at_least_float32
+from fastreid_star.modeling.video_reid import VideoReID
 from fastreid_star.structures import Modality
 
 
@@ -31,25 +30,18 @@ class ExportedModel(nn.Module):
     """The graph: the model in evaluation, with inputs that are all float32; see docs/export.md.
 
     Args:
-        model: SAD or STAR, in evaluation mode.
+        model: a model of clips, in evaluation mode.
         modality: of all clips, so that the graph has one stem only; None: the input `is_visible`
             tells it clip by clip.
     """
 
-    def __init__(self, model: SAD, *, modality: Modality | None = None):
+    def __init__(self, model: VideoReID, *, modality: Modality | None = None):
         super().__init__()
         self.model, self.modality = model, modality
-        self.reads_skeletons = bool(getattr(model, "reads_skeletons", False))
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """The names of the inputs of :meth:`forward`, in order."""
-        names = ["images"]
-        if self.modality is None:
-            names.append("is_visible")
-        if self.reads_skeletons:
+        names = ["images"] if modality is not None else ["images", "is_visible"]
+        if model.reads_skeletons:
             names += ["skeletons", "has_skeleton"]
-        return tuple(names)
+        self.input_names = tuple(names)  # of forward, in order
 
     def inputs(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The inputs of :meth:`forward` for a batch of the model."""
@@ -57,30 +49,12 @@ class ExportedModel(nn.Module):
         return tuple(known[name].to(self.model.device, torch.float32) for name in self.input_names)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        given = dict(zip(self.input_names, inputs, strict=True))
-        model, (clips, length) = self.model, given["images"].shape[:2]
-        # In evaluation the pixels of both modalities are normalized alike.
-        pixels = model.preprocess(given["images"], None)  # type: ignore[arg-type]
-        low = model.backbone.low(self._stem(pixels, given.get("is_visible"), length))
-        frames = model.frame_features(low).view(clips, length, -1)
-        batch: dict[str, Any] = {"modality": None}
-        if self.reads_skeletons:
-            batch.update(skeletons=given["skeletons"], has_skeleton=given["has_skeleton"] > 0.5)
-        clip, _ = model.clip_feature(frames, batch)
-        return F.normalize(at_least_float32(model.heads(clip)))
-
-    def _stem(
-        self, pixels: torch.Tensor, is_visible: torch.Tensor | None, length: int
-    ) -> torch.Tensor:
-        stems = self.model.backbone.visible_stem, self.model.backbone.infrared_stem
+        batch: dict[str, Any] = dict(zip(self.input_names, inputs, strict=True))
+        if "has_skeleton" in batch:
+            batch["has_skeleton"] = batch["has_skeleton"] > 0.5
         if self.modality is not None:
-            return stems[self.modality == Modality.INFRARED](pixels)
-        assert is_visible is not None
-        # A graph has no branches that depend on data: each frame passes both stems, and one result
-        # is kept.
-        visible, infrared = (stem(pixels) for stem in stems)
-        of_frames = (is_visible > 0.5)[:, None].expand(-1, length)
-        return torch.where(of_frames.reshape(-1, *[1] * (visible.dim() - 1)), visible, infrared)
+            batch["modality"] = torch.full((len(inputs[0]),), self.modality)
+        return self.model.encode(batch)["features"]
 
 
 def trace(module: ExportedModel, inputs: Sequence[torch.Tensor], opset: int) -> bytes:

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from fastreid.config import CfgNode
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from torch.utils.data import DataLoader, Dataset
@@ -37,9 +36,9 @@ from fastreid_star.data.tracklet_input import (
 from fastreid_star.data.transforms import Transform, build_transforms
 from fastreid_star.data.workers import one_thread, ready_to_fork
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.checkpoint import read_checkpoint
-from fastreid_star.engine.defaults import load_config, merge_options
-from fastreid_star.engine.train import load_trained
+from fastreid_star.engine.checkpoint import checkpoint_config
+from fastreid_star.engine.configs import load_config, merge_options
+from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.similarity import check_features, normalize, shorten
 from fastreid_star.inference.fingerprint import fingerprint
@@ -63,13 +62,22 @@ class StarPredictor:
         cfg: the config that the model was trained with.
         weights: its checkpoint.
         device: replaces ``MODEL.DEVICE``.
+        allow_changed: load the weights although ``MODEL`` differs from the config they were
+            trained with, which the checkpoint contains.
 
     Raises:
         UserError: the model does not read clips, the checkpoint is missing, damaged or of another
             model, or the device is not usable.
     """
 
-    def __init__(self, cfg: CfgNode, weights: str | os.PathLike, device: str = "auto"):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        weights: str | os.PathLike,
+        device: str = "auto",
+        *,
+        allow_changed: bool = False,
+    ):
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.DEVICE = device
@@ -88,7 +96,7 @@ class StarPredictor:
         self.device = devices.choose_device(device)
         self.transform = build_transforms(cfg, is_train=False)
         with torch.random.fork_rng(devices=[]):  # building a model draws its first weights
-            self.model = load_trained(cfg, os.fspath(weights))
+            self.model = load_trained(cfg, os.fspath(weights), allow_changed=allow_changed)
         self._warned: set[str] = set()
 
     @classmethod
@@ -125,7 +133,8 @@ class StarPredictor:
             cure = f"choose one of {', '.join(others)}" if others else "train the model first"
             raise UserError(f"{folder} does not contain {' or '.join(names)}: {cure}")
         logger.info("Weights: %s", path)
-        return cls(_run_config(folder, path, list(opts)), path, device)
+        cfg = _run_config(folder, path, list(opts))
+        return cls(cfg, path, device, allow_changed=bool(opts))
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -267,25 +276,17 @@ class _TestClips(Dataset):
 
 def _run_config(folder: str, weights: str, opts: list[str]) -> CfgNode:
     """The config in a checkpoint, or else ``config.yaml`` of the run's folder."""
-    text = read_checkpoint(weights).get("config")
-    if text is None:
+    cfg = checkpoint_config(weights)
+    if cfg is None:
         path = os.path.join(folder, "config.yaml")
         if not os.path.isfile(path):
             raise UserError(
-                f"{folder} does not contain config.yaml, and {weights} does not contain a config: "
-                "give --config-file and --weights instead"
+                f"neither {folder} nor {weights} contains a config: give --config-file and "
+                "--weights instead"
             )
         return load_config(path, opts)
-    cfg = load_config().clone()
+    cfg = cfg.clone()
     cfg.defrost()
-    try:
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(text)))
-    except (KeyError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"the config in {weights} cannot be used ({reason}): give --config-file and --weights "
-            "instead"
-        ) from error
     merge_options(cfg, opts)
     cfg.freeze()
     return cfg

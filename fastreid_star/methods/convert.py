@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from fastreid.config import CfgNode
 
-from fastreid_star.engine.checkpoint import load_plain
+from fastreid_star.engine.weights import load_plain
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 from fastreid_star.methods.sad import convert as saadg
@@ -24,16 +24,16 @@ from fastreid_star.modeling.convert import Conversion
 CONVERTERS = (saadg, sdtg)
 
 
-def convert_weights(source: str, target: str, cfg: CfgNode) -> Conversion:
+def convert_weights(
+    source: str, target: str, cfg: CfgNode, *, report: Callable[[str], object] | None = None
+) -> Conversion:
     """Convert a published checkpoint.
 
     Args:
         source: the published checkpoint.
         target: the file to write, in a folder that exists.
         cfg: a config with the settings of the published program.
-
-    Returns:
-        the conversion, whose ``report()`` tells what was dropped and what was not recognized.
+        report: is called with :meth:`Conversion.report` before the weights are checked.
 
     Raises:
         UserError: the checkpoint cannot be read or is not recognized, a weight is missing or has
@@ -45,6 +45,8 @@ def convert_weights(source: str, target: str, cfg: CfgNode) -> Conversion:
     if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
         raise UserError(f"{target} is the published checkpoint itself: choose another file")
     conversion = convert(read_published(source))
+    if report is not None:
+        report(conversion.report())
     conversion.require_fit(cfg)
     write_whole(target, lambda file: torch.save({"model": conversion.weights}, file))
     return conversion

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
+from fastreid.utils import comm
+
 from fastreid_star.engine.device import choose_device, device_count
-from fastreid_star.engine.launch import run_processes
+from fastreid_star.engine.launch import launch
 from fastreid_star.errors import UserError
 from fastreid_star.pose.estimator import build_estimator
 from fastreid_star.pose.extraction import WHOLE, Extraction, Share, parts_folder, which_store
@@ -87,9 +89,9 @@ def extract(job: Job) -> bool:
         )
     job = replace(job, replaces=which_store(job.output))
     if job.num_devices == 1:
-        _extract_share(0, job)
+        _extract_share(job)
     else:
-        run_processes(_extract_share, job.num_devices, (job,))
+        launch(_extract_share, job.num_devices, device=job.device, args=(job,))
     # without --overwrite a store that is there was found to be this job's, or made by it
     return (
         not os.path.exists(parts_folder(job.output))
@@ -98,7 +100,8 @@ def extract(job: Job) -> bool:
     )
 
 
-def _extract_share(number: int, job: Job) -> None:
+def _extract_share(job: Job) -> None:
+    number = comm.get_local_rank()
     frames = job.frames()
     device = choose_device(job.device, number)
     estimator = build_estimator(

@@ -48,7 +48,7 @@ def test_the_plan_keeps_the_runs_of_a_seed_together(runs, tmp_path):
 @pytest.mark.parametrize(
     ("configs", "seeds", "retests", "message"),
     [
-        (["none.yml"], [0], [], "no such config"),
+        (["none.yml"], [0], [], r"none\.yml"),
         (["A.yml"], [0, 1, 0], [], "seeds"),
         (["A.yml", "x/A.yml"], [0], [], "names"),
         (["A.yml"], [0], [("B", "x", "K", "V")], "--retest B x: this config"),

@@ -18,8 +18,7 @@ from fastreid_star.engine.checks import check, problems
 from fastreid_star.engine.defaults import argument_parser, load_config
 from fastreid_star.engine.job import Job
 from fastreid_star.engine.solver import build_optimizer
-from fastreid_star.engine.train import train_or_evaluate
-from fastreid_star.engine.trainer import Trainer
+from fastreid_star.engine.trainer import Trainer, train_or_evaluate
 from fastreid_star.errors import UserError
 
 from .conftest import DEMO, REPOSITORY, tiny_config, tiny_options

@@ -25,10 +25,10 @@ from fastreid_star.engine.checks import problems
 from fastreid_star.engine.checks_config import value_of
 from fastreid_star.engine.convert import convert, read_published
 from fastreid_star.engine.defaults import load_config
-from fastreid_star.inference.fingerprint import Fingerprint
-from fastreid_star.inference.gallery_files import read_features, read_index, write_gallery
 from fastreid_star.engine.job import Job
 from fastreid_star.errors import UserError
+from fastreid_star.inference.fingerprint import Fingerprint
+from fastreid_star.inference.gallery_files import read_features, read_index, write_gallery
 
 from .conftest import REPOSITORY, tiny_config
 

@@ -13,9 +13,8 @@ from fastreid.utils import comm
 from fastreid_star.engine.checkpoint import read_checkpoint
 from fastreid_star.engine.defaults import argument_parser, load_config, setup
 from fastreid_star.engine.launch import launch
-from fastreid_star.engine.step import step_seed
-from fastreid_star.engine.train import load_trained
-from fastreid_star.engine.trainer import Trainer
+from fastreid_star.engine.train_loop import step_seed
+from fastreid_star.engine.trainer import Trainer, load_trained
 from fastreid_star.errors import UserError
 
 from .conftest import DEMO, tiny_config, tiny_options

@@ -6,7 +6,7 @@ import pytest
 
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
 from fastreid_star.engine.defaults import argument_parser, load_config
-from fastreid_star.engine.train import train_or_evaluate
+from fastreid_star.engine.trainer import train_or_evaluate
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs" / "Synthetic"

@@ -59,7 +59,6 @@ def build(cfg):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, 0, 0.2)
         norm.momentum = 0.7
-    model.loss_names = ("CrossEntropyLoss",)  # without the attack pass
     model.train()
     with torch.no_grad():
         for seed in range(2):

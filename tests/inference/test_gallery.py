@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastreid_star.data.folders import tracklets_in
-from fastreid_star.engine.doctor import tiny_config
+from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.inference import Gallery, StarPredictor
 from fastreid_star.inference import gallery as gallery_module
 from fastreid_star.structures import Modality
+
+from .conftest import CONFIGS, tiny_options
 
 MADE_WITH = {"weights_sha256": "abc", "config": {"INPUT.CLIP.LENGTH": 6}}
 VISIBLE, INFRARED = Modality.VISIBLE, Modality.INFRARED
@@ -287,8 +289,7 @@ def test_a_damaged_gallery_is_refused(tmp_path, damage):
 
 
 def test_the_example_of_the_module_runs(tmp_path, monkeypatch):
-    cfg = tiny_config("cpu")
-    cfg.INPUT.SIZE_TEST, cfg.INPUT.CLIP.LENGTH = [32, 16], 2
+    cfg = load_config(str(CONFIGS / "SAD_demo.yml"), tiny_options(tmp_path, tmp_path))
     (tmp_path / "logs" / "run").mkdir(parents=True)
     weights = {"model": Trainer.build_model(cfg).state_dict(), "config": cfg.dump()}
     torch.save(weights, tmp_path / "logs" / "run" / "model_final.pth")

@@ -19,7 +19,7 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from torch import nn
 
 from fastreid_star.engine.defaults import load_config
-from fastreid_star.engine.train import load_trained
+from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
 from fastreid_star.methods.convert import convert, convert_weights, read_published
 

@@ -9,6 +9,7 @@ import torch
 
 from fastreid_star.errors import UserError
 from fastreid_star.modeling.convert import DROPPED, NEVER_RUN, RENAMED, SETTINGS, Conversion
+from fastreid_star.upgrade import upgrade_weights
 
 _SETTINGS = {
     **SETTINGS,
@@ -73,4 +74,5 @@ def convert(state: Mapping[str, torch.Tensor]) -> Conversion:
             )
         if layers:
             weights[f"heads.guide_layer.{kind}"] = torch.cat([layers[k] for k in sorted(layers)])
+    conversion.weights = upgrade_weights(weights)  # torch-geometric's dense layer has other shapes
     return conversion
