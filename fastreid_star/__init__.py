@@ -9,7 +9,7 @@ import sys
 if sys.platform == "win32":
     raise ImportError("fastreid_star runs on Linux and macOS; on Windows, use WSL 2")
 
-from fastreid_star import compat  # noqa: E402
+from fastreid_star import compat
 
 compat.apply()
 

@@ -11,6 +11,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # a part may import what stands below it, and itself
 BELOW = {
     "__main__": {"engine", "errors"},
+    "inference": {
+        "engine",
+        "evaluation",
+        "modeling",
+        "data",
+        "structures",
+        "errors",
+        "coco",
+        "files",
+    },
+    "methods": {"engine", "modeling", "structures", "errors", "coco", "files", "upgrade"},
     "benchmark": {
         "engine",
         "pose",
