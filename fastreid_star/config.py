@@ -27,8 +27,8 @@ def add_plugin_config(cfg: CN) -> CN:
     # auto | npu | cuda | cpu. auto takes the first that is available, in this order. A device that
     # is named and not available is an error.
     cfg.MODEL.DEVICE = "auto"
-    # Ascend NPUs: compile operators anew for every shape.
     cfg.MODEL.NPU = CN()
+    # Ascend NPUs: compile operators anew for every shape.
     cfg.MODEL.NPU.JIT_COMPILE = False
     # Ascend NPUs: store weights in the internal layouts of the chip.
     cfg.MODEL.NPU.INTERNAL_FORMAT = False
@@ -36,7 +36,6 @@ def add_plugin_config(cfg: CN) -> CN:
         cfg.register_deprecated_key(key)
 
     # --- data
-    # ----------------------------------------------------------------------------------------
     # Folder that holds the datasets, or the folder of the dataset itself. Empty:
     # $FASTREID_DATASETS, or ./datasets.
     cfg.DATASETS.ROOT = ""
@@ -54,8 +53,8 @@ def add_plugin_config(cfg: CN) -> CN:
     # Also train on the pairs of BUPTCampus' train_auxiliary.txt, as identities like the others.
     cfg.DATASETS.BUPT_AUXILIARY = False
 
-    # SyntheticVCM: number of identities for training.
     cfg.DATASETS.SYNTHETIC = CN()
+    # SyntheticVCM: number of identities for training.
     cfg.DATASETS.SYNTHETIC.TRAIN_IDS = 96
     # SyntheticVCM: number of identities for testing.
     cfg.DATASETS.SYNTHETIC.TEST_IDS = 32
@@ -80,8 +79,8 @@ def add_plugin_config(cfg: CN) -> CN:
 
     # --- input
     # --------------------------------------------------------------------------------------- T:
-    # frames of a clip, one from each of T equal segments of the tracklet.
     cfg.INPUT.CLIP = CN()
+    # frames of a clip, one from each of T equal segments of the tracklet.
     cfg.INPUT.CLIP.LENGTH = 12
     # One flip and one crop for all frames of a clip. False: each frame draws its own.
     cfg.INPUT.CLIP.SHARED_GEOMETRY = True
@@ -91,7 +90,6 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.INPUT.REA.AREA = [0.02, 0.4]
 
     # --- model
-    # ---------------------------------------------------------------------------------------
     # Max-pool of a ResNet's stem. False: fast-reid's (ceil_mode). True: padded by 1, as in
     # torchvision and in the published programs. The weights and the size of the maps are the same;
     # each sees the image shifted by a pixel.
@@ -99,9 +97,9 @@ def add_plugin_config(cfg: CN) -> CN:
     # Keep the weights and maps of the backbone with the channels last in memory: the same numbers
     # up to rounding, and often faster, most of all on GPUs in mixed precision.
     cfg.MODEL.CHANNELS_LAST = False
+    cfg.MODEL.FRAME_CORRECTOR = CN()
     # The part that corrects frame features before they are pooled, a name of
     # FRAME_CORRECTOR_REGISTRY. Empty: none.
-    cfg.MODEL.FRAME_CORRECTOR = CN()
     cfg.MODEL.FRAME_CORRECTOR.NAME = ""
     # Share of training clips that lose all their skeletons.
     cfg.MODEL.SKELETON_DROPOUT = 0.0

@@ -47,7 +47,7 @@ def _demo(args: argparse.Namespace) -> int:
         Demo(Path(args.output), args.opts).run()
     except (KeyboardInterrupt, Interrupted) as error:
         print("interrupted: the same command continues from here", file=sys.stderr)
-        return error.code if isinstance(error, Interrupted) else 130
+        return 128 + error.number if isinstance(error, Interrupted) else 130
     return 0
 
 

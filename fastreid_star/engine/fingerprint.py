@@ -37,10 +37,6 @@ _COURSE = ("DATASETS.ROOT", "SOLVER.AMP", "SOLVER.FAST_FLOAT32", "SOLVER.IMS_PER
 _RESTORED = ("SOLVER", "MODEL.CHANNELS_LAST")
 
 
-
-
-
-
 def flatten(cfg: Mapping, prefix: str = "") -> dict[str, Any]:
     """``{"SOLVER.BASE_LR": 0.1, ...}``, with values as JSON has them (tuples are lists)."""
     flat: dict[str, Any] = {}

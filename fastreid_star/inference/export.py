@@ -197,8 +197,9 @@ def comparison_batches(
     generator = torch.Generator().manual_seed(0)
     batches = [_clips(clips, length, size, generator) for clips in (*BATCHES, 2)]
     batches[-1]["has_skeleton"][:] = False
-    for batch in batches if modality is not None else ():
-        batch["modality"][:] = modality
+    if modality is not None:
+        for batch in batches:
+            batch["modality"][:] = int(modality)
     return batches
 
 

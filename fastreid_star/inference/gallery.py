@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from fastreid_star.data.folders import check_names
-from fastreid_star.data.tracklet_input import as_modality
+from fastreid_star.data.tracklets import as_modality
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.similarity import (
     check_features,

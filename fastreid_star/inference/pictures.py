@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fastreid_star.data.folders import IMAGE_SUFFIXES, is_video, natural_key
-from fastreid_star.data.images import BrokenImage, read_frame
-from fastreid_star.data.video import read_video
+from fastreid_star.data.io import BrokenImage, read_frame, read_video
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 
@@ -54,7 +53,7 @@ def write_pictures(
     try:
         os.makedirs(folder, exist_ok=True)
         for number, (query, paths, captions) in enumerate(lists, start=1):
-            picture = draw_list([path and read(path) for path in paths], captions)
+            picture = draw_list([read(path) if path else None for path in paths], captions)
             name = re.sub(r"[^\w.-]+", "_", query)[-60:]
             files.append(os.path.join(folder, f"{number:03d}-{name}.jpg"))
             write_whole(files[-1], functools.partial(picture.save, format="JPEG", quality=90))

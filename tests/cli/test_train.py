@@ -220,7 +220,7 @@ TEST: {EVAL_PERIOD: 3, IMS_PER_BATCH: 16, FLIP: {ENABLED: True}}
 DATASETS:
   NAMES: ("Market1501",)
   TESTS: ("Market1501",)
-"""  # noqa: E501
+"""
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,8 @@ from fastreid.evaluation import inference_on_dataset
 from PIL import Image
 
 from fastreid_star.data.build import build_dataset, open_store
-from fastreid_star.data.images import read_frame
-from fastreid_star.data.tracklet_input import TrackletInput
-from fastreid_star.data.video import read_video
+from fastreid_star.data.io import read_frame, read_video
+from fastreid_star.data.tracklets import TrackletInput
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
