@@ -11,17 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # a part may import what stands below it, and itself
 BELOW = {
     "__main__": {"engine", "errors"},
-    "benchmark": {
-        "engine",
-        "pose",
-        "evaluation",
-        "modeling",
-        "data",
-        "structures",
-        "errors",
-        "coco",
-        "files",
-    },
+    "benchmark": {"engine", "evaluation", "data", "structures", "errors", "coco"},
     "report": {
         "engine",
         "evaluation",

@@ -67,7 +67,7 @@ def run(case: str, root: Path) -> dict[str, np.ndarray]:
         if isinstance(output, dict):
             losses.append({name: float(value.detach()) for name, value in output.items()})
         else:
-            features.append(output.numpy())
+            features.append(output.cpu().numpy())
 
     try:
         trainer = Trainer(cfg)
