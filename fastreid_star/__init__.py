@@ -4,18 +4,31 @@ Importing this package makes fastreid 1.4.0 usable on today's torch, adds the pl
 config and registers its datasets, meta-architectures and heads.
 """
 
-from fastreid_star import compat
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("fastreid_star runs on Linux and macOS; on Windows, use WSL 2")
+
+from fastreid_star import compat  # noqa: E402
 
 compat.apply()
 
 from fastreid.config import defaults as _defaults  # noqa: E402
 
-from fastreid_star.config import add_star_config  # noqa: E402
-
-if "SAD" not in _defaults._C.MODEL:  # importlib.reload
-    add_star_config(_defaults._C)
-
 from fastreid_star import data, modeling  # noqa: E402, F401  (they register themselves)
+from fastreid_star.config import add_plugin_config  # noqa: E402
+from fastreid_star.methods import add_method_configs  # noqa: E402
+
+
+def add_star_config(cfg):
+    """Add all config keys of the plugin and of its methods to a fast-reid config, in place."""
+    add_plugin_config(cfg)
+    add_method_configs(cfg)
+    return cfg
+
+
+if "FRAME_CORRECTOR" not in _defaults._C.MODEL:  # importlib.reload
+    add_star_config(_defaults._C)
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "add_star_config"]

@@ -1,30 +1,10 @@
-"""usage: python -m fastreid_star SCRIPT [ARGUMENTS]
-
-Run a training script written for fast-reid, such as fast-reid's own tools/train_net.py, unchanged: its trainer,
-launcher and config are this plugin's, on any device. ARGUMENTS are the script's: SCRIPT --help lists them.
-
-  python -m fastreid_star path/to/train_net.py --config-file configs/Synthetic/STAR_small.yml --num-gpus 2
-  torchrun --nproc-per-node 2 -m fastreid_star path/to/train_net.py --config-file configs/Synthetic/STAR_small.yml
-"""
+"""``python -m fastreid_star COMMAND`` is ``fastreid-star COMMAND``. A first argument that ends in .py
+is a training script written for fast-reid, which is run unmodified."""
 
 import sys
 
-from fastreid_star.engine.defaults import run_tool
-from fastreid_star.engine.script import run_script
-from fastreid_star.errors import UserError
-
-
-def main() -> None:
-    arguments = sys.argv[1:]
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(__doc__.strip())
-        return
-    if not arguments or arguments[0].startswith("-"):
-        raise UserError(
-            "name a script first: python -m fastreid_star path/to/train_net.py [ARGUMENTS]"
-        )
-    run_script(arguments[0], arguments[1:])
-
+from fastreid_star.cli.main import main
 
 if __name__ == "__main__":
-    run_tool(main)
+    is_script = len(sys.argv) > 1 and sys.argv[1].endswith(".py")
+    main(["run-script", *sys.argv[1:]] if is_script else None)

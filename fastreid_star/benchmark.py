@@ -34,13 +34,12 @@ from fastreid_star.data.build import DeviceLoader, build_clip_train_loader
 from fastreid_star.data.clips import collate_clips
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.defaults import argument_parser, load_config, setup
-from fastreid_star.engine.step import StepRunner
+from fastreid_star.engine.train_loop import StepRunner
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import cross_modal_results
 from fastreid_star.structures import Modality, Tracklet
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BARE = "backbone"
 NETWORKS = {BARE: "SAD_R50.yml", "SAD": "SAD_R50.yml", "STAR": "STAR_R50.yml"}
 RANKED = (5159, 5643, 2048)  # infrared and visible tracklets of HITSZ-VCM's test set, feature width
@@ -127,7 +126,7 @@ def format_table(figures: Sequence[Figure]) -> str:
 def _config(file: str, settings: Mapping[str, Any], opts: Sequence[str]) -> CfgNode:
     """A config of the project, changed by `settings` and then by the user's options."""
     pairs = [str(part) for pair in settings.items() for part in pair]
-    return load_config(str(CONFIGS / file), [*pairs, *opts])
+    return load_config(file, [*pairs, *opts])
 
 
 def in_turns(

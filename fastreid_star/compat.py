@@ -1,8 +1,7 @@
-"""Every patch of fastreid 1.4.0 and torchvision, each with its reason. Nothing else in the project patches.
+"""All patches of fastreid 1.4.0 and torchvision, each with its reason. No other module patches them.
 
-fastreid 1.4.0 was written for torch 1.13 and Python 3.9. :func:`apply` makes it importable and usable on
-Python 3.10 and later and torch 2.x, and puts the standard library back as it found it. It changes nothing in
-installed files, and calling it twice is harmless.
+fastreid 1.4.0 was written for torch 1.13 and Python 3.9. :func:`apply` makes it usable with Python 3.10 and later and
+torch 2. It restores the standard library afterwards, changes no installed file, and may be called twice.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ try:
     import torch
 except (
     RuntimeError
-) as error:  # torch loads the device packages that are installed; one that fails takes torch along
+) as error:  # torch loads the installed device packages, and fails if one of them fails
     if "backend extension" not in str(error):
         raise
     raise ImportError(
-        "torch does not import because torch_npu does not load: source CANN's set_env.sh in this shell first, or set "
-        "TORCH_DEVICE_BACKEND_AUTOLOAD=0 to do without the NPU"
+        "torch cannot be imported because torch_npu cannot be loaded: source CANN's set_env.sh in this shell first, or "
+        "set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to work without the NPU"
     ) from error
 
-# what fast-reid's training scripts import, and from where
+# the names that fast-reid's training scripts import, and the modules that hold them
 _NAMES_IN_SCRIPTS = {
     "DefaultTrainer": ("fastreid.engine", "fastreid.engine.defaults"),
     "default_argument_parser": ("fastreid.engine", "fastreid.engine.defaults"),
@@ -52,13 +51,12 @@ _NAMES_IN_SCRIPTS = {
     "merge_from_list": ("fastreid.config.CfgNode",),
 }
 _applied = False
-_torchvision_schemas: list[
-    torch.library.Library
-] = []  # a schema lives as long as its Library object
+# a schema exists as long as its Library object
+_torchvision_schemas: list[torch.library.Library] = []
 
 
 def apply() -> None:
-    """Make fastreid importable and patch what does not work on today's torch.
+    """Make fastreid importable and patch its parts that do not work with torch 2.
 
     Raises:
         ImportError: fastreid or torchvision is not installed.
@@ -67,10 +65,11 @@ def apply() -> None:
     if _applied:
         return
     _import_torchvision()
-    with _old_names(), _metrics_when_needed():
+    with _old_names():
         importlib.import_module("fastreid.data.build")
         importlib.import_module("fastreid.evaluation.testing")
     _patch_loader()
+    _patch_optimizer()
     _patch_comm()
     _patch_transforms()
     _patch_rerank()
@@ -81,20 +80,19 @@ def apply() -> None:
 
 
 def set_dataset_root(root: str) -> None:
-    """Where fast-reid's own loaders look for image datasets; they read $FASTREID_DATASETS once, at import."""
+    """Set the folder of fast-reid's image datasets; fast-reid reads $FASTREID_DATASETS once, at import."""
     from fastreid.data import build
 
     build._root = root
 
 
 def use_in_scripts(**objects: object) -> None:
-    """Put our own under the names that fast-reid's training scripts import, in this process and until it ends.
+    """Replace the objects that fast-reid's training scripts import, until this process ends.
 
-    A script imports fast-reid's trainer, launcher and builders, whose devices are CUDA's and whose optimizer trains
-    nothing on torch 2.
+    fast-reid's own trainer, launcher and builders need CUDA.
 
     Args:
-        objects: by fast-reid's name: DefaultTrainer, default_setup, launch, ...
+        objects: the plugin's objects by fast-reid's names: DefaultTrainer, default_setup, launch, ...
     """
     for name, ours in objects.items():
         for owner in _NAMES_IN_SCRIPTS[name]:
@@ -102,9 +100,9 @@ def use_in_scripts(**objects: object) -> None:
 
 
 def _import_torchvision() -> None:
-    """A CUDA build of torchvision beside a CPU build of torch fails at import on two operators' schemas.
+    """With a CPU build of torch, importing a CUDA build of torchvision fails because two operators are undeclared.
 
-    fastreid uses only the transforms, so declaring the operators, without an implementation, is enough.
+    fastreid uses only the transforms: it is enough to declare the operators, without an implementation.
     """
     try:
         import torchvision
@@ -122,7 +120,7 @@ def _import_torchvision() -> None:
 
 @contextlib.contextmanager
 def _old_names():
-    """`collections.Mapping` (gone in Python 3.10) and `torch._six` (gone in torch 2), while fastreid is imported."""
+    """fastreid imports ``collections.Mapping`` (removed in Python 3.10) and ``torch._six`` (removed in torch 2)."""
     added_mapping = not hasattr(collections, "Mapping")
     added_six = importlib.util.find_spec("torch._six") is None
     if added_mapping:
@@ -140,25 +138,8 @@ def _old_names():
             del sys.modules["torch._six"]
 
 
-@contextlib.contextmanager
-def _metrics_when_needed():
-    """`from sklearn import metrics` is for ROC curves alone, and takes most of a second: loaded at first use."""
-    if "sklearn" in sys.modules:
-        yield
-        return
-    metrics = types.ModuleType("sklearn.metrics")
-    metrics.__getattr__ = lambda name: getattr(importlib.import_module("sklearn.metrics"), name)  # type: ignore[method-assign]
-    stand_in: Any = types.ModuleType("sklearn")
-    stand_in.__spec__, stand_in.metrics = importlib.util.find_spec("sklearn"), metrics
-    sys.modules["sklearn"] = stand_in
-    try:
-        yield
-    finally:
-        del sys.modules["sklearn"]
-
-
 def _patch_loader() -> None:
-    """DataLoaderX copies batches on a CUDA stream of its own. Here: a plain loader; the engine moves the batch."""
+    """DataLoaderX copies batches on a CUDA stream. A plain loader replaces it, and the trainer moves the batch."""
     from fastreid.data import build, data_utils
 
     class DataLoaderX(torch.utils.data.DataLoader):
@@ -170,8 +151,29 @@ def _patch_loader() -> None:
     build.DataLoaderX = DataLoaderX
 
 
+def _patch_optimizer() -> None:
+    """fastreid's optimizer holds all weights in one flat buffer, and with torch 2 it changes none of them.
+
+    Since torch 2, ``zero_grad()`` removes the buffer's gradient, and ``step()`` skips what has no gradient. Here the
+    optimizer holds the weights themselves.
+    """
+    from fastreid import solver
+
+    original = solver.build_optimizer
+
+    @functools.wraps(original)
+    def build_optimizer(cfg, model, contiguous=False):
+        return original(cfg, model, contiguous=False)
+
+    for owner in _NAMES_IN_SCRIPTS["build_optimizer"]:
+        if (
+            owner in sys.modules
+        ):  # fastreid.engine is imported later, and then takes the new function
+            sys.modules[owner].build_optimizer = build_optimizer  # type: ignore[attr-defined]
+
+
 def _patch_comm() -> None:
-    """Objects are gathered over gloo; fastreid asks for a gloo group only beside NCCL, and so fails on HCCL."""
+    """fastreid gathers objects over gloo, but creates a gloo group only beside NCCL: it fails with HCCL."""
     from fastreid.utils import comm
 
     @functools.lru_cache
@@ -184,13 +186,13 @@ def _patch_comm() -> None:
 
 
 def _patch_transforms() -> None:
-    """RandomAffine's `resample` and `fillcolor` became `interpolation` and `fill` in torchvision 0.15."""
+    """RandomAffine's ``resample`` and ``fillcolor`` are named ``interpolation`` and ``fill`` since torchvision 0.15."""
     from fastreid.data.transforms import build
     from torchvision.transforms import InterpolationMode
 
     class RandomAffine(build.T.RandomAffine):
         def __init__(self, *args, resample=False, fillcolor=0, **kwargs):
-            # resample=False was PIL's 0, nearest
+            # resample=False means nearest, PIL's 0
             super().__init__(
                 *args, interpolation=InterpolationMode.NEAREST, fill=fillcolor, **kwargs
             )
@@ -199,7 +201,7 @@ def _patch_transforms() -> None:
 
 
 def _patch_rerank() -> None:
-    """Re-ranking moves features to CUDA and searches with GPU faiss; option 3 is its own CPU path."""
+    """Re-ranking moves features to CUDA and searches with faiss on the GPU; its search option 3 runs on the CPU."""
     from fastreid.utils import compute_dist
 
     original = compute_dist.compute_jaccard_distance
@@ -212,12 +214,12 @@ def _patch_rerank() -> None:
 
 
 def _patch_evaluation() -> None:
-    """No compiler at the first evaluation, and no failure with a small gallery.
+    """The evaluation does not compile, and does not fail with a small gallery.
 
-    The Cython ranking is compiled into site-packages by whichever python3 is on the PATH, and a failure ends the
-    run. Where it is compiled it is used, where it is not the Python path gives the same numbers. The Python path
-    cuts the queries' curves at the gallery's size, but the camera rule leaves them of different lengths: they are
-    cut at the shortest. `cmc[9]` is read whatever the length: the curve is extended by its last value.
+    fastreid compiles its Cython ranking at the first evaluation, and ends the run if that fails. Without it the Python
+    ranking gives the same numbers. That ranking needs CMC curves of equal length, but the camera rule removes different
+    numbers of gallery images: the curves are cut at the shortest. fastreid then reads ``cmc[9]``: a shorter curve is
+    extended by its last value.
     """
     import numpy as np
 
@@ -244,7 +246,7 @@ def _patch_evaluation() -> None:
 
 
 def _patch_preprocessing() -> None:
-    """Baseline and MGN normalize the caller's batch in place: a flip test then normalizes it twice."""
+    """Baseline and MGN normalize the batch in place, so that a flip test normalizes it twice."""
     from fastreid.modeling.meta_arch.baseline import Baseline
     from fastreid.modeling.meta_arch.mgn import MGN
 
@@ -261,10 +263,10 @@ def _patch_preprocessing() -> None:
 
 
 def _patch_packaged_yaml() -> None:
-    """RegNet's and EfficientNet's YAML files are named relative to a source checkout's root.
+    """RegNet and EfficientNet look for their YAML files in the working directory, but these are in the package.
 
-    They ship inside the package, so they are looked up there. Their config is one global that each build merges
-    into: it starts from the defaults again each time, or a RegNetX built after a RegNetY would keep its SE.
+    Each build merges its file into one global config. Here it starts from the defaults, or a RegNetX built after a
+    RegNetY would keep its squeeze-and-excitation.
     """
     import fastreid
     from fastreid.modeling.backbones.regnet import effnet, regnet

@@ -1,177 +1,152 @@
-"""Every config key this plugin adds to fast-reid's, with its default and its meaning.
+"""The config keys that the plugin adds to fast-reid's, with their defaults and meanings.
 
-Letters: B clips, T frames of a clip, D feature width, P identities of a batch, K clips of an identity and
-modality.
+The keys of a method are in ``fastreid_star/methods/<name>/config.py``. The comment above a key is
+its documentation: ``fastreid-star configs --key KEY`` prints it.
+
+Letters: B clips, T frames of a clip, D feature width, P identities of a batch, K clips of an
+    identity
+and modality.
 """
 
 from fastreid.config import CfgNode as CN
 
 
-def add_star_config(cfg: CN) -> CN:
-    """Add the plugin's keys to a fast-reid config, in place, and return it.
+def add_plugin_config(cfg: CN) -> CN:
+    """Add the keys that all methods share to a fast-reid config, in place, and return it.
 
-    Importing :mod:`fastreid_star` already calls this on fast-reid's defaults, so ``fastreid.config.get_cfg()``
-    has every key below.
+    Importing :mod:`fastreid_star` adds them to fast-reid's defaults, so that
+    ``fastreid.config.get_cfg()`` has every key below.
     """
-    # Seed of everything random: data, weights, style. Negative: a fresh one each run, written to the log.
+    # Packages that are imported before the config is read, because they register models, losses or
+    # datasets, or add keys. Set by --import and FASTREID_STAR_IMPORT.
+    cfg.IMPORTS = []
+    # Seed of everything random: data, weights, style. A negative value is replaced by a new seed,
+    # which is written to the log.
     cfg.SEED = 0
 
-    # auto | npu | cuda | cpu. `auto` takes the first that is usable, in this order; a named one is never replaced.
+    # auto | npu | cuda | cpu. auto takes the first that is available, in this order. A device that
+    # is named and not available is an error.
     cfg.MODEL.DEVICE = "auto"
-    # Switches of Ascend NPUs: compile operators anew for every shape; store weights in the chip's own layouts.
+    # Ascend NPUs: compile operators anew for every shape.
     cfg.MODEL.NPU = CN()
     cfg.MODEL.NPU.JIT_COMPILE = False
+    # Ascend NPUs: store weights in the internal layouts of the chip.
     cfg.MODEL.NPU.INTERNAL_FORMAT = False
-    # Switches of CPUs: keep memory that is freed for the next step, which is faster; the process does not become
-    # smaller before its end. glibc only, which is most of Linux; elsewhere it does nothing.
-    cfg.MODEL.CPU = CN()
-    cfg.MODEL.CPU.KEEP_MEMORY = True
+    for key in ("MODEL.CPU", "MODEL.CPU.KEEP_MEMORY"):  # ignored in configs of earlier versions
+        cfg.register_deprecated_key(key)
 
-    # --- data ------------------------------------------------------------------------------------------------
-    # The folder that holds the datasets. Empty: $FASTREID_DATASETS, or ./datasets.
+    # --- data
+    # ----------------------------------------------------------------------------------------
+    # Folder that holds the datasets, or the folder of the dataset itself. Empty:
+    # $FASTREID_DATASETS, or ./datasets.
     cfg.DATASETS.ROOT = ""
-    # Tracklets with fewer frames are left out, in training and in testing: the rule behind every published
-    # number on HITSZ-VCM.
+    # Tracklets with fewer frames are left out, in training and in testing. All published numbers on
+    # HITSZ-VCM use 12.
     cfg.DATASETS.MIN_FRAMES = 12
-    # Skeleton store: a folder (skeletons.npy + index.json) or an HDF5 file of the authors' layout; relative
-    # paths start at the dataset's folder. Empty: no skeletons.
+    # Skeleton store: a folder (skeletons.npy and index.json) or an HDF5 file in the authors'
+    # layout. A relative path starts at the folder of the dataset. Empty: no skeletons.
     cfg.DATASETS.SKELETONS = ""
-
-    # Whose skeletons a clip is shown with, in training and in testing: its own | other (of another identity in its
-    # modality: drawn for each clip in training, always the same in testing) | none. The controls that tell what the
-    # skeletons are worth.
+    # Whose skeletons the clips get in training: own | other (of another identity of the same
+    # modality, drawn for each clip) | none. Controls that show what the skeletons contribute.
     cfg.DATASETS.SKELETONS_TRAIN = "own"
+    # Whose skeletons the clips get in testing: own | other (always the same other identity) | none.
     cfg.DATASETS.SKELETONS_TEST = "own"
-
-    # Train on the pairs of BUPTCampus' train_auxiliary.txt too, each of an identity that one camera has seen once, as
-    # identities like the others.
+    # Also train on the pairs of BUPTCampus' train_auxiliary.txt, as identities like the others.
     cfg.DATASETS.BUPT_AUXILIARY = False
 
-    # Options of the SyntheticVCM dataset, see fastreid_star/data/datasets/synthetic.py.
+    # SyntheticVCM: number of identities for training.
     cfg.DATASETS.SYNTHETIC = CN()
     cfg.DATASETS.SYNTHETIC.TRAIN_IDS = 96
+    # SyntheticVCM: number of identities for testing.
     cfg.DATASETS.SYNTHETIC.TEST_IDS = 32
-    # Tracklets of each identity in each modality.
+    # SyntheticVCM: tracklets of each identity in each modality.
     cfg.DATASETS.SYNTHETIC.TRACKLETS = 5
+    # SyntheticVCM: frames of a tracklet.
     cfg.DATASETS.SYNTHETIC.FRAMES = 24
-    # Height and width of a frame in pixels.
+    # SyntheticVCM: height and width of a frame in pixels.
     cfg.DATASETS.SYNTHETIC.SIZE = [64, 32]
-    # Share of tracklets in which something hides a part of the person.
+    # SyntheticVCM: share of tracklets in which something hides a part of the person.
     cfg.DATASETS.SYNTHETIC.OCCLUSION = 0.6
-    # Largest standard deviation of the blur, in pixels of a 64-pixel-high frame.
+    # SyntheticVCM: largest standard deviation of the blur, in pixels of a frame of height 64.
     cfg.DATASETS.SYNTHETIC.BLUR = 0.6
-    # Background clutter behind the person.
+    # SyntheticVCM: background clutter behind the person.
     cfg.DATASETS.SYNTHETIC.BACKGROUND = True
-    # Spread of the person's size in the frame (0.1: 10 % smaller or larger).
+    # SyntheticVCM: spread of the person's size in the frame; 0.1 is 10 % smaller or larger.
     cfg.DATASETS.SYNTHETIC.SCALE = 0.1
-    # Standard deviation of the joints' noise, as a share of the frame's height.
+    # SyntheticVCM: standard deviation of the joints' noise, as a share of the frame's height.
     cfg.DATASETS.SYNTHETIC.JOINT_NOISE = 0.015
+    # SyntheticVCM: seed of the people and their tracklets.
     cfg.DATASETS.SYNTHETIC.SEED = 0
 
-    # --- input -----------------------------------------------------------------------------------------------
+    # --- input
+    # --------------------------------------------------------------------------------------- T:
+    # frames of a clip, one from each of T equal segments of the tracklet.
     cfg.INPUT.CLIP = CN()
-    # T: frames of a clip, one from each of T equal segments of the tracklet.
     cfg.INPUT.CLIP.LENGTH = 12
-    # One flip and one crop for all frames of a clip; False: each frame draws its own.
+    # One flip and one crop for all frames of a clip. False: each frame draws its own.
     cfg.INPUT.CLIP.SHARED_GEOMETRY = True
-    # Blank every frame: what is left is what the skeletons alone can tell.
+    # Replace every frame by a blank one: the model sees the skeletons only.
     cfg.INPUT.BLANK = False
-    # Share of the image's area that random erasing (INPUT.REA, drawn per frame) may cover.
+    # Share of the image's area that random erasing (INPUT.REA, drawn for each frame) may cover.
     cfg.INPUT.REA.AREA = [0.02, 0.4]
 
-    # --- sampler: P identities x K clips x 2 modalities --------------------------------------------------------
-    # SOLVER.IMS_PER_BATCH counts clips (P*K*2) over all devices; DATALOADER.NUM_INSTANCE is K.
-
-    # --- backbone --------------------------------------------------------------------------------------------
-    # The max-pool of a ResNet's stem: False: fast-reid's (ceil_mode); True: padded by 1, as in torchvision and in the
-    # published programs. The weights are the same, and so is the size of the maps, but each sees the image a pixel off.
+    # --- model
+    # ---------------------------------------------------------------------------------------
+    # Max-pool of a ResNet's stem. False: fast-reid's (ceil_mode). True: padded by 1, as in
+    # torchvision and in the published programs. The weights and the size of the maps are the same;
+    # each sees the image shifted by a pixel.
     cfg.MODEL.BACKBONE.PADDED_POOL = False
-
-    # Keep the backbone's weights and maps with the channels last in memory: the same numbers up to rounding, and often
-    # faster, on GPUs in mixed precision most of all; tools/benchmark.py tells.
+    # Keep the weights and maps of the backbone with the channels last in memory: the same numbers
+    # up to rounding, and often faster, most of all on GPUs in mixed precision.
     cfg.MODEL.CHANNELS_LAST = False
-
-    # --- style augmentation, attack and defense (SAD) --------------------------------------------------------
-    cfg.MODEL.SAD = CN()
-    # Style augmentation, after normalization, per frame: infrared times one factor, visible times one factor a
-    # channel, channels permuted.
-    cfg.MODEL.SAD.AUGMENT = True
-    cfg.MODEL.SAD.AUGMENT_RANGE = [0.5, 1.5]
-    # How AdaIN takes a standard deviation: `sqrt_var` is sqrt(var + 1e-5), bounded gradients on flat maps;
-    # `release` is std + 1e-6, as in the authors' program.
-    cfg.MODEL.SAD.STD = "sqrt_var"
-
-    # Where batch-hard mining looks with several processes: False: in each process's share of the batch; True: in the
-    # whole batch, whose features are gathered. Every process then takes the same loss.
-    cfg.MODEL.LOSSES.TRI.ALL_RANKS = False
-
-    # Train the cross entropies alone for the first epochs. Without ImageNet weights the defense loss would shrink all
-    # features, and leave the triplet loss at its margin, before they mean anything.
-    cfg.MODEL.LOSSES.CE_ONLY_EPOCHS = 0
-
-    # --- STAR ------------------------------------------------------------------------------------------------
-    # The sequence level, eq. (8)-(13), is the head: MODEL.HEADS.NAME GATGeMHead has it, ClipHead has not. The
-    # skeleton consistency loss, eq. (14), is SkeletonConsistencyLoss in MODEL.LOSSES.NAME.
-    cfg.MODEL.STAR = CN()
-    # The frame level: bones correct the frames' features, eq. (1)-(7).
-    cfg.MODEL.STAR.FRAME_LEVEL = True
-    # Joints with a lower score do not count; 0: every joint that is there counts. BONES release and GRAPH release take
-    # every joint in any case.
-    cfg.MODEL.STAR.SCORE_THRESHOLD = 0.0
-    # Share of training clips that lose all skeletons, at both levels; release: 0.
-    cfg.MODEL.STAR.SKELETON_DROPOUT = 0.0
-    # Bone features, eq. (1)-(2): standardized (d / the clip's scale, sin, cos, each batch-normalized and weighed by the
-    # joints' scores) | normalized (d / the skeleton's scale, sin, cos) | release (d, angle, in raw pixels).
-    cfg.MODEL.STAR.BONES = "standardized"
-    # Eq. (5) and (7): paper (squeeze-and-excitation gate, and our LayerNorm) | release (neither).
-    cfg.MODEL.STAR.CORRECTOR = "paper"
-    # Run the two-way LSTM of eq. (3) as two one-way LSTMs: the same weights and numbers.
-    cfg.MODEL.STAR.SPLIT_LSTM = False
-    # p of the GeM poolings, eq. (11); K is how many.
-    cfg.MODEL.STAR.EXPONENTS = [0.7, 1.0, 3.0, 5.0, 7.0]
-    # Eq. (13): sigmoid (a gate for each part and exponent) | softmax (over K, parts averaged) | release.
-    cfg.MODEL.STAR.GUIDE = "sigmoid"
-    # Eq. (8)-(9): paper (bones in every frame, normalized joints) | release (bones in frame 0 only, raw joints).
-    cfg.MODEL.STAR.GRAPH = "paper"
-    # Dropout on the graph attention, and between its two layers, eq. (10).
-    cfg.MODEL.STAR.ATTENTION_DROPOUT = 0.6
-    cfg.MODEL.STAR.GAT_DROPOUT = 0.3
-    # Eq. (14): paper (bones against joints) | release (visible against infrared pose logits; needs GUIDE release).
-    cfg.MODEL.STAR.KL = "paper"
-    # P of eq. (14): last_step (output at t = T) | final_states (both directions after all frames).
-    cfg.MODEL.STAR.KL_LAST = "last_step"
-
-    # Exponent of the temporal GeM pooling (mean_t X^p)^(1/p).
+    # The part that corrects frame features before they are pooled, a name of
+    # FRAME_CORRECTOR_REGISTRY. Empty: none.
+    cfg.MODEL.FRAME_CORRECTOR = CN()
+    cfg.MODEL.FRAME_CORRECTOR.NAME = ""
+    # Share of training clips that lose all their skeletons.
+    cfg.MODEL.SKELETON_DROPOUT = 0.0
+    # Exponent p of the temporal GeM pooling (mean_t X^p)^(1/p).
     cfg.MODEL.HEADS.GEM_P = 3.0
 
-    # --- solver ----------------------------------------------------------------------------------------------
-    # Learning rate of the backbone and both stems, as a factor of SOLVER.BASE_LR.
+    # --- losses: MODEL.LOSSES.NAME lists names of LOSS_REGISTRY
+    # ---------------------------------------- Factors in the sum of the losses, as [name, factor]
+    # pairs: [["StyleDefenseLoss", 0.5]]. A loss without a factor has 1.
+    cfg.MODEL.LOSSES.WEIGHTS = []
+    # Train with the cross entropies alone in the first epochs. Without ImageNet weights the defense
+    # loss would shrink all features before they mean anything.
+    cfg.MODEL.LOSSES.CE_ONLY_EPOCHS = 0
+    # Batch-hard mining with several processes. False: in each process's share of the batch. True:
+    # in the whole batch, whose features are gathered.
+    cfg.MODEL.LOSSES.TRI.ALL_RANKS = False
+
+    # --- solver: SOLVER.IMS_PER_BATCH counts clips (P K 2) over all devices,
+    # DATALOADER.NUM_INSTANCE is K Learning rate of the backbone and both stems, as a factor of
+    # SOLVER.BASE_LR.
     cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0
-    # Length of the warm-up in epochs; 0: SOLVER.WARMUP_ITERS counts.
+    # Length of the warm-up in epochs. 0: SOLVER.WARMUP_ITERS is used.
     cfg.SOLVER.WARMUP_EPOCHS = 0
-    # Milestones in SOLVER.STEPS count epochs from the start of training: True; False: as fast-reid counts them,
-    # from the end of the warm-up.
+    # True: the milestones of SOLVER.STEPS count epochs from the start of training. False: from the
+    # end of the warm-up, as in fast-reid.
     cfg.SOLVER.STEPS_FROM_START = False
-    # float16 (needs a gradient scaler, which is then used) or bfloat16.
+    # Mixed precision (SOLVER.AMP.ENABLED): float16, with a gradient scaler, or bfloat16.
     cfg.SOLVER.AMP.DTYPE = "float16"
-    # With float16, a step whose losses or gradients overflow is skipped; so many in a row end the run. Gradients that
-    # overflow halve the scale: after 50 times the largest of use is far below 1, where nothing sound overflows.
+    # float16 only: a step whose losses or gradients overflow is skipped; this many skipped steps in
+    # a row end the run.
     cfg.SOLVER.AMP.MAX_SKIPPED = 50
-
-    # Let convolutions and matrix products round float32 inputs, HF32 on NPUs and TF32 on GPUs: faster, less exact.
+    # Let convolutions and matrix products round their float32 inputs: HF32 on NPUs, TF32 on GPUs.
+    # Faster and less exact.
     cfg.SOLVER.FAST_FLOAT32 = False
-
-    # How many of the model_last.pth are kept, which a run writes every SOLVER.CHECKPOINT_PERIOD epochs, before each
-    # evaluation, and when a signal ends it: the newest, model_last-1.pth before it, and so on. With 2 there is a whole
-    # one to fall back on where a disk has damaged the newest. model_best.pth and model_final.pth stay in any case.
+    # Number of model_last.pth files that are kept: the newest, model_last-1.pth before it, and so
+    # on. They are written every SOLVER.CHECKPOINT_PERIOD epochs, before each evaluation, and when a
+    # signal ends the run. model_best.pth and model_final.pth are always kept.
     cfg.SOLVER.CHECKPOINT_KEEP = 2
-
     # Iterations between two lines of the log.
     cfg.SOLVER.LOG_PERIOD = 50
 
-    # --- test: TEST.IMS_PER_BATCH counts the clips of one device's batch -------------------------------------
+    # --- test: TEST.IMS_PER_BATCH counts the clips of one device's batch
+    # ------------------------------- Ranks of the CMC curve that are printed.
     cfg.TEST.RANKS = [1, 5, 10, 20]
-    # Gallery entries with the query's identity and camera are left out.
+    # Leave out gallery tracklets with the query's identity and camera.
     cfg.TEST.CAMERA_FILTER = True
     # Write per_query_<dataset>.csv into OUTPUT_DIR at every evaluation.
     cfg.TEST.PER_QUERY_CSV = True

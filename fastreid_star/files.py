@@ -1,32 +1,35 @@
-"""Files that are whole or not there."""
+"""Files that are written whole or not at all, and locks on folders."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
 import re
 import secrets
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
+
+from fastreid_star.errors import UserError
 
 logger = logging.getLogger(__name__)
 _TEMPORARY = re.compile(r".+\.\d+\.[0-9a-f]{8}\.tmp")
 
 
 def write_whole(
-    path: str | os.PathLike[str], write: Callable[[BinaryIO], object], *, earlier: int | None = None
+    path: str | os.PathLike[str], write: Callable[[BinaryIO], object], *, earlier: int = 0
 ) -> None:
-    """Call ``write(file)`` on a temporary file beside `path`, then rename: `path` is never half written.
+    """Call ``write(file)`` on a temporary file beside `path`, then rename it.
+
+    `path` is never half written: its old content stays until the new one is complete and on disk.
 
     Args:
-        path: its folder must exist. What was there before stays until the new content is complete and on disk.
-        write: fills the file, opened for bytes, to be written and read; whatever it raises is handed on, and nothing
-            is left behind.
-        earlier: keep so many earlier contents beside it, see :func:`earlier_path`, and no others; None: `path` is
-            replaced, and nothing else is looked at.
+        path: its folder must exist.
+        write: fills the file, which is opened for reading and writing bytes. If it raises, the
+            temporary file is removed.
+        earlier: how many earlier versions to keep beside it, see :func:`earlier_path`.
     """
     path = os.fspath(path)
     temporary, file = _open_temporary(path)
@@ -35,32 +38,28 @@ def write_whole(
             write(file)
             file.flush()
             os.fsync(file.fileno())
-            _shift(path, earlier or 0)
-            os.replace(temporary, path)  # before the lock goes with the file
+            for number in range(earlier, 0, -1):
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(earlier_path(path, number - 1), earlier_path(path, number))
+            os.replace(temporary, path)  # before the file's lock is released
         _sync_folder(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
         raise
-    if earlier is not None:
-        for old in _earlier_paths(path):
-            if int(old.stem.rpartition("-")[2]) > earlier:
-                old.unlink(missing_ok=True)
 
 
 def earlier_path(path: str | os.PathLike[str], number: int) -> str:
-    """Where the content is that `path` had `number` writes ago: ``model_last-1.pth`` beside ``model_last.pth``."""
+    """The version `number` writes ago: ``model_last-1.pth`` beside ``model_last.pth``."""
     stem, ending = os.path.splitext(os.fspath(path))
     return f"{stem}-{number}{ending}" if number else os.fspath(path)
 
 
 def remove_abandoned(folder: str | os.PathLike[str]) -> list[str]:
-    """Remove the temporary files of processes that were killed while they wrote; those of living ones stay.
+    """Remove the temporary files of killed processes, and return their names.
 
-    A writer holds a lock on its file. Where the file system knows no locks nothing is removed.
-
-    Returns:
-        the names of those that were removed.
+    A process that writes holds a lock on its temporary file. Nothing is removed on a file system
+    without locks.
     """
     removed = []
     for name in sorted(os.listdir(folder)):
@@ -70,16 +69,39 @@ def remove_abandoned(folder: str | os.PathLike[str]) -> list[str]:
         try:
             with open(path, "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.remove(path)  # while it is locked: one who has just made it sees that it is gone
+                os.remove(path)  # while it is locked, so that a writer notices
         except OSError as error:
-            logger.debug("%s stays: %s", path, error.strerror)
+            logger.debug("%s is kept: %s", path, error.strerror)
         else:
             removed.append(name)
     return removed
 
 
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """A context in which no other process can lock this folder.
+
+    The lock belongs to the process: it ends with the process, however that ends. On a file system
+    without locks the context does nothing.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    with open(os.path.join(folder, ".lock"), "ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"another run is writing to {folder}: wait until it ends, or choose another "
+                    "OUTPUT_DIR"
+                ) from error
+            logger.debug("%s cannot be locked: %s", folder, error.strerror)
+        yield
+
+
 def drop_cut_line(path: str | os.PathLike[str]) -> None:
-    """Shorten a file of lines by its last one where that has no end, as a killed process leaves it."""
+    """Remove the last line of a text file if it has no end, as a killed process leaves it."""
     with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
         content = file.read()
         if not content.endswith(b"\n"):
@@ -87,13 +109,13 @@ def drop_cut_line(path: str | os.PathLike[str]) -> None:
 
 
 def _open_temporary(path: str) -> tuple[str, BinaryIO]:
-    """A new file beside `path`, locked. Processes of several containers may have one id, hence the token."""
+    """A new, locked file beside `path`. Two containers may use one process id, hence the token."""
     while True:
         temporary = f"{path}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-        file = open(temporary, "x+b")  # noqa: SIM115 - the caller's
+        file = open(temporary, "x+b")  # noqa: SIM115 - the caller closes it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # remove_abandoned was quicker
+        except BlockingIOError:  # remove_abandoned was faster
             file.close()
             continue
         except OSError as error:
@@ -103,21 +125,8 @@ def _open_temporary(path: str) -> tuple[str, BinaryIO]:
         file.close()
 
 
-def _shift(path: str, earlier: int) -> None:
-    """Move what is there one place back. The new content is on disk by now: at every moment something whole is."""
-    for number in range(earlier, 0, -1):
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(earlier_path(path, number - 1), earlier_path(path, number))
-
-
-def _earlier_paths(path: str) -> list[Path]:
-    own = Path(path)
-    pattern = re.compile(re.escape(own.stem) + r"-\d+" + re.escape(own.suffix))
-    return [other for other in own.parent.iterdir() if pattern.fullmatch(other.name)]
-
-
 def _sync_folder(path: str) -> None:
-    """Have the rename itself on disk, which a power cut could take back; some file systems cannot do that."""
+    """Write the rename to the disk too; some file systems do not support it."""
     with contextlib.suppress(OSError):
         folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
         try:

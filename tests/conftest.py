@@ -56,17 +56,6 @@ def amount(request):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _memory_is_handed_back():
-    """The switch holds for a process and has no way back: tests that measure memory would find what others kept.
-
-    For the session, as fixtures that train for several tests come before those of a single test.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastreid_star.engine.device.keep_freed_memory", lambda: False)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
 def _signals_are_heard():
     """Under nohup, and in the background of a script, a process ignores signals, as those that it starts do."""
     for number in (signal.SIGINT, signal.SIGHUP):

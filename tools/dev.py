@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""Set up, demonstrate and test fastreid_star, with nothing but Python's standard library to start from.
+"""Set up, demonstrate and test fastreid_star, starting from Python's standard library only.
 
-    python tools/dev.py setup    make .venv and install everything into it
-    python tools/dev.py demo     set up, then train and evaluate on data the project makes
-    python tools/dev.py test     set up, then lint, check types and test; more arguments go to pytest
-    python tools/dev.py pose     make .venv-pose, the environment of the pose estimators
+    python tools/dev.py setup    create .venv and install the project with what training needs
+    python tools/dev.py demo     set up, then train and evaluate on synthetic data
+    python tools/dev.py test     set up with developer tools, then lint, check types and test;
+                                 more arguments are passed to pytest
+    python tools/dev.py pose     create .venv-pose, the environment of the pose networks
 
-A torch that the calling Python already has (an Ascend or CUDA image, conda, a virtual environment) is kept: .venv then
-sees that Python's packages. Otherwise torch 2.13.0 is installed: the CPU build where there is no GPU and pip offers
-one, else the build pip offers first; set TORCH_INDEX_URL to the index of another. Everything is installed once: the
-second call takes a moment.
+If the calling Python has a torch (an Ascend or CUDA image, conda, a virtual environment), .venv
+uses it and sees the packages of that Python. Otherwise torch 2.13.0 is installed: the CPU build if there
+is no GPU and pip offers one, else the default build; set TORCH_INDEX_URL to the index of another
+build. Everything is installed once: later calls take a moment.
 
-.venv-pose is made in the same way and holds the project too, with transformers (ViTPose) and mmpose 1.3.2 (HRNet,
-RTMPose). mmpose wants packages older than the project's, and a C compiler with Python's headers for one of them, which
-is why it stands apart: nothing but skeleton extraction needs it. Tests of the pose estimators are skipped without it.
+.venv-pose is created in the same way. It holds the project, transformers (ViTPose) and mmpose 1.3.2
+(HRNet, RTMPose). mmpose needs older packages than the project does, and a C compiler with Python's
+headers for one of them, so it has an environment of its own. Only the extraction of skeletons needs
+it; the tests of the pose networks are skipped without it.
 """
 
 from __future__ import annotations
@@ -37,17 +39,17 @@ FASTREID = "fastreid==1.4.0"  # pins torch 1.13: only --no-deps lets it in
 
 
 class Environment:
-    """A virtual environment of the project's own, below its root.
+    """A virtual environment in the folder of the project.
 
     Args:
-        name: of its folder.
-        extra: of setup.py, installed with the project.
-        more: titles and pip's arguments of what it holds beside that, in order.
+        name: name of its folder.
+        extras: extras of setup.py, from the smallest set of packages to the largest.
+        more: titles, and the arguments of pip that install further packages, in order.
     """
 
-    def __init__(self, name: str, *, extra: str, more: Mapping[str, Sequence[str]]):
+    def __init__(self, name: str, *, extras: Sequence[str], more: Mapping[str, Sequence[str]]):
         self.folder = ROOT / name
-        self.extra = extra
+        self.extras = extras
         self.more = more
         self.python = self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
         self.stamp = self.folder / "fastreid-star.stamp"
@@ -70,81 +72,78 @@ class Environment:
 
 VENV = Environment(
     ".venv",
-    extra="dev",
-    # it asks for an opencv-python beside the headless one, which would take its place
+    extras=("", "export", "dev"),
+    # the report needs it; --no-deps: its opencv-python would replace the headless one
     more={"grad-cam": ("--no-deps", "grad-cam==1.5.7", "ttach")},
 )
 POSE = Environment(
     ".venv-pose",
-    extra="pose",
+    extras=("pose",),
     more={
-        # what mmpose, mmengine and mmcv need at run time and the project does not; setuptools for its pkg_resources,
-        # setuptools and Cython to build xtcocotools
+        # what mmpose, mmengine and mmcv need at run time and the project does not; setuptools for
+        # its pkg_resources, setuptools and Cython to build xtcocotools
         "what mmpose needs": (
-            *(
-                "addict",
-                "json_tricks",
-                "munkres",
-                "packaging",
-                "pyyaml",
-                "rich",
-                "six",
-                "termcolor",
-                "yapf",
-            ),
-            *("setuptools<80", "wheel", "cython>=3"),
+            *("addict", "json_tricks", "munkres", "packaging", "pyyaml", "rich", "six"),
+            *("termcolor", "yapf", "setuptools<80", "wheel", "cython>=3"),
         ),
-        # --no-deps: they ask for an opencv-python beside the headless one, and for chumpy, which no longer builds and
-        # is not used. mmcv-lite is mmcv without compiled operators: nobody builds those for today's torch.
+        # --no-deps: they require opencv-python, which conflicts with the headless one, and chumpy,
+        # which no longer builds and is not used. mmcv-lite is mmcv without compiled operators, of
+        # which there are no builds for current versions of torch.
         "mmpose": ("--no-deps", "mmpose==1.3.2", "mmengine==0.10.7", "mmcv-lite==2.1.0"),
-        # its wheels do not load beside numpy 2; without isolation it is built against the numpy it will be used with
+        # its wheels do not load beside NumPy 2; no isolation: build with the one installed
         "xtcocotools, from source": (
-            *(
-                "--no-deps",
-                "--no-binary",
-                "xtcocotools",
-                "--no-build-isolation",
-                "xtcocotools==1.14.3",
-            ),
+            *("--no-deps", "--no-binary", "xtcocotools"),
+            *("--no-build-isolation", "xtcocotools==1.14.3"),
         ),
     },
 )
 
 
 def main() -> int:
-    commands = {"setup": lambda _: 0, "demo": demo, "test": test, "pose": pose}
+    commands = {
+        "setup": (VENV, "export", lambda _: 0),
+        "demo": (VENV, "", demo),
+        "test": (VENV, "dev", test),
+        "pose": (POSE, "pose", pose),
+    }
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         print(__doc__)
         return 2
-    if sys.version_info < (3, 10):  # noqa: UP036 - whoever has an older one should read why
+    if sys.version_info < (3, 10):  # noqa: UP036 - tell users of an older Python why it fails
         print(f"Python 3.10 or later is needed; this is {sys.version.split()[0]}")
         return 2
     if Path(sys.prefix).resolve() in (VENV.folder.resolve(), POSE.folder.resolve()):
-        # called from an activated environment of ours: what it was made from decides
-        return subprocess.call([sys._base_executable, *sys.argv])
+        # called from an activated environment of this project: use the Python that it was made from
+        os.execv(sys._base_executable, [sys._base_executable, *sys.argv])
+    venv, extra, command = commands[sys.argv[1]]
     try:
-        set_up(POSE if sys.argv[1] == "pose" else VENV)
+        set_up(venv, extra)
     except subprocess.CalledProcessError as error:
         if error.output:
             print(error.output.decode(errors="replace"))
-        command = " ".join(map(str, error.cmd))
-        print(f"\nset-up stopped: `{command}` failed; mend what it says above and call this again")
+        failed = " ".join(map(str, error.cmd))
+        print(f"\nset-up stopped: `{failed}` failed; fix what it says above and call this again")
         return 1
-    return commands[sys.argv[1]](sys.argv[2:])
+    except KeyboardInterrupt:
+        print("\nset-up interrupted; the same command continues from here")
+        return 130
+    return command(sys.argv[2:])
 
 
 def demo(args: list[str]) -> int:
-    return subprocess.call([VENV.python, "-u", ROOT / "tools" / "demo.py", *args], cwd=ROOT)
+    """Become the demo, so that Ctrl-C and other signals reach it alone."""
+    os.chdir(ROOT)
+    os.execv(VENV.python, [str(VENV.python), "-u", "-m", "fastreid_star", "demo", *args])
 
 
 def test(args: list[str]) -> int:
     workers = str(min(os.cpu_count() or 1, 8))
-    # one thread a test process: the workers share the cores
+    # one thread per test process: the workers share the cores
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     for step in (
         ["-m", "ruff", "check", "."],
         ["-m", "ruff", "format", "--check", "."],
-        # what torch says of its types changes from release to release
+        # torch's type annotations change from release to release
         *([["-m", "mypy"]] if is_tested_torch(VENV.python) else []),
         ["-m", "pytest", "-n", workers, "--durations=10", *args],
     ):
@@ -160,21 +159,29 @@ def pose(args: list[str]) -> int:
     return 0
 
 
-def set_up(venv: Environment) -> None:
-    """Make an environment and fill it, unless a stamp says that this very set-up is there already."""
+def set_up(venv: Environment, extra: str) -> None:
+    """Create an environment and fill it, unless its stamp says that this was done already.
+
+    Args:
+        venv: the environment.
+        extra: which of its extras is needed; one that has a larger one keeps it.
+    """
     inherited = version_of_torch(sys.executable)
     metadata = (ROOT / "setup.py").read_text(encoding="utf-8")
     more = [argument for arguments in venv.more.values() for argument in arguments]
-    parts = [metadata, TORCH, FASTREID, venv.extra, *more, sys.version, str(inherited), str(ROOT)]
+    parts = [metadata, TORCH, FASTREID, *more, sys.version, str(inherited), str(ROOT)]
     wanted = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    if venv.stamp.is_file() and venv.stamp.read_text() == wanted:
+    found, _, level = (venv.stamp.read_text() if venv.stamp.is_file() else "").partition(" ")
+    if found and level in venv.extras:
+        extra = max(extra, level, key=venv.extras.index)
+    if (found, level) == (wanted, extra):
         return
     start = time.monotonic()
     print(f"setting up {venv.folder} with Python {sys.version.split()[0]}", flush=True)
     if venv.folder.exists() and not is_of_this_python(venv, inherited is not None):
         shutil.rmtree(venv.folder)
     venv.stamp.unlink(missing_ok=True)
-    if not venv.folder.exists():  # one that is in use cannot be made anew, only filled
+    if not venv.folder.exists():  # one that is in use cannot be created again, only filled
         create(venv.folder, with_pip=True, system_site_packages=inherited is not None)
     if inherited:
         see_packages_of_this_python(venv)
@@ -184,7 +191,8 @@ def set_up(venv: Environment) -> None:
     torch = version_of_torch(venv.python)
     if torch is None or (inherited and torch != inherited):
         sys.exit(
-            f"{venv.folder} sees torch {torch}, not {inherited or TORCH}: delete the folder and call this again"
+            f"{venv.folder} sees torch {torch}, not {inherited or TORCH}: delete the folder and "
+            "call this again"
         )
     # torch 2.N goes with torchvision 0.(N + 15); --no-deps, or pip may replace torch
     minor = int(torch.split(".")[1])
@@ -192,18 +200,18 @@ def set_up(venv: Environment) -> None:
     constraints = venv.folder / "constraints.txt"
     constraints.write_text(f"torch=={torch}\n")
     kept = ["-c", str(constraints)]
-    venv.install("fastreid_star and what it needs", [*kept, "-e", f"{ROOT}[{venv.extra}]"])
+    target = f"{ROOT}[{extra}]" if extra else str(ROOT)
+    venv.install("fastreid_star and what it needs", [*kept, "-e", target])
     for title, arguments in venv.more.items():
         venv.install(title, [*kept, *arguments])
-    venv.install(
-        "fastreid", ["--no-deps", FASTREID]
-    )  # last: beside it pip complains of whatever is installed
-    venv.stamp.write_text(wanted)
+    # last: when fastreid is installed, pip warns about every other package
+    venv.install("fastreid", ["--no-deps", FASTREID])
+    venv.stamp.write_text(f"{wanted} {extra}")
     print(f"set up in {time.monotonic() - start:.0f} s\n", flush=True)
 
 
 def is_of_this_python(venv: Environment, inherits: bool) -> bool:
-    """Whether an environment is whole, and made as it would be made now."""
+    """Whether an environment is complete, and created as it would be created now."""
     file = venv.folder / "pyvenv.cfg"
     if not (file.is_file() and venv.python.exists()):
         return False
@@ -222,7 +230,7 @@ def is_of_this_python(venv: Environment, inherits: bool) -> bool:
 
 
 def install_torch(venv: Environment) -> None:
-    """torch of the tested version; without a GPU its CPU build, if pip knows one."""
+    """Install the tested version of torch; without a GPU its CPU build, if pip finds one."""
     has_gpu = shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists()
     if not has_gpu and not index_of_torch():
         command = [
@@ -240,7 +248,7 @@ def install_torch(venv: Environment) -> None:
             print(f" {time.monotonic() - start:.0f} s", flush=True)
             return
         print(
-            " pip knows none; set TORCH_INDEX_URL to an index that does, to save gigabytes",
+            " not found; set TORCH_INDEX_URL to an index that has it to save gigabytes",
             flush=True,
         )
     venv.install(f"torch {TORCH}", [f"torch=={TORCH}", *index_of_torch()])
@@ -252,19 +260,19 @@ def index_of_torch() -> list[str]:
 
 
 def version_of_torch(python: str | Path) -> str | None:
-    """The version of torch that an interpreter has, found without importing it."""
+    """The version of torch that an interpreter has, read without importing it."""
     code = "import importlib.metadata as m; print(m.version('torch'))"
     found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     return found.stdout.strip() if found.returncode == 0 else None
 
 
 def is_tested_torch(python: str | Path) -> bool:
-    """Whether an interpreter has the release of torch that the project is developed with, in any build."""
+    """Whether an interpreter has the tested release of torch, in any build."""
     return (version_of_torch(python) or "").partition("+")[0] == TORCH
 
 
 def see_packages_of_this_python(venv: Environment) -> None:
-    """Where the calling Python is a virtual environment itself, ours inherits only from what that was made of."""
+    """Add the packages of a calling virtual environment; venv inherits those of its base only."""
     if sys.prefix != sys.base_prefix:
         code = "import sysconfig; print(sysconfig.get_path('purelib'))"
         inner = subprocess.run(

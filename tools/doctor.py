@@ -11,7 +11,6 @@ that training with it would be refused for: the config itself, the data, the ske
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import sys
 
@@ -40,18 +39,18 @@ def main() -> None:
         parser.error("KEY VALUE change a config: add --config-file FILE")
     logging.disable(logging.INFO)
     try:
-        from fastreid_star.engine.doctor import examine, examine_run
+        from fastreid_star.engine.doctor import doctor
     except ImportError as error:  # what is wrong may well be what the plugin needs to be imported
         print(f"FAIL  import         {str(error).splitlines()[0]}\nnot ready: see FAIL above")
         sys.exit(1)
     good = True
-    findings = examine(args.device or "auto", args.num_devices)
-    if args.config_file:
-        device = [] if args.device is None else ["MODEL.DEVICE", args.device]
-        findings = itertools.chain(
-            findings, examine_run(args.config_file, args.opts + device, args.num_devices)
-        )
-    for finding in findings:
+    device = [] if args.device is None else ["MODEL.DEVICE", args.device]
+    for finding in doctor(
+        args.device or "auto",
+        args.num_devices,
+        config_file=args.config_file or "",
+        opts=args.opts + device,
+    ):
         print(finding, flush=True)
         good = good and finding.good is not False
     print("ready to train" if good else "not ready: see FAIL above")

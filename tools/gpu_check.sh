@@ -35,13 +35,14 @@ step() {
 
 benchmark() {
     # shellcheck disable=SC2086  # the options are words
-    "$python" tools/benchmark.py step --device "$device" "$@" ${STEP_OPTS:-}
+    set -- "$@" ${STEP_OPTS:-}
+    "$python" -m fastreid_star benchmark step --device "$device" ${1:+--set} "$@"
 }
 
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 for part in $parts; do
     case $part in
-    doctor) step doctor "$python" tools/doctor.py --device "$device" ;;
+    doctor) step doctor "$python" -m fastreid_star doctor --device "$device" ;;
     tests) step tests "$python" -m pytest tests/cuda --device "$device" -s -p no:cacheprovider ;;
     step)
         bf16="SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE bfloat16"

@@ -13,8 +13,7 @@ from __future__ import annotations
 import argparse
 
 from fastreid_star.engine.defaults import run_tool
-from fastreid_star.engine.replay import describe, replay
-from fastreid_star.engine.step_file import read_step
+from fastreid_star.engine.replay import replay
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def main() -> None:
         help="compute in double precision: what is finite there was lost to rounding",
     )
     args = parser.parse_args()
-    print(describe(replay(read_step(args.file), args.device, float64=args.float64)))
+    print(replay(args.file, args.device, float64=args.float64))
 
 
 if __name__ == "__main__":

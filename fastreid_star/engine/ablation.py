@@ -205,7 +205,7 @@ def execute(run: Run, options: Sequence[str]) -> None:
     code = (
         "import json, sys\n"
         "from fastreid_star.engine.defaults import argument_parser, run_tool\n"
-        "from fastreid_star.engine.train import train_or_evaluate\n"
+        "from fastreid_star.engine.trainer import train_or_evaluate\n"
         "def main():\n"
         "    results = train_or_evaluate(argument_parser('run').parse_args(sys.argv[2:]))\n"
         "    json.dump(results, open(sys.argv[1], 'w'))\n"

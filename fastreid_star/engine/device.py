@@ -1,12 +1,11 @@
-"""The one module that knows device names: npu (torch_npu), cuda and cpu behind a handful of functions.
+"""The only module that knows device names: npu (torch_npu), cuda and cpu behind a few functions.
 
-Nothing here falls back: a device asked for by name and not usable is a :class:`UserError` with its cause and cure.
+There is no silent fallback: a requested device that cannot be used raises a :class:`UserError` with cause and cure.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
@@ -24,14 +23,14 @@ _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of this process, made its current one.
+    """Return the device of this process and make it the current one.
 
     Args:
-        name: ``auto`` (the first usable of npu, cuda, cpu), or one of them, with or without an index.
-        local_rank: index of the device on this machine, where the name gives none.
+        name: ``auto`` (the first usable one of npu, cuda, cpu) or one of these, with or without an index.
+        local_rank: the index of the device on this machine, if the name has none.
 
     Raises:
-        UserError: the name is unknown, or the device named is not usable here.
+        UserError: the name is unknown, or the device cannot be used.
     """
     kind, index = _kind_and_index(name)
     if kind == "cpu":
@@ -40,7 +39,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     count = _module(kind).device_count()
     if position >= count:
         raise UserError(
-            f"{kind}:{position} was asked for, but this machine shows {count} {kind} device(s)"
+            f"{kind}:{position} was requested, but this machine has {count} {kind} device(s)"
         )
     device = torch.device(kind, position)
     _module(kind).set_device(device)
@@ -48,12 +47,10 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def _kind_and_index(name: str) -> tuple[str, int | None]:
-    """What `name` asks for, usable here; touches no device."""
+    """Parse a name and check that the device can be used, without touching a device."""
     kind, _, index = name.partition(":")
     if kind not in DEVICE_NAMES or (index and not index.isdigit()):
-        raise UserError(
-            f"MODEL.DEVICE {name!r} is not a device: use one of {', '.join(DEVICE_NAMES)}"
-        )
+        raise UserError(f"MODEL.DEVICE {name!r} is unknown: use one of {', '.join(DEVICE_NAMES)}")
     if kind == "auto":
         kind = next(kind for kind in ("npu", "cuda", "cpu") if why_unusable(kind) is None)
     else:
@@ -64,14 +61,14 @@ def _kind_and_index(name: str) -> tuple[str, int | None]:
 
 
 def why_unusable(kind: str) -> str | None:
-    """Why devices of this kind cannot be used here, with the cure; None where they can."""
+    """Why devices of this kind cannot be used here, with the cure; None if they can."""
     if kind == "cpu":
         return None
     if kind == "cuda":
         if torch.cuda.is_available():
             return None
         if torch.version.cuda is None:
-            return "MODEL.DEVICE cuda: this torch is built without CUDA; install a CUDA build, or set MODEL.DEVICE cpu"
+            return "MODEL.DEVICE cuda: this torch is built without CUDA; install a CUDA build, or use MODEL.DEVICE cpu"
         return "MODEL.DEVICE cuda: no GPU is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES"
     return _why_no_npu()
 
@@ -83,10 +80,11 @@ def _why_no_npu() -> str | None:
         torch_npu = importlib.import_module("torch_npu")
     except (ImportError, OSError, RuntimeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        cure = "source CANN's set_env.sh in this shell first"
         if torch.version.cuda is not None:
-            return f"MODEL.DEVICE npu: torch_npu does not load ({first}); beside it install a torch built without CUDA"
-        return f"MODEL.DEVICE npu: torch_npu does not load ({first}); source CANN's set_env.sh in this shell first"
-    # 2.13.0+cpu, 2.13.0.post1 and 2.13.0rc1 are all of the release 2.13.0
+            cure = "it needs a torch built without CUDA"
+        return f"MODEL.DEVICE npu: torch_npu cannot be loaded ({first}); {cure}"
+    # 2.13.0+cpu, 2.13.0.post1 and 2.13.0rc1 belong to the release 2.13.0
     ours, theirs = (
         re.findall(r"^[\d.]*\d", version)[0]
         for version in (torch.__version__, torch_npu.__version__)
@@ -106,7 +104,7 @@ def collective_backend(name: str) -> str:
 
 
 def device_count(name: str) -> int | None:
-    """How many devices a process of this machine can be given; None where there is no such limit (cpu)."""
+    """The number of devices of this machine; None for the CPU, which any number of processes can share."""
     kind, _ = _kind_and_index(name)
     return None if kind == "cpu" else _module(kind).device_count()
 
@@ -118,19 +116,17 @@ def configure(
     cudnn_benchmark: bool = False,
     jit_compile: bool = False,
     internal_format: bool = False,
-    keep_memory: bool = False,
 ) -> None:
-    """Set the switches that change a device's numbers or speed, for the whole process.
+    """Set the switches that change the numbers or the speed of a device, for the whole process.
 
     Args:
-        device: the current one.
-        fast_float32: let convolutions and matrix products round float32 inputs: HF32 on an NPU (which rounds in
-            convolutions unless told not to), TF32 on a GPU.
-        cudnn_benchmark: GPU only. Let cuDNN try its algorithms and keep the fastest for each shape.
-        jit_compile: NPU only. Compile an operator anew for each shape it meets; False: use the compiled ones.
-        internal_format: NPU only. Let weights be stored in the chip's own layouts (FRACTAL_Z and the like); a
-            checkpoint, DDP's buckets and channels-last want plain ones.
-        keep_memory: CPU only. Keep freed memory for the next tensors, see :func:`keep_freed_memory`.
+        device: the current device.
+        fast_float32: let convolutions and matrix products round float32 inputs: TF32 on a GPU, HF32 on an NPU, whose
+            own default is to round in convolutions.
+        cudnn_benchmark: GPU only. Let cuDNN measure its algorithms and use the fastest one for each shape.
+        jit_compile: NPU only. Compile operators for each new shape; False: use the precompiled ones.
+        internal_format: NPU only. Allow the chip's own memory layouts (FRACTAL_Z and others) for weights. Checkpoints,
+            DDP's buckets and channels-last need plain layouts.
     """
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = fast_float32
@@ -141,84 +137,55 @@ def configure(
         torch.npu.config.allow_internal_format = internal_format
         torch.npu.matmul.allow_hf32 = fast_float32
         torch.npu.conv.allow_hf32 = fast_float32
-    elif keep_memory:
-        keep_freed_memory()
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep main memory that it frees, from now on to its end.
-
-    glibc maps a block of more than 32 MB anew each time, and hands it back as soon as it is freed. A training step asks
-    for the same large blocks again and again, and has the system clear every page of them: on a CPU a tenth of
-    the step and more (docs/performance.md).
-
-    Returns:
-        whether the C library does so; only glibc does. Other allocators that were loaded before keep their own ways.
-    """
-    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (
-        OSError,
-        TypeError,
-        AttributeError,
-    ):  # no library of that kind, or one without the function
-        return False
-    return mallopt(m_mmap_max, 0) == 1 and mallopt(m_trim_threshold, -1) == 1
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given: what a clock must do before it is read."""
+    """Wait until the device has finished all work: needed before a clock is read."""
     if device.type != "cpu":
         _module(device.type).synchronize(device)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes that tensors took on the device at one time since the start; None where nobody counts (cpu)."""
+    """The largest number of bytes that tensors have used on the device; None for the CPU, where it is not counted."""
     return None if device.type == "cpu" else _module(device.type).max_memory_allocated(device)
 
 
 def describe(device: torch.device) -> str:
-    """One line for the log: the device and its name."""
+    """The device and its name in one line."""
     if device.type == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
     return f"{device} ({_module(device.type).get_device_name(device)})"
 
 
 def inventory() -> dict[str, str]:
-    """What stands under torch: name -> version or where it is, for those that are there."""
+    """Versions of the libraries below torch: CUDA, torch_npu and CANN, as far as they are installed."""
     found = {}
     if torch.version.cuda is not None:
         found["CUDA"] = torch.version.cuda
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         found["torch_npu"] = importlib.metadata.version("torch_npu")
-    toolkit = os.environ.get("ASCEND_HOME_PATH") or os.environ.get(
-        "ASCEND_TOOLKIT_HOME"
-    )  # set by CANN's set_env.sh
+    # set by CANN's set_env.sh
+    toolkit = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
     if toolkit:
         found["CANN"] = toolkit
         for info in sorted(Path(toolkit).glob("*-linux/ascend_toolkit_install.info")):
-            numbers = [
-                line[8:].strip()
-                for line in info.read_text().splitlines()
-                if line.startswith("version=")
-            ]
-            found["CANN"] = f"{', '.join(numbers)} in {toolkit}"
+            versions = re.findall(r"^version=(.*)$", info.read_text(), re.MULTILINE)
+            found["CANN"] = f"{', '.join(versions)} in {toolkit}"
     return found
 
 
 def needs_pinned_memory(device: torch.device) -> bool:
-    """Whether batches travel to this device faster from page-locked memory."""
+    """Whether copies to this device are faster from page-locked memory."""
     return device.type == "cuda"
 
 
 def seed_everywhere(seed: int) -> None:
-    """Seed torch's generators, the CPU's and those of every visible device."""
+    """Seed torch's generators of the CPU and of every visible device."""
     torch.manual_seed(seed)
 
 
 def autocast(device: torch.device, dtype: str | None):
-    """A context for mixed precision: `dtype` ``float16`` or ``bfloat16``; None: full precision.
+    """A context for mixed precision: `dtype` is ``float16`` or ``bfloat16``; None: full precision.
 
     Raises:
         UserError: another dtype.
@@ -231,16 +198,14 @@ def autocast(device: torch.device, dtype: str | None):
 
 
 def grad_scaler(device: torch.device, dtype: str | None):
-    """A gradient scaler where float16 needs one, else None."""
+    """The gradient scaler that float16 needs; None for other types."""
     if dtype != "float16":
         return None
-    if (
-        device.type == "npu"
-    ):  # torch_npu's own also sees overflows on chips that saturate instead of giving infinity
+    if device.type == "npu":  # it also detects overflows on chips that saturate
         return torch.npu.amp.GradScaler()
     return torch.amp.GradScaler(device.type)
 
 
 def _module(kind: str):
-    """torch.npu or torch.cuda: the two have one interface."""
+    """torch.npu or torch.cuda, which have the same interface."""
     return getattr(torch, kind)

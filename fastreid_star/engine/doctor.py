@@ -1,11 +1,13 @@
-"""Is this machine ready to train, and a run ready for it? Versions, devices, a tiny step, a config and its data."""
+"""Report whether this machine is ready to train: versions, devices, a training step, an all-reduce, and a run's config.
+
+Run as a program by several processes, this module is the all-reduce: ``doctor.py DEVICE FOLDER``.
+"""
 
 from __future__ import annotations
 
-import functools
 import platform
+import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,116 +20,94 @@ from fastreid.utils import comm
 
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.checks import problems
-from fastreid_star.engine.defaults import load_config
-from fastreid_star.engine.job import Job
-from fastreid_star.engine.launch import launch
+from fastreid_star.engine.checks import check
+from fastreid_star.engine.configs import load_config
+from fastreid_star.engine.launch import launch, run_command
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "fastreid",
-    "fastreid-star",
-    "numpy",
-    "yacs",
-)  # whatever imports this has them
+PACKAGES = ("torch", "torchvision", "fastreid", "fastreid-star", "numpy", "yacs")
 CLIPS, LENGTH, SIZE = 8, 4, (64, 32)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
-
-    Args:
-        name: of what was looked at.
-        good: True; False: it must be cured before training; None: it is not needed for what was asked.
-        text: what was found, with the cure where there is something to cure.
-    """
+    """One line of the report: a name, and True (ready), False (must be fixed) or None (not needed)."""
 
     name: str
     good: bool | None
     text: str
 
     def __str__(self) -> str:
-        return f"{ {True: ' ok ', False: 'FAIL', None: ' -- '}[self.good] }  {self.name:14} {self.text}"
+        mark = {True: " ok ", False: "FAIL", None: " -- "}[self.good]
+        return f"{mark}  {self.name:14} {self.text}"
 
 
-def examine(device: str, num_devices: int) -> Iterator[Finding]:
-    """Look at everything, one finding after the other; a failure does not keep the later ones from being looked at.
+def doctor(
+    device: str = "auto",
+    num_devices: int = 1,
+    *,
+    config_file: str = "",
+    opts: list[str] | None = None,
+) -> Iterator[Finding]:
+    """Examine the machine, and a run if a config is given. All is examined, also after a failure.
 
     Args:
-        device: as ``MODEL.DEVICE``: what training is to run on.
-        num_devices: how many processes shall add up their numbers.
+        device: ``MODEL.DEVICE`` of the training.
+        num_devices: the number of processes of the all-reduce and of the run.
+        config_file: the config of a run. Its datasets are opened.
+        opts: ``[KEY, VALUE, ...]`` that change the config.
     """
     yield Finding("python", True, platform.python_version())
     for package in PACKAGES:
         try:
             yield Finding(package, True, version(package))
         except PackageNotFoundError:
-            yield Finding(
-                package,
-                False,
-                "its version cannot be told: install it anew, with tools/dev.py setup",
-            )
+            yield Finding(package, False, "its version is unknown: install it again")
     for name, found in devices.inventory().items():
         yield Finding(name, True, found)
-    wanted = device.partition(":")[0]
     for kind in devices.DEVICE_NAMES[1:]:
         reason = devices.why_unusable(kind)
-        if reason is not None:
-            yield Finding(kind, False if kind == wanted else None, reason.partition(": ")[2])
+        if reason is None:
+            yield _try(
+                kind, lambda kind=kind: f"{devices.device_count(kind) or 'any number of'} device(s)"
+            )
         else:
-            yield _tried(kind, functools.partial(_count, kind))
-    for name, check in (
-        ("training step", lambda: train_step(device)),
-        ("all-reduce", lambda: add_up(device, num_devices)),
-    ):
-        yield _tried(name, check)
+            needed = device.partition(":")[0] == kind
+            yield Finding(kind, False if needed else None, reason.partition(": ")[2])
+    yield _try("training step", lambda: train_step(device))
+    yield _try("all-reduce", lambda: all_reduce(device, num_devices))
+    if config_file:
+        yield from _examine_run(config_file, opts or [], num_devices)
 
 
-def examine_run(path: str, opts: list[str], num_devices: int) -> Iterator[Finding]:
-    """All that training with a config would be refused for, or warned of, one finding each.
-
-    The datasets are opened; one that draws itself is drawn.
-
-    Args:
-        path: of the config file.
-        opts: ``[KEY, VALUE, ...]`` that change it.
-        num_devices: how many processes are to train.
-    """
+def _examine_run(path: str, opts: list[str], num_devices: int) -> Iterator[Finding]:
     try:
         cfg = load_config(path, opts)
-        found = problems(Job(cfg, world_size=num_devices, local_size=num_devices))
+        found = check(cfg, world_size=num_devices, local_size=num_devices)
     except UserError as error:
         yield Finding("config", False, str(error))
         return
     for problem in found:
         yield Finding("run", False if problem.fatal else None, problem.text)
     if not any(problem.fatal for problem in found):
-        text = f"{cfg.MODEL.META_ARCHITECTURE} on {', '.join(cfg.DATASETS.NAMES)}: nothing is in its way"
-        yield Finding("run", True, text)
+        names = ", ".join(cfg.DATASETS.NAMES)
+        yield Finding("run", True, f"{cfg.MODEL.META_ARCHITECTURE} on {names}: no problem found")
 
 
-def _count(kind: str) -> str:
-    count = devices.device_count(kind)
-    return "usable" if count is None else f"{count} device(s)"
-
-
-def _tried(name: str, check: Callable[[], str]) -> Finding:
+def _try(name: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(name, True, check())
     except UserError as error:
         return Finding(name, False, str(error))
-    except Exception as error:  # whatever a driver or a library throws is the finding
+    except Exception as error:  # drivers raise errors of any type
         lines = str(error).strip().splitlines()
         return Finding(name, False, f"{type(error).__name__}: {lines[-1] if lines else ''}")
 
 
 def tiny_config(device: str) -> CfgNode:
-    """STAR, whole, on the smallest backbone there is."""
+    """STAR with all its parts on the smallest backbone."""
     cfg = get_cfg()
     cfg.MODEL.DEVICE = device
     cfg.MODEL.META_ARCHITECTURE = "STAR"
@@ -145,66 +125,53 @@ def tiny_config(device: str) -> CfgNode:
 
 
 def train_step(device: str) -> str:
-    """Two steps of STAR on noise: the losses must be finite, and the weights must move.
-
-    Returns:
-        the device, the time of the second step and the memory taken.
+    """Train STAR for two steps on noise.
 
     Raises:
-        UserError: the device is not usable, a loss is not finite, or nothing moved.
+        UserError: the device cannot be used, a loss is not finite, or the weights do not change.
     """
     chosen = devices.choose_device(device)
     cfg = tiny_config(device)
     model = Trainer.build_model(cfg).train()
     optimizer, _ = Trainer.build_optimizer(cfg, model)
     before = [parameter.detach().clone() for parameter in model.parameters()]
+    half = torch.tensor([Modality.VISIBLE, Modality.INFRARED])
+    joints = torch.rand(CLIPS, LENGTH, NUM_JOINTS, 3) * torch.tensor([*SIZE[::-1], 1.0])
+    images = torch.randint(0, 256, (CLIPS, LENGTH, 3, *SIZE), dtype=torch.uint8)
     batch = {
-        "images": torch.randint(0, 256, (CLIPS, LENGTH, 3, *SIZE), dtype=torch.uint8).to(chosen),
-        "modality": torch.tensor([Modality.VISIBLE, Modality.INFRARED]).repeat_interleave(
-            CLIPS // 2
-        ),
+        "images": images.to(chosen),
+        "modality": half.repeat_interleave(CLIPS // 2),
         "targets": torch.tensor([0, 0, 1, 1] * (CLIPS // 4)).to(chosen),
-        "skeletons": (
-            torch.rand(CLIPS, LENGTH, NUM_JOINTS, 3) * torch.tensor([*SIZE[::-1], 1.0])
-        ).to(chosen),
+        "skeletons": joints.to(chosen),
         "has_skeleton": torch.ones(CLIPS, LENGTH, dtype=torch.bool).to(chosen),
     }
     for _ in range(2):
-        start = time.perf_counter()
         losses = model(batch)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-        devices.synchronize(chosen)
-        seconds = time.perf_counter() - start
+    devices.synchronize(chosen)
     wrong = [name for name, loss in losses.items() if not torch.isfinite(loss)]
     if wrong:
-        raise UserError(
-            f"{', '.join(wrong)} not finite on {chosen}: the device or its libraries compute wrongly"
-        )
-    moved = sum(
-        not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)
-    )
+        raise UserError(f"{', '.join(wrong)} is not finite on {chosen}: its results are wrong")
+    after = model.parameters()
+    moved = sum(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
     if moved < len(before) // 2:
-        raise UserError(
-            f"only {moved} of {len(before)} weights moved: the optimizer does not reach the model"
-        )
+        raise UserError(f"the optimizer has changed only {moved} of {len(before)} weights")
     memory = devices.peak_memory(chosen)
-    return f"STAR on {chosen}, {1000 * seconds:.0f} ms" + (
-        f", {memory / 2**20:.0f} MiB" if memory is not None else ""
-    )
+    return f"STAR on {chosen}" + (f", {memory / 2**20:.0f} MiB" if memory is not None else "")
 
 
-def add_up(device: str, num_devices: int) -> str:
-    """Every process gives its number, from 1; each must get the sum.
+def all_reduce(device: str, num_devices: int) -> str:
+    """Add up the numbers 1, 2, ... of the processes; each process must get the sum.
 
     Raises:
-        UserError: not so many devices, or a wrong sum.
+        UserError: there are fewer devices, or a sum is wrong.
     """
     if num_devices < 2:
-        return "one process: nothing to add up (--num-devices says how many)"
+        return "not tested with one process (--num-devices sets the number)"
     with tempfile.TemporaryDirectory() as folder:
-        launch(_reduce, num_devices, device=device, args=(device, folder))
+        run_command(["-m", __name__, device, folder], num_devices)
         sums = [float((Path(folder) / str(rank)).read_text()) for rank in range(num_devices)]
     expected = num_devices * (num_devices + 1) / 2
     if sums != [expected] * num_devices:
@@ -213,8 +180,13 @@ def add_up(device: str, num_devices: int) -> str:
 
 
 def _reduce(device: str, folder: str) -> None:
-    number = torch.tensor(
-        [comm.get_rank() + 1.0], device=devices.choose_device(device, comm.get_local_rank())
-    )
+    chosen = devices.choose_device(device, comm.get_local_rank())
+    number = torch.tensor([comm.get_rank() + 1.0], device=chosen)
     dist.all_reduce(number)
     (Path(folder) / str(comm.get_rank())).write_text(str(number.item()))
+
+
+if __name__ == "__main__":
+    from fastreid_star.engine.defaults import run_tool
+
+    run_tool(lambda: launch(_reduce, 1, device=sys.argv[1], args=tuple(sys.argv[1:])))

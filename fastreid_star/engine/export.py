@@ -24,7 +24,7 @@ from fastreid_star.engine.fingerprint import Fingerprint
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.retrieval import check_features
 from fastreid_star.files import write_whole
-from fastreid_star.modeling import SAD
+from fastreid_star.methods.sad import SAD
 from fastreid_star.structures import Modality
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def export_onnx(
     The file is written whole or not at all; what was there before stays until then.
 
     Args:
-        model: SAD or STAR in evaluation mode, see :func:`fastreid_star.engine.train.load_trained`.
+        model: SAD or STAR in evaluation mode, see :func:`fastreid_star.engine.trainer.load_trained`.
         cfg: its config; ``INPUT.SIZE_TEST`` is the size of the images.
         path: an ``.onnx`` file in a folder that exists.
         modality: of all clips, for a graph with one stem; None: both, and an input says which.

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from fastreid_star.modeling import SAD
-from fastreid_star.modeling.pooling import at_least_float32
+from fastreid_star.methods.sad import SAD
+from fastreid_star.modeling.layers.pooling import at_least_float32
 from fastreid_star.structures import Modality
 
 PARTS = ("backbone", "frame level", "features")

@@ -1,9 +1,10 @@
-"""What features were made with: two sets of features may be compared where these are equal."""
+"""Which config keys decide a model's features, and in what two configs differ."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,43 +12,43 @@ from typing import Any
 import torch
 from fastreid.config import CfgNode
 
-# Sections and keys that decide how a trained model turns frames into features ...
-_WITH_EFFECT = (
-    "MODEL",
-    "INPUT.SIZE_TEST",
-    "INPUT.CLIP.LENGTH",
-    "INPUT.BLANK",
-    "SOLVER.FAST_FLOAT32",
-)
-# ... without those of them that only training reads, or that say how to compute and not what.
-_WITHOUT_EFFECT = (
-    "MODEL.CHANNELS_LAST",
-    "MODEL.DEVICE",
-    "MODEL.NPU",
-    "MODEL.WEIGHTS",
-    "MODEL.BACKBONE.PRETRAIN",
-    "MODEL.BACKBONE.PRETRAIN_PATH",
-    "MODEL.FREEZE_LAYERS",
-    "MODEL.HEADS.NUM_CLASSES",  # read from the weights
-    "MODEL.LOSSES",
-    "MODEL.QUEUE_SIZE",
-    "MODEL.SAD.AUGMENT",
-    "MODEL.SAD.AUGMENT_RANGE",
-    "MODEL.SAD.STD",
-    "MODEL.STAR.ATTENTION_DROPOUT",
-    "MODEL.STAR.GAT_DROPOUT",
-    "MODEL.STAR.SKELETON_DROPOUT",
-    "MODEL.STAR.SPLIT_LSTM",
-)
+from fastreid_star.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Keys and sections that decide a trained model's features ...
+_FEATURES = ("MODEL", "INPUT.SIZE_TEST", "INPUT.CLIP.LENGTH", "INPUT.BLANK", "SOLVER.FAST_FLOAT32")
+# ... without those that only training reads, or that change speed and not numbers.
+_NO_FEATURES = (
+    "MODEL.CHANNELS_LAST", "MODEL.CPU", "MODEL.DEVICE", "MODEL.NPU", "MODEL.WEIGHTS",
+    "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH", "MODEL.FREEZE_LAYERS",
+    "MODEL.HEADS.NUM_CLASSES", "MODEL.LOSSES", "MODEL.QUEUE_SIZE", "MODEL.SAD.AUGMENT",
+    "MODEL.SAD.AUGMENT_RANGE", "MODEL.SAD.STD", "MODEL.STAR.ATTENTION_DROPOUT",
+    "MODEL.STAR.GAT_DROPOUT", "MODEL.STAR.SKELETON_DROPOUT", "MODEL.STAR.SPLIT_LSTM",
+)  # fmt: skip
+# A resumed run may change these: they have no effect on its course (it keeps its own seed) ...
+_FREE = (
+    "OUTPUT_DIR", "SEED", "CUDNN_BENCHMARK", "MODEL.CPU", "MODEL.DEVICE", "MODEL.NPU",
+    "MODEL.WEIGHTS", "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH",
+    "DATALOADER.NUM_WORKERS", "DATASETS.TESTS", "DATASETS.SKELETONS_TEST", "SOLVER.LOG_PERIOD",
+    "SOLVER.CHECKPOINT_PERIOD", "SOLVER.CHECKPOINT_KEEP", "SOLVER.AMP.MAX_SKIPPED", "TEST",
+)  # fmt: skip
+# ... these, with a warning ...
+_COURSE = ("DATASETS.ROOT", "SOLVER.AMP", "SOLVER.FAST_FLOAT32", "SOLVER.IMS_PER_BATCH",
+           "SOLVER.MAX_EPOCH", "SOLVER.FREEZE_ITERS")  # fmt: skip
+# ... and the others if asked to, except these, which the checkpoint restores.
+_RESTORED = ("SOLVER", "MODEL.CHANNELS_LAST")
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A model and the config keys that matter for its features.
+    """A model's weights and the config keys that decide its features.
+
+    Features of two models may be compared if their fingerprints are equal.
 
     Args:
         weights: SHA-256 of all weights and buffers, in hexadecimal.
-        config: key -> value, as JSON has them.
+        config: key -> value, as JSON represents them.
     """
 
     weights: str
@@ -55,16 +56,12 @@ class Fingerprint:
 
     @classmethod
     def of(cls, model: torch.nn.Module, cfg: CfgNode) -> Fingerprint:
-        """The fingerprint of a model built from a config."""
-        config = {
-            key: value
-            for key, value in _leaves(cfg)
-            if _any(key, _WITH_EFFECT) and not _any(key, _WITHOUT_EFFECT)
-        }
-        return cls(weights_digest(model), json.loads(json.dumps(config)))
+        """The fingerprint of a model and the config it was built from."""
+        config = {key: value for key, value in flatten(cfg).items() if changes_features(key)}
+        return cls(weights_digest(model), config)
 
     def differences(self, other: Fingerprint) -> list[str]:
-        """In what another one differs, each in a few words; empty where features may be compared."""
+        """What differs, each in a few words; empty if features may be compared."""
         found = [] if self.weights == other.weights else ["other weights"]
         for key in sorted({*self.config, *other.config}):
             mine, theirs = self.config.get(key), other.config.get(key)
@@ -78,11 +75,7 @@ class Fingerprint:
 
     @classmethod
     def from_dict(cls, data: Any) -> Fingerprint:
-        """From :meth:`to_dict`.
-
-        Raises:
-            ValueError: it is something else.
-        """
+        """From :meth:`to_dict`. Raises ValueError if `data` is something else."""
         if not isinstance(data, dict) or not isinstance(data.get("weights_sha256"), str):
             raise ValueError("no fingerprint of weights")
         if not isinstance(data.get("config"), dict):
@@ -100,14 +93,80 @@ def weights_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _leaves(node: CfgNode, prefix: str = ""):
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{key}.")
+def flatten(cfg: Mapping, prefix: str = "") -> dict[str, Any]:
+    """``{"SOLVER.BASE_LR": 0.1, ...}``, with values as JSON has them (tuples are lists)."""
+    flat: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, value
+            flat[prefix + key] = json.loads(json.dumps(value))
+    return flat
 
 
-def _any(key: str, names: tuple[str, ...]) -> bool:
-    """Whether a key is one of these or in a section of them."""
+def in_sections(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a key is one of `names` or in a section of them."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def changes_features(key: str) -> bool:
+    """Whether this key decides the features of a trained model."""
+    return in_sections(key, _FEATURES) and not in_sections(key, _NO_FEATURES)
+
+
+def check_resumed(saved: Mapping, cfg: CfgNode, *, allow: bool) -> None:
+    """Compare a run's config with that of the checkpoint it resumes from; log the differences.
+
+    Args:
+        saved: the checkpoint's config.
+        cfg: the run's.
+        allow: accept differences with which the run cannot continue exactly.
+
+    Raises:
+        UserError: the run cannot continue with this config.
+    """
+    changed = {k: v for k, v in _differences(saved, cfg).items() if not in_sections(k, _FREE)}
+    cosine = cfg.SOLVER.SCHED == "CosineAnnealingLR"
+    accepted = {k for k in changed if in_sections(k, _COURSE)}
+    accepted -= {"SOLVER.MAX_EPOCH"} if cosine else set()
+    refused = {k: v for k, v in changed.items() if k not in accepted}
+    restored = {k: v for k, v in refused.items() if in_sections(k, _RESTORED)}
+    if restored:
+        raise UserError(
+            f"--resume: {_listed(restored)}: a checkpoint restores the optimizer and the schedule, "
+            "so these cannot change: keep their values, or start a new run with MODEL.WEIGHTS"
+        )
+    _refuse_or_warn("--resume", {} if allow else refused, changed)
+
+
+def check_evaluated(saved: Mapping, cfg: CfgNode, *, allow: bool) -> None:
+    """Compare a config with that of the weights it evaluates, as far as features depend on it.
+
+    Other input (``INPUT``) is logged. Another network (``MODEL``) is refused unless `allow` is set.
+    """
+    changed = {k: v for k, v in _differences(saved, cfg).items() if changes_features(k)}
+    refused = {k: v for k, v in changed.items() if k.startswith("MODEL.") and not allow}
+    _refuse_or_warn("evaluation", refused, changed)
+
+
+def _differences(saved: Mapping, cfg: CfgNode) -> dict[str, tuple[Any, Any]]:
+    """Keys that both configs have, with other values: key -> (saved, now)."""
+    before, now = flatten(saved), flatten(cfg)
+    keys = sorted(before.keys() & now.keys())
+    return {key: (before[key], now[key]) for key in keys if before[key] != now[key]}
+
+
+def _refuse_or_warn(what: str, refused: dict, changed: dict) -> None:
+    if refused:
+        raise UserError(
+            f"{what}: the config differs from the checkpoint's in {_listed(refused)}: use the "
+            "checkpoint's values, or add --allow-changed to use the new ones"
+        )
+    if changed:
+        logger.warning(f"The config differs from the checkpoint's in {_listed(changed)}")
+
+
+def _listed(changed: dict[str, tuple[Any, Any]], most: int = 6) -> str:
+    shown = [f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items()]
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more

@@ -1,13 +1,15 @@
-"""Training hooks: evaluation, checkpoints, progress bar. The rest are fast-reid's own."""
+"""Training hooks for evaluation, checkpoints, freezing and the progress bar."""
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from fastreid.engine import hooks
 from fastreid.engine.train_loop import HookBase
 from fastreid.evaluation.testing import flatten_results_dict
@@ -16,16 +18,17 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastreid_star.engine.checkpoint import ROLLING, Checkpointer
+from fastreid_star.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
 class LRScheduler(hooks.LRScheduler):
-    """fast-reid's hook with a warm-up that ends where it should, logging the largest learning rate of all groups.
+    """fast-reid's hook with a complete warm-up; it logs the largest rate of all groups.
 
-    fast-reid skips a step of the warm-up whenever the gradient scaler changes its scale, but ends the warm-up by the
-    number of iterations: after a few overflows the rate stays short of ``BASE_LR`` for the whole run. And it logs the
-    group with the most parameters: the backbone's tenth, where a reader expects ``BASE_LR``.
+    fast-reid skips a step of the warm-up whenever the gradient scaler changes its scale, but ends
+    the warm-up by the number of iterations: after a few overflows the rate stays below ``BASE_LR``
+    for the whole run. And it logs the group with the most parameters, often the backbone's.
     """
 
     def __init__(self, optimizer, scheduler):
@@ -41,15 +44,71 @@ class LRScheduler(hooks.LRScheduler):
 
     def after_epoch(self):
         with warnings.catch_warnings():
-            # a run that goes on at the very end of an epoch comes here first: the optimizer's steps were before
+            # a run that resumes at the end of an epoch gets here before any optimizer step
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             super().after_epoch()
+
+
+class Freeze(HookBase):
+    """Freeze parts of the model: neither weights nor BatchNorm statistics change.
+
+    Args:
+        model: not wrapped.
+        optimizer: of its parameters.
+        layers: names of modules or parameters, such as ``backbone`` or ``backbone.stages.0``.
+        iterations: of the run, resumed or not, for which they are frozen.
+
+    Raises:
+        UserError: the model has no module or parameter of that name, or `iterations` is 0.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        layers: Sequence[str],
+        iterations: int,
+    ):
+        parameters = dict(model.named_parameters())
+        modules = dict(model.named_modules())
+        for layer in layers:
+            if not layer or layer not in modules.keys() | parameters.keys():
+                near = difflib.get_close_matches(layer, [*modules, *parameters], n=1, cutoff=0.0)
+                raise UserError(f"MODEL.FREEZE_LAYERS: no layer {layer!r}; did you mean {near[0]}?")
+        if iterations <= 0:
+            raise UserError(
+                f"MODEL.FREEZE_LAYERS {list(layers)} needs SOLVER.FREEZE_ITERS, the number of "
+                "iterations to freeze them; a number beyond the run's end freezes them throughout"
+            )
+        self._modules = [modules[layer] for layer in layers if layer in modules]
+        self._parameters = [
+            parameter
+            for name, parameter in parameters.items()
+            if any(name == layer or name.startswith(f"{layer}.") for layer in layers)
+        ]
+        self._layers, self._iterations = layers, iterations
+        self._frozen = False
+        optimizer.register_step_pre_hook(self._drop_gradients)
+
+    def before_step(self):
+        before, self._frozen = self._frozen, self.trainer.iter < self._iterations
+        if self._frozen != before:
+            state = "Frozen" if self._frozen else "No longer frozen"
+            logger.info(f"{state}: {', '.join(self._layers)}")
+        if self._frozen or before:  # in every step: an evaluation puts the whole model into train()
+            for module in self._modules:
+                module.train(not self._frozen)
+
+    def _drop_gradients(self, *_):
+        if self._frozen:
+            for parameter in self._parameters:
+                parameter.grad = None
 
 
 class EvalHook(HookBase):
     """Evaluate every `period` epochs and after the last; `period` 0: never.
 
-    fast-reid's own divides by the period, and evaluates again when training has failed.
+    fast-reid's own divides by the period, and evaluates after a failed training too.
 
     Args:
         period: in epochs.
@@ -81,14 +140,14 @@ class EvalHook(HookBase):
 class CheckpointHook(HookBase):
     """Keep the best checkpoint, by the evaluation's ``metric``, and the last one.
 
-    ``model_best.pth`` is written when an evaluation beats all before it, ``model_last.pth`` every `period` epochs,
-    ``model_final.pth`` at the end. A run resumes from the last or the final one. Each holds `epoch`, the number of the
-    last epoch that is over, `iteration`, how many steps were done, and `iters_per_epoch`.
+    ``model_best.pth`` is written when an evaluation beats all before it, ``model_last.pth`` every
+    `period` epochs, ``model_final.pth`` at the end. Each holds `epoch`, the index of the last
+    complete epoch, `iteration`, the number of steps, and `iters_per_epoch`.
 
     Args:
         checkpointer: writes on the main rank.
         period: in epochs; 0: only at the end.
-        evaluation: the hook that evaluates, run before this one.
+        evaluation: the hook that evaluates; it must run before this one.
         metric_name: the key of the metric in the flattened results.
     """
 
@@ -116,10 +175,10 @@ class CheckpointHook(HookBase):
 
 
 class SaveBeforeEvaluation(HookBase):
-    """Write ``model_last.pth`` before an evaluation, which may take long, and fail.
+    """Write ``model_last.pth`` before an evaluation, which may take long and fail.
 
-    The epoch counts as not over: resumed from here, what is done after an epoch is done, the evaluation with it. So
-    this is to be the first hook that does anything after an epoch.
+    The epoch counts as incomplete: a run that resumes from here does everything that follows an
+    epoch, including the evaluation. So this must be the first hook with an ``after_epoch``.
 
     Args:
         checkpointer: writes on the main rank.
@@ -131,49 +190,43 @@ class SaveBeforeEvaluation(HookBase):
         self._evaluation = evaluation
 
     def after_epoch(self):
-        # a run that goes on from this very checkpoint has it already
+        # a run that resumed from this very checkpoint does not write it again
         if self._evaluation.due and self.trainer.iter > self.trainer.start_iter:
             self._checkpointer.save(ROLLING, **place(self.trainer, self.trainer.epoch - 1))
 
 
 def place(trainer, epoch: int) -> dict[str, Any]:
-    """Where a run is, as its checkpoints say it.
+    """Where a run is, for its checkpoints.
 
     Args:
         trainer: between two steps.
-        epoch: the number of the last epoch that is over; -1: none is.
+        epoch: the index of the last complete epoch; -1 before the first is complete.
     """
     return {"epoch": epoch, "iteration": trainer.iter, "iters_per_epoch": trainer.iters_per_epoch}
 
 
-class CrossEntropyFirst(HookBase):
-    """Train with the cross entropies alone for the first epochs, then with the losses of the config.
-
-    For training without pretrained weights: see ``MODEL.LOSSES.CE_ONLY_EPOCHS``.
+class SetEpoch(HookBase):
+    """Set ``model.epoch`` before each epoch: the active losses of a model for clips depend on it.
 
     Args:
-        model: has `loss_names`, as :class:`fastreid_star.modeling.SAD` does.
-        epochs: how many.
+        model: not wrapped.
     """
 
-    def __init__(self, model, epochs: int):
+    def __init__(self, model):
         self._model = model
-        self._epochs = epochs
-        self._all = model.loss_names
 
     def before_epoch(self):
-        early = self.trainer.epoch < self._epochs
-        self._model.loss_names = ("CrossEntropyLoss",) if early else self._all
+        self._model.epoch = self.trainer.epoch
 
     def after_train(self):
-        self._model.loss_names = self._all
+        self._model.epoch = self.trainer.max_epoch
 
 
 class ReplacedFrames(HookBase):
-    """Say after every epoch how many broken frames were replaced by a neighbor.
+    """Log after every epoch how many broken frames were replaced by a neighbor.
 
     Args:
-        loader: counts this process's in `replaced`; all processes' are reported.
+        loader: counts this process's in `replaced`; the sum over all processes is logged.
     """
 
     def __init__(self, loader):
@@ -190,12 +243,22 @@ class ReplacedFrames(HookBase):
 
 
 class PeriodicWriter(hooks.PeriodicWriter):
-    """fast-reid's hook, writing each iteration once.
+    """fast-reid's hook, opening its files when training starts, and writing each iteration once.
 
-    fast-reid writes after a step and again after the epoch that the step ends. The second time its log line divides
-    by zero iterations, and metrics.json leaves out the evaluation, which has the number of an iteration it has
-    written already.
+    fast-reid writes after a step and again after the epoch that ends with it. The second time its
+    log line divides by zero, and metrics.json leaves out the evaluation.
+
+    Args:
+        build_writers: opens the writers.
+        period: in iterations.
     """
+
+    def __init__(self, build_writers: Callable[[], list], period: int):
+        super().__init__([], period)
+        self._build_writers = build_writers
+
+    def before_train(self):
+        self._writers = self._build_writers()
 
     def after_step(self):
         if (self.trainer.iter + 1) % self.trainer.iters_per_epoch:
@@ -203,7 +266,7 @@ class PeriodicWriter(hooks.PeriodicWriter):
 
 
 class ProgressBar(HookBase):
-    """A bar with the time left, where standard error is a terminal; log lines are printed above it."""
+    """A bar with the remaining time, if standard error is a terminal; log lines appear above it."""
 
     _bar: Any = None
 
@@ -217,8 +280,7 @@ class ProgressBar(HookBase):
         )
 
     def after_step(self):
-        storage = self.trainer.storage
-        latest = storage.latest()
+        latest = self.trainer.storage.latest()
         self._bar.set_postfix(
             epoch=f"{self.trainer.epoch + 1}/{self.trainer.max_epoch}",
             loss=f"{latest['total_loss'][0]:.3f}",
@@ -228,11 +290,11 @@ class ProgressBar(HookBase):
         self._bar.update()
 
     def after_train(self):
-        if self._bar is not None:  # None: something failed before the first step
+        if self._bar is not None:  # None: training failed before the first step
             self._bar.close()
             self._redirect.__exit__(None, None, None)
 
     @staticmethod
     def fits() -> bool:
-        """Whether there is a terminal to draw on."""
+        """Whether standard error is a terminal."""
         return sys.stderr.isatty()

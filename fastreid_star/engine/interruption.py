@@ -1,4 +1,4 @@
-"""Signals that end a run: after the step it is in, with a checkpoint, in all its processes alike."""
+"""Signals that end a run after its step, with a checkpoint, in all its processes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,14 @@ import torch
 import torch.distributed as dist
 from fastreid.utils import comm
 
-# asked to end, Ctrl-C, the terminal is gone, and Slurm's usual warning before it takes a job's machine away
+# SIGUSR1 is what Slurm is usually asked to send before it ends a job
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-# Seconds in which further signals count as the first one: a cluster, a terminal and a launcher each send their own.
+# Seconds in which further signals count as the first one: a terminal, a cluster and a launcher may each send theirs.
 ONE_AND_THE_SAME = 2.0
 
 
 class Interrupted(SystemExit):
-    """A signal has ended the run, whose state is on disk. The exit status is 128 and the signal's number, as ever.
-
-    Args:
-        number: the signal's.
-    """
+    """A signal has ended the run, and its state is saved. The exit status is 128 + the number of the signal."""
 
     def __init__(self, number: int):
         super().__init__(128 + number)
@@ -32,13 +28,13 @@ class Interrupted(SystemExit):
 
 
 class SignalCatcher:
-    """A context in which signals are only noted; a second one ends the process at once.
+    """A context in which the first signal is only recorded and a second one ends the process at once.
 
-    Signals that were ignored before, as ``nohup`` has it for SIGHUP, stay so. Python handles signals in the main
-    thread only: in any other this does nothing.
+    Signals that were ignored before, such as SIGHUP under ``nohup``, stay ignored. Python handles signals in the main
+    thread only: in another thread this context does nothing.
 
     Attributes:
-        number: of the first signal; 0: there was none.
+        number: the number of the first signal; 0: no signal came.
     """
 
     def __init__(self):
@@ -50,10 +46,8 @@ class SignalCatcher:
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) not in (
-                    signal.SIG_IGN,
-                    None,
-                ):  # None: somebody else's, not Python's
+                # None: a handler that was not installed by Python
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -62,9 +56,7 @@ class SignalCatcher:
             signal.signal(*self._before.popitem())
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if (
-            os.getpid() != self._process
-        ):  # a loading process, forked from this one, which ends with it
+        if os.getpid() != self._process:  # a loader worker, which was forked from this process
             return
         if not self.number:
             self.number, self._first = number, time.monotonic()
@@ -73,26 +65,26 @@ class SignalCatcher:
             self.on_second(number)
 
     def on_first(self, number: int) -> None:
-        """Called in the middle of whatever the main thread does, so: nothing that takes a lock."""
+        """Called for the first signal, in the middle of any code: it must not take a lock."""
 
     def on_second(self, number: int) -> None:
-        """Called so too, for every signal that is not the first once more."""
+        """Called for every later signal, as :meth:`on_first`."""
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
 class Interruption(SignalCatcher):
-    """The signals of one training process; all processes agree on the step after which they end.
+    """The signals of one training process. All processes agree on the step after which they end.
 
-    Each step starts a maximum of one number over gloo, which the next step reads: nobody waits for it, and all read
-    the same. A process alone ends after the very step it is in.
+    Each step starts a maximum of one number over gloo, and the next step reads it. No process waits for another, and
+    all read the same number. A single process ends after the step in which the signal came.
     """
 
     active = False  # whether this process is in such a context
 
     def __init__(self):
         super().__init__()
-        self._told: tuple[dist.Work, torch.Tensor] | None = None
+        self._sent: tuple[dist.Work, torch.Tensor] | None = None
 
     def __enter__(self):
         Interruption.active = True
@@ -104,44 +96,45 @@ class Interruption(SignalCatcher):
 
     def on_first(self, number: int) -> None:
         if comm.is_main_process():
-            line = f"{signal.Signals(number).name}: the run ends after this step, with a checkpoint; again: at once\n"
+            name = signal.Signals(number).name
+            line = f"{name}: the run saves a checkpoint and ends after this step; a second signal ends it at once\n"
             os.write(2, line.encode())
 
     def after_step(self) -> int:
-        """The signal after which all processes end now; 0: go on. For every process to call after every step."""
+        """The signal after which all processes end now, or 0. Every process calls this after every step."""
         if comm.get_world_size() == 1:
             return self.number
-        number = self._read()
+        number = self._receive()
         if number:
             return number
-        told = torch.tensor(self.number)
+        largest = torch.tensor(self.number)
         work = dist.all_reduce(
-            told, dist.ReduceOp.MAX, group=comm._get_global_gloo_group(), async_op=True
+            largest, dist.ReduceOp.MAX, group=comm._get_global_gloo_group(), async_op=True
         )
-        self._told = work, told
+        self._sent = work, largest
         return 0
 
     def at_end(self) -> int:
-        """The signal that came too late to stop a run which is over; 0: there was none."""
-        self._read()  # what is under way ends here, and says no more than what follows
+        """The signal that came after the last step, or 0."""
+        self._receive()
         return max(comm.all_gather(self.number))
 
-    def _read(self) -> int:
-        """What the step before has begun to ask."""
-        if self._told is None:
+    def _receive(self) -> int:
+        """The number that the step before has started to share."""
+        if self._sent is None:
             return 0
-        (work, told), self._told = self._told, None
+        (work, largest), self._sent = self._sent, None
         work.wait()
-        return int(told)
+        return int(largest)
 
 
-def _leave_group() -> None:
-    """Out of reach of signals to the whole process group, from a terminal or a cluster, which are for the trainer.
+def _leave_process_group() -> None:
+    """Protect loader workers from signals to the whole process group, from a terminal or a cluster.
 
-    A loading process that they end would take the training with it before its checkpoint. It ends with the trainer.
+    A worker that such a signal ends would end the training before its checkpoint. Workers end with the trainer.
     """
     if Interruption.active:
         os.setpgid(0, 0)
 
 
-os.register_at_fork(after_in_child=_leave_group)
+os.register_at_fork(after_in_child=_leave_process_group)

@@ -1,43 +1,37 @@
-"""Start one process a device, by spawn on one machine or under torchrun on several."""
+"""Run a program in one process per device, with torch's elastic launcher or under torchrun and srun."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import multiprocessing
-import multiprocessing.connection
+import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
 import threading
-import time
-import traceback
-from collections.abc import Callable, Sequence
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
+import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from fastreid.utils import comm
 
 from fastreid_star.engine.device import choose_device, collective_backend, device_count
-from fastreid_star.engine.interruption import Interrupted, SignalCatcher
+from fastreid_star.engine.interruption import SIGNALS, Interrupted, SignalCatcher
 from fastreid_star.errors import UserError
 
-SECONDS_TO_END = 10.0  # for processes whose peer has failed
-SECONDS_ALONE = 30.0  # for processes whose parent was killed: for a step and a checkpoint
-TORCHRUN = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-)  # some clusters set the first two by themselves
+# Set in every process that run_command starts: the file for the error that ends it.
+ERROR_FILE = "FASTREID_STAR_ERROR_FILE"
+# Seconds that torch gives the other processes to end after one has failed.
+SECONDS_TO_END = 30
+_FOLDER = os.getcwd()  # the program may change it before it launches
 
 
 def launch(
-    main,
+    main: Callable[..., object],
     num_devices: int,
     *,
     device: str = "auto",
@@ -45,277 +39,266 @@ def launch(
     machine_rank: int = 0,
     dist_url: str = "auto",
     args: tuple = (),
-) -> None:
-    """Run ``main(*args)`` in one process a device.
+) -> object:
+    """Run ``main(*args)`` in one process per device.
 
-    Under torchrun (RANK, WORLD_SIZE and their LOCAL_ twins are set) the processes are there already, and this only
-    joins them. Otherwise `num_devices` processes are spawned on this machine; a failing one ends all of them, with its
-    own traceback.
+    Under torchrun or srun the processes exist already: each joins the process group and calls `main`. Otherwise, for
+    more than one device, the command line of this program is run again in one process per device. The code before
+    this call runs in all of them; they end when `main` returns, and only the first process continues after this call.
 
     Args:
-        main: a function that can be pickled.
-        num_devices: devices, and so processes, of this machine.
+        main: the function to run.
+        num_devices: devices, and processes, of this machine.
         device: ``MODEL.DEVICE``.
-        num_machines, machine_rank, dist_url: as in fast-reid; ``auto`` takes a free port on one machine.
-        args: arguments of `main`.
+        num_machines, machine_rank, dist_url: as in fast-reid. ``auto`` takes a free port of this machine.
+        args: the arguments of `main`.
+
+    Returns:
+        the result of `main` where it ran in this process.
 
     Raises:
-        UserError: more devices than there are, or several machines without an address.
+        UserError: the number of devices or the address is wrong, or a process has ended with this error.
     """
-    if all(name in os.environ for name in TORCHRUN):
-        rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in TORCHRUN)
-        if local_size > 1:
-            _refuse_one_device(device, local_size)
-        if world_size > 1:
-            _join("env://", rank, world_size, local_rank, local_size, device)
-        return _call_and_leave(main, args)
+    process = started_process()
+    if process is not None:
+        _refuse_index(device, process.local_size)
+        result = _run_in_group(main, args, process, device)
+        if ERROR_FILE in os.environ:
+            sys.exit(0)
+        return result
 
-    if num_devices > 1:
-        _refuse_one_device(device, num_devices)
+    _refuse_index(device, num_devices)
     count = device_count(device)
     if num_devices < 1 or (count is not None and num_devices > count):
-        raise UserError(
-            f"--num-devices {num_devices}: this machine shows {count or 'any number of CPU'} device(s)"
-        )
-    world_size = num_devices * num_machines
-    if world_size == 1:
+        shown = "any number of CPU" if count is None else count
+        raise UserError(f"--num-devices {num_devices}: this machine has {shown} device(s)")
+    if num_devices * num_machines == 1:
         return main(*args)
-    if dist_url == "auto":
-        if num_machines > 1:
-            raise UserError(
-                "--dist-url: several machines need the address of the first, tcp://HOST:PORT"
-            )
-        dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    run_processes(
-        _rank, num_devices, (main, world_size, num_devices, machine_rank, dist_url, device, args)
+    if len(sys.orig_argv) < 2 or "ipykernel" in sys.modules:
+        raise UserError("several processes need a program: start a script, or use torchrun")
+    run_command(
+        sys.orig_argv[1:],
+        num_devices,
+        num_machines=num_machines,
+        machine_rank=machine_rank,
+        dist_url=dist_url,
     )
+    return None
 
 
-def run_processes(function: Callable[..., object], count: int, args: tuple = ()) -> None:
-    """Run ``function(number, *args)`` in `count` spawned processes; a failing one ends all, with its own traceback.
+class Process(NamedTuple):
+    """The place of a process among all processes of a run, as torchrun defines it."""
 
-    Signals that ask this process to end are handed on to them, and it waits until they have ended. They end with this
-    process, even where it is killed: asked to by SIGTERM, and by force if they take too long.
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
 
-    Args:
-        function: can be pickled; `number` counts from 0.
+
+def started_process() -> Process | None:
+    """The place of this process if torchrun, srun or :func:`run_command` has started several; else None.
 
     Raises:
-        UserError: what one of them raised, or one was killed.
-        Interrupted: a signal has ended them.
-        KeyboardInterrupt: Ctrl-C has, and they had nothing to save.
-        torch.multiprocessing.ProcessRaisedException: one raised something else.
-        torch.multiprocessing.ProcessExitedException: one ended otherwise.
+        UserError: RANK and WORLD_SIZE are set, but the place on this machine is unknown.
     """
-    context = mp.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        how = mp.get_start_method()
-        processes = [
-            context.Process(target=_process, args=(n, function, args, folder, how))
-            for n in range(count)
-        ]
-        with _Relay(processes) as relay:
-            try:
-                for process in processes:
-                    process.start()
-                if relay.number:  # a signal that came before the last one was there
-                    relay.on_first(relay.number)
-                _wait(processes)
-                statuses = [process.exitcode for process in processes]
-            finally:
-                _end(processes)
-        _raise(statuses, Path(folder), relay.number)
+    env = os.environ
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", 1))  # set by srun only, not in a batch script
+    machines = int(env.get("SLURM_STEP_NUM_NODES", 1))
+    if tasks > 1 and "RANK" not in env:
+        if machines > 1 and "MASTER_ADDR" not in env:
+            raise UserError(
+                f"srun has started {tasks} processes on {machines} machines: export MASTER_ADDR and MASTER_PORT "
+                "of the first machine before srun, or start torchrun on each machine"
+            )
+        env.setdefault("MASTER_ADDR", "127.0.0.1")
+        env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 10000))
+        env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], str(tasks)
+    world_size = int(env.get("WORLD_SIZE", 1))
+    if world_size == 1 or "RANK" not in env:
+        return None
+    local_rank, local_size = env.get("LOCAL_RANK"), env.get("LOCAL_WORLD_SIZE")
+    if tasks > 1:
+        local_rank = local_rank or env["SLURM_LOCALID"]
+        local_size = local_size or str(world_size // machines)
+    if local_rank is None or local_size is None:
+        raise UserError(
+            f"RANK and WORLD_SIZE ({world_size}) are set, but LOCAL_RANK and LOCAL_WORLD_SIZE are not: "
+            "start the program with torchrun, or unset RANK and WORLD_SIZE to run in one process"
+        )
+    return Process(int(env["RANK"]), world_size, int(local_rank), int(local_size))
 
 
-class _Relay(SignalCatcher):
-    """Hands signals on to other processes."""
+def run_command(
+    arguments: Sequence[str],
+    num_devices: int,
+    *,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+) -> None:
+    """Run ``python ARGUMENTS`` in `num_devices` processes with torchrun's environment variables, and wait.
 
-    def __init__(self, processes: Sequence[BaseProcess]):
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 are forwarded to the processes. If one process fails, the others are ended.
+
+    Raises:
+        UserError: a process has ended with this error, or the system has killed it.
+        Interrupted: a signal has ended the processes.
+        KeyboardInterrupt: Ctrl-C has ended the processes.
+        SystemExit: a process has failed otherwise; its traceback is printed.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
+
+    # this logger reports each process that ends, in terms of the launcher
+    logging.getLogger(start_processes.__module__ + ".api").setLevel(logging.CRITICAL)
+    host, port = _address(dist_url, num_machines)
+    threads = max(1, torch.get_num_threads() // num_devices)
+    with tempfile.TemporaryDirectory(prefix="fastreid-star-") as folder:
+        environments = {
+            number: {
+                "RANK": str(machine_rank * num_devices + number),
+                "WORLD_SIZE": str(num_machines * num_devices),
+                "LOCAL_RANK": str(number),
+                "LOCAL_WORLD_SIZE": str(num_devices),
+                "MASTER_ADDR": host,
+                "MASTER_PORT": port,
+                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+                ERROR_FILE: os.path.join(folder, f"error{number}.txt"),
+            }
+            for number in range(num_devices)
+        }
+        os.chdir(_FOLDER)  # relative paths of the command line start there
+        before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGQUIT)}
+        processes = start_processes(
+            "fastreid-star",
+            sys.executable,
+            dict.fromkeys(environments, tuple(arguments)),
+            environments,
+            DefaultLogsSpecs(log_dir=folder),
+        )
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():  # torch has installed handlers of its own
+                signal.signal(number, handler)
+        with SignalForwarder(processes.pids().values()) as forwarder:
+            failures = processes.wait(period=0.1).failures
+        if not failures:
+            return
+        written = sorted(Path(folder).glob("error*"), key=lambda path: path.stat().st_mtime_ns)
+        texts = {path.name: path.read_text(encoding="utf-8") for path in written}
+    for name, text in texts.items():
+        if name.endswith(".txt"):
+            raise UserError(text)
+    if forwarder.number == signal.SIGINT:
+        raise KeyboardInterrupt
+    if forwarder.number:
+        raise Interrupted(forwarder.number)
+    _raise(failures, list(texts.values()), num_devices)
+
+
+class SignalForwarder(SignalCatcher):
+    """Forward the signals that end a run to other processes."""
+
+    def __init__(self, pids: Iterable[int]):
         super().__init__()
-        self._processes = processes
+        self._pids = list(pids)
 
     def on_first(self, number: int) -> None:
-        for process in self._processes:
-            if process.pid is not None and process.exitcode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     on_second = on_first
 
 
-def _wait(processes: Sequence[BaseProcess]) -> None:
-    """Until all have ended, or one has failed."""
-    running: dict[object, BaseProcess] = {process.sentinel: process for process in processes}
-    while running and not any(process.exitcode for process in processes):
-        for sentinel in multiprocessing.connection.wait(
-            [process.sentinel for process in running.values()]
-        ):
-            running.pop(sentinel).join()
-
-
-def _end(processes: Sequence[BaseProcess]) -> None:
-    """End those that still run; one that waits for a peer that is gone may not hear the request."""
-    started = [process for process in processes if process.pid is not None]
-    for process in started:
-        if process.exitcode is None:
-            process.terminate()
-    deadline = time.monotonic() + SECONDS_TO_END
-    for process in started:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-
-
-def _raise(statuses: list[int | None], folder: Path, signalled: int) -> None:
-    """Tell what has ended the processes.
-
-    The first process to end is often one that only lost its peer: what a user can mend comes before, and one that was
-    killed from outside before those that failed of themselves.
+def _raise(failures: dict, tracebacks: list[str], num_devices: int) -> NoReturn:
+    """Raise the error for processes that failed without a line for the user.
 
     Args:
-        statuses: exit statuses as they were when the first failure was seen; None: it still ran.
-        folder: what the processes have left to be said.
-        signalled: the signal this process has handed on, 0: none.
+        failures: torch's ``ProcessFailure`` of each process that failed, by its number, the first one first. The
+            later ones have lost their peer or were ended by torch.
+        tracebacks: of processes that failed, the first one first.
     """
-    left = {
-        kind: sorted(folder.glob(f"*.{kind}"), key=_when_and_whose)
-        for kind in ("refusal", "signal", "traceback")
-    }
-    if left["refusal"]:
-        raise UserError(left["refusal"][0].read_text(encoding="utf-8"))
-    if left["signal"]:
-        raise Interrupted(int(left["signal"][0].read_text()))
-    if signalled and not left["traceback"]:
-        raise KeyboardInterrupt if signalled == signal.SIGINT else Interrupted(signalled)
-    for number, status in enumerate(statuses):
-        if status is not None and status < 0:
-            name = signal.Signals(-status).name
-            hint = (
-                ": most often the machine was out of memory; lower DATALOADER.NUM_WORKERS, or give the job more memory"
-                if -status == signal.SIGKILL
-                else ""
-            )
+    number, first = next(iter(failures.items()))
+    if first.exitcode - 128 in SIGNALS:  # a signal to one process has ended the run in all of them
+        raise Interrupted(first.exitcode - 128)
+    for number, failure in failures.items():
+        late = failure.timestamp - first.timestamp > SECONDS_TO_END // 2  # killed by torch
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and not late:
+            name = signal.Signals(-failure.exitcode).name
+            hint = ", usually for lack of memory: lower DATALOADER.NUM_WORKERS"
             raise UserError(
-                f"process {number} of {len(statuses)} was killed ({name}){hint}; what was saved is whole, and the same "
-                "call goes on from there, a training with --resume"
+                f"process {number} of {num_devices} was killed ({name}){hint if name == 'SIGKILL' else ''}. Saved "
+                "files are complete: start the same command again, a training with --resume"
             )
-    for path in left["traceback"]:
-        print(
-            f"process {path.stem} failed:\n{path.read_text(encoding='utf-8')}",
-            file=sys.stderr,
-            flush=True,
-        )
-    if left["traceback"]:
-        first = int(left["traceback"][0].stem)
-        raise mp.ProcessRaisedException(
-            f"process {first} failed; its traceback is above", first, -1
-        )
-    for number, status in enumerate(statuses):
-        if status:
-            raise mp.ProcessExitedException(
-                f"process {number} ended with status {status}", number, -1, status
-            )
+    print(*tracebacks, f"process {number} of {num_devices} failed", sep="\n", file=sys.stderr)
+    sys.exit(1)
 
 
-def _when_and_whose(path: Path) -> tuple[int, int]:
-    return path.stat().st_mtime_ns, int(path.stem)
+def leave_error(text: str, *, traceback: bool = False) -> bool:
+    """Leave the error that ends this process to the process that has started it.
 
+    The first process to fail is often one that only lost its peer: the starting process knows which error to print.
 
-def _process(number, function, args, folder, start_method):
-    # a spawned process would spawn its loading workers too, each with seconds of imports, at every evaluation
-    mp.set_start_method(start_method, force=True)
-    end_with_parent()
-    try:
-        function(number, *args)
-    except UserError as error:
-        (Path(folder) / f"{number}.refusal").write_text(str(error), encoding="utf-8")
-        sys.exit(1)
-    except Interrupted as error:
-        (Path(folder) / f"{number}.signal").write_text(str(error.number))
-    except KeyboardInterrupt:  # the process that has started this one heard it too
-        sys.exit(1)
-    except Exception:
-        (Path(folder) / f"{number}.traceback").write_text(traceback.format_exc(), encoding="utf-8")
-        sys.exit(1)
+    Args:
+        text: the line for the user, or a traceback.
 
-
-def end_with_parent() -> None:
-    """Have this process end once the one that has started it has: asked to by SIGTERM, so that a run can save itself.
-
-    By force if it takes too long. For a process that multiprocessing has started.
+    Returns:
+        False: this process was not started by :func:`run_command`, and nothing is done.
     """
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "no other process has started this one"
-    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+    path = os.environ.get(ERROR_FILE)
+    if path:
+        Path(path + ".traceback" if traceback else path).write_text(text, encoding="utf-8")
+    return path is not None
 
 
-def _end_after(parent: BaseProcess) -> None:
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(SECONDS_ALONE)
-    os.kill(os.getpid(), signal.SIGKILL)
+def _address(dist_url: str, num_machines: int) -> tuple[str, str]:
+    """Host and port of the first process."""
+    if dist_url == "auto":
+        if num_machines > 1:
+            raise UserError("--dist-url: give the address of the first machine, tcp://HOST:PORT")
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            return "127.0.0.1", str(listener.getsockname()[1])
+    host, _, port = dist_url.removeprefix("tcp://").rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--dist-url {dist_url}: write it as tcp://HOST:PORT")
+    return host, port
 
 
-def _rank(local_rank, main, world_size, local_size, machine_rank, dist_url, device, args):
-    rank = machine_rank * local_size + local_rank
-    _join(dist_url, rank, world_size, local_rank, local_size, device)
-    _call_and_leave(main, args)
-
-
-def _call_and_leave(main, args):
-    """``main(*args)``, then out of the group, also where a signal has ended all ranks alike."""
-    result = number = None
-    try:
-        result = main(*args)
-    except Interrupted as error:
-        number = (
-            error.number
-        )  # and no more of it: its traceback holds the trainer, and that the group
-    _leave()
-    if number is not None:
-        raise Interrupted(number)
-    return result
-
-
-def _leave() -> None:
-    """Only after success: a process that has failed would wait here for peers that wait for it.
-
-    A group's threads end with its last reference: fast-reid keeps two, and a trainer and its hooks, which know each
-    other, one in their model. A thread that still frees what Python owns while the interpreter closes ends the process
-    with an abort.
-    """
-    if dist.is_initialized():
-        comm._LOCAL_PROCESS_GROUP = None
-        comm._get_global_gloo_group.cache_clear()
-        gc.collect()
-        dist.destroy_process_group()
-
-
-def _refuse_one_device(device: str, processes: int) -> None:
-    if ":" in device:
+def _refuse_index(device: str, processes: int) -> None:
+    if ":" in device and processes > 1:
         raise UserError(
             f"MODEL.DEVICE {device} names one device for {processes} processes: leave the index out"
         )
 
 
-def _join(
-    url: str, rank: int, world_size: int, local_rank: int, local_size: int, device: str
-) -> None:
-    """Enter the process group and tell fast-reid which ranks share this machine."""
-    choose_device(device, local_rank)
+def _run_in_group(
+    main: Callable[..., object], args: tuple, process: Process, device: str
+) -> object:
+    """Join the process group, call `main`, and leave the group, also after a signal has ended all processes."""
+    choose_device(device, process.local_rank)
     dist.init_process_group(
-        collective_backend(device), init_method=url, rank=rank, world_size=world_size
+        collective_backend(device),
+        init_method="env://",
+        rank=process.rank,
+        world_size=process.world_size,
     )
-    for machine in range(world_size // local_size):
-        ranks = range(machine * local_size, (machine + 1) * local_size)
+    for machine in range(process.world_size // process.local_size):
+        ranks = range(machine * process.local_size, (machine + 1) * process.local_size)
         group = dist.new_group(ranks)
-        if rank in ranks:
+        if process.rank in ranks:
             comm._LOCAL_PROCESS_GROUP = group
     comm.synchronize()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    result, number = None, 0
+    try:
+        result = main(*args)
+    except Interrupted as error:
+        number = error.number  # the traceback of the error would keep the trainer, and so the group
+    # Not after another error: this process would wait here for processes that wait for it. The threads of a group end
+    # with the last reference to it; a thread that outlives the interpreter can abort a process that has succeeded.
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()
+    dist.destroy_process_group()
+    if number:
+        raise Interrupted(number)
+    return result

@@ -34,7 +34,7 @@ from fastreid_star.data.workers import one_thread, ready_to_fork
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.fingerprint import Fingerprint
-from fastreid_star.engine.train import load_trained
+from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.retrieval import check_features
 

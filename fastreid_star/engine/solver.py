@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule: fast-reid's, with the traps taken out."""
+"""Optimizer and learning-rate schedule: fast-reid's, with their traps removed."""
 
 from __future__ import annotations
 
@@ -15,33 +15,22 @@ from fastreid.solver.build import (
 
 from fastreid_star.errors import UserError
 
-__all__ = [
-    "SCHEDULES",
-    "build_lr_scheduler",
-    "build_optimizer",
-    "optimizer_class",
-    "resolve_schedule",
-]
+__all__ = ["build_lr_scheduler", "build_optimizer", "resolve_schedule"]
 
-SCHEDULES = ("MultiStepLR", "CosineAnnealingLR")  # those fast-reid has arguments for
-FUSED_ON_CPU = (
-    "SGD",
-    "Adam",
-    "AdamW",
-)  # torch's optimizers with a fused kernel for CPUs since torch 2.4
+_OTHER_INTERFACE = ("LBFGS", "SparseAdam")  # need a closure, or sparse gradients
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     """The optimizer of ``SOLVER``, over fast-reid's parameter groups.
 
-    Differs from fast-reid's own in four ways. It does not flatten the parameters into one buffer: since torch 2,
-    ``zero_grad()`` drops the buffer's gradient and ``step()`` then changes nothing at all. Parameters of
-    ``model.backbone`` (both stems included) learn at ``SOLVER.BACKBONE_LR_FACTOR`` times the rate. Optimizers of
-    fast-reid's own (Lamb, RAdam, ...) are found as well as torch's. And layers stay frozen for so many steps of the
-    run, resumed or not.
+    It differs from fast-reid's own in three ways. It does not flatten the parameters into one
+    buffer: since torch 2, ``zero_grad()`` drops the buffer's gradient, and ``step()`` then changes
+    nothing. Parameters of ``model.backbone`` (both stems included) learn at
+    ``SOLVER.BACKBONE_LR_FACTOR`` times the rate. fast-reid's optimizers (Lamb, RAdam, ...) are
+    found as well as torch's. Freezing is a hook, see :class:`fastreid_star.engine.hooks.Freeze`.
 
     Raises:
-        UserError: no optimizer of that name, or nothing to train.
+        UserError: no optimizer has this name, or the model has no parameter to train.
     """
     groups = get_default_optimizer_params(
         model,
@@ -51,151 +40,89 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         heads_lr_factor=cfg.SOLVER.HEADS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        freeze_layers=cfg.MODEL.FREEZE_LAYERS if cfg.SOLVER.FREEZE_ITERS > 0 else [],
     )
     if not groups:
         raise UserError("the model has no parameter to train")
-    backbone = (
-        {id(p) for p in model.get_submodule("backbone").parameters()}
-        if hasattr(model, "backbone")
-        else set()
-    )
+    backbone = {id(p) for p in getattr(model, "backbone", torch.nn.Module()).parameters()}
     for group in groups:
         if id(group["params"][0]) in backbone:
             group["lr"] *= cfg.SOLVER.BACKBONE_LR_FACTOR
-
     name = cfg.SOLVER.OPT
-    optimizer = maybe_add_gradient_clipping(cfg, optimizer_class(name))
-    options = (
-        {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV} if name == "SGD" else {}
-    )
-    if name in FUSED_ON_CPU:
-        options["fused"] = _can_fuse(cfg, model)
-    built = optimizer(_merge(groups), **options)
-    if name in FUSED_ON_CPU:
-        built.register_load_state_dict_pre_hook(_keep_own_kernel)
-        built.register_load_state_dict_post_hook(_keep_own_layout)
-    if cfg.MODEL.FREEZE_LAYERS and cfg.SOLVER.FREEZE_ITERS > 0:
-        for group in built.param_groups:
-            group["steps_to_freeze"] = (
-                cfg.SOLVER.FREEZE_ITERS if group["freeze_status"] == "freeze" else 0
-            )
-        built.register_step_pre_hook(_freeze)
-    if name == "SGD":
-        built.register_step_pre_hook(_start_momentum)
-    return built
+    optimizer = maybe_add_gradient_clipping(cfg, _optimizer_class(name))
+    nesterov = cfg.SOLVER.NESTEROV  # read in any case: the base configs set it
+    options = {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": nesterov} if name == "SGD" else {}
+    if name in ("Adam", "AdamW"):
+        # On CPUs torch does not choose its fused kernel by itself. A fused optimizer unscales the
+        # gradients only after clipping, so it cannot be used with a gradient scaler.
+        scaled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
+        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        options["fused"] = True if on_cpu and not scaled else None
+    return optimizer(_merge(groups), **options)
 
 
-def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """The optimizer of that name, torch's or else fast-reid's.
-
-    Raises:
-        UserError: neither has one.
-    """
+def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The optimizer of that name in torch or fast-reid."""
     found = getattr(torch.optim, name, None) or getattr(fastreid.solver.optim, name, None)
-    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+    known = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
+    if not known or name in _OTHER_INTERFACE:
         raise UserError(
-            f"SOLVER.OPT {name!r}: neither torch.optim nor fastreid.solver.optim has it"
+            f"SOLVER.OPT {name!r} is not supported: choose one of torch.optim or "
+            "fastreid.solver.optim, such as SGD, Adam, AdamW or Lamb"
         )
     return found
 
 
-def _can_fuse(cfg: CfgNode, model: torch.nn.Module) -> bool | None:
-    """True where torch has one kernel for the whole update; None leaves the choice to torch.
-
-    torch chooses well on GPUs; on a CPU it takes many passes over the weights where a fused kernel takes one. Not
-    with a gradient scaler: a fused optimizer takes the scale off by itself, after fast-reid's clipping, not before.
-    """
-    scaled = cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16"
-    on_cpu = all(p.device.type == "cpu" and p.is_floating_point() for p in model.parameters())
-    return True if on_cpu and not scaled else None
-
-
-def _freeze(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
-    """Take the gradients of ``MODEL.FREEZE_LAYERS`` away, for the first ``SOLVER.FREEZE_ITERS`` steps of the run.
-
-    fast-reid's own counts the steps of the process, and so freezes them anew where a run is resumed. This count is the
-    optimizer's, and so the checkpoint's.
-    """
-    for group in optimizer.param_groups:
-        if group.get("steps_to_freeze", 0) > 0:  # a checkpoint of before has no count
-            group["steps_to_freeze"] -= 1
-            for parameter in group["params"]:
-                parameter.grad = None
-
-
-def _start_momentum(optimizer: torch.optim.Optimizer, args, kwargs) -> None:
-    """Give weights with a first gradient a momentum of 0, from which the step makes what it makes of none.
-
-    torch's fused SGD fails where some weights have a momentum and others none yet: parts that only some losses reach,
-    once those losses set in (``MODEL.LOSSES.CE_ONLY_EPOCHS``).
-    """
-    for group in optimizer.param_groups:
-        if not (group["fused"] and group["momentum"]):
-            continue
-        for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            if parameter.grad is not None and state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-
-
-def _keep_own_kernel(optimizer: torch.optim.Optimizer, state: dict) -> dict:
-    """A checkpoint's settings replace the optimizer's; which kernel it runs must be this device's choice."""
-    groups = [{**group, "fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
-    return {**state, "param_groups": groups}
-
-
-def _keep_own_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Momentum lies in memory as its parameter does: a fused kernel takes that for granted.
-
-    It does not where a run goes on with another ``MODEL.CHANNELS_LAST``.
-    """
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
 def _merge(groups: list[dict]) -> list[dict]:
-    """One group for all parameters of equal settings; fast-reid gives every parameter its own."""
+    """One group for all parameters with equal settings; fast-reid makes one per parameter."""
     merged: dict[tuple, dict] = {}
     for group in groups:
         settings = {key: value for key, value in group.items() if key != "params"}
-        merged.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})[
-            "params"
-        ] += group["params"]
+        same = merged.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})
+        same["params"] += group["params"]
     return list(merged.values())
 
 
 def resolve_schedule(cfg: CfgNode, iters_per_epoch: int) -> CfgNode:
     """Translate the plugin's schedule keys into fast-reid's.
 
-    ``SOLVER.WARMUP_EPOCHS`` becomes ``WARMUP_ITERS``. With ``SOLVER.STEPS_FROM_START`` the milestones, epochs from
-    the start of training, become counts of scheduler steps: fast-reid's hook takes such a step after every epoch
-    but those inside the warm-up or the delay, so its own milestones wander with the length of the warm-up.
+    ``SOLVER.WARMUP_EPOCHS`` becomes ``WARMUP_ITERS``. With ``SOLVER.STEPS_FROM_START`` the
+    milestones, epochs from the start of training, become counts of scheduler steps: fast-reid's
+    hook takes such a step after every epoch except those inside the warm-up or the delay.
 
     Returns:
-        a copy of `cfg`, with both plugin keys back at their defaults.
+        a copy of `cfg`, with both plugin keys at their defaults.
 
     Raises:
-        UserError: a milestone lies inside the warm-up.
+        UserError: milestones that are not ascending or lie inside the warm-up, or no epoch is left
+            for a cosine.
     """
     cfg = cfg.clone()
     cfg.defrost()
-    if cfg.SOLVER.WARMUP_EPOCHS > 0:
-        cfg.SOLVER.WARMUP_ITERS = cfg.SOLVER.WARMUP_EPOCHS * iters_per_epoch
-        cfg.SOLVER.WARMUP_EPOCHS = 0
-    if cfg.SOLVER.STEPS_FROM_START:
-        without = max(
-            math.ceil(cfg.SOLVER.WARMUP_ITERS / iters_per_epoch) - 1, cfg.SOLVER.DELAY_EPOCHS, 0
-        )
-        steps_before = [max(0, milestone - without) for milestone in cfg.SOLVER.STEPS]
+    solver = cfg.SOLVER
+    if solver.WARMUP_EPOCHS > 0:
+        solver.WARMUP_ITERS = solver.WARMUP_EPOCHS * iters_per_epoch
+        solver.WARMUP_EPOCHS = 0
+    warmup_epochs = math.ceil(solver.WARMUP_ITERS / iters_per_epoch)
+    if solver.SCHED == "CosineAnnealingLR":
+        if max(warmup_epochs, solver.DELAY_EPOCHS) >= solver.MAX_EPOCH:
+            raise UserError(
+                f"SOLVER.MAX_EPOCH {solver.MAX_EPOCH} leaves no epoch for CosineAnnealingLR after "
+                "the warm-up or the delay: raise it, or lower WARMUP_EPOCHS and DELAY_EPOCHS"
+            )
+    else:
+        steps = list(solver.STEPS)
+        whole = all(isinstance(step, int) and step >= 1 for step in steps)
+        if not whole or steps != sorted(set(steps)):
+            raise UserError(f"SOLVER.STEPS is {steps}: give epochs from 1 on, in ascending order")
+    if solver.STEPS_FROM_START:
+        without = max(warmup_epochs - 1, solver.DELAY_EPOCHS, 0)
+        steps_before = [max(0, milestone - without) for milestone in solver.STEPS]
         if 0 in steps_before or len(set(steps_before)) < len(steps_before):
             raise UserError(
-                f"SOLVER.STEPS {list(cfg.SOLVER.STEPS)}: a milestone inside the warm-up or the delay would be lost; "
-                "shorten SOLVER.WARMUP_EPOCHS or move it"
+                f"SOLVER.STEPS {list(solver.STEPS)}: a milestone inside the warm-up or the delay "
+                "has no effect; shorten SOLVER.WARMUP_EPOCHS or move the milestone"
             )
-        cfg.SOLVER.STEPS = steps_before
-        cfg.SOLVER.STEPS_FROM_START = False
+        solver.STEPS = steps_before
+        solver.STEPS_FROM_START = False
     cfg.freeze()
     return cfg

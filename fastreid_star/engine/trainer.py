@@ -1,80 +1,70 @@
-"""A trainer on fast-reid's DefaultTrainer and hooks: any device, video or image datasets, exact resume."""
+"""The trainer: fast-reid's DefaultTrainer with exact resume, and the function behind `train`."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
-from collections import OrderedDict
+import signal
+from typing import NoReturn
 
-import torch
 from fastreid.config import CfgNode
-from fastreid.data.build import _test_loader_from_config, build_reid_test_loader
 from fastreid.engine import hooks
 from fastreid.engine.train_loop import TrainerBase
-from fastreid.evaluation import inference_on_dataset
-from fastreid.modeling.meta_arch import build_model
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
+from fastreid.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    JSONWriter,
+    TensorboardXWriter,
+)
 from torch.nn.parallel import DistributedDataParallel
 
-from fastreid_star import compat
-from fastreid_star.data.build import (
-    DeviceLoader,
-    all_video,
-    build_clip_test_loader,
-    build_clip_train_loader,
-    is_video_dataset,
-)
+from fastreid_star.data.build import DeviceLoader, all_video
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.checkpoint import Checkpointer, ScalerState, versions
-from fastreid_star.engine.checks import check
+from fastreid_star.engine import hooks as star_hooks
+from fastreid_star.engine.builders import device_of, iterations_per_epoch, load_trained, probe
+from fastreid_star.engine.checkpoint import ROLLING, Checkpointer, ScalerState, versions
+from fastreid_star.engine.checks import require
 from fastreid_star.engine.checks_machine import little_room
-from fastreid_star.engine.hooks import (
-    CheckpointHook,
-    CrossEntropyFirst,
-    EvalHook,
-    LRScheduler,
-    PeriodicWriter,
-    ProgressBar,
-    ReplacedFrames,
-    SaveBeforeEvaluation,
-)
-from fastreid_star.engine.resume import Progress, ResumableTrainer
-from fastreid_star.engine.solver import build_lr_scheduler, build_optimizer, resolve_schedule
-from fastreid_star.engine.step import StepRunner
-from fastreid_star.engine.writers import open_writers
+from fastreid_star.engine.defaults import setup
+from fastreid_star.engine.failures import in_one_line
+from fastreid_star.engine.interruption import Interrupted, Interruption
+from fastreid_star.engine.resume import Progress, Resumable
+from fastreid_star.engine.solver import resolve_schedule
+from fastreid_star.engine.train_loop import StepRunner
+from fastreid_star.engine.unread_keys import RecordedConfig, check_unread
 from fastreid_star.errors import UserError
-from fastreid_star.evaluation.cross_modal import CrossModalEvaluator
-from fastreid_star.files import drop_cut_line
+from fastreid_star.files import drop_cut_line, remove_abandoned, write_whole
 
+__all__ = ["Trainer", "load_trained", "train_or_evaluate"]
 logger = logging.getLogger(__name__)
 
 
-class Trainer(ResumableTrainer):
-    """fast-reid's trainer for clips and for images, on any device.
+class Trainer(Resumable):
+    """fast-reid's trainer, for clips and images, on any device.
 
-    Its class methods (build_model, build_train_loader, build_evaluator, test, ...) are fast-reid's extension points
-    and may be overridden as there. For image datasets everything but the device handling is fast-reid's.
+    Its class methods (build_model, build_train_loader, build_evaluator, test, ...) may be
+    overridden as in fast-reid.
 
     Args:
         cfg: a complete config; see :func:`fastreid_star.engine.defaults.setup`.
 
     Raises:
-        UserError: config or data are wrong.
+        UserError: the config or the data are wrong. Nothing was written then.
     """
 
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)
-        self.device = _device(cfg)
-        if comm.is_main_process():
-            os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        seed_all_rng(
-            cfg.SEED + comm.get_rank()
-        )  # image augmentations differ between ranks; DDP shares the weights
-        check(cfg)
-        notes = {"config": cfg.dump(), "versions": versions()}  # as the user has written it
+        require(cfg)
+        self.device = device_of(cfg)
+        # image augmentations differ between ranks; DDP shares the weights
+        seed_all_rng(cfg.SEED + comm.get_rank())
+        self.cfg_as_written = cfg
+        recorded = cfg = RecordedConfig.of(cfg)
         loader = self.build_train_loader(cfg)
-        if not isinstance(loader, DeviceLoader):  # an override's own
+        if not isinstance(loader, DeviceLoader):  # of a subclass
             loader = DeviceLoader(loader, self.device)
         cfg = self.auto_scale_hyperparams(cfg, loader.dataset.num_classes)
         self.iters_per_epoch = iterations_per_epoch(cfg, loader)
@@ -86,9 +76,8 @@ class Trainer(ResumableTrainer):
             model = DistributedDataParallel(
                 model,
                 device_ids=None if self.device.type == "cpu" else [self.device.index],
-                # parts that only some losses reach have no gradient while those losses rest
-                find_unused_parameters=cfg.MODEL.LOSSES.CE_ONLY_EPOCHS > 0
-                or "CrossEntropyLoss" not in cfg.MODEL.LOSSES.NAME,
+                # parts that only some losses use have no gradient while those are inactive
+                find_unused_parameters=getattr(model, "has_idle_parameters", False),
             )
         self._trainer = StepRunner(
             model,
@@ -108,13 +97,12 @@ class Trainer(ResumableTrainer):
             cfg.OUTPUT_DIR,
             save_to_disk=comm.is_main_process(),
             keep=cfg.SOLVER.CHECKPOINT_KEEP,
-            notes=notes,
+            notes={"config": self.cfg_as_written.dump(), "versions": versions()},
             optimizer=optimizer,
             progress=self.progress,
             **self.scheduler,
             **scaler,
         )
-        self.start_epoch = self.start_iter = 0
         self.max_epoch = cfg.SOLVER.MAX_EPOCH
         self.max_iter = self.max_epoch * self.iters_per_epoch
         self.warmup_iters = cfg.SOLVER.WARMUP_ITERS
@@ -122,206 +110,175 @@ class Trainer(ResumableTrainer):
         self.cfg = cfg
         self._last_eval_results: dict = {}
         self.register_hooks(self.build_hooks())
+        if cfg.TEST.EVAL_PERIOD > 0:
+            for name in cfg.DATASETS.TESTS:
+                probe(self.model, self.build_evaluator(cfg, name)[0])
+        # fast-reid's own evaluator reads its keys only when it evaluates
+        clips = all_video(cfg.DATASETS.TESTS, "TESTS") and cfg.TEST.EVAL_PERIOD > 0
+        check_unread(recorded, without=() if clips else ("TEST", "DATASETS.TESTS"))
 
     def build_hooks(self) -> list:
-        """fast-reid's hooks, with evaluation, checkpoints and the bar from :mod:`fastreid_star.engine.hooks`."""
+        """fast-reid's hooks, with the plugin's for evaluation, checkpoints and the bar."""
         cfg = self.cfg
+        model = getattr(self.model, "module", self.model)
 
         def test_and_keep_results():
             self._last_eval_results = self.test(self.cfg, self.model)
             return self._last_eval_results
 
-        evaluation = EvalHook(cfg.TEST.EVAL_PERIOD, test_and_keep_results)
+        evaluation = star_hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test_and_keep_results)
         metric = "metric" if len(cfg.DATASETS.TESTS) == 1 else f"{cfg.DATASETS.TESTS[0]}/metric"
         ret = [hooks.IterationTimer()]
         if comm.is_main_process() and cfg.SOLVER.CHECKPOINT_PERIOD > 0:
-            ret.append(SaveBeforeEvaluation(self.checkpointer, evaluation))
-        ret.append(LRScheduler(self.optimizer, self.scheduler))
-        if cfg.TEST.PRECISE_BN.ENABLED and hooks.get_bn_modules(self.model):
-            own = cfg.clone()
-            own.defrost()
-            own.DATALOADER.NUM_WORKERS = 0
-            own.DATASETS.NAMES = (cfg.TEST.PRECISE_BN.DATASET,)
-            ret.append(
-                hooks.PreciseBN(
-                    self.model, self.build_train_loader(own), cfg.TEST.PRECISE_BN.NUM_ITER
-                )
-            )
-        if cfg.MODEL.FREEZE_LAYERS and cfg.SOLVER.FREEZE_ITERS > 0:
-            ret.append(
-                hooks.LayerFreeze(self.model, cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS)
-            )
-        if cfg.MODEL.LOSSES.CE_ONLY_EPOCHS > 0:
-            model = getattr(self.model, "module", self.model)
-            if not hasattr(model, "loss_names"):
+            ret.append(star_hooks.SaveBeforeEvaluation(self.checkpointer, evaluation))
+        ret.append(star_hooks.LRScheduler(self.optimizer, self.scheduler))
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            if all_video(cfg.DATASETS.NAMES):
                 raise UserError(
-                    "MODEL.LOSSES.CE_ONLY_EPOCHS is for this plugin's networks: set it to 0"
+                    "TEST.PRECISE_BN.ENABLED supports only image datasets: set it to False"
                 )
-            ret.append(CrossEntropyFirst(model, cfg.MODEL.LOSSES.CE_ONLY_EPOCHS))
-        ret.append(ReplacedFrames(self.data_loader))
+            if hooks.get_bn_modules(self.model):
+                data = cfg.clone()
+                data.defrost()
+                data.DATALOADER.NUM_WORKERS = 0
+                data.DATASETS.NAMES = (cfg.TEST.PRECISE_BN.DATASET,)
+                loader = self.build_train_loader(data)
+                ret.append(hooks.PreciseBN(self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER))
+        if cfg.MODEL.FREEZE_LAYERS:
+            layers, iterations = list(cfg.MODEL.FREEZE_LAYERS), cfg.SOLVER.FREEZE_ITERS
+            ret.append(star_hooks.Freeze(model, self.optimizer, layers, iterations))
+        ret.append(star_hooks.SetEpoch(model))
+        ret.append(star_hooks.ReplacedFrames(self.data_loader))
         ret.append(evaluation)
         if comm.is_main_process():
-            ret.append(
-                CheckpointHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, evaluation, metric)
-            )
-            ret.append(PeriodicWriter(self.build_writers(), cfg.SOLVER.LOG_PERIOD))
-            if ProgressBar.fits():
-                ret.append(ProgressBar())
+            period = cfg.SOLVER.CHECKPOINT_PERIOD
+            ret.append(star_hooks.CheckpointHook(self.checkpointer, period, evaluation, metric))
+            ret.append(star_hooks.PeriodicWriter(self.build_writers, cfg.SOLVER.LOG_PERIOD))
+            if star_hooks.ProgressBar.fits():
+                ret.append(star_hooks.ProgressBar())
         return ret
 
     def build_writers(self) -> list:
-        """Log lines, metrics.json and TensorBoard; a warning where the disk has no room for the checkpoints too."""
+        """Log lines, metrics.json and TensorBoard; warns if the disk has no room for the run."""
         warning = little_room(self.cfg, self.model, self.optimizer)
         if warning:
             logger.warning(warning)
-        drop_cut_line(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
-        return open_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+        folder = self.cfg.OUTPUT_DIR
+        metrics = os.path.join(folder, "metrics.json")
+        drop_cut_line(metrics)
+        return [CommonMetricPrinter(self.max_iter), JSONWriter(metrics), TensorboardXWriter(folder)]
 
-    @classmethod
-    def build_model(cls, cfg):
-        # before the first tensor is on the device; here, because training, evaluation and scripts all come by
-        devices.configure(
-            _device(cfg),
-            fast_float32=cfg.SOLVER.FAST_FLOAT32,
-            cudnn_benchmark=cfg.CUDNN_BENCHMARK,
-            jit_compile=cfg.MODEL.NPU.JIT_COMPILE,
-            internal_format=cfg.MODEL.NPU.INTERNAL_FORMAT,
-            keep_memory=cfg.MODEL.CPU.KEEP_MEMORY,
-        )
-        model = build_model(_with_device(cfg))
-        if (
-            cfg.MODEL.CHANNELS_LAST
-        ):  # of the weights: the first convolution turns the images, the rest follow
-            model.backbone.to(memory_format=torch.channels_last)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        logger.info(f"{cfg.MODEL.META_ARCHITECTURE}: {trained / 1e6:.2f} M parameters to train")
-        return model
+    def train(self) -> dict:
+        """Run training to its end.
 
-    @classmethod
-    def build_optimizer(cls, cfg, model):
-        """The optimizer, and None where fast-reid returns its wrapper of flattened parameters."""
-        return build_optimizer(cfg, model), None
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg, optimizer, iters_per_epoch):
-        return build_lr_scheduler(cfg, optimizer, iters_per_epoch)
-
-    @classmethod
-    def build_train_loader(cls, cfg):
-        if all_video(cfg.DATASETS.NAMES):
-            loader = build_clip_train_loader(cfg, seed=cfg.SEED, **_loader_options(cfg))
-            identities = loader.batch_sampler.num_identities  # type: ignore[union-attr] # our sampler
-            if not cfg.MODEL.LOSSES.TRI.ALL_RANKS:
-                identities //= comm.get_world_size()
-            if "TripletLoss" in cfg.MODEL.LOSSES.NAME and identities < 2:
-                raise UserError(
-                    "TripletLoss needs two identities in each process's share of a batch, and there would be one: "
-                    "raise SOLVER.IMS_PER_BATCH, use fewer devices, or mine in the whole batch "
-                    "(MODEL.LOSSES.TRI.ALL_RANKS True)"
-                )
-        else:
-            _use_dataset_root(cfg)
-            loader = super().build_train_loader(cfg)
-        return DeviceLoader(loader, _device(cfg))
-
-    @classmethod
-    def build_test_loader(cls, cfg, dataset_name):
-        _use_dataset_root(cfg)
-        # in two steps: fast-reid's one-step call does not take the number of workers
-        parts = _test_loader_from_config(cfg, dataset_name=dataset_name)
-        loader, num_query = build_reid_test_loader(**parts, num_workers=cfg.DATALOADER.NUM_WORKERS)
-        return DeviceLoader(loader, _device(cfg)), num_query
-
-    @classmethod
-    def build_evaluator(cls, cfg, dataset_name, output_dir=None):
-        if not is_video_dataset(dataset_name):
-            return super().build_evaluator(cfg, dataset_name, output_dir)
-        loader = build_clip_test_loader(cfg, dataset_name, **_loader_options(cfg))
-        csv_path = (
-            os.path.join(cfg.OUTPUT_DIR, f"per_query_{dataset_name}.csv")
-            if cfg.TEST.PER_QUERY_CSV
-            else None
-        )
-        evaluator = CrossModalEvaluator(
-            tracklets=loader.dataset.tracklets,  # type: ignore[attr-defined] # our dataset
-            ranks=tuple(cfg.TEST.RANKS),
-            camera_filter=cfg.TEST.CAMERA_FILTER,
-            min_frames=cfg.DATASETS.MIN_FRAMES,
-            dataset_name=dataset_name,
-            csv_path=csv_path,
-        )
-        return DeviceLoader(loader, _device(cfg)), evaluator
-
-    @classmethod
-    def test(cls, cfg, model) -> dict:
-        """Evaluate on every dataset of ``DATASETS.TESTS``.
+        SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 end it after the current step, with a
+        checkpoint; an evaluation is finished before. A second signal ends it at once.
 
         Returns:
-            the results, by dataset where there are several; empty on other ranks than the main one.
+            the last evaluation's results; empty on other ranks than the main one, and without
+            evaluation.
+
+        Raises:
+            Interrupted: a signal has ended it; on all ranks.
         """
-        model = getattr(
-            model, "module", model
-        )  # ranks may hold different numbers of batches: no DDP forward
-        share_buffers(model)
-        if not all_video(cfg.DATASETS.TESTS, "TESTS"):
-            return super().test(cfg, model)
-        results = OrderedDict()
-        for name in cfg.DATASETS.TESTS:
-            loader, evaluator = cls.build_evaluator(cfg, name)
-            results[name] = inference_on_dataset(model, loader, evaluator)
-            replaced = sum(comm.all_gather(loader.replaced))
-            if replaced:
-                logger.warning(
-                    f"{replaced} broken test frames were replaced by their nearest good neighbor"
-                )
-        return next(iter(results.values())) if len(results) == 1 else results
+        if self.start_epoch >= self.max_epoch:
+            logger.info(
+                f"Nothing to train: {self.cfg.OUTPUT_DIR} has {self.start_epoch} of "
+                f"{self.max_epoch} epochs"
+            )
+            return self.test(self.cfg, self.model)
+        with self._alone(), Interruption() as interruption:
+            if comm.is_main_process():
+                for name in remove_abandoned(self.cfg.OUTPUT_DIR):
+                    logger.info(f"Removed {name}, which a killed process had not finished")
+                config = self.cfg_as_written.dump().encode()
+                path = os.path.join(self.cfg.OUTPUT_DIR, "config.yaml")
+                write_whole(path, lambda file: file.write(config))
+            done = self.start_iter - self.start_epoch * self.iters_per_epoch
+            logger.info(
+                f"Starting training from epoch {self.start_epoch + 1} of {self.max_epoch}"
+                + (f", of which {done} of {self.iters_per_epoch} steps are done" if done else "")
+            )
+            self._train(interruption)
+            number = interruption.at_end()
+        memory = devices.peak_memory(self.device)
+        if memory is not None:
+            logger.info(f"Peak memory on {self.device}: {memory / 2**20:,.0f} MiB")
+        if number:
+            logger.warning(f"{signal.Signals(number).name}: the run was complete and is saved")
+            raise Interrupted(number)
+        return self._last_eval_results
+
+    def _train(self, interruption: Interruption) -> None:
+        """fast-reid's loop, which can only start with a whole epoch, from any step."""
+        self.iter = self.start_iter
+        with EventStorage(self.start_iter) as self.storage:
+            try:
+                self.before_train()
+                for epoch in range(self.start_epoch, self.max_epoch):
+                    self.epoch = epoch
+                    self.before_epoch()
+                    self.storage.epoch = epoch + 1  # log lines count from 1, as the bar does
+                    end = (epoch + 1) * self.iters_per_epoch
+                    if self.iter == end:  # only what follows the epoch's last step is left
+                        self.storage.iter = end - 1
+                        self._note_epoch()
+                    while self.iter < end:
+                        self.before_step()
+                        self.run_step()
+                        self._note_epoch()
+                        self.after_step()
+                        self.iter += 1
+                        number = interruption.after_step()
+                        if number:
+                            self._stop(number)
+                    self.after_epoch()
+            except Exception:
+                logging.getLogger(TrainerBase.__module__).exception("Exception during training:")
+                raise
+            finally:
+                self.after_train()
+
+    def _note_epoch(self) -> None:
+        """The number of epochs done, for metrics.json: a resumed run may have longer epochs."""
+        epochs = (self.storage.iter + 1) / self.iters_per_epoch
+        self.storage.put_scalar("epoch", epochs, smoothing_hint=False)
+
+    def _stop(self, number: int) -> NoReturn:
+        """End the run between two steps; what follows an epoch is left to the resumed run."""
+        self.checkpointer.save(ROLLING, **star_hooks.place(self, self.epoch - 1))
+        comm.synchronize()  # a process that ends may end the others while the main one writes
+        logger.warning(
+            f"{signal.Signals(number).name}: stopped after step {self.iter} of {self.max_iter}; "
+            "continue with --resume"
+        )
+        raise Interrupted(number)
 
 
-def share_buffers(model: torch.nn.Module) -> None:
-    """Give every rank the main rank's buffers, which are the ones that checkpoints hold.
+def train_or_evaluate(args: argparse.Namespace) -> dict:
+    """Train, or with ``--eval-only`` evaluate ``MODEL.WEIGHTS``.
 
-    Each rank's BatchNorm has seen other clips: without this a tracklet's feature would depend on which rank
-    extracts it.
-    """
-    if comm.get_world_size() > 1:
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, 0)
+    Args:
+        args: of :func:`fastreid_star.engine.defaults.argument_parser`.
 
-
-def iterations_per_epoch(cfg: CfgNode, loader) -> int:
-    """Batches of an epoch: the clip sampler's own count, or fast-reid's for images.
+    Returns:
+        the last evaluation's results (empty on other ranks than the main one).
 
     Raises:
-        UserError: an epoch of images holds less than one batch.
+        UserError: config, data or machine are wrong.
     """
-    if hasattr(loader.batch_sampler, "batches_per_epoch"):
-        return loader.batch_sampler.batches_per_epoch
-    images = len(loader.dataset)
-    if images < cfg.SOLVER.IMS_PER_BATCH:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, the training set has {images} images"
-        )
-    return images // cfg.SOLVER.IMS_PER_BATCH
-
-
-def _loader_options(cfg: CfgNode) -> dict:
-    pinned = devices.needs_pinned_memory(_device(cfg))
-    return {"rank": comm.get_rank(), "world_size": comm.get_world_size(), "pin_memory": pinned}
-
-
-def _device(cfg: CfgNode) -> torch.device:
-    return devices.choose_device(cfg.MODEL.DEVICE, comm.get_local_rank())
-
-
-def _use_dataset_root(cfg: CfgNode) -> None:
-    if cfg.DATASETS.ROOT:
-        compat.set_dataset_root(cfg.DATASETS.ROOT)
-
-
-def _with_device(cfg: CfgNode) -> CfgNode:
-    """The config with MODEL.DEVICE spelled as torch does; fast-reid's build_model moves the model there."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = str(_device(cfg))
-    cfg.freeze()
-    return cfg
+    cfg = setup(args)
+    allow_changed = getattr(args, "allow_changed", False)
+    with in_one_line(cfg.MODEL.DEVICE):
+        if not args.eval_only:
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=args.resume, allow_changed=allow_changed)
+            return trainer.train()
+        require(cfg, training=False)
+        cfg = RecordedConfig.of(cfg)
+        model = load_trained(cfg, cfg.MODEL.WEIGHTS, allow_changed=allow_changed)
+        if all_video(cfg.DATASETS.TESTS, "TESTS"):
+            for name in cfg.DATASETS.TESTS:
+                Trainer.build_evaluator(cfg, name)
+            check_unread(cfg, sections=("TEST",))
+        return Trainer.test(cfg, model)

@@ -1,26 +1,26 @@
-"""The networks: importing this package registers the meta-architectures and heads with fast-reid."""
+"""What the methods share. Importing this package registers its parts with fast-reid."""
 
-from fastreid_star.modeling.backbone_splits import BackboneSplit, register_split, split_backbone
-from fastreid_star.modeling.frame_corrector import BoneEncoder, FrameCorrector
-from fastreid_star.modeling.gat_gem_head import GATGeMHead
+from fastreid_star.modeling.backbones import (
+    BackboneSplit,
+    SmallResNet,
+    TwoStreamBackbone,
+    register_split,
+)
+from fastreid_star.modeling.frame_correctors import FRAME_CORRECTOR_REGISTRY, FrameCorrectorBase
 from fastreid_star.modeling.heads import ClipHead, FrameHead
-from fastreid_star.modeling.sad import SAD
-from fastreid_star.modeling.small_resnet import SmallResNet
-from fastreid_star.modeling.star import STAR
-from fastreid_star.modeling.two_stream import TwoStreamBackbone, build_two_stream
+from fastreid_star.modeling.losses import LOSS_REGISTRY, Loss
+from fastreid_star.modeling.video_reid import VideoReID
 
 __all__ = [
-    "SAD",
-    "STAR",
+    "FRAME_CORRECTOR_REGISTRY",
+    "LOSS_REGISTRY",
     "BackboneSplit",
-    "BoneEncoder",
     "ClipHead",
-    "FrameCorrector",
+    "FrameCorrectorBase",
     "FrameHead",
-    "GATGeMHead",
+    "Loss",
     "SmallResNet",
     "TwoStreamBackbone",
-    "build_two_stream",
+    "VideoReID",
     "register_split",
-    "split_backbone",
 ]

@@ -96,8 +96,8 @@ def build_estimator(
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(
-            f"the pose backend {backend} needs {', '.join(missing)}: run `python tools/dev.py pose` "
-            "once, then repeat this command with .venv-pose/bin/python"
+            f"the pose backend {backend} needs {', '.join(missing)}: run `python tools/dev.py "
+            "pose` once, then repeat this command with .venv-pose/bin/python"
         )
     estimator = getattr(importlib.import_module(module), name)
     return estimator(
@@ -154,7 +154,7 @@ def keep_central_peaks(maps: torch.Tensor, widths: torch.Tensor) -> torch.Tensor
 
 
 def join_joints(xy: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Coordinates ``[N, V, 2]`` and scores ``[N, V]``, clipped to [0, 1], as float32 ``[N, V, 3]``."""
+    """Coordinates ``[N, V, 2]`` and scores ``[N, V]``, clipped to [0, 1], as ``[N, V, 3]``."""
     joints = np.empty((len(xy), NUM_JOINTS, 3), np.float32)
     joints[..., :2] = xy
     joints[..., 2] = np.clip(scores, 0, 1)

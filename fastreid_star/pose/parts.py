@@ -1,4 +1,4 @@
-"""Intermediate results of an extraction: one file per part, so that it can be interrupted and resumed.
+"""Results of an unfinished extraction, one file per part, so that it can be resumed.
 
 ``OUT.parts/`` stands beside the store ``OUT`` until the store is complete::
 

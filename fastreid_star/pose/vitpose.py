@@ -1,11 +1,11 @@
 """ViTPose of Hugging Face transformers, from a local folder.
 
-Only the network is taken from the library. Its image processor is ten times slower than OpenCV, with
-which ViTPose was trained, and its post-processing blurs heatmaps less than ViTPose's own, which halves
-the error on noisy maps. :class:`PrepareCrop` and :func:`find_joints` do what ViTPose was published
-with: unbiased data processing (UDP, Huang et al., CVPR 2020) and the refinement of DARK (Zhang et al.,
-CVPR 2020). The center of a pixel at x moves to (x - left) * (W - 1) / width of the box, where W is the
-width of the input, and back from the cells of the heatmap in the same way.
+Only the network is taken from the library. Its image processor is ten times slower than OpenCV,
+with which ViTPose was trained. Its post-processing blurs heatmaps less than ViTPose's own, which
+halves the error on noisy maps. :class:`PrepareCrop` and :func:`find_joints` do what ViTPose was
+published with: unbiased data processing (UDP, Huang et al., CVPR 2020) and the refinement of DARK
+(Zhang et al., CVPR 2020). The center of a pixel at x moves to (x - left) * (W - 1) / width of the
+box, where W is the width of the input, and back from the cells of the heatmap in the same way.
 """
 
 from __future__ import annotations
@@ -223,8 +223,8 @@ def _weight_files(folder: Path) -> list[Path]:
     files = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
     if not files:
         raise UserError(
-            f"{folder} contains no model.safetensors: download that file too; pytorch_model.bin may "
-            "run code and is not read"
+            f"{folder} contains no model.safetensors: download that file too; pytorch_model.bin "
+            "may run code and is not read"
         )
     return files
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from fastreid_star.coco import PARTS
 from fastreid_star.data.clips import collate_clips
-from fastreid_star.modeling import STAR
+from fastreid_star.methods.star import STAR
 from fastreid_star.report import diagrams
 from fastreid_star.report.pictures import Album, Clip, Picture, encode, side_by_side
 
@@ -58,7 +58,7 @@ class Example:
 
 def look_at(model: STAR, clips: Sequence[Clip]) -> dict[str, np.ndarray]:
     """``model.look`` for some clips: one array for each of its parts, a row a clip."""
-    seen = model.look(collate_clips([clip.item for clip in clips]))
+    seen = model.explain(collate_clips([clip.item for clip in clips]))
     return {name: value.cpu().double().numpy() for name, value in seen.items()}
 
 

@@ -7,9 +7,9 @@ import importlib.util
 import logging
 from collections.abc import Callable
 
-from fastreid_star.engine.train import load_trained
+from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
-from fastreid_star.modeling import SAD
+from fastreid_star.methods.sad import SAD
 from fastreid_star.report import overview, sections
 from fastreid_star.report.comparison import require_comparable
 from fastreid_star.report.gather import Run, differences

@@ -18,7 +18,7 @@ from pytorch_grad_cam import GradCAM
 from torch import nn
 
 from fastreid_star.data.clips import collate_clips
-from fastreid_star.modeling import SAD
+from fastreid_star.methods.sad import SAD
 from fastreid_star.report.pictures import DENSITY, Clip, Picture, encode, side_by_side
 
 STRENGTH = 0.6  # of the colors over the frame, where the map is largest

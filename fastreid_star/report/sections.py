@@ -10,7 +10,8 @@ import torch
 from fastreid.config import get_cfg
 from markupsafe import Markup
 
-from fastreid_star.modeling import SAD, STAR
+from fastreid_star.methods.sad import SAD
+from fastreid_star.methods.star import STAR
 from fastreid_star.report import attention, comparison, filmstrips, overview, plots, similarity
 from fastreid_star.report.filmstrips import Filmstrip
 from fastreid_star.report.gather import Run, base_of, differences

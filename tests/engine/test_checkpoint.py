@@ -1,24 +1,22 @@
 """Checkpoints are whole or not there, and loading one runs no code."""
 
+import contextlib
 import errno
-import hashlib
 import itertools
-import logging
 import multiprocessing
 import os
 import pickle
 import signal
-import zipfile
 
 import pytest
 import torch
+from fastreid.config import get_cfg
 from fastreid.solver.lr_scheduler import MultiStepLR, WarmupLR
 
-import fastreid_star
-from fastreid_star.engine import checkpoint
 from fastreid_star.engine.checkpoint import (
     Checkpointer,
     ScalerState,
+    checkpoint_config,
     read_checkpoint,
     set_earlier_run_aside,
     versions,
@@ -133,7 +131,7 @@ def test_a_scalers_state_travels_between_kinds_of_devices():
     assert other.get_scale() == 8.0
 
 
-# --- hashes ---------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------------------------
 
 
 def saved(folder, name="model_last", **values):
@@ -141,60 +139,42 @@ def saved(folder, name="model_last", **values):
     return folder / f"{name}.pth"
 
 
-def test_a_checkpoint_ends_with_the_hash_of_all_before_it(tmp_path):
-    path = saved(tmp_path)
-    content = path.read_bytes()
-    assert content[-71:] == b"sha256=" + hashlib.sha256(content[:-71]).hexdigest().encode()
-    with zipfile.ZipFile(path) as archive:  # as torch and every archiver see it
-        assert archive.testzip() is None
-        assert archive.comment == content[-71:]
-    assert torch.load(path, weights_only=True)["model"].keys() == {"weight", "bias"}
-    assert torch.load(path, weights_only=True, mmap=True)["model"]["weight"].shape == (2, 3)
-
-
 def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path):
-    """torch itself loads two of three flipped bytes without a word: numbers that are other numbers."""
-    path = saved(tmp_path)
+    """Or it is in the padding, and changes nothing. torch itself loads most of them silently."""
+    path = saved(tmp_path, epoch=3)
     content = path.read_bytes()
-    whole = read_checkpoint(str(path))["model"]
-    unnoticed = []
+    whole = read_checkpoint(str(path))
     for place in range(0, len(content), 7):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        try:
-            data = read_checkpoint(str(path))["model"]
-        except UserError:
-            pass
-        else:  # in the word sha256= itself: then there is no hash, and nothing else is wrong
-            assert len(content) - 71 <= place < len(content) - 64
-            assert all(torch.equal(whole[name], data[name]) for name in whole)
-            unnoticed.append(place)
-    assert len(unnoticed) <= 1
+        with contextlib.suppress(UserError):
+            data = read_checkpoint(str(path))
+            assert data["epoch"] == 3
+            assert all(torch.equal(data["model"][n], v) for n, v in whole["model"].items())
     for size in [*range(0, len(content), 13), *range(len(content) - 100, len(content))]:
         path.write_bytes(content[:size])
         with pytest.raises(UserError, match="damaged"):
             read_checkpoint(str(path))
 
 
-def test_a_file_without_a_hash_is_read_and_only_the_debug_log_says_so(tmp_path, caplog):
-    torch.save({"model": {}}, tmp_path / "fastreid.pth")
-    torch.save({"model": {}}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    caplog.set_level(logging.DEBUG, "fastreid_star")
-    for name in ("fastreid.pth", "old.pth"):
-        assert read_checkpoint(str(tmp_path / name)) == {"model": {}}
-        assert f"{name} has no hash" in caplog.text
-    caplog.clear()
-    read_checkpoint(str(saved(tmp_path)))
-    assert "no hash" not in caplog.text
+def test_weights_of_a_flipped_byte_are_refused(tmp_path):
+    path = saved(tmp_path)
+    content = bytearray(path.read_bytes())
+    place = content.index(read_checkpoint(str(path))["model"]["weight"].numpy().tobytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="checksum"):
+        read_checkpoint(str(path))
 
 
-def test_what_a_checkpoint_was_trained_with_is_in_it(tmp_path):
-    notes = {"config": "A: 1\n", "versions": versions()}
+def test_a_config_of_another_version_is_read_as_far_as_it_is_known(tmp_path, caplog):
+    cfg = get_cfg()
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS = 0.25, (3, 4)
+    notes = {"config": cfg.dump() + "GONE:\n  KEY: 1\n", "versions": versions()}
     Checkpointer(torch.nn.Linear(1, 1), str(tmp_path), notes=notes).save("model_last", epoch=1)
-    data = read_checkpoint(str(tmp_path / "model_last.pth"))
-    assert data["config"] == "A: 1\n"
-    assert data["versions"] == {
-        "fastreid-star": fastreid_star.__version__, "fastreid": "1.4.0", "torch": torch.__version__
-    }  # fmt: skip
+    found = checkpoint_config(str(tmp_path / "model_last.pth"))
+    assert (found.SOLVER.BASE_LR, list(found.SOLVER.STEPS)) == (0.25, [3, 4])
+    assert "GONE.KEY" in caplog.text
+    assert checkpoint_config(str(saved(tmp_path))) is None
 
 
 # --- what is kept, and what a run goes on from ----------------------------------------------------------------------
@@ -218,8 +198,15 @@ def test_so_many_of_the_last_are_kept(tmp_path, keep, expected):
         checkpointer.save("model_last", epoch=epoch)
         checkpointer.save("model_best", epoch=epoch, tag=False)
     assert epochs(tmp_path) == {**expected, "model_best.pth": 4}
-    Checkpointer(torch.nn.Linear(1, 1), str(tmp_path), keep=1).save("model_last", epoch=9)
-    assert epochs(tmp_path) == {"model_last.pth": 9, "model_best.pth": 4}, "a smaller number prunes"
+
+
+def test_a_file_of_ones_own_stays(tmp_path):
+    own = tmp_path / "model_last-60.pth"
+    own.write_bytes(b"mine")
+    checkpointer = Checkpointer(torch.nn.Linear(1, 1), str(tmp_path), keep=2)
+    for epoch in range(4):
+        checkpointer.save("model_last", epoch=epoch)
+    assert own.read_bytes() == b"mine"
 
 
 def three(folder):
@@ -258,7 +245,7 @@ def test_where_the_newest_is_damaged_the_last_good_one_is_found(tmp_path, caplog
     assert checkpointer.newest() == "model_last-1.pth"
     (line,) = (record.getMessage() for record in caplog.records)
     assert "model_last.pth" in line
-    assert f"goes on from {tmp_path}/model_last-1.pth instead" in line
+    assert f"Resuming from {tmp_path}/model_last-1.pth" in line
     assert "\n" not in line
     # the damaged one is out of the way: the next to be written does not push out the good one for it
     checkpointer.save("model_last", epoch=3)
@@ -307,7 +294,7 @@ def test_where_none_is_good_there_is_one_line(tmp_path):
     )  # weights alone are nothing to resume from
     for _ in range(2):
         with pytest.raises(
-            UserError, match=r"^--resume: .*model_last\.pth is damaged.*train anew, without --res"
+            UserError, match=r"^--resume: .*model_last\.pth .*damaged.*without --res"
         ) as e:
             Checkpointer(torch.nn.Linear(3, 2), str(tmp_path)).newest()
         assert "\n" not in str(e.value)
@@ -334,7 +321,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_the_last_one_stays(tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(
-            UserError, match=r"model_last\.pth cannot be written \(No space left on dev.*make"
+            UserError, match=r"model_last\.pth cannot be written \(No space left on dev"
         ):
             saved(tmp_path, epoch=2)
     assert path.read_bytes() == before
@@ -372,7 +359,6 @@ def save_until_killed(folder, call):
     for name in ("fsync", "replace"):
         setattr(os, name, counted(getattr(os, name)))
     torch.save = counted(torch.save)
-    checkpoint._digest = counted(checkpoint._digest)
     checkpointer = Checkpointer(torch.nn.Linear(3, 2), str(folder), keep=2)
     for epoch in range(3):
         checkpointer.save("model_last", epoch=epoch, iteration=epoch)
@@ -402,4 +388,4 @@ def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint(tmp_path):
         "no kill takes back what was there"
     )
     assert {0, 1, 2} < {*found}
-    assert len(found) > 20
+    assert len(found) > 15

@@ -22,7 +22,7 @@ from torch import nn
 from fastreid_star.engine import convert as conversion_of
 from fastreid_star.engine.convert import convert, convert_sdtg, detect, read_published, require_fit
 from fastreid_star.engine.defaults import load_config
-from fastreid_star.engine.train import load_trained
+from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
 from fastreid_star.modeling import build_two_stream
 

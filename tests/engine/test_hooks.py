@@ -3,10 +3,12 @@
 import pytest
 import torch
 from fastreid.engine.train_loop import TrainerBase
+from fastreid.utils.events import EventStorage
 
 from fastreid_star.engine.checkpoint import Checkpointer, read_checkpoint
-from fastreid_star.engine.hooks import CheckpointHook, EvalHook, SaveBeforeEvaluation
+from fastreid_star.engine.hooks import CheckpointHook, EvalHook, Freeze, SaveBeforeEvaluation
 from fastreid_star.engine.resume import Progress
+from fastreid_star.errors import UserError
 
 
 class Loop(TrainerBase):
@@ -91,3 +93,68 @@ def test_a_failed_training_is_not_evaluated(tmp_path):
     with pytest.raises(FloatingPointError, match="loss is NaN"):
         Failing(tmp_path, [1.0], 2, eval_period=1)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- freezing -------------------------------------------------------------------------------------------------------
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+        self.heads = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.heads(self.backbone(x))
+
+
+class Freezing(TrainerBase):
+    """Which entries of the state change in each step; an evaluation follows every step."""
+
+    def __init__(self, layers, iterations, first=0, steps=4):
+        super().__init__()
+        self.model = Net()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.register_hooks([Freeze(self.model, self.optimizer, layers, iterations)])
+        self.changed, self.storage = [], EventStorage()
+        for self.iter in range(first, first + steps):
+            self.before_step()
+            self.run_step()
+
+    def run_step(self):
+        before = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.optimizer.zero_grad()
+        self.model(torch.randn(8, 4)).square().sum().backward()
+        self.optimizer.step()
+        after = self.model.state_dict()
+        self.changed.append({name for name in after if not torch.equal(after[name], before[name])})
+        self.model.eval()
+        self.model.train()
+
+
+HEADS = {"heads.weight", "heads.bias"}
+NORM = {f"backbone.1.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")}
+
+
+def test_frozen_layers_and_their_statistics_thaw_after_so_many_steps_of_the_run():
+    whole = set(Net().state_dict())
+    assert Freezing(["backbone"], 2).changed == [HEADS, HEADS, whole, whole]
+    assert Freezing(["backbone"], 2, first=1).changed == [HEADS, whole, whole, whole], "resumed"
+
+
+def test_a_part_of_the_backbone_is_frozen():
+    (changed,) = Freezing(["backbone.1", "heads.bias"], 99, steps=1).changed
+    assert changed == {"backbone.0.weight", "backbone.0.bias", "heads.weight"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "iterations", "words"),
+    [
+        (["bckbone"], 9, "mean backbone"),
+        (["backbone.9"], 9, "did you mean"),
+        (["heads"], 0, "FREEZE_ITERS"),
+    ],
+)
+def test_freezing_nothing_is_refused(layers, iterations, words):
+    with pytest.raises(UserError, match=words):
+        Freezing(layers, iterations)

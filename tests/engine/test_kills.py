@@ -72,7 +72,7 @@ def test_killed_at_any_moment_and_resumed(tiny_root, whole_run, tmp_path, amount
     """
     whole, start_up, training = whole_run
     rng = random.Random(0)
-    kills = amount(3, 50)
+    kills = amount(3, 20)
     landed, runs, folder = Counter(), 0, tmp_path / "0"
     folder.mkdir()
     said = tmp_path / "said.txt"

@@ -18,8 +18,7 @@ from fastreid_star.data.video import read_video
 from fastreid_star.engine.defaults import argument_parser, load_config
 from fastreid_star.engine.fingerprint import Fingerprint
 from fastreid_star.engine.predictor import StarPredictor
-from fastreid_star.engine.train import train_or_evaluate
-from fastreid_star.engine.trainer import Trainer
+from fastreid_star.engine.trainer import Trainer, train_or_evaluate
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation import cross_modal
 

@@ -1,4 +1,4 @@
-"""Scripts written for fast-reid, run by ``python -m fastreid_star``: on clips and on images, alone and in company."""
+"""Scripts written for fast-reid, run unmodified by ``python -m fastreid_star``, in one process and in two."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ from fastreid_star import compat
 from fastreid_star.__main__ import main
 from fastreid_star.engine.defaults import argument_parser, default_setup, load_config
 from fastreid_star.engine.script import device_of, script_parser
-from fastreid_star.engine.train import train_or_evaluate
+from fastreid_star.engine.trainer import train_or_evaluate
 from fastreid_star.errors import UserError
 
 from .conftest import REPOSITORY, tiny_options
@@ -190,15 +190,14 @@ def train_net(tmp_path_factory):
     return path
 
 
-# --- clips ----------------------------------------------------------------------------------------------------------
+# --- clips ----------------------------------------------------------------------------------------
 
 
 def star_options(*arguments):
-    """STAR_small.yml's run, tiny, on the data of `tiny_root`."""
-    drawn = {"OCCLUSION": 0.0, "BLUR": 0.3, "BACKGROUND": False}
-    return tiny_options(
-        *arguments, *(part for key in drawn for part in (f"DATASETS.SYNTHETIC.{key}", drawn[key]))
-    )
+    """A tiny run of STAR_small.yml on the data of `tiny_root`."""
+    drawn = ("OCCLUSION", 0.0), ("BLUR", 0.3), ("BACKGROUND", False)
+    more = (part for key, value in drawn for part in (f"DATASETS.SYNTHETIC.{key}", value))
+    return tiny_options(*arguments, *more)
 
 
 @pytest.fixture(scope="module")
@@ -210,37 +209,29 @@ def star_run(train_net, tiny_root, tmp_path_factory):
 
 def test_the_script_trains_what_the_tool_trains(star_run, tiny_root, tmp_path):
     arguments = ["--config-file", STAR, *star_options(tiny_root, tmp_path)]
-    train_or_evaluate(argument_parser("as tools/train_net.py").parse_args(arguments))
+    train_or_evaluate(argument_parser("test").parse_args(arguments))
     assert_same(weights(star_run), weights(tmp_path))
     saved = (star_run / "config.yaml").read_text()
     assert saved.replace(str(star_run), str(tmp_path)) == (tmp_path / "config.yaml").read_text()
     assert "1 process(es) on cpu" in (star_run / "log.txt").read_text()
 
 
-def test_evaluation_only_repeats_the_result(star_run, train_net, tiny_root, tmp_path):
-    options = star_options(tiny_root, tmp_path, "MODEL.WEIGHTS", star_run / "model_final.pth")
+def test_evaluation_and_resuming_give_the_same(star_run, train_net, tiny_root, tmp_path):
+    options = star_options(
+        tiny_root, tmp_path / "test", "MODEL.WEIGHTS", star_run / "model_final.pth"
+    )
     start("fastreid_star", train_net, "--config-file", STAR, "--eval-only", *options)
     name = "per_query_SyntheticVCM.csv"
-    assert (tmp_path / name).read_bytes() == (star_run / name).read_bytes()
-    assert not (tmp_path / "config.yaml").exists()
-
-
-def test_a_resumed_run_ends_with_the_same_weights(star_run, train_net, tiny_root, tmp_path):
+    assert (tmp_path / "test" / name).read_bytes() == (star_run / name).read_bytes()
+    assert not (tmp_path / "test" / "config.yaml").exists()
     shutil.copy(star_run / "model_last.pth", tmp_path)
     (tmp_path / "last_checkpoint").write_text("model_last.pth")
-    start(
-        "fastreid_star",
-        train_net,
-        "--config-file",
-        STAR,
-        "--resume",
-        *star_options(tiny_root, tmp_path),
-    )
+    options = star_options(tiny_root, tmp_path)
+    start("fastreid_star", train_net, *options, "--config-file", STAR, "--resume")
     assert_same(weights(star_run), weights(tmp_path))
-    assert "Starting training from epoch 2" in (tmp_path / "log.txt").read_text()
 
 
-def test_two_processes_spawned_or_torchruns(train_net, tiny_root, tmp_path):
+def test_two_processes_of_ours_or_of_torchrun(train_net, tiny_root, tmp_path):
     def arguments(name):
         options = star_options(
             tiny_root, tmp_path / name, "SOLVER.IMS_PER_BATCH", "16", "SOLVER.MAX_EPOCH", "1"
@@ -248,14 +239,14 @@ def test_two_processes_spawned_or_torchruns(train_net, tiny_root, tmp_path):
         return train_net, "--config-file", STAR, "--num-gpus", "2", *options
 
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
-    start("fastreid_star", *arguments("spawned"))
+    start("fastreid_star", *arguments("ours"))
     start(*torchrun, "fastreid_star", *arguments("torchrun"))
-    assert_same(weights(tmp_path / "spawned"), weights(tmp_path / "torchrun"))
-    for name in ("spawned", "torchrun"):
+    assert_same(weights(tmp_path / "ours"), weights(tmp_path / "torchrun"))
+    for name in ("ours", "torchrun"):
         assert "2 process(es) on cpu" in (tmp_path / name / "log.txt").read_text()
 
 
-# --- images ---------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -299,20 +290,9 @@ def result_line(output):
 
 def test_images_train_and_evaluate(image_run, train_net, market, tmp_path):
     config, options = market
-    checkpoint = image_run / "model_final.pth"
-    more = ("OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", checkpoint)
+    more = ("OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", image_run / "model_final.pth")
     start("fastreid_star", train_net, *config, "--eval-only", *options, *more)
     assert result_line(tmp_path) == result_line(image_run)
-
-
-def test_images_in_two_processes(train_net, market, tmp_path):
-    config, options = market
-    more = ("OUTPUT_DIR", tmp_path / "two", "SOLVER.MAX_EPOCH", "1")
-    start("fastreid_star", train_net, *config, "--num-gpus", "2", *options, *more)
-    assert "2 process(es) on cpu" in (tmp_path / "two" / "log.txt").read_text()
-    more = ("OUTPUT_DIR", tmp_path / "one", "MODEL.WEIGHTS", tmp_path / "two" / "model_final.pth")
-    start("fastreid_star", train_net, *config, "--eval-only", *options, *more)
-    assert result_line(tmp_path / "one") == result_line(tmp_path / "two")
 
 
 @pytest.fixture(scope="module")
@@ -326,16 +306,8 @@ def project(tmp_path_factory):
 
 def test_a_projects_own_trainer(project, image_run, market, tmp_path):
     config, options = market
-    start(
-        "fastreid_star",
-        project,
-        *config,
-        *options,
-        "OUTPUT_DIR",
-        tmp_path,
-        "PROJECT.NOTE",
-        "signed",
-    )
+    more = ("OUTPUT_DIR", tmp_path, "PROJECT.NOTE", "signed")
+    start("fastreid_star", project, *config, *options, *more)
     assert_same(weights(tmp_path), weights(image_run))
     assert (tmp_path / "rank0.txt").read_text() == "signed"
     assert "Note" in (tmp_path / "log.txt").read_text()
@@ -350,24 +322,21 @@ def test_a_projects_own_trainer_in_two_processes(project, market, tmp_path):
     assert "42" in result_line(tmp_path)
 
 
-# --- what is wrong is said in one line ------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def test_a_wrong_key_is_one_line(train_net):
-    ended = start(
-        "fastreid_star", train_net, "--config-file", STAR, "SOLVER.BASE_LT", "1", expect=2
-    )
-    assert (
-        ended.stderr
-        == "error: the command line: there is no config key SOLVER.BASE_LT; did you mean SOLVER.BASE_LR?\n"
-    )
+    arguments = ("--config-file", STAR, "SOLVER.BASE_LT", "1")
+    (line,) = start("fastreid_star", train_net, *arguments, expect=2).stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "SOLVER.BASE_LR" in line
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a script first"),
-        (["--config-file", STAR], "name a script first"),
+        ([], "give a script"),
+        (["--config-file", STAR], "give a script"),
         (["nowhere/train_net.py", "--resume"], r"script nowhere/train_net\.py does not exist"),
     ],
 )
@@ -383,7 +352,7 @@ def test_usage(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("usage: python -m fastreid_star SCRIPT")
 
 
-# --- the parts ------------------------------------------------------------------------------------------------------
+# --- the parts ------------------------------------------------------------------------------------
 
 
 def test_the_names_are_fastreids():

@@ -11,7 +11,7 @@ from fastreid_star.data.build import build_clip_test_loader
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.engine.defaults import argument_parser, load_config
-from fastreid_star.engine.train import train_or_evaluate
+from fastreid_star.engine.trainer import train_or_evaluate
 
 from .environment import PYTHON, REPOSITORY, RUNNER, needs_environment
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from fastreid_star.engine.defaults import argument_parser, load_config
-from fastreid_star.engine.train import train_or_evaluate
-from fastreid_star.engine.trainer import Trainer
+from fastreid_star.engine.trainer import Trainer, train_or_evaluate
 from fastreid_star.report.build import build_report, evaluate
 from fastreid_star.report.gather import gather
 

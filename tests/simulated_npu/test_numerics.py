@@ -19,7 +19,7 @@ def check_step(path):
     from fastreid.utils.events import EventStorage
 
     from fastreid_star.engine.numerics import Buffers, measure
-    from fastreid_star.engine.step import StepRunner
+    from fastreid_star.engine.train_loop import StepRunner
     from fastreid_star.errors import UserError
 
     class Network(torch.nn.Module):

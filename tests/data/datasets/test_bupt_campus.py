@@ -17,8 +17,7 @@ from fastreid_star.data.datasets import bupt_campus as module
 from fastreid_star.data.datasets.bupt_campus import BUPTCampusOptions
 from fastreid_star.data.skeletons import write_skeleton_store
 from fastreid_star.engine.defaults import argument_parser, load_config
-from fastreid_star.engine.train import train_or_evaluate
-from fastreid_star.engine.trainer import Trainer
+from fastreid_star.engine.trainer import Trainer, train_or_evaluate
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 

@@ -1,0 +1,105 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+Action = Callable[[argparse.Namespace], "int | None"]
+DEVICES = "auto, npu, cuda or cpu, as MODEL.DEVICE"
+
+
+def configs_folder() -> Path:
+    """The folder of shipped configs: in an installed package, or beside the package in a clone."""
+    package = Path(__file__).resolve().parents[1]
+    shipped = package / "configs"
+    return shipped if shipped.is_dir() else package.parent / "configs"
+
+
+def add_pairs(parser: argparse.ArgumentParser) -> None:
+    """``KEY VALUE`` pairs that change the config, anywhere on the command line."""
+    parser.add_argument(
+        "opts",
+        nargs="*",
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys and their new values, such as SOLVER.MAX_EPOCH 60",
+    )
+
+
+def add_set(parser: argparse._ActionsContainer) -> None:
+    """``--set KEY VALUE ...``, for commands whose other arguments are a list of paths."""
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys and their new values; place it last or before another option",
+    )
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """The arguments of fast-reid's training scripts."""
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="a YAML file, or the name of a shipped config; fastreid-star configs lists them",
+    )
+    parser.add_argument(
+        "--num-devices",
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="devices per machine; each gets one process",
+    )
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0"
+    )
+    parser.add_argument(
+        "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of the first machine"
+    )
+
+
+def add_predictor(parser: argparse.ArgumentParser) -> None:
+    """A trained model, and how its features are computed."""
+    model = parser.add_argument_group("model", "the folder of a run, or a config and weights")
+    model.add_argument(
+        "--run",
+        default="",
+        metavar="FOLDER",
+        help="it holds config.yaml, and model_best.pth or model_final.pth",
+    )
+    model.add_argument(
+        "--config-file", default="", metavar="FILE", help="a YAML file, or the name of a config"
+    )
+    model.add_argument(
+        "--weights", default="", metavar="FILE", help="a checkpoint; with --run, one in its folder"
+    )
+    add_set(model)
+    model.add_argument("--device", default="auto", metavar="NAME", help=DEVICES)
+    model.add_argument("--batch-size", type=int, metavar="N", help="tracklets per batch")
+    model.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="decoding processes (default: 2)"
+    )
+
+
+def add_tracklets(parser: argparse.ArgumentParser) -> None:
+    """How folders and videos are read as tracklets."""
+    parser.add_argument(
+        "--modality",
+        choices=("visible", "infrared"),
+        help=(
+            "modality of all tracklets; without it, a folder named rgb, visible, ir or infrared "
+            "above each tracklet decides"
+        ),
+    )
+    parser.add_argument(
+        "--skeletons",
+        default="",
+        metavar="STORE",
+        help="skeletons of the images, written by fastreid-star skeletons --images",
+    )

@@ -1,0 +1,222 @@
+"""train, eval, ablate, replay and doctor."""
+
+from __future__ import annotations
+
+import argparse
+
+from fastreid_star.cli.arguments import (
+    DEVICES,
+    Action,
+    add_set,
+    add_training,
+)
+
+
+def add_train(parser: argparse.ArgumentParser) -> Action:
+    """Train a model from a config file.
+
+      fastreid-star train --config-file Synthetic/STAR_small.yml
+      fastreid-star train --config-file HITSZ-VCM/STAR_R50.yml --num-devices 4 DATASETS.ROOT /data
+      fastreid-star train --config-file HITSZ-VCM/STAR_R50.yml --resume DATASETS.ROOT /data
+
+    Ctrl-C and SIGTERM end training after the current step and write a checkpoint. --resume
+    continues from the last checkpoint in OUTPUT_DIR, in the middle of an epoch too.
+    """
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
+    )
+    parser.add_argument("--eval-only", action="store_true", help="the same as fastreid-star eval")
+    add_training(parser)
+    return _train
+
+
+def add_eval(parser: argparse.ArgumentParser) -> Action:
+    """Evaluate trained weights: infrared to visible, visible to infrared, and their mean.
+
+    fastreid-star eval --config-file HITSZ-VCM/STAR_R50.yml MODEL.WEIGHTS logs/run/model_best.pth
+    fastreid-star eval --config-file logs/run/config.yaml MODEL.WEIGHTS logs/run/model_best.pth
+    """
+    add_training(parser)
+    parser.set_defaults(eval_only=True, resume=False)
+    return _train
+
+
+def _train(args: argparse.Namespace) -> None:
+    from fastreid_star.engine.defaults import load_config
+    from fastreid_star.engine.launch import launch
+    from fastreid_star.engine.train import train_or_evaluate
+
+    launch(
+        train_or_evaluate,
+        args.num_devices,
+        device=load_config(args.config_file, args.opts).MODEL.DEVICE,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+def add_ablate(parser: argparse.ArgumentParser) -> Action:
+    """Train several configs over several seeds, and print the table of the paper.
+
+      fastreid-star ablate --configs Synthetic/SAD_small.yml Synthetic/STAR_small.yml \\
+          --seeds 0 1 2 --data-seeds 0 1 --output logs/ablation
+
+    Finished runs are kept and interrupted ones are resumed: call it again after an interruption.
+    --warm-start trains one network per seed, from which all configs of that seed start. --retest
+    evaluates the trained networks under other conditions. The tables are table.md and runs.csv in
+    the output folder; --table-only writes them without training.
+    """
+    add = parser.add_argument
+    add("--configs", nargs="+", required=True, metavar="FILE")
+    add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of the models")
+    add("--data-seeds", nargs="+", type=int, default=[None], metavar="N", help="of synthetic data")
+    add(
+        "--warm-start",
+        metavar="FILE",
+        help="config of the network from which all others start, trained once per seed",
+    )
+    add("--root", default="", metavar="DIR", help="folder of the datasets, DATASETS.ROOT")
+    add("--output", required=True, metavar="DIR", help="folder of the runs and tables")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs at the same time; set OMP_NUM_THREADS to match",
+    )
+    add(
+        "--retest",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="CONFIG NAME KEY VALUE",
+        help="evaluate the networks of CONFIG again, as NAME, with keys changed; may be repeated",
+    )
+    add("--against", metavar="CONFIG", help="show each seed's difference to the mean mAP of CONFIG")
+    add("--table-only", action="store_true", help="do not train, only write the tables")
+    add_set(parser)
+    return _ablate
+
+
+def _ablate(args: argparse.Namespace) -> None:
+    import functools
+    from pathlib import Path
+
+    from fastreid_star.engine import ablation
+    from fastreid_star.engine.configs import config_path
+    from fastreid_star.errors import UserError
+    from fastreid_star.files import write_whole
+
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: at least one run at a time")
+    if any(len(retest) < 4 for retest in args.retest):
+        raise UserError("--retest takes CONFIG NAME KEY VALUE")
+    configs = [config_path(name) for name in args.configs]
+    runs = ablation.plan(configs, args.seeds, args.data_seeds, args.output)
+    asked = [ablation.Retest(config, name, tuple(opts)) for config, name, *opts in args.retest]
+    retests = ablation.plan_retests(runs, asked)
+    if not args.table_only:
+        own_data = str(Path(args.output) / "datasets") if args.data_seeds != [None] else ""
+        root = args.root or own_data
+        report = functools.partial(print, flush=True)
+        execute = functools.partial(ablation.execute_all, jobs=args.jobs, report=report)
+        starts = {run: run.folder.parent / "warm-start" for run in runs if args.warm_start}
+        warm = {
+            folder: ablation.Run(
+                Path(config_path(args.warm_start)), run.seed, run.data_seed, folder
+            )
+            for run, folder in starts.items()
+        }
+        execute([(w, ablation.options_of(w, args.set, None, root)) for w in warm.values()])
+        weights = [starts[run] / "model_final.pth" if starts else None for run in runs]
+        execute(
+            [
+                (run, ablation.options_of(run, args.set, start, root))
+                for run, start in zip(runs, weights, strict=True)
+            ]
+        )
+        execute([(run, ablation.retest_options(run, options)) for run, options in retests])
+    everything = [*runs, *(run for run, _ in retests)]
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    table = ablation.to_markdown(
+        ablation.summarize(everything), with_paper=ablation.is_hitsz_vcm(configs[0])
+    )
+    if args.against:
+        table += f"\n\n{ablation.pairs_to_markdown(everything, args.against)}"
+    rows = ablation.to_csv(everything).encode()
+    write_whole(output / "table.md", lambda file: file.write(f"{table}\n".encode()))
+    write_whole(output / "runs.csv", lambda file: file.write(rows))
+    print(f"\n{table}\n\ntable.md and runs.csv are in {output.resolve()}")
+
+
+def add_replay(parser: argparse.ArgumentParser) -> Action:
+    """Repeat a training step whose loss or gradient was not finite, and show where it began.
+
+      fastreid-star replay logs/HITSZ-VCM/STAR_R50/nonfinite-1234.pth
+      fastreid-star replay logs/HITSZ-VCM/STAR_R50/nonfinite-1234.pth --float64
+
+    The file holds the weights and the batch of the step. The losses are compared with the recorded
+    ones, and the first module with a result that is not finite is named.
+    """
+    parser.add_argument(
+        "file", metavar="FILE", help="nonfinite-ITERATION.pth in OUTPUT_DIR of the run"
+    )
+    parser.add_argument("--device", default="cpu", metavar="NAME", help=f"{DEVICES} (default: cpu)")
+    parser.add_argument(
+        "--float64",
+        action="store_true",
+        help="compute in double precision: if the step is finite then, rounding was the cause",
+    )
+    return _replay
+
+
+def _replay(args: argparse.Namespace) -> None:
+    from fastreid_star.engine.replay import describe, replay
+    from fastreid_star.engine.step_file import read_step
+
+    print(describe(replay(read_step(args.file), args.device, float64=args.float64)))
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> Action:
+    """Check that this machine is ready for training. Exit status 1: something must be fixed.
+
+      fastreid-star doctor --device npu --num-devices 8
+      fastreid-star doctor --config-file HITSZ-VCM/STAR_R50.yml DATASETS.ROOT /path/to/datasets
+
+    It checks versions, devices, a small training step of STAR and an all-reduce between processes.
+    With a config it also checks everything for which training would stop at its start: the config,
+    the data, the skeletons and the output folder.
+    """
+    parser.add_argument("--device", metavar="NAME", help=f"{DEVICES} (default: auto)")
+    parser.add_argument(
+        "--num-devices", type=int, default=1, metavar="N", help="processes of the all-reduce"
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="config of a run")
+    return _doctor
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    import logging
+
+    from fastreid_star.engine.doctor import doctor
+    from fastreid_star.errors import UserError
+
+    if args.opts and not args.config_file:
+        raise UserError("KEY VALUE pairs change a config: add --config-file FILE")
+    logging.disable(logging.INFO)
+    device = [] if args.device is None else ["MODEL.DEVICE", args.device]
+    findings = doctor(
+        args.device or "auto",
+        args.num_devices,
+        config_file=args.config_file,
+        opts=args.opts + device,
+    )
+    good = True
+    for finding in findings:
+        print(finding, flush=True)
+        good = good and finding.good is not False
+    print("ready to train" if good else "not ready: see FAIL above")
+    return 0 if good else 1

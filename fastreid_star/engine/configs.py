@@ -1,0 +1,228 @@
+"""Find, read and merge configs, with every error in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import logging
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fastreid.config import CfgNode, get_cfg
+
+from fastreid_star.errors import UserError
+from fastreid_star.upgrade import upgrade_config
+
+IMPORT_VARIABLE = "FASTREID_STAR_IMPORT"
+
+# engine/script.py replaces these two methods while it runs a script
+_merge_from_file, _merge_from_list = CfgNode.merge_from_file, CfgNode.merge_from_list
+
+
+def load_config(path: str = "", opts: Sequence[str] | None = None) -> CfgNode:
+    """fast-reid's default config, changed by a file and by options.
+
+    The packages of ``--import`` and those that the file names in IMPORTS are imported first, because they may add keys,
+    and are recorded in IMPORTS. A negative SEED is replaced by a new one, so that the saved config repeats the run.
+
+    Args:
+        path: a YAML file, see :func:`config_path`; empty: no file.
+        opts: ``[KEY, VALUE, KEY, VALUE, ...]``.
+
+    Returns:
+        the config, frozen.
+
+    Raises:
+        UserError: the file or a key does not exist, a value has the wrong type, or a package cannot be imported.
+    """
+    if path:
+        path = config_path(path)
+        with _in_one_line(get_cfg(), path):
+            content = read_yaml(path)
+            packages = CfgNode._decode_cfg_value(content.get("IMPORTS", []))
+        import_packages(packages if isinstance(packages, list) else [])
+    import_packages(packages_of_environment())
+    cfg = get_cfg()  # only now, with the keys of the packages
+    if path:
+        merge_file(cfg, path)
+    merge_options(cfg, opts or [])
+    cfg.IMPORTS = list(dict.fromkeys([*cfg.IMPORTS, *packages_of_environment()]))
+    cfg.SEED = fresh_seed(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def config_path(name: str) -> str:
+    """The path of a config file, which may be named relative to the project's folder of configs.
+
+    Args:
+        name: a path, or a name such as ``Synthetic/STAR_small.yml``.
+
+    Raises:
+        UserError: there is no such file. The message contains similar names.
+    """
+    if not name:
+        raise UserError("no config file is given: add --config-file FILE")
+    if os.path.isfile(name):
+        return name
+    package = Path(__file__).resolve().parents[1]
+    shipped: dict[str, Path] = {}
+    for folder in (package / "configs", package.parent / "configs"):  # the clone's come last
+        shipped |= {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.yml")}
+    wanted = name.removeprefix("configs/")
+    if wanted in shipped:
+        return str(shipped[wanted])
+    near = difflib.get_close_matches(wanted, shipped, n=3)
+    hint = f"; similar configs: {', '.join(near)}" if near else ""
+    raise UserError(f"config file {name} does not exist{hint}")
+
+
+def import_packages(names: Iterable[str]) -> None:
+    """Import packages of the user. The current directory is searched too.
+
+    Raises:
+        UserError: a package cannot be imported.
+    """
+    for name in names:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the user's own code can raise any error
+            raise UserError(
+                f"cannot import {name} ({type(error).__name__}: {_shortened(str(error))}), a package of --import or "
+                "IMPORTS: start in the folder that contains it, or add that folder to PYTHONPATH"
+            ) from error
+
+
+def packages_of_environment() -> list[str]:
+    return [name.strip() for name in os.environ.get(IMPORT_VARIABLE, "").split(",") if name.strip()]
+
+
+def merge_file(cfg: CfgNode, cfg_filename: str, allow_unsafe: bool = False) -> None:
+    """fast-reid's ``cfg.merge_from_file``, with every error in one line.
+
+    Raises:
+        UserError: as :func:`load_config`.
+    """
+    path = config_path(cfg_filename)
+    with _in_one_line(cfg, path):
+        if allow_unsafe:
+            _merge_from_file(cfg, path, allow_unsafe)
+        else:
+            cfg.merge_from_other_cfg(CfgNode(upgrade_config(read_yaml(path))))
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The content of a config file on top of that of its ``_BASE_``.
+
+    ``_BASE_`` is a path relative to the file, or the name of a config of the project.
+    """
+    with open(path, encoding="utf-8") as file:
+        content = yaml.safe_load(file) or {}
+    base = content.pop("_BASE_", None)
+    if base is None:
+        return content
+    beside = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+    merged = read_yaml(beside if os.path.isfile(beside) else config_path(base))
+    _update(merged, content)
+    return merged
+
+
+def _update(content: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Replace values of nested dicts, in place."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(content.get(key), dict):
+            _update(content[key], value)
+        else:
+            content[key] = value
+
+
+def merge_options(cfg: CfgNode, cfg_list: Sequence[str]) -> None:
+    """fast-reid's ``cfg.merge_from_list``, with every error in one line.
+
+    A whole number is accepted for a float, and a word for a list of words: ``DATASETS.NAMES HITSZVCM``.
+
+    Raises:
+        UserError: as :func:`load_config`.
+    """
+    if len(cfg_list) % 2:
+        raise UserError(f"{_shortened(cfg_list[-1])} has no value: write KEY VALUE")
+    with _in_one_line(cfg, "the command line"):
+        for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
+            current, given = _value(cfg, key), CfgNode._decode_cfg_value(value)
+            if isinstance(current, float) and type(given) is int:
+                value = float(given)
+            elif isinstance(current, list | tuple) and isinstance(given, str) and given:
+                value = repr(given.split(","))
+            _merge_from_list(cfg, [key, value])
+
+
+def fresh_seed(cfg: CfgNode) -> int:
+    if cfg.SEED >= 2**31:
+        raise UserError(f"SEED is {cfg.SEED}: use a number below {2**31}, or -1 for a new one")
+    return cfg.SEED if cfg.SEED >= 0 else secrets.randbelow(2**31)
+
+
+@contextlib.contextmanager
+def _in_one_line(cfg: CfgNode, source: str) -> Iterator[None]:
+    """Raise what yacs and YAML raise as a :class:`UserError`."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # yacs logs an error before it raises it
+    try:
+        yield
+    except KeyError as error:
+        key = _shortened(str(error.args[0]).rpartition(": ")[2].strip("'\""))
+        raise UserError(f"{source}: there is no config key {key}{nearest_key(key, cfg)}") from error
+    except (ValueError, OSError, AssertionError, yaml.YAMLError) as error:
+        text = str(error)
+        if "Non-existent" in text:
+            key = _shortened(text.rpartition(": ")[2])
+            text = f"there is no config key {key}{nearest_key(key, cfg)}"
+        # yacs prints both values, which may be whole sections
+        text = re.sub(r" with values \(.{200,}\) for ", " for ", text, flags=re.DOTALL)
+        raise UserError(f"{source}: {_shortened(text)}") from error
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{source}: this is not a config of sections, keys and values") from error
+    except (RecursionError, MemoryError) as error:
+        raise UserError(f"{source}: nested too deeply; check _BASE_ and the values") from error
+    finally:
+        logging.disable(previous)
+    defaults = get_cfg()
+    for key in _all_keys(cfg):
+        if _value(cfg, key) is None and _value(defaults, key) is not None:
+            raise UserError(f"{source}: {key} has no value; set one, or leave the key out")
+
+
+def nearest_key(key: str, cfg: CfgNode) -> str:
+    near = difflib.get_close_matches(key.partition("=")[0].upper(), _all_keys(cfg), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _value(node: CfgNode | None, key: str) -> object:
+    """The value of a key with dots; None if there is no such key."""
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, CfgNode) else None
+    return node
+
+
+def _shortened(text: str) -> str:
+    """One line of at most 400 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= 400 else f"{line[:400]} ..."
+
+
+def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in node.items():
+        keys.append(prefix + key)
+        if isinstance(value, CfgNode):
+            keys += _all_keys(value, f"{prefix}{key}.")
+    return keys

@@ -1,0 +1,111 @@
+"""A run as the checks before it see it, and what a check reports."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import fastreid.data.build as fastreid_build
+from fastreid.config import CfgNode
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+
+from fastreid_star.data.build import build_dataset, is_video_dataset
+from fastreid_star.errors import UserError
+
+
+class Problem(NamedTuple):
+    """One line about a run: the cause and the cure. One that is not fatal is a warning."""
+
+    text: str
+    fatal: bool = True
+
+
+@dataclass
+class Run:
+    """What the checks look at.
+
+    Args:
+        cfg: complete.
+        training: False: only an evaluation of MODEL.WEIGHTS.
+        world_size, local_size: number of processes, in all and on this machine.
+    """
+
+    cfg: CfgNode
+    training: bool = True
+    world_size: int = 1
+    local_size: int = 1
+
+    @property
+    def network(self) -> type | None:
+        """The class of MODEL.META_ARCHITECTURE; None if no class has this name."""
+        return META_ARCH_REGISTRY._obj_map.get(self.cfg.MODEL.META_ARCHITECTURE)
+
+    @property
+    def dataset_names(self) -> list[str]:
+        """Names of all datasets that the run reads, each once."""
+        data = self.cfg.DATASETS
+        names = [*data.NAMES, *data.TESTS] if self.training else list(data.TESTS)
+        return list(dict.fromkeys(name for name in names if isinstance(name, str)))
+
+    @property
+    def video(self) -> bool:
+        """Whether all datasets are known and hold tracklets."""
+        try:
+            return bool(self.dataset_names) and all(map(is_video_dataset, self.dataset_names))
+        except UserError:
+            return False
+
+    @functools.cached_property
+    def opened(self) -> dict[str, Any]:
+        """The datasets by name, or the UserError that explains why one cannot be opened."""
+        opened: dict[str, Any] = {}
+        for name in self.dataset_names:
+            try:
+                opened[name] = self._open(name)
+            except UserError as error:
+                opened[name] = error
+            except Exception as error:  # of an image dataset: RuntimeError, AssertionError, ...
+                opened[name] = UserError(f"dataset {name} cannot be opened: {error}")
+        return opened
+
+    def _open(self, name: str):
+        combine = self.training and self.cfg.DATASETS.COMBINEALL
+        if is_video_dataset(name):
+            return build_dataset(self.cfg, name, combineall=combine)
+        root = self.cfg.DATASETS.ROOT or fastreid_build._root
+        return DATASET_REGISTRY.get(name)(root=root, combineall=combine)
+
+    def datasets(self, names: Iterable[str]) -> list[Any]:
+        """Those of these datasets that can be opened, each once."""
+        unique = dict.fromkeys(name for name in names if isinstance(name, str))
+        found = [self.opened[name] for name in unique]
+        return [data for data in found if not isinstance(data, UserError)]
+
+
+@contextlib.contextmanager
+def building(section: str) -> Iterator[None]:
+    """A context around fast-reid's builders, whose errors become one line.
+
+    Args:
+        section: the config keys that the builder reads, for the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, AssertionError, AttributeError, IndexError, TypeError, ValueError, OSError,
+            RuntimeError, NotImplementedError) as error:  # fmt: skip
+        if isinstance(error, RuntimeError) and "out of memory" in str(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{section}: a value is not supported ({type(error).__name__}: {reason})"
+        ) from error
+
+
+# Yields problems, or raises a UserError, which is one.
+Check = Callable[[Run], Iterable[Problem]]

@@ -1,0 +1,350 @@
+"""One optimization step: reproducible from its number, and stopped before it can spoil weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+from fastreid.config import CfgNode
+from fastreid.engine.train_loop import SimpleTrainer, TrainerBase
+from fastreid.utils import comm
+from fastreid.utils.events import get_event_storage
+
+from fastreid_star.engine import device as devices
+from fastreid_star.engine.checkpoint import on_host
+from fastreid_star.errors import UserError
+from fastreid_star.files import write_whole
+
+logger = logging.getLogger(__name__)
+STEP_FORMAT = "fastreid_star training step 2"  # of the file that engine/replay.py reads
+
+
+class StepNumbers(NamedTuple):
+    """What one process computed in a step.
+
+    Args:
+        losses: by name.
+        gradients: names of parameters whose gradient is not finite, or too large to square.
+        buffers: names of such buffers, for example a BatchNorm's running variance.
+    """
+
+    losses: dict[str, float]
+    gradients: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
+
+    @property
+    def bad_losses(self) -> list[str]:
+        """Names of the losses that are not finite."""
+        return [name for name, value in self.losses.items() if not math.isfinite(value)]
+
+    @property
+    def forward_is_finite(self) -> bool:
+        """Whether losses and buffers are finite."""
+        return not (self.bad_losses or self.buffers)
+
+
+class StepRunner(SimpleTrainer):
+    """One optimization step, in full or mixed precision, on any device.
+
+    All randomness of a step (style, dropout) follows from (seed, rank, iteration), so a resumed run
+    draws what the uninterrupted one would have drawn.
+
+    A step whose losses, gradients or BatchNorm statistics are not finite changes nothing. Without a
+    gradient scaler it ends the run on all ranks and is kept in a file for ``replay``. With a scaler
+    (float16) it is skipped, and only `max_skipped` such steps in a row end the run.
+
+    Args:
+        model: returns a dict of losses in training.
+        data_loader: yields batches on the model's device, without end.
+        optimizer: of the model's parameters.
+        device: the model's.
+        amp_dtype: None for full precision, else ``float16`` or ``bfloat16``.
+        seed: of the run.
+        max_skipped: with a gradient scaler: how many skipped steps in a row end the run.
+        cfg: of the run; a step that ends it is kept in its OUTPUT_DIR. None: it is not kept.
+
+    Attributes:
+        skipped: number of skipped steps.
+    """
+
+    def __init__(
+        self,
+        model,
+        data_loader,
+        optimizer,
+        *,
+        device: torch.device,
+        amp_dtype: str | None,
+        seed: int,
+        max_skipped: int = 50,
+        cfg: CfgNode | None = None,
+    ):
+        TrainerBase.__init__(self)
+        model.train()
+        self.model = model
+        self.data_loader = data_loader
+        self.optimizer = optimizer
+        self.grad_scaler = devices.grad_scaler(device, amp_dtype)
+        self.seed = seed
+        self.skipped = self._skipped_in_a_row = 0
+        self._device, self._amp_dtype, self._cfg = device, amp_dtype, cfg
+        self._max_skipped = max_skipped
+        self._batches: Any = None  # opened at the first step, after a resumed run set its position
+        self._bare = getattr(model, "module", model)
+        self._parameters = dict(self._bare.named_parameters())
+        self._buffers = dict(self._bare.named_buffers())
+        floating = {name: b for name, b in self._buffers.items() if b.is_floating_point()}
+        infinite = not_finite(floating)  # a mask of infinities may be a buffer
+        self._watched = {name: b for name, b in floating.items() if name not in infinite}
+        self._before: dict[str, torch.Tensor] = {}  # the buffers before the step
+
+    def run_step(self):
+        assert self.model.training, "the model was left in eval mode"
+        start = time.perf_counter()
+        if self._batches is None:
+            self._batches = iter(self.data_loader)
+        batch = next(self._batches)
+        data_time = time.perf_counter() - start
+
+        if not self._before:
+            self._before = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        _copy(self._before, self._buffers)
+        devices.seed_everywhere(step_seed(self.seed, comm.get_rank(), self.iter))
+        with devices.autocast(self._device, self._amp_dtype):
+            losses = self.model(batch)
+            total = sum(losses.values())
+        self.optimizer.zero_grad()
+        if self.grad_scaler is None:
+            total.backward()
+            mine = measure(losses, self._gradients(), self._watched)
+        else:  # which looks at the gradients itself
+            self.grad_scaler.scale(total).backward()
+            mine = measure(losses, {}, self._watched)
+        # every rank knows the numbers of all, so that all do the same
+        numbers, data_times = zip(*comm.all_gather((mine, data_time)), strict=True)
+        self._write_metrics(numbers, max(data_times))
+        if self.grad_scaler is not None:
+            self._step_scaled(batch, numbers)
+        elif all(n.forward_is_finite and not n.gradients for n in numbers):
+            self.optimizer.step()
+        else:
+            self._stop(batch, numbers)
+
+    def _step_scaled(self, batch: dict, numbers: tuple[StepNumbers, ...]) -> None:
+        """With a gradient scaler: step or skip."""
+        scaler = self.grad_scaler
+        before = scaler.state_dict()
+        finite = all(n.forward_is_finite for n in numbers)
+        if finite:
+            scaler.step(self.optimizer)
+            scaler.update()
+            if scaler.get_scale() >= before["scale"]:
+                self._skipped_in_a_row = 0
+                return
+            problem = f"its gradients overflow at a scale of {before['scale']:g}"
+        else:
+            # not the scale's fault, so it stays; unscaling clears the chip's flag of an overflow
+            scaler.unscale_(self.optimizer)
+            scaler.update(before["scale"])
+            _copy(self._buffers, self._before)
+            problem = _describe(numbers)
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        logger.log(
+            logging.DEBUG if finite else logging.WARNING,
+            f"Iteration {self.iter} was skipped: {problem} ({self._skipped_in_a_row} in a row; "
+            f"{self._max_skipped} end the run)",
+        )
+        if self._skipped_in_a_row >= self._max_skipped:
+            if finite:
+                bad = not_finite(self._gradients())
+                numbers = tuple(n._replace(gradients=bad) for n in numbers)
+            self._stop(batch, numbers, scaler=before)
+
+    def _stop(
+        self, batch: dict, numbers: tuple[StepNumbers, ...], scaler: dict | None = None
+    ) -> NoReturn:
+        """End the run on all ranks with one line, after the step has been kept."""
+        mine = numbers[comm.get_rank()]
+        rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
+        path = problem = None
+        # gradients are averaged over the ranks: then each rank keeps its share
+        of_all = all(n.forward_is_finite for n in numbers)
+        if self._cfg is not None and (of_all or not mine.forward_is_finite):
+            path, problem = self._keep(self._cfg, batch, mine, scaler, rate)
+        _copy(self._buffers, self._before)
+        inputs = not_finite({k: v for k, v in batch.items() if isinstance(v, torch.Tensor)})
+        # a rank that ends ends all, so none may end before the last has written
+        found = comm.all_gather((path, problem, inputs))
+        kept = [entry[0] for entry in found if entry[0]]
+        problems = [entry[1] for entry in found if entry[1]]
+        weights = not_finite(self._parameters)
+        cure = _cure(sorted({name for *_, names in found for name in names}), weights, self)
+        skipped = f"{self._skipped_in_a_row} steps in a row were skipped, the last because "
+        raise UserError(
+            f"{skipped if scaler else ''}{_describe(numbers)} at iteration {self.iter} (learning "
+            f"rate {rate:.3g}); the step was not taken: {cure}"
+            + (f"; find where it began with: fastreid-star replay {kept[0]}" if kept else "")
+            + (f" (and {len(kept) - 1} more beside it)" if len(kept) > 1 else "")
+            + (f"; the step could not be kept: {problems[0]}" if problems else "")
+        )
+
+    def _keep(
+        self, cfg: CfgNode, batch: dict, numbers: StepNumbers, scaler: dict | None, rate: float
+    ) -> tuple[str | None, str | None]:
+        """Keep this rank's step in a file.
+
+        Returns:
+            its path, or what went wrong: the other ranks wait, so nothing is raised.
+        """
+        rank, world_size = comm.get_rank(), comm.get_world_size()
+        of_rank = f"-rank{rank}" if world_size > 1 else ""
+        path = os.path.join(cfg.OUTPUT_DIR, f"nonfinite-{self.iter}{of_rank}.pth")
+        weights = self._bare.state_dict()
+        weights.update((name, value) for name, value in self._before.items() if name in weights)
+        content = {
+            "format": STEP_FORMAT,
+            "config": cfg.dump(),
+            "torch": str(torch.__version__),
+            "seed": self.seed,
+            "rank": rank,
+            "world_size": world_size,
+            "iteration": self.iter,
+            "learning_rate": rate,
+            "amp_dtype": self._amp_dtype,
+            "device": self._device.type,
+            "clips": names_of(batch, self.data_loader),
+            "losses": dict(numbers.losses),
+            "gradients": list(numbers.gradients),
+            # what hooks may have changed since the model was built
+            "epoch": getattr(self._bare, "epoch", 0),
+            "evaluating": [name for name, m in self._bare.named_modules() if not m.training],
+            "frozen": [name for name, p in self._parameters.items() if not p.requires_grad],
+            "batch": on_host(batch),
+            "model": on_host(dict(weights)),
+            "optimizer": on_host(self.optimizer.state_dict()),
+            "grad_scaler": on_host(scaler),
+        }
+        try:
+            write_whole(path, lambda file: torch.save(content, file))
+        except Exception as error:  # a full disk, say
+            return None, f"{type(error).__name__}: {error}".splitlines()[0]
+        return path, None
+
+    def _gradients(self) -> dict[str, torch.Tensor]:
+        return {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+
+    def _write_metrics(self, numbers: tuple[StepNumbers, ...], data_time: float) -> None:
+        """The losses, averaged over the ranks, to fast-reid's storage.
+
+        Those of a bad step are left out, or one would be the log's median for many steps. But the
+        progress bar reads a total from the first step on.
+        """
+        if not comm.is_main_process():
+            return
+        storage = get_event_storage()
+        storage.put_scalar("data_time", data_time)
+        names = numbers[0].losses
+        means = {name: float(np.mean([n.losses[name] for n in numbers])) for name in names}
+        finite = all(math.isfinite(value) for value in means.values())
+        if finite or "total_loss" not in storage.latest():
+            storage.put_scalar("total_loss", sum(means.values()))
+        if finite and len(means) > 1:
+            storage.put_scalars(**means)
+
+
+def measure(losses: dict, gradients: dict, buffers: dict) -> StepNumbers:
+    """Copy the losses to the host, and with them whether gradients and buffers are finite.
+
+    It is one transfer, where fast-reid waits for the device once per loss. A tensor is judged by
+    its Euclidean norm, which overflows for finite numbers above 1e19: an optimizer that squares
+    them would keep that infinity forever.
+
+    Args:
+        losses: scalars by name.
+        gradients, buffers: floating point tensors on the losses' device by name.
+    """
+    judged = [*gradients.values(), *buffers.values()]
+    scalars = [loss.detach() for loss in losses.values()]
+    scalars += torch._foreach_norm(judged, 2) if judged else []
+    wide = [s.reshape(1) if s.dtype == torch.float64 else s.reshape(1).float() for s in scalars]
+    values = iter(torch.cat(wide).tolist() if wide else [])
+    return StepNumbers(
+        losses={name: next(values) for name in losses},
+        gradients=tuple([name for name in gradients if not math.isfinite(next(values))]),
+        buffers=tuple([name for name in buffers if not math.isfinite(next(values))]),
+    )
+
+
+def not_finite(tensors: dict[str, torch.Tensor]) -> tuple[str, ...]:
+    """Names of the floating point tensors that hold an infinity or a NaN; slow and exact."""
+    return tuple(
+        name
+        for name, value in tensors.items()
+        if value.is_floating_point() and not value.isfinite().all()
+    )
+
+
+@torch.no_grad()
+def _copy(to: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> None:
+    """Copy all tensors in place, with one kernel for each data type."""
+    for dtype in {buffer.dtype for buffer in source.values()}:
+        names = [name for name, buffer in source.items() if buffer.dtype == dtype]
+        torch._foreach_copy_([to[name] for name in names], [source[name] for name in names])
+
+
+def _describe(numbers: tuple[StepNumbers, ...]) -> str:
+    """What is not finite in a step, and on which rank: ``loss_triplet is nan on rank 1``.
+
+    Gradients are named only if the forward pass was finite: otherwise they follow from it.
+    """
+    found = []
+    for rank, n in enumerate(numbers):
+        where = f" on rank {rank}" if len(numbers) > 1 else ""
+        if n.bad_losses:
+            found.append(", ".join(f"{name} is {n.losses[name]}" for name in n.bad_losses) + where)
+        elif n.buffers:
+            found.append(f"{_some(n.buffers)} not finite, or too large to square{where}")
+    if found:
+        return "; ".join(found)
+    names = next((n.gradients for n in numbers if n.gradients), ())
+    if not names:
+        return "the losses are finite, but the gradients overflow"
+    what = f"the gradient{'s' if len(names) > 1 else ''} of {_some(names)}"
+    return f"the losses are finite, but {what} not finite, or too large to square"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """``a, b, c and 9 more are``."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} {'are' if len(names) > 1 else 'is'}"
+
+
+def _cure(inputs: list[str], weights: tuple[str, ...], runner: StepRunner) -> str:
+    if inputs:
+        return f"the batch's {' and '.join(inputs)} was not finite: check the data with `check`"
+    if weights:
+        return f"the weight {_some(weights)} not finite before the step: use another checkpoint"
+    cure = "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_EPOCHS or check the clips of the batch"
+    precision = {"float16": "SOLVER.AMP.DTYPE bfloat16", "bfloat16": "SOLVER.AMP.ENABLED False"}
+    amp_dtype = runner._amp_dtype
+    return f"set {precision[amp_dtype]}, {cure}" if amp_dtype in precision else cure
+
+
+def names_of(batch: dict, data_loader) -> list[str]:
+    """The clips of a batch, as first frames of their tracklets, or the paths of its images."""
+    tracklets = getattr(getattr(data_loader, "dataset", None), "tracklets", None)
+    if tracklets is not None and "index" in batch:
+        return [tracklets[index].key(0) for index in batch["index"].tolist()]
+    return [str(path) for path in batch.get("img_paths", [])]
+
+
+def step_seed(seed: int, rank: int, iteration: int) -> int:
+    """A well-mixed 63-bit seed for one step of one rank."""
+    word = np.random.SeedSequence((seed, rank, iteration)).generate_state(1, np.uint64)[0]
+    return int(word) >> 1  # as Python's integer: NumPy 1.x cannot shift a uint64

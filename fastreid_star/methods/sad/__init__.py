@@ -1,0 +1,7 @@
+"""SAD: the two-stream baseline with style augmentation, attack and defense."""
+
+from fastreid_star.methods.sad.config import add_config
+from fastreid_star.methods.sad.losses import StyleAttackLoss, StyleDefenseLoss, defense_loss
+from fastreid_star.methods.sad.model import SAD
+
+__all__ = ["SAD", "StyleAttackLoss", "StyleDefenseLoss", "add_config", "defense_loss"]

@@ -1,0 +1,18 @@
+"""STAR: bones correct the frame features, joints weigh the pooled clip features."""
+
+from fastreid_star.methods.star.config import add_config
+from fastreid_star.methods.star.heads import GATGeMHead
+from fastreid_star.methods.star.layers import BoneEncoder, BoneReader, SkeletonFrameCorrector
+from fastreid_star.methods.star.losses import PoseConsistencyLoss, SkeletonConsistencyLoss
+from fastreid_star.methods.star.model import STAR
+
+__all__ = [
+    "STAR",
+    "BoneEncoder",
+    "BoneReader",
+    "GATGeMHead",
+    "PoseConsistencyLoss",
+    "SkeletonConsistencyLoss",
+    "SkeletonFrameCorrector",
+    "add_config",
+]

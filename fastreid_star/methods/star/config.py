@@ -1,0 +1,39 @@
+"""The config keys of STAR.
+
+Its three parts are switched by name: ``MODEL.FRAME_CORRECTOR.NAME SkeletonFrameCorrector`` is the
+frame level, ``MODEL.HEADS.NAME GATGeMHead`` the sequence level, and ``SkeletonConsistencyLoss`` in
+``MODEL.LOSSES.NAME`` the consistency loss. The keys below choose how each part reads the paper;
+`release` is always what the authors' program does.
+"""
+
+from fastreid.config import CfgNode as CN
+
+
+def add_config(cfg: CN) -> None:
+    """Add ``MODEL.STAR`` to a fast-reid config, in place."""
+    cfg.MODEL.STAR = CN()
+    # Joints with a lower score are ignored; 0: every joint is used. BONES release and GRAPH release
+    # use every joint in any case.
+    cfg.MODEL.STAR.SCORE_THRESHOLD = 0.0
+    # Bone features, eq. (1)-(2): standardized (length / scale of the clip, sin, cos, each
+    # batch-normalized and weighed by the joints' scores) | normalized (length / scale of the
+    # skeleton, sin, cos) | release (length, angle, in raw pixels).
+    cfg.MODEL.STAR.BONES = "standardized"
+    # Eq. (5) and (7): paper (squeeze-and-excitation gate, and a LayerNorm of ours) | release
+    # (neither).
+    cfg.MODEL.STAR.CORRECTOR = "paper"
+    # Run the two-way LSTM of eq. (3) as two one-way LSTMs: the same weights and numbers.
+    cfg.MODEL.STAR.SPLIT_LSTM = False
+    # Exponents of the GeM poolings, eq. (11).
+    cfg.MODEL.STAR.EXPONENTS = [0.7, 1.0, 3.0, 5.0, 7.0]
+    # Eq. (13): sigmoid (a gate for each part and exponent) | softmax (over the exponents, parts
+    # averaged) | release.
+    cfg.MODEL.STAR.GUIDE = "sigmoid"
+    # Eq. (8)-(9): paper (bones in every frame, normalized joints) | release (bones in frame 0 only,
+    # raw joints).
+    cfg.MODEL.STAR.GRAPH = "paper"
+    # Dropout of the graph attention, and between its two layers, eq. (10).
+    cfg.MODEL.STAR.ATTENTION_DROPOUT = 0.6
+    cfg.MODEL.STAR.GAT_DROPOUT = 0.3
+    # P of eq. (14): last_step (output at t = T) | final_states (both directions after all frames).
+    cfg.MODEL.STAR.KL_LAST = "last_step"

@@ -1,0 +1,199 @@
+"""A stem per modality on shared stages, out of any fast-reid backbone.
+
+Shapes: N frames, D the backbone's feature width; maps ``[N, C, h, w]``, tokens ``[N, L, D]``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from fastreid.config import CfgNode
+from fastreid.modeling.backbones import build_backbone
+from torch import nn
+
+from fastreid_star.errors import UserError
+from fastreid_star.modeling.backbones.splits import split_backbone
+
+
+class TwoStreamBackbone(nn.Module):
+    """Visible and infrared frames pass a stem of their own, then the same four stages.
+
+    The infrared stem starts as a copy of the visible one, so a backbone that comes with ImageNet
+    weights fills both. Children: `visible_stem`, `infrared_stem`, `stages`.
+
+    Args:
+        backbone: any backbone that has a split (see
+            :mod:`fastreid_star.modeling.backbones.splits`), weights loaded. Its modules are taken
+            over, not copied.
+        image_size: (height, width) of the images that training uses; the backbone is probed once
+            with one such image, to learn its width and to see that the split computes what the
+            backbone does.
+
+    Raises:
+        UserError: no split is known for this backbone, or its split computes something else.
+    """
+
+    def __init__(self, backbone: nn.Module, image_size: Sequence[int]):
+        super().__init__()
+        expected = _probe(backbone, image_size)
+        split = split_backbone(backbone)
+        self.visible_stem = split.stem
+        self.infrared_stem = copy.deepcopy(split.stem)
+        self.stages = nn.ModuleList(split.stages)
+        self.spatial_dims = split.spatial_dims
+        for stem in (self.visible_stem, self.infrared_stem):
+            found = _probe(nn.Sequential(stem, *self.stages), image_size)
+            if (
+                found.shape != expected.shape
+                or (found - expected).abs().max() > 1e-3 * expected.abs().max()
+            ):
+                raise UserError(
+                    f"the split of {type(backbone).__name__} does not compute what the backbone "
+                    "does"
+                )
+        self._feature_width = expected.shape[1]
+
+    @property
+    def feature_width(self) -> int:
+        """D, the channels of the last stage's output, as seen by probing."""
+        return self._feature_width
+
+    def stem(self, images: torch.Tensor, is_visible: torch.Tensor | Sequence[bool]) -> torch.Tensor:
+        """Each frame through the stem of its modality.
+
+        Batches sorted by modality, either first, are cut in two without a gather; any other order
+        is gathered, and put back. Which rows are whose is decided on the host, so no shape depends
+        on data on the device.
+
+        Args:
+            images: ``[N, 3, H, W]``, normalized.
+            is_visible: ``[N]``, a bool tensor on the host or a list. One modality alone is fine.
+
+        Returns:
+            the input of stage 1, rows in the order of `images`.
+        """
+        if isinstance(is_visible, torch.Tensor) and is_visible.is_floating_point():
+            return self.both_stems(images, is_visible)
+        flags = (
+            is_visible.tolist()
+            if isinstance(is_visible, torch.Tensor)
+            else [bool(flag) for flag in is_visible]
+        )
+        if len(flags) != len(images):
+            raise ValueError(f"{len(images)} images, but {len(flags)} modalities")
+        if all(flags):
+            return self.visible_stem(images)
+        if not any(flags):
+            return self.infrared_stem(images)
+
+        first = flags[0]
+        cut = flags.index(not first)
+        stems = (
+            (self.visible_stem, self.infrared_stem)
+            if first
+            else (self.infrared_stem, self.visible_stem)
+        )
+        if first not in flags[cut:]:
+            return torch.cat([stems[0](images[:cut]), stems[1](images[cut:])])
+
+        order = sorted(range(len(flags)), key=lambda row: not flags[row])  # visible rows first
+        back = sorted(range(len(flags)), key=order.__getitem__)
+        there, again = (torch.tensor(rows, device=images.device) for rows in (order, back))
+        return self.stem(images.index_select(0, there), sorted(flags, reverse=True)).index_select(
+            0, again
+        )
+
+    def both_stems(self, images: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
+        """Each frame through both stems, of which one result is kept: no branch depends on data.
+
+        Args:
+            images: ``[N, 3, H, W]``, normalized.
+            is_visible: float ``[N]``, 0 or 1, on the images' device.
+        """
+        visible, infrared = self.visible_stem(images), self.infrared_stem(images)
+        flags = (is_visible > 0.5).view(-1, *[1] * (visible.dim() - 1))
+        return torch.where(flags, visible, infrared)
+
+    def low(self, x: torch.Tensor) -> torch.Tensor:
+        """Stages 1 and 2: from the stem's output to where the attack begins."""
+        return self.stages[1](self.stages[0](x))
+
+    def stage3(self, x: torch.Tensor) -> torch.Tensor:
+        """Stage 3: the attack strikes before it and after it."""
+        return self.stages[2](x)
+
+    def stage4(self, x: torch.Tensor) -> torch.Tensor:
+        """Stage 4, to the last maps ``[N, D, h, w]``."""
+        return self.stages[3](x)
+
+    def forward(
+        self, images: torch.Tensor, is_visible: torch.Tensor | Sequence[bool]
+    ) -> torch.Tensor:
+        """Images ``[N, 3, H, W]`` to the last maps ``[N, D, h, w]``; see :meth:`stem`."""
+        return self.stage4(self.stage3(self.low(self.stem(images, is_visible))))
+
+
+def build_two_stream(cfg: CfgNode) -> TwoStreamBackbone:
+    """Build ``MODEL.BACKBONE`` with fast-reid, pretrained weights included, and double its stem.
+
+    Raises:
+        UserError: ``MODEL.BACKBONE.FEAT_DIM`` is neither 0 ("take it from the backbone") nor the
+            true width, the pretrained weights can be neither found nor downloaded, or
+            ``MODEL.BACKBONE.PADDED_POOL`` is set for a backbone without fast-reid's max-pool of a
+            ResNet.
+    """
+    node = cfg.MODEL.BACKBONE
+    try:
+        network = build_backbone(cfg)
+    except OSError as error:  # no network, no such file
+        if not node.PRETRAIN:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the pretrained weights of {node.NAME} {node.DEPTH} cannot be had ({reason}): set "
+            "MODEL.BACKBONE.PRETRAIN_PATH to a file, or MODEL.BACKBONE.PRETRAIN False"
+        ) from error
+    if node.PADDED_POOL:
+        pool = getattr(network, "maxpool", None)
+        if not (isinstance(pool, nn.MaxPool2d) and pool.ceil_mode):
+            raise UserError(
+                f"MODEL.BACKBONE.PADDED_POOL: {type(network).__name__} has no max-pool with "
+                "ceil_mode to replace; set it to False"
+            )
+        network.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+    backbone = TwoStreamBackbone(network, cfg.INPUT.SIZE_TRAIN)
+    width = backbone.feature_width
+    if node.FEAT_DIM not in (0, width):
+        raise UserError(
+            f"MODEL.BACKBONE.FEAT_DIM is {node.FEAT_DIM}, but {node.NAME} of depth {node.DEPTH} "
+            f"gives {width} features: set it to {width}, or to 0 to take it from the backbone"
+        )
+    return backbone
+
+
+@torch.no_grad()
+def _probe(network: nn.Module, image_size: Sequence[int]) -> torch.Tensor:
+    """The output of `network` for one image, leaving modes, buffers and the random state as they
+    were.
+
+    Evaluation mode keeps the BatchNorm buffers; the image is a fixed wave, and the random state is
+    put back for backbones that draw in evaluation mode too.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    parameter = next(network.parameters())
+    pixels = 3 * image_size[0] * image_size[1]
+    image = (
+        torch.arange(pixels, device=parameter.device)
+        .to(parameter.dtype)
+        .sin()
+        .view(1, 3, *image_size)
+    )
+    try:
+        network.eval()
+        with torch.random.fork_rng(devices=[]):
+            return network(image)
+    finally:
+        for module, training in modes:
+            module.training = training

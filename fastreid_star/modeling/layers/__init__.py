@@ -1,0 +1,1 @@
+"""Layers and pure functions that methods share, one family a file."""

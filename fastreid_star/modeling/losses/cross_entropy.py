@@ -1,0 +1,69 @@
+"""Softmax cross entropy over the identities, of clips and of frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fastreid.config import CfgNode, configurable
+
+from fastreid_star.errors import UserError
+from fastreid_star.modeling.layers.pooling import at_least_float32
+from fastreid_star.modeling.losses.loss import LOSS_REGISTRY, Loss
+
+
+def cross_entropy_loss(
+    logits: torch.Tensor, targets: torch.Tensor, *, epsilon: float = 0.0, scale: float = 1.0
+) -> torch.Tensor:
+    """Softmax cross entropy, mean over the rows, times `scale`; in float32 or wider.
+
+    Args:
+        logits: ``[N, C]``.
+        targets: ``[N]``, class indices.
+        epsilon: label smoothing. As in torch, its share is spread over all C classes; fast-reid
+            spreads it over the C - 1 wrong ones.
+        scale: a factor.
+    """
+    return scale * F.cross_entropy(at_least_float32(logits), targets, label_smoothing=epsilon)
+
+
+@LOSS_REGISTRY.register()
+class CrossEntropyLoss(Loss):
+    """Cross entropy of the clips' logits.
+
+    Args:
+        epsilon, scale: see :func:`cross_entropy_loss`; ``MODEL.LOSSES.CE``.
+        kwargs: see :class:`Loss`.
+    """
+
+    needs = ("clip_logits", "targets")
+    log_name = "loss_cls"
+    from_start = True
+
+    @configurable
+    def __init__(self, *, epsilon: float = 0.0, scale: float = 1.0, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.epsilon, self.scale = epsilon, scale
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *, feat_dim: int) -> dict[str, Any]:
+        node = cfg.MODEL.LOSSES.CE
+        if node.EPSILON < 0:
+            raise UserError(
+                f"MODEL.LOSSES.CE.EPSILON is {node.EPSILON}: fast-reid's adaptive smoothing "
+                "(a negative value) is not supported for clips; choose 0 or more"
+            )
+        options = {"epsilon": node.EPSILON, "scale": node.SCALE}
+        return {**super().from_config(cfg, feat_dim=feat_dim), **options}
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return cross_entropy_loss(logits, targets, epsilon=self.epsilon, scale=self.scale)
+
+
+@LOSS_REGISTRY.register()
+class FrameCrossEntropyLoss(CrossEntropyLoss):
+    """Cross entropy of the frames' logits; the label of a frame is that of its clip."""
+
+    needs = ("frame_logits", "frame_targets")
+    log_name = "loss_cls_frame"

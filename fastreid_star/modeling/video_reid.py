@@ -1,0 +1,324 @@
+"""The meta-architecture that all methods extend: a batch becomes named outputs, outputs become
+losses.
+
+::
+
+    images -> normalize -> stem of the modality -> stages 1-2 -> stages 3-4 -> mean over h, w ->
+    frames frames -> frame corrector, if there is one -> corrected -> head: pooled over T -> clip
+    clip   -> neck, classifier -> features (evaluation), clip_logits (training) frames -> neck,
+    classifier -> frame_logits (training)
+
+Shapes: B clips, T frames of a clip, N = B T frames, D feature width of the backbone, C identities.
+B and T are read from the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fastreid.config import CfgNode, configurable
+from fastreid.modeling import losses as fastreid_losses
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from fastreid.utils.events import get_event_storage
+from torch import nn
+
+from fastreid_star.errors import UserError
+from fastreid_star.modeling.backbones.two_stream import TwoStreamBackbone, build_two_stream
+from fastreid_star.modeling.frame_correctors import FrameCorrectorBase, build_frame_corrector
+from fastreid_star.modeling.heads.clip_head import ClipHead, FrameHead
+from fastreid_star.modeling.layers.pooling import at_least_float32
+from fastreid_star.modeling.layers.skeleton_graph import drop_skeletons
+from fastreid_star.modeling.losses.loss import Loss, build_losses
+from fastreid_star.structures import Modality
+
+CLIP_OUTPUTS = ("clip_logits", "clip_features")
+FRAME_OUTPUTS = ("frame_logits",)
+
+
+@META_ARCH_REGISTRY.register()
+class VideoReID(nn.Module):
+    """Clips of two modalities to one feature a clip, trained with any registered losses.
+
+    A method extends :meth:`encode_frames`, :meth:`encode_clip` or :meth:`training_outputs`, adds
+    the names of its outputs to `provides`, and registers losses that need them.
+
+    Args:
+        backbone: stems and stages.
+        heads: pools the frames of a clip; neck and classifier of the clip.
+        frame_heads: neck and classifier of the frames.
+        losses: by name.
+        pixel_mean, pixel_std: three numbers each, for pixels of 0 to 255.
+        corrector: changes the frame features before they are pooled; None: they stay.
+        skeleton_dropout: share of training clips that lose their skeletons.
+
+    Attributes:
+        epoch: set by the trainer; a loss trains from its `first_epoch` on.
+        provides: names of the outputs in training, beside those of the corrector and of the head.
+
+    Raises:
+        UserError: a loss or the head needs an output that no part of the model provides.
+    """
+
+    takes_clips = True  # the trainer pairs networks and datasets by this
+    provides: tuple[str, ...] = (
+        *("is_visible", "frames", "corrected", "clip", "targets", "frame_targets"),
+        *CLIP_OUTPUTS,
+        *FRAME_OUTPUTS,
+    )
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: TwoStreamBackbone,
+        heads: ClipHead,
+        frame_heads: FrameHead,
+        losses: Mapping[str, Loss],
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        corrector: FrameCorrectorBase | None = None,
+        skeleton_dropout: float = 0.0,
+    ):
+        super().__init__()
+        if not 0 <= skeleton_dropout <= 1:
+            raise UserError(
+                f"MODEL.SKELETON_DROPOUT is {skeleton_dropout}: give a share from 0 to 1"
+            )
+        self.backbone = backbone
+        self.heads = heads
+        self.frame_heads = frame_heads
+        self.corrector = corrector
+        self.losses = nn.ModuleDict(losses)
+        self.skeleton_dropout = skeleton_dropout
+        self.epoch = 0
+        self.pixel_mean: torch.Tensor
+        self.pixel_std: torch.Tensor
+        for name, numbers in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(numbers).view(-1, 1, 1), persistent=False)
+        self._check_needs()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read ``MODEL``; the width of heads, corrector and losses is the backbone's."""
+        head = REID_HEADS_REGISTRY.get(cfg.MODEL.HEADS.NAME)
+        if not (isinstance(head, type) and issubclass(head, ClipHead)):
+            raise UserError(
+                f"MODEL.HEADS.NAME is {cfg.MODEL.HEADS.NAME}, which is not a head for clips: "
+                f"{cls.__name__} needs ClipHead or a subclass of it"
+            )
+        backbone = build_two_stream(cfg)
+        width = backbone.feature_width
+        return {
+            "backbone": backbone,
+            "heads": head(cfg, feat_dim=width),
+            "frame_heads": FrameHead(cfg, feat_dim=width),
+            "corrector": build_frame_corrector(cfg, feat_dim=width),
+            "losses": build_losses(cfg, feat_dim=width),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "skeleton_dropout": cfg.MODEL.SKELETON_DROPOUT,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.pixel_mean.device
+
+    @property
+    def reads_skeletons(self) -> bool:
+        """Whether the corrector or the head needs skeletons."""
+        return self.heads.reads_skeletons or bool(self.corrector and self.corrector.reads_skeletons)
+
+    @property
+    def active_losses(self) -> dict[str, Loss]:
+        """The losses that train in the current epoch, by name."""
+        losses: dict[str, Any] = dict(self.losses.items())
+        return {name: loss for name, loss in losses.items() if loss.first_epoch <= self.epoch}
+
+    @property
+    def needed(self) -> set[str]:
+        """The names of the outputs that the losses of the current epoch need."""
+        return {name for loss in self.active_losses.values() for name in loss.needs}
+
+    @property
+    def has_idle_parameters(self) -> bool:
+        """Whether some parameters may get no gradient in some step: DDP must be told so."""
+        losses = list(self.active_losses.values())
+        needs = {name for loss in losses for name in loss.needs}
+        idle = "clip_logits" not in needs or not needs & set(FRAME_OUTPUTS)
+        return idle or len(losses) < len(self.losses)
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor] | torch.Tensor:
+        """One training or evaluation step; see :meth:`encode` for the batch.
+
+        Returns:
+            in training the weighted losses by the name of the log; in evaluation the features of
+            the clips, of unit length, ``[B, D]`` or ``[B, P, D]``.
+        """
+        outputs = self.encode(batch)
+        if not self.training:
+            return outputs["features"]
+        return {loss.log_name: loss.of(outputs) for loss in self.active_losses.values()}
+
+    def encode(self, batch: dict[str, Any], explain: bool = False) -> dict[str, Any]:
+        """Compute the named outputs of a batch of clips.
+
+        Args:
+            batch: `images` ``[B, T, 3, H, W]``, uint8 or float, 0 to 255; `modality` ``[B]`` on the
+                host, 1 infrared or 2 visible, in any order; `skeletons` ``[B, T, V, 3]`` and
+                `has_skeleton`, bool ``[B, T]``, where a part reads them; in training `targets`
+                ``[B]``, class indices. In place of `modality`, `is_visible`: a float tensor ``[B]``
+                on the device, 0 or 1, computes both stems without a branch on data (for export).
+            explain: add `attention`, a dict of what the parts attended to.
+
+        Returns:
+            `is_visible` ``[N]``, `frames` X ``[B, T, D]``, `corrected` Y ``[B, T, D]``, `clip`
+            ``[B, D]`` before the neck. In evaluation `features`, after the neck, of unit length.
+            In training `targets` ``[B]``, `frame_targets` ``[N]`` and, as far as the losses need
+            them, `clip_logits` ``[B, C]``, `clip_features` ``[B, D]``, `frame_logits` ``[N, C]``.
+            The corrector, the head and subclasses add their own.
+        """
+        batch = self.move_skeletons(batch)
+        outputs = self.encode_frames(batch)
+        self.encode_clip(outputs, batch, explain)
+        if not self.training:
+            outputs["features"] = F.normalize(at_least_float32(self.heads(outputs["clip"])), dim=-1)
+            return outputs
+        targets = batch["targets"].to(self.device, non_blocking=True)
+        outputs["targets"] = targets
+        outputs["frame_targets"] = targets.repeat_interleave(outputs["frames"].shape[1])
+        self.training_outputs(outputs)
+        return outputs
+
+    def move_skeletons(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with its skeletons on the device, some of them dropped in training."""
+        if not self.reads_skeletons:
+            return batch
+        skeletons, has_skeleton = (
+            batch[key].to(self.device, non_blocking=True) for key in ("skeletons", "has_skeleton")
+        )
+        if self.training and self.skeleton_dropout:
+            has_skeleton = drop_skeletons(has_skeleton, self.skeleton_dropout)
+        return {**batch, "skeletons": skeletons, "has_skeleton": has_skeleton}
+
+    def encode_frames(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Images to `is_visible`, `low` (the maps after stage 2) and `frames` X ``[B, T, D]``."""
+        clips, length = batch["images"].shape[:2]
+        is_visible = self.frame_modality(batch, length)
+        images = self.preprocess(batch["images"], is_visible)
+        low = self.backbone.low(self.backbone.stem(images, is_visible))
+        frames = self.pool_frames(self.backbone.stage4(self.backbone.stage3(low)))
+        return {
+            "is_visible": is_visible,
+            "low": low,
+            "frames": frames.unflatten(0, (clips, length)),
+        }
+
+    def encode_clip(self, outputs: dict[str, Any], batch: dict[str, Any], explain: bool) -> None:
+        """Add `corrected`, `clip` and what else the corrector and the head provide."""
+        attention: dict[str, torch.Tensor] = {}
+        outputs["corrected"] = outputs["frames"]
+        if self.corrector is not None:
+            found = self.corrector(outputs["frames"], batch, explain)
+            attention.update(found.pop("attention", {}))
+            outputs.update(found)
+        found = self.heads.aggregate(outputs, batch, explain)
+        attention.update(found.pop("attention", {}))
+        outputs.update(found)
+        if explain:
+            outputs["attention"] = attention
+
+    def training_outputs(self, outputs: dict[str, Any]) -> None:
+        """Add the logits and features that the losses of the current epoch need."""
+        needed = self.needed
+        if needed & set(CLIP_OUTPUTS):
+            found = self.heads(outputs["clip"], outputs["targets"])
+            outputs["clip_logits"] = found["cls_outputs"]
+            outputs["clip_features"] = found["features"]
+            log_accuracy(found["pred_class_logits"], outputs["targets"])
+        if "frame_logits" in needed:
+            outputs["frame_logits"] = self.frame_logits(outputs["frames"], outputs["frame_targets"])
+
+    def frame_logits(self, frames: torch.Tensor, frame_targets: torch.Tensor) -> torch.Tensor:
+        """Frame features ``[B, T, D]`` to logits ``[N, C]``."""
+        return self.frame_heads(frames.flatten(0, 1), frame_targets)["cls_outputs"]
+
+    @staticmethod
+    def frame_modality(batch: dict[str, Any], length: int) -> torch.Tensor:
+        """The batch's `modality` or `is_visible` ``[B]`` to the `is_visible` ``[N]`` of its frames.
+
+        Raises:
+            UserError: a number that is not a modality.
+        """
+        if "is_visible" in batch:
+            return batch["is_visible"][:, None].expand(-1, length).reshape(-1)
+        modality = torch.as_tensor(batch["modality"]).cpu()  # it belongs on the host anyway
+        is_visible = modality == Modality.VISIBLE
+        if not (is_visible | (modality == Modality.INFRARED)).all():
+            raise UserError(
+                "modality must be 1 (infrared) or 2 (visible), but the batch has "
+                f"{modality.tolist()}"
+            )
+        return is_visible.repeat_interleave(length)
+
+    def preprocess(self, images: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
+        """Clips ``[B, T, 3, H, W]`` to normalized frames ``[N, 3, H, W]``, in a new tensor."""
+        images = images.to(self.device, non_blocking=True).flatten(0, 1)
+        return (images - self.pixel_mean) / self.pixel_std
+
+    @staticmethod
+    def pool_frames(maps: torch.Tensor) -> torch.Tensor:
+        """Global average pooling of maps ``[N, D, h, w]`` to non-negative features ``[N, D]``.
+
+        The temporal pooling raises features to a power, so they must not be negative. Backbones
+        that end in a ReLU or ReLU6 give such features; those of EfficientNet (Swish) and of
+        transformers (LayerNorm) are cut off at 0. In float32 or wider.
+        """
+        return F.relu(at_least_float32(maps).mean(dim=(2, 3)))
+
+    @torch.no_grad()
+    def explain(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """What the parts of the model attended to in these clips, in evaluation mode.
+
+        Returns:
+            the `attention` of the corrector and of the head, by name; see there.
+
+        Raises:
+            UserError: no part of the model attends to skeletons.
+        """
+        if not self.reads_skeletons:
+            raise UserError("this model reads no skeletons, so it has no attention to show")
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            return self.encode(batch, explain=True)["attention"]
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def _check_needs(self) -> None:
+        """Raise a UserError where a loss or the head needs an output that nothing provides."""
+        corrector = () if self.corrector is None else self.corrector.provides
+        provided = {*self.provides, *corrector, *self.heads.provides}
+        parts = {**dict(self.losses.items()), type(self.heads).__name__: self.heads}
+        for name, part in parts.items():
+            missing = [output for output in part.needs if output not in provided]
+            if missing:
+                raise UserError(
+                    f"{name} needs {', '.join(missing)}, which no part of this model provides: "
+                    "change MODEL.LOSSES.NAME, MODEL.HEADS.NAME, MODEL.FRAME_CORRECTOR.NAME or "
+                    f"MODEL.META_ARCHITECTURE; provided are {', '.join(sorted(provided))}"
+                )
+
+
+def log_accuracy(logits: torch.Tensor, targets: torch.Tensor) -> None:
+    """Put the share of right classes into fast-reid's event storage, if one is open."""
+    try:
+        get_event_storage()
+    except AssertionError:  # fast-reid raises it where no storage is open
+        return
+    fastreid_losses.log_accuracy(logits.detach(), targets)

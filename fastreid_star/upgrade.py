@@ -1,0 +1,69 @@
+"""Configs and checkpoints that release 0.1.0 wrote, in the names of today: the one key map."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+_WEIGHTS = (
+    (r"^consistency\.", "losses.SkeletonConsistencyLoss."),
+    (r"^encoder\.", "corrector.encoder."),
+)
+_ATTENTION_VECTORS = re.compile(r"^heads\.gat\.conv[12]\.att_(src|dst)$")
+
+
+def upgrade_weights(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict with the names and shapes of today; one of today is returned unchanged.
+
+    Args:
+        state: weights by name.
+    """
+    upgraded = {}
+    for name, value in state.items():
+        for pattern, today in _WEIGHTS:
+            name = re.sub(pattern, today, name)
+        if _ATTENTION_VECTORS.match(name) and value.dim() == 3:
+            value = value[None]  # torch-geometric's dense layer has one more axis
+        upgraded[name] = value
+    return upgraded
+
+
+def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The content of a config file with the keys of today, changed in place and returned.
+
+    Only a config that a run of release 0.1.0 has saved is changed: it has the key
+    ``MODEL.STAR.FRAME_LEVEL``, which no later release has.
+
+    Args:
+        config: nested dicts, as YAML gives them.
+    """
+    model = config.get("MODEL") or {}
+    star = model.get("STAR") or {}
+    if "FRAME_LEVEL" not in star:
+        return config
+    losses = list(model["LOSSES"]["NAME"])
+    consistent = "SkeletonConsistencyLoss" in losses
+    paper = star.pop("KL", "paper") == "paper"
+    frame_level = star.pop("FRAME_LEVEL")
+    model["SKELETON_DROPOUT"] = star.pop("SKELETON_DROPOUT", 0.0)
+    model.pop("CPU", None)
+    if star.get("BONES") == "normalised":
+        star["BONES"] = "normalized"
+
+    corrector = ""
+    if model.get("META_ARCHITECTURE") == "STAR":
+        reads_bones = star.get("GUIDE") == "release" or (consistent and paper)
+        other = "BoneReader" if reads_bones else ""
+        corrector = "SkeletonFrameCorrector" if frame_level else other
+    model["FRAME_CORRECTOR"] = {"NAME": corrector}
+
+    if model.get("META_ARCHITECTURE") in ("SAD", "STAR"):  # one loss was two
+        if "CrossEntropyLoss" in losses:
+            losses.insert(losses.index("CrossEntropyLoss") + 1, "FrameCrossEntropyLoss")
+        if consistent and not paper:
+            losses[losses.index("SkeletonConsistencyLoss")] = "PoseConsistencyLoss"
+        model["LOSSES"]["NAME"] = losses
+    return config

@@ -1,0 +1,195 @@
+"""Failures of the machine: full disks, killed workers, lack of memory. Each ends a run with one line."""
+
+import contextlib
+import errno
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+
+import pytest
+import torch
+from fastreid.engine.train_loop import HookBase
+
+from fastreid_star.engine import device as devices
+from fastreid_star.engine.checkpoint import read_checkpoint
+from fastreid_star.engine.defaults import LOGGERS, argument_parser, run_tool
+from fastreid_star.engine.failures import explain, in_one_line
+from fastreid_star.engine.trainer import Trainer, train_or_evaluate
+from fastreid_star.errors import UserError
+from fastreid_star.modeling import SAD
+
+from .conftest import DEMO, fill, tiny_options
+
+
+@pytest.fixture(autouse=True)
+def _no_handlers_of_other_runs():
+    yield
+    for name in LOGGERS:
+        for handler in logging.getLogger(name).handlers:
+            with contextlib.suppress(OSError):
+                handler.close()
+        logging.getLogger(name).handlers.clear()
+
+
+class At(HookBase):
+    """Call a function before an iteration."""
+
+    def __init__(self, iteration, function):
+        self.iteration, self.function = iteration, function
+
+    def before_step(self):
+        if self.trainer.iter == self.iteration:
+            self.function()
+
+
+def train(monkeypatch, root, output, hooks, *more):
+    """Train as the command does, with hooks before the others."""
+    build = Trainer.build_hooks
+    monkeypatch.setattr(Trainer, "build_hooks", lambda self: [*hooks, *build(self)])
+    arguments = ["--config-file", DEMO, *tiny_options(root, output, *more)]
+    return train_or_evaluate(argument_parser("test").parse_args(arguments))
+
+
+def refused(*arguments, match):
+    """The line of a training that is refused or ends."""
+    with pytest.raises(UserError, match=match) as caught:
+        train(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- disks ------------------------------------------------------------------------------------------
+
+
+def test_a_disk_too_small_for_a_checkpoint_ends_in_one_line(monkeypatch, tiny_root, disk, capfd):
+    output = disk("300k") / "out"
+    refused(monkeypatch, tiny_root, output, [], match="No space left on device")
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
+    assert "the checkpoints of this run need about" in said.out, "a warning before training"
+    assert not [name for name in os.listdir(output) if name.endswith((".tmp", ".pth"))]
+
+
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before_whole(
+    monkeypatch, tiny_root, disk, capfd
+):
+    folder = disk("30m")
+    hooks = [At(4, lambda: fill(folder))]
+    options = ("SOLVER.LOG_PERIOD", "1")
+    refused(monkeypatch, tiny_root, folder / "out", hooks, *options, match="No space left")
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
+    assert read_checkpoint(str(folder / "out" / "model_last.pth"))["epoch"] == 0
+    assert not [name for name in os.listdir(folder / "out") if name.endswith(".tmp")]
+    (folder / "filler").unlink()
+    monkeypatch.undo()
+    arguments = ["--config-file", DEMO, "--resume", *tiny_options(tiny_root, folder / "out")]
+    assert train_or_evaluate(argument_parser("test").parse_args(arguments))["mean/mAP"] > 0
+
+
+def test_a_read_only_folder_is_one_line_with_all_else_that_is_wrong(monkeypatch, tiny_root, disk):
+    folder = disk("1m")
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    refused(monkeypatch, tiny_root, folder, [], match=r"OUTPUT_DIR .*Read-only file system")
+    with pytest.raises(UserError, match=r"2 problems:\n.*SOLVER\.BASE_LR.*\n.*OUTPUT_DIR"):
+        train(monkeypatch, tiny_root, folder, [], "SOLVER.BASE_LR", "0.0")
+
+
+# --- workers and memory -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGKILL, "was killed"), (signal.SIGBUS, "shared memory")]
+)
+def test_a_loading_worker_that_is_killed_is_one_line(
+    monkeypatch, tiny_root, tmp_path, number, words
+):
+    def hit_a_worker():
+        workers = [child for child in multiprocessing.active_children() if "Process" in child.name]
+        os.kill(workers[0].pid, number)
+
+    options = ["DATALOADER.NUM_WORKERS", "1", "SOLVER.MAX_EPOCH", "2000", "TEST.EVAL_PERIOD", "0"]
+    line = refused(monkeypatch, tiny_root, tmp_path, [At(4, hit_a_worker)], *options, match=words)
+    assert "DATALOADER.NUM_WORKERS" in line
+    assert "Training ended: " in (tmp_path / "log.txt").read_text()
+    assert read_checkpoint(str(tmp_path / "model_last.pth"))["epoch"] >= 0
+
+
+# the messages of torch and torch_npu, and a real allocation on the CPU
+DEVICE_FULL = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.15 GiB of which ..."
+NPU_FULL = "NPU out of memory. Tried to allocate 2.50 GiB (NPU 0; 60.97 GiB total capacity; 57.6 GiB already ...)"
+
+
+@pytest.mark.parametrize("text", [DEVICE_FULL, NPU_FULL, None], ids=["cuda", "npu", "cpu"])
+def test_a_step_without_memory_is_one_line_that_says_what_to_lower(
+    monkeypatch, tiny_root, tmp_path, text
+):
+    def forward(self, batch):
+        if text is None:
+            torch.empty(2**55, dtype=torch.uint8)
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(SAD, "forward", forward)
+    monkeypatch.setattr(devices, "peak_memory", lambda device: 3 * 2**30)
+    line = refused(monkeypatch, tiny_root, tmp_path, [], match=r"out of memory, .* requested")
+    assert "SOLVER.IMS_PER_BATCH" in line
+    assert line.endswith("at most 3,072 MiB were in use on cpu")
+    assert text is None or "2.50 GiB" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "out of memory"),
+        (OSError(errno.EROFS, "x", "logs/a"), "logs/a: Read-only file system"),
+        (OSError(errno.EDQUOT, "x"), "free some space"),
+        (OSError(errno.EMFILE, "x"), "ulimit -n"),
+        (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
+        (RuntimeError("unable to write to file </torch_1_2>: No space left (28)"), "/dev/shm"),
+        (RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), "worker was killed"),
+    ],
+)
+def test_known_failures(error, words):
+    line = explain(error)
+    assert words in line
+    assert "\n" not in line
+
+
+def test_a_cause_further_down_is_found():
+    error = RuntimeError("unexpected pos 64 vs 0")  # as torch's writer says
+    error.__context__ = OSError(errno.ENOSPC, "x")
+    assert "free some space" in explain(error)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), RuntimeError("shapes"), FileNotFoundError(errno.ENOENT, "x")]
+)
+def test_bugs_are_left_alone(error):
+    assert explain(error) is None
+    with pytest.raises(type(error)), in_one_line():
+        raise error
+
+
+def test_a_command_ends_with_the_line(capsys):
+    def main():
+        raise OSError(errno.ENOSPC, "x", "features.npz")
+
+    with pytest.raises(SystemExit) as caught:
+        run_tool(main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: features.npz: No space left on device")
+
+
+def test_the_last_line_of_a_run_is_in_its_log_and_the_traceback_is_not_on_the_terminal(
+    monkeypatch, tiny_root, tmp_path, capsys
+):
+    def fail():
+        raise UserError("the dataset has gone")
+
+    refused(monkeypatch, tiny_root, tmp_path, [At(1, fail)], match="gone")
+    said = capsys.readouterr().out
+    assert "Training ended: the dataset has gone" in said
+    assert "Traceback" not in said
+    assert "Traceback" in (tmp_path / "log.txt").read_text()

@@ -1,0 +1,44 @@
+"""Runs of release 0.1.0 load through one key map and give the features that they gave."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from fastreid.config import CfgNode, get_cfg
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+
+from fastreid_star.upgrade import upgrade_config, upgrade_weights
+
+path = Path(__file__).parent / "golden" / "old_runs.py"
+spec = importlib.util.spec_from_file_location("old_runs", path)
+old_runs = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(old_runs)
+
+
+def load(case: str) -> torch.nn.Module:
+    old = old_runs.layouts()[case]
+    cfg = get_cfg()
+    cfg.merge_from_other_cfg(CfgNode(upgrade_config(yaml.safe_load(old["config"]))))
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    model.load_state_dict(upgrade_weights(old_runs.weights(old["shapes"])))
+    return model.eval()
+
+
+@pytest.mark.parametrize("case", old_runs.layouts())
+def test_features_of_an_old_checkpoint_are_those_it_gave(case):
+    with torch.no_grad():
+        features = load(case)(old_runs.batch()).numpy()
+    np.testing.assert_allclose(features, old_runs.features()[case], atol=1e-5)
+
+
+def test_what_is_of_today_stays_as_it_is():
+    cfg = get_cfg()
+    content = yaml.safe_load(cfg.dump())
+    assert upgrade_config(yaml.safe_load(cfg.dump())) == content
+    state = load("STAR").state_dict()
+    upgraded = upgrade_weights(state)
+    assert list(upgraded) == list(state)
+    assert all(upgraded[name] is state[name] for name in state)
