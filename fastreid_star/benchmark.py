@@ -134,7 +134,7 @@ def in_turns(
 ) -> dict[str, float]:
     """Seconds of the fastest run of each side.
 
-    All sides run once, then again in the opposite order, and so on: a disturbance meets all of them.
+    All sides run once, then again in the opposite order, and so on: a disturbance meets them all.
     `wait` waits for a device, before each reading of the clock.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}

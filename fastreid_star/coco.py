@@ -1,7 +1,4 @@
-"""The 17 joints of COCO: names, bones, body parts, mirror. Whatever depends on V = 17 is read from here.
-
-V = 17 joints, E = 19 bones, P = 4 parts.
-"""
+"""The skeleton of COCO: V = 17 joints, E = 19 bones, P = 4 body parts, and the mirrored joints."""
 
 from __future__ import annotations
 
@@ -13,8 +10,8 @@ JOINT_NAMES: tuple[str, ...] = (
 )
 NUM_JOINTS = len(JOINT_NAMES)
 
-# (i, j): the bone from joint i to joint j. The order and the direction are those of the authors' program, so that
-# the columns of its first layer can be copied.
+# (i, j): the bone from joint i to joint j. Order and direction are those of the authors' program,
+# so that the columns of its first layer can be copied.
 BONES: tuple[tuple[int, int], ...] = (
     *((15, 13), (13, 11), (16, 14), (14, 12)),  # legs
     *((11, 12), (5, 11), (6, 12), (5, 6)),  # trunk
@@ -23,7 +20,7 @@ BONES: tuple[tuple[int, int], ...] = (
 )
 NUM_BONES = len(BONES)
 
-# Position v holds the joint that v becomes in a mirror: left and right swap, the nose stays.
+# LEFT_RIGHT[v] is the mirrored joint of v: left and right swap, the nose stays.
 LEFT_RIGHT: tuple[int, ...] = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 
 # B(n) of equation (12): every joint is in exactly one part.

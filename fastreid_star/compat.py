@@ -1,7 +1,8 @@
-"""All patches of fastreid 1.4.0 and torchvision, each with its reason. No other module patches them.
+"""All patches of fastreid 1.4.0 and torchvision, each with its reason.
 
-fastreid 1.4.0 was written for torch 1.13 and Python 3.9. :func:`apply` makes it usable with Python 3.10 and later and
-torch 2. It restores the standard library afterwards, changes no installed file, and may be called twice.
+fastreid 1.4.0 was written for torch 1.13 and Python 3.9. :func:`apply` makes it usable with Python
+3.10 and later and torch 2. It restores the standard library afterwards, changes no installed file,
+and may be called twice.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-import pkgutil
 import sys
 import types
 import warnings
@@ -27,29 +27,10 @@ except (
     if "backend extension" not in str(error):
         raise
     raise ImportError(
-        "torch cannot be imported because torch_npu cannot be loaded: source CANN's set_env.sh in this shell first, or "
-        "set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to work without the NPU"
+        "torch cannot be imported because torch_npu cannot be loaded: source CANN's set_env.sh in "
+        "this shell first, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to work without the NPU"
     ) from error
 
-# the names that fast-reid's training scripts import, and the modules that hold them
-_NAMES_IN_SCRIPTS = {
-    "DefaultTrainer": ("fastreid.engine", "fastreid.engine.defaults"),
-    "default_argument_parser": ("fastreid.engine", "fastreid.engine.defaults"),
-    "default_setup": ("fastreid.engine", "fastreid.engine.defaults"),
-    "launch": ("fastreid.engine", "fastreid.engine.launch"),
-    "Checkpointer": ("fastreid.utils.checkpoint", "fastreid.engine.defaults"),
-    "build_model": (
-        "fastreid.modeling",
-        "fastreid.modeling.meta_arch",
-        "fastreid.modeling.meta_arch.build",
-        "fastreid.engine.defaults",
-    ),
-    "build_optimizer": ("fastreid.solver", "fastreid.solver.build", "fastreid.engine.defaults"),
-    "build_reid_train_loader": ("fastreid.data", "fastreid.data.build"),
-    "build_reid_test_loader": ("fastreid.data", "fastreid.data.build"),
-    "merge_from_file": ("fastreid.config.CfgNode",),
-    "merge_from_list": ("fastreid.config.CfgNode",),
-}
 _applied = False
 # a schema exists as long as its Library object
 _torchvision_schemas: list[torch.library.Library] = []
@@ -80,7 +61,7 @@ def apply() -> None:
 
 
 def set_dataset_root(root: str) -> None:
-    """Set the folder of fast-reid's image datasets; fast-reid reads $FASTREID_DATASETS once, at import."""
+    """Set the folder of image datasets; fast-reid reads $FASTREID_DATASETS once, at import."""
     from fastreid.data import build
 
     build._root = root
@@ -92,17 +73,23 @@ def use_in_scripts(**objects: object) -> None:
     fast-reid's own trainer, launcher and builders need CUDA.
 
     Args:
-        objects: the plugin's objects by fast-reid's names: DefaultTrainer, default_setup, launch, ...
+        objects: the plugin's objects by fast-reid's names: DefaultTrainer, launch, ...
     """
+    from fastreid.config import CfgNode
+
+    modules = [module for name, module in sys.modules.items() if name.startswith("fastreid.")]
     for name, ours in objects.items():
-        for owner in _NAMES_IN_SCRIPTS[name]:
-            setattr(pkgutil.resolve_name(owner), name, ours)
+        for owner in [*modules, CfgNode]:
+            theirs = vars(owner).get(name)
+            if callable(theirs):  # fastreid.engine.launch is a module and a function
+                setattr(owner, name, ours)
 
 
 def _import_torchvision() -> None:
-    """With a CPU build of torch, importing a CUDA build of torchvision fails because two operators are undeclared.
+    """A CUDA build of torchvision cannot be imported beside a CPU build of torch.
 
-    fastreid uses only the transforms: it is enough to declare the operators, without an implementation.
+    Two operators are undeclared then. fastreid uses only the transforms: it is enough to declare
+    the operators, without an implementation.
     """
     try:
         import torchvision
@@ -120,7 +107,7 @@ def _import_torchvision() -> None:
 
 @contextlib.contextmanager
 def _old_names():
-    """fastreid imports ``collections.Mapping`` (removed in Python 3.10) and ``torch._six`` (removed in torch 2)."""
+    """fastreid imports ``collections.Mapping`` and ``torch._six``, which no longer exist."""
     added_mapping = not hasattr(collections, "Mapping")
     added_six = importlib.util.find_spec("torch._six") is None
     if added_mapping:
@@ -139,7 +126,7 @@ def _old_names():
 
 
 def _patch_loader() -> None:
-    """DataLoaderX copies batches on a CUDA stream. A plain loader replaces it, and the trainer moves the batch."""
+    """DataLoaderX copies batches on a CUDA stream; here the trainer moves the batch."""
     from fastreid.data import build, data_utils
 
     class DataLoaderX(torch.utils.data.DataLoader):
@@ -152,10 +139,11 @@ def _patch_loader() -> None:
 
 
 def _patch_optimizer() -> None:
-    """fastreid's optimizer holds all weights in one flat buffer, and with torch 2 it changes none of them.
+    """fastreid's optimizer changes no weight on torch 2.
 
-    Since torch 2, ``zero_grad()`` removes the buffer's gradient, and ``step()`` skips what has no gradient. Here the
-    optimizer holds the weights themselves.
+    It holds all weights in one flat buffer. Since torch 2, ``zero_grad()`` removes the buffer's
+    gradient, and ``step()`` skips what has no gradient. Here the optimizer holds the weights
+    themselves.
     """
     from fastreid import solver
 
@@ -165,15 +153,12 @@ def _patch_optimizer() -> None:
     def build_optimizer(cfg, model, contiguous=False):
         return original(cfg, model, contiguous=False)
 
-    for owner in _NAMES_IN_SCRIPTS["build_optimizer"]:
-        if (
-            owner in sys.modules
-        ):  # fastreid.engine is imported later, and then takes the new function
-            sys.modules[owner].build_optimizer = build_optimizer  # type: ignore[attr-defined]
+    # fastreid.engine is imported later, and then takes this function
+    solver.build_optimizer = solver.build.build_optimizer = build_optimizer
 
 
 def _patch_comm() -> None:
-    """fastreid gathers objects over gloo, but creates a gloo group only beside NCCL: it fails with HCCL."""
+    """fastreid gathers objects over gloo, but creates a gloo group only beside NCCL, not HCCL."""
     from fastreid.utils import comm
 
     @functools.lru_cache
@@ -186,7 +171,7 @@ def _patch_comm() -> None:
 
 
 def _patch_transforms() -> None:
-    """RandomAffine's ``resample`` and ``fillcolor`` are named ``interpolation`` and ``fill`` since torchvision 0.15."""
+    """Two arguments of RandomAffine have other names since torchvision 0.15."""
     from fastreid.data.transforms import build
     from torchvision.transforms import InterpolationMode
 
@@ -201,7 +186,7 @@ def _patch_transforms() -> None:
 
 
 def _patch_rerank() -> None:
-    """Re-ranking moves features to CUDA and searches with faiss on the GPU; its search option 3 runs on the CPU."""
+    """Re-ranking searches with faiss on the GPU; its search option 3 runs on the CPU."""
     from fastreid.utils import compute_dist
 
     original = compute_dist.compute_jaccard_distance
@@ -216,10 +201,10 @@ def _patch_rerank() -> None:
 def _patch_evaluation() -> None:
     """The evaluation does not compile, and does not fail with a small gallery.
 
-    fastreid compiles its Cython ranking at the first evaluation, and ends the run if that fails. Without it the Python
-    ranking gives the same numbers. That ranking needs CMC curves of equal length, but the camera rule removes different
-    numbers of gallery images: the curves are cut at the shortest. fastreid then reads ``cmc[9]``: a shorter curve is
-    extended by its last value.
+    fastreid compiles its Cython ranking at the first evaluation, and ends the run if that fails.
+    Without it the Python ranking gives the same numbers. That ranking needs CMC curves of equal
+    length, but the camera rule removes different numbers of gallery images: the curves are cut at
+    the shortest. fastreid then reads ``cmc[9]``: a shorter curve is extended by its last value.
     """
     import numpy as np
 
@@ -263,10 +248,10 @@ def _patch_preprocessing() -> None:
 
 
 def _patch_packaged_yaml() -> None:
-    """RegNet and EfficientNet look for their YAML files in the working directory, but these are in the package.
+    """RegNet and EfficientNet look for their YAML files in the working directory.
 
-    Each build merges its file into one global config. Here it starts from the defaults, or a RegNetX built after a
-    RegNetY would keep its squeeze-and-excitation.
+    The files are in the package. Each build merges its file into one global config. Here it starts
+    from the defaults, or a RegNetX built after a RegNetY would keep its squeeze-and-excitation.
     """
     import fastreid
     from fastreid.modeling.backbones.regnet import effnet, regnet

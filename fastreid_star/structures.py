@@ -1,4 +1,4 @@
-"""The few plain types that travel between the dataset, the sampler and the evaluator."""
+"""The types that datasets, samplers and evaluators share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import IntEnum
 
 
 class Modality(IntEnum):
-    """The two kinds of camera, numbered as in HITSZ-VCM's info files."""
+    """The modality of a camera, numbered as in HITSZ-VCM's info files."""
 
     INFRARED = 1
     VISIBLE = 2
@@ -21,11 +21,11 @@ class Modality(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tracklet:
-    """One person filmed by one camera for a while.
+    """One person filmed by one camera.
 
     Args:
-        pid: identity, as the dataset numbers it.
-        camid: camera, as the dataset numbers it.
+        pid: the dataset's number of the identity.
+        camid: the dataset's number of the camera.
         modality: visible or infrared.
         root: the folder that `frames` are relative to.
         frames: file names in temporal order, with forward slashes, e.g. ``0001/ir/D4/1.jpg``.

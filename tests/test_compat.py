@@ -1,4 +1,6 @@
-"""fastreid 1.4.0 on today's torch: it imports, the standard library is as before, and the patches do what they say."""
+"""fastreid 1.4.0 on today's torch: it imports, the standard library is as before, and the patches
+do what they say.
+"""
 
 import os
 import subprocess

@@ -227,7 +227,7 @@ def test_bad_input_is_one_line_before_any_work(root, extract, tmp_path, monkeypa
             True,
         ),
         ("nowhere does not exist", ["nowhere", *output], True),
-        ("nothing tells whether", [root / "v.avi", *output], True),
+        ("modality of .* is unknown", [root / "v.avi", *output], True),
         ("a model is needed", [root / "crops", *output], False),
         ("a model is needed", [root / "crops", *output, *config], False),
         ("--run has a config of its own", [root / "crops", *output, *config], True),

@@ -3,8 +3,8 @@
 
     python tools/check_dataset.py HITSZVCM --root /path/to/datasets --skeletons skeletons --output check
 
-Counts tracklets, reads every frame, holds every skeleton against its frame. Writes report.md, problems.csv with a line
-for every frame and skeleton that is wrong, and frame_grid.png with some tracklets and their skeletons to look at.
+Counts tracklets, reads every frame, compares every skeleton with its frame. Writes check.html, with some tracklets and
+their skeletons to look at, and problems.csv with a line for every frame and skeleton that is wrong.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from fastreid_star.data.check import check_dataset, open_dataset, splits
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.engine.defaults import run_tool
 from fastreid_star.errors import UserError
-from fastreid_star.files import write_whole
-from fastreid_star.report import dataset_check as report
-from fastreid_star.report.drawing import to_png
+from fastreid_star.report.dataset import PAGE, format_check, write_dataset_page
+from fastreid_star.report.page import make_folder_of
 
 FEW = 5000  # frames that one process has read before others have started
 MOST_WORKERS = 16  # unless asked for: by then the disk is what takes the time
@@ -76,7 +74,7 @@ def main() -> None:
         path = dataset.path(args.skeletons)  # as training takes it
         store = SkeletonStore.open(path if os.path.exists(path) else args.skeletons)
     if args.output:
-        make_folder(args.output)
+        make_folder_of(os.path.join(args.output, PAGE))
     frames = (
         sum(len(tracklet) for part in splits(dataset).values() for tracklet in part) // args.sample
     )
@@ -85,36 +83,14 @@ def main() -> None:
         dataset, store, decode=not args.no_decode, every=args.sample, workers=workers, progress=True
     )
     sys.stdout.reconfigure(errors="replace")  # a terminal that does not know the histogram's blocks
-    print(report.to_text(check))
+    print(format_check(check))
     if args.output:
-        picture = report.picture(dataset, store, each=args.tracklets, seed=args.seed)
-        files = {
-            "frame_grid.png": to_png(picture),
-            "problems.csv": report.to_csv(check).encode(
-                errors="surrogateescape"
-            ),  # names of files need not be text
-        }
-        files["report.md"] = report.to_markdown(check, files=list(files)).encode(
-            errors="surrogateescape"
+        files = write_dataset_page(
+            check, dataset, store, output=args.output, tracklets=args.tracklets, seed=args.seed
         )
-        for name, content in files.items():
-            try:
-                write_whole(
-                    Path(args.output) / name, lambda file, content=content: file.write(content)
-                )
-            except OSError as error:
-                raise UserError(
-                    f"{args.output}/{name} cannot be written: {error.strerror}"
-                ) from error
-        print(f"{', '.join(files)}: {os.path.abspath(args.output)}")
+        names = ", ".join(path.name for path in files)
+        print(f"{names}: {os.path.abspath(args.output)}")
     sys.exit(0 if check.good else 1)
-
-
-def make_folder(path: str) -> None:
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {path} cannot be made: {error.strerror}") from error
 
 
 if __name__ == "__main__":

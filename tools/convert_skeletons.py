@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from fastreid_star.data.skeletons_hdf5 import convert_skeletons
+from fastreid_star.data.skeleton_conversion import convert_skeletons
 from fastreid_star.engine.defaults import run_tool
 
 

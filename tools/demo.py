@@ -16,9 +16,7 @@ from fastreid_star.engine.defaults import argument_parser, load_config, run_tool
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import format_table
-from fastreid_star.report.build import build_report, require_gradcam
-from fastreid_star.report.gather import gather
-from fastreid_star.report.html import write_page
+from fastreid_star.report.build import write_report
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "Synthetic"
 WARM_UP_EPOCHS, EPOCHS = 8, 12
@@ -34,7 +32,6 @@ def main() -> None:
         help="config keys and values to change",
     )
     args = parser.parse_args()
-    require_gradcam()
     output = Path(args.output)
     if (output / "runs").exists():
         if not (output / "runs" / "config.yaml").is_file():
@@ -83,8 +80,9 @@ def main() -> None:
         run.resume_or_load(resume=False)
         results[name] = run.train()
 
-    page = build_report(gather(output / "runs" / "STAR"), gather(output / "runs" / "SAD"))
-    size = write_page(output / "report.html", page)
+    runs = output / "runs"
+    page = write_report(runs / "STAR", runs / "SAD", output=output / "report.html")
+    size = page.stat().st_size
 
     print(f"\n{format_table(results)}\n")
     for name in ("SAD", "STAR"):
@@ -96,7 +94,7 @@ def main() -> None:
         f"done in {time.monotonic() - start:.0f} s; weights, log, curves and per-query results: {output.resolve()}"
     )
     print(f"see the curves: tensorboard --logdir {output / 'runs'}")
-    print(f"see all of it: {(output / 'report.html').resolve()} ({size / 1e6:.1f} MB)")
+    print(f"see all of it: {page.resolve()} ({size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

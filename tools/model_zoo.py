@@ -9,12 +9,10 @@ The table stands between two marks of the page. Every number of a run's training
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from fastreid_star.engine.defaults import run_tool
-from fastreid_star.report.gather import gather
-from fastreid_star.report.zoo import format_runs, write_logs, write_table
+from fastreid_star.report.zoo import update_zoo
 
 PAGE = Path(__file__).resolve().parent.parent / "configs" / "README.md"
 
@@ -40,13 +38,8 @@ def main() -> None:
         help="config keys, such as DATASETS.TESTS",
     )
     args = parser.parse_args()
-    runs = [gather(folder, args.set) for folder in args.runs]
-    table = format_runs(runs, args.logs)
-    write_table(
-        args.page, table
-    )  # first: a page without a place for it is refused before anything is written
-    write_logs(os.path.join(os.path.dirname(args.page), args.logs), runs)
-    print(f"{len(runs)} runs: {args.page}")
+    update_zoo(args.runs, page=args.page, logs=args.logs, options=args.set)
+    print(f"{len(args.runs)} runs: {args.page}")
 
 
 if __name__ == "__main__":

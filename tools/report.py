@@ -14,14 +14,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 from fastreid_star.engine.defaults import run_tool
 from fastreid_star.errors import UserError
-from fastreid_star.report.ablation_figures import build_ablation_report
-from fastreid_star.report.build import build_report
-from fastreid_star.report.gather import gather
-from fastreid_star.report.html import make_folder_of, write_page
+from fastreid_star.report.ablation import write_ablation_page
+from fastreid_star.report.build import write_report
 
 
 def main() -> None:
@@ -55,28 +52,23 @@ def main() -> None:
     args = parser.parse_args()
     if (args.run is None) == (args.ablation is None):
         raise UserError("name the folder of a run, or give --ablation DIR")
-    if args.queries < 1:
-        raise UserError(f"--queries {args.queries}: show at least one")
-
     start = time.monotonic()
-    output = Path(args.output or Path(args.ablation or args.run) / "report.html")
-    if args.output:
-        make_folder_of(output)
-    page = build_ablation_report(args.ablation) if args.ablation else page_of_runs(args)
-    size = write_page(output, page)
-    print(f"{output.resolve()} ({size / 1e6:.1f} MB, {time.monotonic() - start:.0f} s)")
-
-
-def page_of_runs(args: argparse.Namespace) -> str:
-    options = [*args.set, *(["MODEL.DEVICE", args.device] if args.device else [])]
-    if args.other and "MODEL.WEIGHTS" in options[::2]:
-        raise UserError(
-            "MODEL.WEIGHTS is one file, but there are two runs: report on one, or leave it out"
+    if args.ablation:
+        page = write_ablation_page(args.ablation, output=args.output)
+    else:
+        page = write_report(
+            args.run,
+            args.other,
+            output=args.output,
+            config_file=args.config_file,
+            options=[*args.set, *(["MODEL.DEVICE", args.device] if args.device else [])],
+            queries=args.queries,
+            seed=args.seed,
+            gradcam=not args.no_gradcam,
+            progress=say,
         )
-    runs = [gather(f, options, config_file=args.config_file) for f in (args.run, args.other) if f]
-    return build_report(
-        *runs, queries=args.queries, seed=args.seed, with_gradcam=not args.no_gradcam, say=say
-    )
+    size = page.stat().st_size / 1e6
+    print(f"{page.resolve()} ({size:.1f} MB, {time.monotonic() - start:.0f} s)")
 
 
 def say(line: str) -> None:

@@ -48,6 +48,11 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         help="a YAML file, or the name of a shipped config; fastreid-star configs lists them",
     )
     parser.add_argument(
+        "--allow-changed",
+        action="store_true",
+        help="resume or evaluate although the config differs from the checkpoint's",
+    )
+    parser.add_argument(
         "--num-devices",
         "--num-gpus",
         type=int,

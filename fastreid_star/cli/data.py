@@ -14,8 +14,8 @@ def add_check(parser: argparse.ArgumentParser) -> Action:
       fastreid-star check HITSZVCM --root /path/to/datasets --skeletons skeletons --output check
 
     It counts tracklets, reads every frame and compares every skeleton with its frame. With --output
-    it writes report.md, problems.csv with a row per wrong frame or skeleton, and frame_grid.png
-    with some tracklets and their skeletons.
+    it writes check.html, with some tracklets and their skeletons, and problems.csv, with a row per
+    wrong frame or skeleton.
     """
     add = parser.add_argument
     add("name", metavar="NAME", help="HITSZVCM, BUPTCampus, SyntheticVCM: as in DATASETS.NAMES")
@@ -36,14 +36,12 @@ def add_check(parser: argparse.ArgumentParser) -> Action:
 
 def _check(args: argparse.Namespace) -> int:
     import sys
-    from pathlib import Path
 
     from fastreid_star.data.check import check_dataset, open_dataset, splits
     from fastreid_star.data.skeletons import SkeletonStore
     from fastreid_star.errors import UserError
-    from fastreid_star.files import write_whole
-    from fastreid_star.report import dataset_check as report
-    from fastreid_star.report.drawing import to_png
+    from fastreid_star.report.dataset import PAGE, format_check, write_dataset_page
+    from fastreid_star.report.page import make_folder_of
 
     for option, least in (("sample", 1), ("workers", 1), ("tracklets", 1), ("seed", 0)):
         if getattr(args, option) is not None and getattr(args, option) < least:
@@ -54,10 +52,7 @@ def _check(args: argparse.Namespace) -> int:
         path = dataset.path(args.skeletons)  # as training resolves it
         store = SkeletonStore.open(path if os.path.exists(path) else args.skeletons)
     if args.output:
-        try:
-            os.makedirs(args.output, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output {args.output} cannot be made: {error.strerror}") from error
+        make_folder_of(os.path.join(args.output, PAGE))
     frames = sum(len(tracklet) for part in splits(dataset).values() for tracklet in part)
     few = frames // args.sample < 5000  # one process is done before others have started
     check = check_dataset(
@@ -69,22 +64,13 @@ def _check(args: argparse.Namespace) -> int:
         progress=True,
     )
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    print(report.to_text(check))
+    print(format_check(check))
     if args.output:
-        picture = report.picture(dataset, store, each=args.tracklets, seed=args.seed)
-        files = {
-            "frame_grid.png": to_png(picture),
-            "problems.csv": report.to_csv(check).encode(errors="surrogateescape"),
-        }
-        text = report.to_markdown(check, files=list(files))
-        files["report.md"] = text.encode(errors="surrogateescape")
-        for name, content in files.items():
-            path = Path(args.output) / name
-            try:
-                write_whole(path, lambda file, content=content: file.write(content))
-            except OSError as error:
-                raise UserError(f"{path} cannot be written: {error.strerror}") from error
-        print(f"{', '.join(files)}: {os.path.abspath(args.output)}")
+        files = write_dataset_page(
+            check, dataset, store, output=args.output, tracklets=args.tracklets, seed=args.seed
+        )
+        names = ", ".join(path.name for path in files)
+        print(f"{names}: {os.path.abspath(args.output)}")
     return 0 if check.good else 1
 
 
@@ -182,7 +168,7 @@ def _convert(args: argparse.Namespace) -> None:
             f"{args.source} is a checkpoint: add --config-file FILE, its model's config"
         )
 
-    from fastreid_star.data.skeletons_hdf5 import convert_skeletons
+    from fastreid_star.data.skeleton_conversion import convert_skeletons
 
     done = convert_skeletons(args.source, args.target, progress=True)
     print(

@@ -74,11 +74,8 @@ class Demo:
         """
         from fastreid_star.data.build import build_dataset
         from fastreid_star.evaluation.cross_modal import format_table
-        from fastreid_star.report.build import build_report, require_gradcam
-        from fastreid_star.report.gather import gather
-        from fastreid_star.report.html import write_page
+        from fastreid_star.report.build import write_report
 
-        require_gradcam()
         warm_up = self.config(
             "SAD",
             "warm-up",
@@ -109,8 +106,8 @@ class Demo:
             self.say(number)
             results[name] = self.train(cfg)
         self.say(4)
-        page = build_report(gather(self.runs / "STAR"), gather(self.runs / "SAD"))
-        size = write_page(self.output / "report.html", page)
+        report = self.output / "report.html"
+        write_report(self.runs / "STAR", self.runs / "SAD", output=report)
 
         print(f"\n{format_table(results)}\n")
         for name in configs:
@@ -120,7 +117,7 @@ class Demo:
         print(f"done in {time.monotonic() - self.start:.0f} s")
         print(f"weights, log and per-query results: {self.runs.resolve()}")
         print(f"curves: tensorboard --logdir {self.runs}")
-        print(f"report: {(self.output / 'report.html').resolve()} ({size / 1e6:.1f} MB)")
+        print(f"report: {report.resolve()} ({report.stat().st_size / 1e6:.1f} MB)")
 
     def config(self, config: str, name: str, settings: dict[str, object]) -> CfgNode:
         """The config of one run."""

@@ -41,40 +41,30 @@ def add_report(parser: argparse.ArgumentParser) -> Action:
 def _report(args: argparse.Namespace) -> None:
     import functools
     import time
-    from pathlib import Path
 
     from fastreid_star.errors import UserError
-    from fastreid_star.report.ablation_figures import build_ablation_report
-    from fastreid_star.report.build import build_report
-    from fastreid_star.report.gather import gather
-    from fastreid_star.report.html import make_folder_of, write_page
+    from fastreid_star.report.ablation import write_ablation_page
+    from fastreid_star.report.build import write_report
 
     if (args.run is None) == (args.ablation is None):
         raise UserError("name the folder of a run, or give --ablation DIR")
-    if args.queries < 1:
-        raise UserError(f"--queries {args.queries}: show at least one")
     start = time.monotonic()
-    output = Path(args.output or Path(args.ablation or args.run) / "report.html")
-    if args.output:
-        make_folder_of(output)
     if args.ablation:
-        page = build_ablation_report(args.ablation)
+        page = write_ablation_page(args.ablation, output=args.output)
     else:
-        options = [*args.set, *(["MODEL.DEVICE", args.device] if args.device else [])]
-        if args.other and "MODEL.WEIGHTS" in options[::2]:
-            raise UserError(
-                "MODEL.WEIGHTS is one file, but there are two runs: report on one, or leave it out"
-            )
-        folders = [folder for folder in (args.run, args.other) if folder]
-        page = build_report(
-            *(gather(folder, options, config_file=args.config_file) for folder in folders),
+        page = write_report(
+            args.run,
+            args.other,
+            output=args.output,
+            config_file=args.config_file,
+            options=[*args.set, *(["MODEL.DEVICE", args.device] if args.device else [])],
             queries=args.queries,
             seed=args.seed,
-            with_gradcam=not args.no_gradcam,
-            say=functools.partial(print, flush=True),
+            gradcam=not args.no_gradcam,
+            progress=functools.partial(print, flush=True),
         )
-    size = write_page(output, page)
-    print(f"{output.resolve()} ({size / 1e6:.1f} MB, {time.monotonic() - start:.0f} s)")
+    size = page.stat().st_size / 1e6
+    print(f"{page.resolve()} ({size:.1f} MB, {time.monotonic() - start:.0f} s)")
 
 
 def add_zoo(parser: argparse.ArgumentParser) -> Action:
@@ -97,15 +87,10 @@ def add_zoo(parser: argparse.ArgumentParser) -> Action:
 
 
 def _zoo(args: argparse.Namespace) -> None:
-    import os
+    from fastreid_star.report.zoo import update_zoo
 
-    from fastreid_star.report.gather import gather
-    from fastreid_star.report.zoo import format_runs, write_logs, write_table
-
-    runs = [gather(folder, args.set) for folder in args.runs]
-    write_table(args.page, format_runs(runs, args.logs))  # first: it refuses a page without marks
-    write_logs(os.path.join(os.path.dirname(args.page), args.logs), runs)
-    print(f"{len(runs)} runs: {args.page}")
+    update_zoo(args.runs, page=args.page, logs=args.logs, options=args.set)
+    print(f"{len(args.runs)} runs: {args.page}")
 
 
 def add_benchmark(parser: argparse.ArgumentParser) -> Action:

@@ -44,7 +44,7 @@ def add_eval(parser: argparse.ArgumentParser) -> Action:
 def _train(args: argparse.Namespace) -> None:
     from fastreid_star.engine.defaults import load_config
     from fastreid_star.engine.launch import launch
-    from fastreid_star.engine.train import train_or_evaluate
+    from fastreid_star.engine.trainer import train_or_evaluate
 
     launch(
         train_or_evaluate,
@@ -174,10 +174,9 @@ def add_replay(parser: argparse.ArgumentParser) -> Action:
 
 
 def _replay(args: argparse.Namespace) -> None:
-    from fastreid_star.engine.replay import describe, replay
-    from fastreid_star.engine.step_file import read_step
+    from fastreid_star.engine.replay import replay
 
-    print(describe(replay(read_step(args.file), args.device, float64=args.float64)))
+    print(replay(args.file, args.device, float64=args.float64))
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> Action:

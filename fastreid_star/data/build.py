@@ -1,4 +1,4 @@
-"""From the config to datasets, skeleton stores and loaders. Nothing here knows which device there is."""
+"""Builds datasets, skeleton stores and loaders from a config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.samplers import CrossModalIdentitySampler
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import build_transforms
-from fastreid_star.data.workers import one_thread, ready_to_fork, why_lost
+from fastreid_star.data.workers import TIMEOUT, one_line, one_thread, ready_to_fork
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Tracklet
 
@@ -39,10 +39,10 @@ def all_video(names: Iterable[str], key: str = "NAMES") -> bool:
 
     Args:
         names: as in DATASETS.NAMES or DATASETS.TESTS.
-        key: which of them, for the message.
+        key: name of the config key, for the message.
 
     Raises:
-        UserError: there are none, or of both kinds.
+        UserError: the list is empty, or contains both kinds.
     """
     kinds = {is_video_dataset(name) for name in names}
     if len(kinds) != 1:
@@ -56,16 +56,17 @@ def build_dataset(cfg, name: str, **kwargs) -> VideoDataset:
     """The video dataset registered as `name`, from DATASETS.ROOT, $FASTREID_DATASETS or ./datasets.
 
     Args:
-        cfg: DATASETS is read; a class with ``options_from_config(cfg)`` gets its result as `options`.
+        cfg: DATASETS is read; a class with ``options_from_config(cfg)`` gets the result as
+            `options`.
         name: as in DATASETS.NAMES or DATASETS.TESTS.
-        kwargs: passed on to the dataset.
+        kwargs: passed to the dataset.
 
     Raises:
-        UserError: no such dataset, one of images, or the dataset's own complaints.
+        UserError: the dataset is unknown, contains images, or cannot be read.
     """
     if not is_video_dataset(name):
         raise UserError(
-            f"{name} is a dataset of images; clips need one of tracklets, such as HITSZVCM"
+            f"{name} is a dataset of images; clips need a dataset of tracklets, such as HITSZVCM"
         )
     dataset = _look_up(name)
     if hasattr(dataset, "options_from_config"):
@@ -75,10 +76,10 @@ def build_dataset(cfg, name: str, **kwargs) -> VideoDataset:
 
 
 def open_store(cfg, dataset: VideoDataset) -> SkeletonStore | None:
-    """The skeleton store that DATASETS.SKELETONS names, None where it is empty.
+    """The skeleton store of DATASETS.SKELETONS; None if the key is empty.
 
     Raises:
-        UserError: it cannot be opened, or knows none of the frames of a split.
+        UserError: it cannot be opened, or has none of the frames of a split.
     """
     if not cfg.DATASETS.SKELETONS:
         return None
@@ -92,12 +93,14 @@ def open_store(cfg, dataset: VideoDataset) -> SkeletonStore | None:
         known = sum(key in store for key in sample)
         if sample and not known:
             raise UserError(
-                f"skeleton store {path} knows none of {len(sample)} {split} frames that were looked up, such as "
-                f"{sample[0]}: it was made for other data; make one for these, or set DATASETS.SKELETONS ''"
+                f"skeleton store {path} knows none of {len(sample)} {split} frames that were "
+                f"looked up, such as {sample[0]}: it was made for other data; extract skeletons "
+                "for these data, or set DATASETS.SKELETONS ''"
             )
         if known < len(sample):
             logger.warning(
-                "%s has skeletons for %d of %d %s frames looked up", path, known, len(sample), split
+                "%s has skeletons for %d of %d %s frames that were looked up",
+                *(path, known, len(sample), split),
             )
     store.close()  # each process opens its own: a handle must not cross a fork
     return store
@@ -106,19 +109,19 @@ def open_store(cfg, dataset: VideoDataset) -> SkeletonStore | None:
 def build_clip_train_loader(
     cfg, *, seed: int, rank: int = 0, world_size: int = 1, pin_memory: bool = False
 ) -> DataLoader:
-    """An endless loader of training batches [visible; infrared] over the datasets of DATASETS.NAMES.
+    """An endless loader of training batches [visible; infrared] from DATASETS.NAMES.
 
     ``.dataset`` is a :class:`ClipDataset` with ``num_classes``, ``.batch_sampler`` a
     :class:`CrossModalIdentitySampler` with ``batches_per_epoch`` and ``set_start``.
 
     Args:
         cfg: DATASETS, INPUT, DATALOADER and SOLVER.IMS_PER_BATCH are read.
-        seed: of every batch and sample.
-        rank, world_size: this process and how many there are.
-        pin_memory: hand out batches in page-locked memory, from which a GPU copies faster.
+        seed: of all batches and samples.
+        rank, world_size: number of this process, and of all processes.
+        pin_memory: use page-locked memory, from which a GPU copies faster.
 
     Raises:
-        UserError: whatever is wrong with the config or the data.
+        UserError: the config or the data are invalid.
     """
     identities_per_batch(cfg)
     transform = build_transforms(cfg, is_train=True)
@@ -136,16 +139,16 @@ def build_clip_train_loader(
 
 
 def identities_per_batch(cfg) -> int:
-    """P, over all processes: SOLVER.IMS_PER_BATCH is P x DATALOADER.NUM_INSTANCE x 2 modalities.
+    """P over all processes: SOLVER.IMS_PER_BATCH is P x DATALOADER.NUM_INSTANCE x 2 modalities.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not divisible.
     """
     clips, instances = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
     if instances < 1 or clips < 1 or clips % (2 * instances):
         raise UserError(
-            f"SOLVER.IMS_PER_BATCH {clips} is not identities x DATALOADER.NUM_INSTANCE {instances} x 2 modalities: "
-            f"set it to a multiple of {2 * max(1, instances)}"
+            f"SOLVER.IMS_PER_BATCH {clips} is not identities x DATALOADER.NUM_INSTANCE {instances} "
+            f"x 2 modalities: set it to a multiple of {2 * max(1, instances)}"
         )
     return clips // (2 * instances)
 
@@ -153,10 +156,10 @@ def identities_per_batch(cfg) -> int:
 def build_sampler(
     cfg, tracklets: list[Tracklet], *, seed: int, rank: int = 0, world_size: int = 1
 ) -> CrossModalIdentitySampler:
-    """The sampler of training batches; see :func:`build_clip_train_loader` for the arguments.
+    """The sampler of the training batches; arguments as for :func:`build_clip_train_loader`.
 
     Raises:
-        UserError: no batch of this size can be made of these tracklets.
+        UserError: these tracklets do not give a batch of this size.
     """
     return CrossModalIdentitySampler(
         tracklets,
@@ -171,11 +174,11 @@ def build_sampler(
 def build_clip_test_loader(
     cfg, name: str, *, rank: int = 0, world_size: int = 1, pin_memory: bool = False
 ) -> DataLoader:
-    """A loader of the test tracklets of one dataset: the query, then the gallery, each of them once.
+    """A loader of the test tracklets of one dataset: all of the query, then all of the gallery.
 
-    The batches are those of one process, and each rank gets a contiguous run of them, the last ones perhaps fewer or
-    none: so a tracklet's feature is the same bit for bit, however many processes there are (a convolution may round
-    otherwise in a batch of another size). ``.dataset.tracklets`` are all of them; `index` in a batch counts in it.
+    Each rank gets a contiguous share of the batches of a single process. The features are therefore
+    bit for bit the same for any number of processes (a convolution may round differently in a
+    batch of another size). ``.dataset.tracklets`` are all tracklets; `index` refers to them.
 
     Args:
         cfg: DATASETS, INPUT, DATALOADER and TEST.IMS_PER_BATCH are read.
@@ -183,20 +186,18 @@ def build_clip_test_loader(
         rank, world_size, pin_memory: as for training.
 
     Raises:
-        UserError: whatever is wrong with the config or the data.
+        UserError: the config or the data are invalid.
     """
     transform = build_transforms(cfg, is_train=False)
     data = build_dataset(cfg, name)
     if rank == 0:
         data.show_test()
-    tracklets = [*data.query, *data.gallery]
+    tracklets, store = [*data.query, *data.gallery], open_store(cfg, data)
     dataset = ClipDataset(
         tracklets,
         length=_clip_length(cfg),
         transform=transform,
-        **shown_with(
-            "SKELETONS_TEST", cfg.DATASETS.SKELETONS_TEST, open_store(cfg, data), tracklets
-        ),
+        **shown_with("SKELETONS_TEST", cfg.DATASETS.SKELETONS_TEST, store, tracklets),
     )
     size = max(1, cfg.TEST.IMS_PER_BATCH)
     batches = [range(len(dataset))[start : start + size] for start in range(0, len(dataset), size)]
@@ -205,16 +206,16 @@ def build_clip_test_loader(
 
 
 class DeviceLoader:
-    """A loader whose tensors are on a device; what only bookkeeping reads stays on the host.
+    """Moves the tensors of a loader to a device; labels for bookkeeping stay on the host.
 
-    A :class:`UserError` from a worker process arrives as the one line it was; a worker that is killed is one too.
+    An error in a worker process, or a killed worker, is raised as a one-line :class:`UserError`.
 
     Args:
-        loader: of dicts; their tensors are moved, the rest is handed on.
-        device: where to.
+        loader: of dicts; entries that are not tensors are passed unchanged.
+        device: the target.
 
     Attributes:
-        replaced: how many broken frames of the batches so far were replaced by a neighbor.
+        replaced: number of broken frames so far that were replaced by a neighbor.
     """
 
     host_keys = frozenset({"modality", "camids", "index", "replaced"})
@@ -241,15 +242,11 @@ class DeviceLoader:
                 batch = next(batches)
             except StopIteration:
                 return
-            except UserError as error:  # torch puts the worker's traceback in front of the message
-                raise UserError(
-                    str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]
-                ) from None
-            except (RuntimeError, ConnectionError, EOFError) as error:
-                line = why_lost(error) if getattr(self.loader, "num_workers", 0) else None
+            except (UserError, RuntimeError, ConnectionError, EOFError) as error:
+                line = one_line(error) if getattr(self.loader, "num_workers", 0) else None
                 if line is None:
                     raise
-                raise UserError(line) from error
+                raise line from error
             if "replaced" in batch:
                 self.replaced += int(batch["replaced"].sum())
             yield {
@@ -267,21 +264,15 @@ def _look_up(name: str):
         known = list(DATASET_REGISTRY._obj_map)
         lower = {other.lower(): other for other in known}
         near = [lower[match] for match in difflib.get_close_matches(str(name).lower(), lower, n=3)]
-        video = [
-            n for n in known if isinstance(DATASET_REGISTRY.get(n), type) and is_video_dataset(n)
-        ]
-        hint = (
-            f"did you mean {' or '.join(near)}?"
-            if near
-            else f"those of tracklets are {', '.join(video)}"
-        )
+        video = ", ".join(filter(is_video_dataset, known))
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {video}"
         raise UserError(
             f"no dataset is named {name!r} (DATASETS.NAMES, DATASETS.TESTS): {hint}"
         ) from None
 
 
 def join_tracklets(datasets: Iterable[VideoDataset]) -> list[Tracklet]:
-    """The training tracklets of all datasets, identities and cameras of each kept apart."""
+    """The training tracklets of all datasets, with different identities and cameras."""
     tracklets: list[Tracklet] = []
     for data in datasets:
         if not tracklets:
@@ -308,15 +299,15 @@ def _load_train(cfg, *, show: bool) -> tuple[list[Tracklet], dict[str, SkeletonS
 
 
 def shown_with(key: str, value: str, store, tracklets: list[Tracklet]) -> dict:
-    """The arguments of :class:`ClipDataset` that say whose skeletons a clip is shown with.
+    """The arguments of :class:`ClipDataset` that choose the skeletons of a clip.
 
     Args:
-        key, value: of DATASETS: SKELETONS_TRAIN or SKELETONS_TEST.
-        store: of these tracklets; None: there is none.
-        tracklets: that are shown.
+        key, value: DATASETS.SKELETONS_TRAIN or DATASETS.SKELETONS_TEST.
+        store: of these tracklets, or None.
+        tracklets: of the clips.
 
     Raises:
-        UserError: no such value, or other clips' skeletons are asked for and cannot be had.
+        UserError: an unknown value, or ``other`` without other skeletons.
     """
     if value == "own":
         return {"store": store}
@@ -325,7 +316,7 @@ def shown_with(key: str, value: str, store, tracklets: list[Tracklet]) -> dict:
     if value == "other":
         if store is None:
             raise UserError(
-                f"DATASETS.{key} other shows the skeletons of other clips: DATASETS.SKELETONS must name some"
+                f"DATASETS.{key} other shows the skeletons of other clips: set DATASETS.SKELETONS"
             )
         return {"store": store, "skeletons_of": OtherTracklets(tracklets)}
     raise UserError(f"DATASETS.{key} is {value!r}: choose one of own, other, none")
@@ -333,9 +324,7 @@ def shown_with(key: str, value: str, store, tracklets: list[Tracklet]) -> dict:
 
 def _clip_length(cfg) -> int:
     if cfg.INPUT.CLIP.LENGTH < 1:
-        raise UserError(
-            f"INPUT.CLIP.LENGTH is {cfg.INPUT.CLIP.LENGTH}: a clip has at least one frame"
-        )
+        raise UserError(f"INPUT.CLIP.LENGTH is {cfg.INPUT.CLIP.LENGTH}: set at least one frame")
     return cfg.INPUT.CLIP.LENGTH
 
 
@@ -350,6 +339,7 @@ def _loader(cfg, dataset: ClipDataset, batch_sampler, pin_memory: bool) -> DataL
         worker_init_fn=one_thread,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        # Its own generator: starting an iteration must not move the global one, which a resumed run restores.
+        timeout=TIMEOUT if workers else 0,
+        # starting an iteration must not advance the global generator, which a resumed run restores
         generator=torch.Generator(),
     )

@@ -1,12 +1,10 @@
-"""Is a dataset whole: every frame decoded, every skeleton held against its frame, the counts against the published.
-
-Nothing is written here and nothing shown but a progress bar: :mod:`fastreid_star.report.dataset_check` does that.
-"""
+"""Checks of a dataset: its lists, the number of its tracklets, every frame and every skeleton."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import fastreid.data.build as fastreid_build
@@ -14,63 +12,32 @@ from fastreid.data.datasets import DATASET_REGISTRY
 
 from fastreid_star.data.build import is_video_dataset
 from fastreid_star.data.check_frames import Problem, check_frames, unused_skeletons
-from fastreid_star.data.datasets import HITSZVCM, SyntheticVCM, VideoDataset
-from fastreid_star.data.datasets.hitsz_vcm import PUBLISHED
-from fastreid_star.data.datasets.hitsz_vcm_files import TRUE_CAMERAS
-from fastreid_star.data.progress import progress_bar
+from fastreid_star.data.datasets import SyntheticVCM, VideoDataset
+from fastreid_star.data.datasets.base import LONG as LONG
+from fastreid_star.data.datasets.base import SubsetCounts, count_subsets, splits
+from fastreid_star.data.io import progress_bar
 from fastreid_star.data.skeleton_stats import SkeletonStats
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality, Tracklet
 
-LONG = 12  # frames: what the published protocols ask of a tracklet
-WORDS = {"long": f"tracklets of at least {LONG} frames"}
-
-
-@dataclass(frozen=True, slots=True)
-class SubsetCounts:
-    """How large a part of the dataset is, all tracklets counted, however short.
-
-    Args:
-        name: ``train infrared``, ``train``, ...
-        tracklets, frames, identities, cameras: how many.
-        long: tracklets of at least 12 frames.
-        published: what each of these should be, by name; empty where nothing is known.
-    """
-
-    name: str
-    tracklets: int
-    frames: int
-    identities: int
-    long: int
-    cameras: int
-    published: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def differences(self) -> list[str]:
-        """``frames 7 instead of 8`` for every count that is not the published one."""
-        return [
-            f"{WORDS.get(name, name)} {getattr(self, name):,} instead of {count:,}"
-            for name, count in self.published.items()
-            if getattr(self, name) != count
-        ]
-
 
 @dataclass(slots=True)
 class DatasetCheck:
-    """What was found in a dataset.
+    """The result of :func:`check_dataset`.
 
     Args:
         name, folder: of the dataset.
         counts: of each split and modality, then of each split.
-        tracklets, frames: how many there are, each once.
-        checked: how many frames were looked at.
-        decoded: they were decoded; False: only looked for.
-        sizes: how many decoded frames have which (height, width).
-        store: path of the skeleton store; empty: none was given.
-        stored: how many skeletons it has.
-        skeletons: by modality and camera.
-        problems: in the order of the tracklets, then of the store.
+        tracklets, frames: numbers of different tracklets and of their frames.
+        checked: number of frames that were checked.
+        decoded: whether they were decoded; False: only their files were looked up.
+        sizes: number of decoded frames by (height, width).
+        store: path of the skeleton store; empty without store.
+        stored: number of its skeletons.
+        skeletons: sums over the skeletons by modality and camera.
+        problems: with single frames and skeletons, in the order of the tracklets.
+        list_problems: with the lists, which prevent a training or an evaluation.
     """
 
     name: str
@@ -85,20 +52,21 @@ class DatasetCheck:
     stored: int = 0
     skeletons: dict[tuple[Modality, int], SkeletonStats] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    list_problems: list[str] = field(default_factory=list)
 
     @property
     def differences(self) -> list[str]:
-        """Every count that is not the published one."""
+        """Every count that differs from the published one."""
         return [f"{counts.name} {text}" for counts in self.counts for text in counts.differences]
 
     @property
     def lying(self) -> list[Modality]:
-        """Modalities most of whose skeletons are wider than tall, though people stand."""
-        return [modality for modality in Modality if self.of_modality(modality).lying_share > 0.5]
+        """Modalities in which most skeletons are wider than tall, although people stand."""
+        return [m for m in Modality if self.of_modality(m).lying_share > 0.5]
 
     @property
     def disordered(self) -> list[Modality]:
-        """Modalities most of whose skeletons have no shoulders above hips above ankles, and do not lie."""
+        """Modalities in which most skeletons have their joints in an implausible order."""
         return [
             m
             for m in Modality
@@ -107,54 +75,35 @@ class DatasetCheck:
 
     @property
     def good(self) -> bool:
-        """Nothing is missing, broken or other than published."""
+        """Whether nothing is missing or broken and the counts are the published ones."""
         faults = any(problem.kind.is_fault for problem in self.problems)
-        return not (faults or self.differences or self.lying or self.disordered)
+        whole = self.differences or self.lying or self.disordered or self.list_problems
+        return not (faults or whole)
 
     def of_modality(self, modality: Modality) -> SkeletonStats:
-        """The skeletons of all its cameras."""
+        """The sums over the skeletons of all cameras of a modality."""
         stats = [stats for (own, _), stats in self.skeletons.items() if own == modality]
         return sum(stats, SkeletonStats())
 
 
 def open_dataset(name: str, root: str = "", *, check_frames: bool = False) -> VideoDataset:
-    """A registered dataset with all its tracklets, however short, whether their frames are there or not.
+    """A registered dataset with all its tracklets, including short ones.
 
     Args:
         name: as in DATASETS.NAMES.
         root: as DATASETS.ROOT; empty: $FASTREID_DATASETS or ./datasets.
-        check_frames: have the dataset see that some of them are.
+        check_frames: whether the dataset checks that images exist.
 
     Raises:
-        UserError: no such dataset of tracklets, or its lists cannot be read.
+        UserError: the dataset is unknown, contains images, or cannot be read.
     """
     if not is_video_dataset(name):
-        raise UserError(
-            f"{name} is a dataset of images; only those of tracklets are checked, such as HITSZVCM"
-        )
+        raise UserError(f"{name} is a dataset of images: give a dataset of tracklets, as HITSZVCM")
     dataset, root = DATASET_REGISTRY.get(name), root or fastreid_build._root
-    if issubclass(dataset, SyntheticVCM) and not os.path.isdir(
-        os.path.join(root, dataset.dataset_dir)
-    ):
-        # it would be drawn, which takes minutes and is not what was asked for
-        raise UserError(
-            f"no {dataset.dataset_dir} in {root}: a training run that names {name} draws it"
-        )
+    written = issubclass(dataset, SyntheticVCM)
+    if written and not os.path.isdir(os.path.join(root, dataset.dataset_dir)):
+        raise UserError(f"no {dataset.dataset_dir} in {root}: a training run with {name} writes it")
     return dataset(root=root, min_frames=1, check_frames=check_frames)
-
-
-def splits(dataset: VideoDataset) -> dict[str, list[Tracklet]]:
-    """The tracklets by split: ``train`` and ``test``, or ``query`` and ``gallery`` where each has both modalities."""
-    modalities = [
-        {tracklet.modality for tracklet in part} for part in (dataset.query, dataset.gallery)
-    ]
-    if modalities[0] & modalities[1]:
-        return {
-            "train": list(dataset.train),
-            "query": list(dataset.query),
-            "gallery": list(dataset.gallery),
-        }
-    return {"train": list(dataset.train), "test": [*dataset.query, *dataset.gallery]}
 
 
 def check_dataset(
@@ -166,31 +115,35 @@ def check_dataset(
     workers: int = 1,
     progress: bool = False,
 ) -> DatasetCheck:
-    """Look at all frames and skeletons of a dataset.
+    """Check the lists, frames and skeletons of a dataset.
 
-    Memory holds the tracklets, the problems and, with a store, its keys; images pass through the workers.
+    Memory holds the tracklets, the problems and the keys of the store, but no images.
 
     Args:
-        dataset: with the tracklets that are to be checked.
-        store: the skeletons that belong to it; None: skeletons are not checked.
-        decode: read every frame; False: only see that its file is there and not empty.
-        every: look at every `every`-th frame.
-        workers: processes that read. With more than one, a script needs the usual ``if __name__ == "__main__"``.
-        progress: show how long it takes.
+        dataset: see :func:`open_dataset`.
+        store: its skeletons; None: they are not checked.
+        decode: decode every frame; False: only check that its file exists and is not empty.
+        every: check only every `every`-th frame.
+        workers: number of processes that read.
+        progress: show a progress bar.
 
     Raises:
-        UserError: a worker died, or a store that cannot be read.
+        UserError: a worker ended, or the store cannot be read.
     """
     parts = splits(dataset)
     work = _distinct(parts)
     result = DatasetCheck(
         name=type(dataset).__name__,
         folder=os.path.abspath(dataset.folder),
-        counts=count_subsets(parts, published_counts(dataset)),
+        counts=count_subsets(parts, dataset.published),
         tracklets=len(work),
         frames=sum(len(tracklet) for _, tracklet in work),
         decoded=decode,
         store="" if store is None else os.path.abspath(store.path),
+        list_problems=[
+            *training_problems(dataset.train),
+            *evaluation_problems([*dataset.query, *dataset.gallery]),
+        ],
     )
     groups: dict[tuple[Modality, int], SkeletonStats] = defaultdict(SkeletonStats)
     with progress_bar("frames", -(-result.frames // every), shown=progress) as bar:
@@ -198,70 +151,78 @@ def check_dataset(
             result.checked += found.checked
             result.sizes.update(found.sizes)
             result.problems += found.problems
-            for group, stats in found.skeletons.items():
-                groups[group] += stats
+            if store is not None:
+                groups[found.group] += found.skeletons
             bar.update(found.checked)
     result.skeletons = dict(sorted(groups.items()))
     if store is not None:
-        with progress_bar("skeletons without frames", None, shown=progress) as bar:
-            keys = store.keys(bar.update)
+        keys = store.keys()
         result.stored = len(keys)
         result.problems += unused_skeletons(keys, [tracklet for _, tracklet in work])
     return result
 
 
 def _distinct(parts: dict[str, list[Tracklet]]) -> list[tuple[str, Tracklet]]:
-    """Every tracklet once, with the subset it was first met in: a query may be in the gallery too."""
-    met: dict[tuple, tuple[str, Tracklet]] = {}
+    """Every tracklet once, with its subset; a query may also be in the gallery."""
+    found: dict[tuple, tuple[str, Tracklet]] = {}
     for split, tracklets in parts.items():
         for tracklet in tracklets:
-            met.setdefault(
-                (tracklet.root, tracklet.frames),
-                (f"{split} {tracklet.modality.name.lower()}", tracklet),
-            )
-    return list(met.values())
+            subset = f"{split} {tracklet.modality.name.lower()}"
+            found.setdefault((tracklet.root, tracklet.frames), (subset, tracklet))
+    return list(found.values())
 
 
-# --- counts ------------------------------------------------------------------------------------------------------
-
-
-def published_counts(dataset: VideoDataset) -> dict[str, dict[str, int]]:
-    """What is known of a dataset's size, by name of the subset; empty for datasets that nobody has published."""
-    if type(dataset) is not HITSZVCM:
-        return {}
-    known = {
-        f"{split} {modality.name.lower()}": dict(
-            zip(("tracklets", "frames", "identities", "long"), counts, strict=True)
+def training_problems(tracklets: Sequence[Tracklet]) -> list[str]:
+    """Why these lists do not allow a training, one line each; empty if they do."""
+    seen = {m: {t.pid for t in tracklets if t.modality == m} for m in Modality}
+    lonely = sorted(seen[Modality.INFRARED] ^ seen[Modality.VISIBLE])
+    both = seen[Modality.INFRARED] & seen[Modality.VISIBLE]
+    problems = []
+    if lonely and both:
+        problems.append(
+            f"{len(lonely)} training identities have tracklets in one modality only, such as "
+            f"{lonely[0]}: remove them from the lists"
         )
-        for (split, modality), counts in PUBLISHED.items()
-    }
-    for split, cameras in TRUE_CAMERAS.items():
-        halves = [known[f"{split} {modality.name.lower()}"] for modality in Modality]
-        known[split] = {
-            name: sum(half[name] for half in halves) for name in ("tracklets", "frames", "long")
-        }
-        known[split] |= {"identities": halves[0]["identities"], "cameras": cameras}
-    return known
+    if len(both) < 2:
+        problems.append(
+            f"training needs 2 or more identities with tracklets in both modalities, but the "
+            f"training set has {len(both)}"
+        )
+    return problems
 
 
-def count_subsets(
-    parts: dict[str, list[Tracklet]], published: dict[str, dict[str, int]] | None = None
-) -> list[SubsetCounts]:
-    """The sizes of each split: of its two modalities, then of the whole."""
-    counts = []
-    for split, tracklets in parts.items():
-        for modality in (*Modality, None):
-            chosen = [t for t in tracklets if modality in (None, t.modality)]
-            name = split if modality is None else f"{split} {modality.name.lower()}"
-            counts.append(
-                SubsetCounts(
-                    name=name,
-                    tracklets=len(chosen),
-                    frames=sum(map(len, chosen)),
-                    identities=len({t.pid for t in chosen}),
-                    long=sum(len(t) >= LONG for t in chosen),
-                    cameras=len({t.camid for t in chosen}),
-                    published=(published or {}).get(name, {}),
-                )
+def evaluation_problems(
+    tracklets: Sequence[Tracklet], *, camera_filter: bool | None = None
+) -> list[str]:
+    """Why these test lists do not allow an evaluation, one line each; empty if they do.
+
+    Args:
+        tracklets: of query and gallery; one with a `role` is only in that list.
+        camera_filter: TEST.CAMERA_FILTER; None: the value is not known, as in a check of the data
+            alone, and a missing second camera is not a problem if queries and gallery are listed.
+    """
+    listed = any(hasattr(tracklet, "role") for tracklet in tracklets)
+    filtered = not listed if camera_filter is None else camera_filter
+    problems = []
+    for modality, other in (Modality, tuple(Modality)[::-1]):
+        query = [t for t in tracklets if t.modality == modality and _is(t, "query")]
+        gallery = [t for t in tracklets if t.modality == other and _is(t, "gallery")]
+        names = f"{modality.name.lower()} queries and {other.name.lower()} gallery tracklets"
+        cameras: dict[int, set[int]] = defaultdict(set)
+        for tracklet in gallery:
+            cameras[tracklet.pid].add(tracklet.camid)
+        if not any(t.pid in cameras for t in query):
+            problems.append(
+                f"the {len(query)} {names} ({len(gallery)}) have no identity in common, so nothing "
+                "can be evaluated: the test set needs identities in both modalities"
             )
-    return counts
+        elif filtered and not any(cameras.get(t.pid, set()) - {t.camid} for t in query):
+            problems.append(
+                f"all correct matches of the {names} are from the query's own camera, which "
+                "TEST.CAMERA_FILTER removes: set TEST.CAMERA_FILTER False"
+            )
+    return problems
+
+
+def _is(tracklet: Tracklet, role: str) -> bool:
+    return getattr(tracklet, "role", role) == role

@@ -1,26 +1,40 @@
-"""From a tracklet to a clip of T frames: which frames, their pixels, their joints."""
+"""From a tracklet to a clip of T frames: choice of frames, pixels, joints.
+
+T frames of a clip, V = 17 joints.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from fastreid_star.coco import NUM_JOINTS
-from fastreid_star.data.images import read_clip
+from fastreid_star.data.io import PAUSES, BrokenImage, LostImage, explain_missing, read_frame
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import Clip, Transform
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Tracklet
 
+logger = logging.getLogger(__name__)
+
+# Streams of random numbers: the seed of a request has three numbers, the sampler's own streams end
+# in 1 and 2, and the choice of another tracklet's skeletons ends in 3.
+_OTHER_SKELETONS = 3
+
+_warned: set[str] = set()  # broken files that this process has logged
+
 
 class ClipRequest(NamedTuple):
-    """A training sample: which tracklet, and the seed of everything random about it.
+    """A training sample: a tracklet, and the seed of everything random about it.
 
-    The seed travels with the request, so a sample does not depend on the worker or process that makes it.
+    With the seed in the request, a sample does not depend on the worker or process that loads it.
     """
 
     index: int  # type: ignore[assignment] # a field hides tuple.index
@@ -28,14 +42,14 @@ class ClipRequest(NamedTuple):
 
 
 def segment_indices(n: int, length: int, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Which frames of a tracklet make a clip.
+    """The positions of the frames of a clip.
 
     The tracklet is padded with its last frame to T equal segments of ceil(n/T) frames.
 
     Args:
         n: frames of the tracklet, at least 1.
         length: T.
-        rng: a random frame of each segment (training); None: the first of each (testing).
+        rng: chooses a frame of each segment (training); None: the first of each (testing).
 
     Returns:
         int64 [T], in ascending order, each below n.
@@ -48,7 +62,7 @@ def segment_indices(n: int, length: int, rng: np.random.Generator | None = None)
 
 
 def clip_tensors(clip: Clip) -> dict[str, torch.Tensor]:
-    """A transformed clip as a network takes it: `images`, `skeletons` and `has_skeleton` of :class:`ClipDataset`."""
+    """The tensors of a transformed clip, see :class:`ClipDataset`."""
     return {
         "images": torch.from_numpy(np.ascontiguousarray(clip.frames.transpose(0, 3, 1, 2))),
         "skeletons": torch.from_numpy(np.ascontiguousarray(clip.joints, dtype=np.float32)),
@@ -56,33 +70,28 @@ def clip_tensors(clip: Clip) -> dict[str, torch.Tensor]:
     }
 
 
-# The stream of random numbers that draws whose skeletons are shown: a request's seed has three numbers, and the
-# sampler's own streams end in 1 and 2.
-_DONOR = 3
-
-
 class ClipDataset(Dataset):
     """Tracklets as clips of T frames with their joints.
 
-    An item is the position of a tracklet (testing: the first frame of each segment) or a :class:`ClipRequest`
-    (training: random frames and transforms, all from the request's seed). It is a dict:
+    The index is the position of a tracklet (testing: the first frame of each segment) or a
+    :class:`ClipRequest` (training: random frames and transforms). An item is a dict:
 
     - images: uint8 [T,3,H,W], RGB
-    - skeletons: float32 [T,17,3], x and y in pixels of `images`, zeros where there is none
+    - skeletons: float32 [T,V,3], x and y in pixels of `images`, zeros without skeleton
     - has_skeleton: bool [T]
     - targets: the label in training (`pid_to_label`), the identity in testing
     - camids, modality: as in the tracklet
     - index: the tracklet's position in `tracklets`
-    - replaced: frames that could not be read, for which a neighbor stands in
+    - replaced: number of broken frames that were replaced by a neighbor
 
     Args:
         tracklets: what the positions refer to.
         length: T.
-        transform: from the frames as decoded to images of one size.
-        store: skeletons of all tracklets, or one store for each `root` of them; None: no skeletons.
+        transform: from the decoded frames to images of one size.
+        store: skeletons of all tracklets, or a store for each `root`; None: no skeletons.
         pid_to_label: classes of the identities, 0 .. C-1.
-        skeletons_of: ``(position, rng) -> position`` of the tracklet whose skeletons a clip is shown with, drawn anew
-            for each request in training, always the same in testing; None: its own.
+        skeletons_of: ``(position, rng) -> position`` of the tracklet whose skeletons are used,
+            drawn for each request in training, fixed in testing; None: the clip's own.
     """
 
     def __init__(
@@ -113,17 +122,17 @@ class ClipDataset(Dataset):
     def __getitem__(self, item: int | ClipRequest) -> dict:
         if isinstance(item, ClipRequest):
             index, rng = item.index, np.random.default_rng(item.seed)
-            segment_rng, donor_seed = rng, (*item.seed, _DONOR)
+            segment_rng, other_seed = rng, (*item.seed, _OTHER_SKELETONS)
         else:
             index, rng, segment_rng = int(item), np.random.default_rng(0), None
-            donor_seed = (index, 0, 0, _DONOR)
+            other_seed = (index, 0, 0, _OTHER_SKELETONS)
         tracklet = self.tracklets[index]
         wanted = segment_indices(len(tracklet), self.length, segment_rng)
-        # The joints are those of the frame that is shown, also where it stands in for another.
+        # The joints are those of the frame that is shown, also if it replaces a broken one.
         frames, used, replaced = read_clip(tracklet, wanted.tolist())
         source = tracklet
         if self.skeletons_of is not None:
-            source = self.tracklets[self.skeletons_of(index, np.random.default_rng(donor_seed))]
+            source = self.tracklets[self.skeletons_of(index, np.random.default_rng(other_seed))]
         joints, present = self._skeletons(source, used)
         return {
             **clip_tensors(self.transform(Clip(frames, joints, present), rng)),  # type: ignore[arg-type] # see Clip
@@ -144,13 +153,13 @@ class ClipDataset(Dataset):
 
 
 class OtherTracklets:
-    """Draws a tracklet of another identity and the same modality: whose skeletons say nothing of who is seen.
+    """Draws a tracklet of another identity in the same modality, as a control for the skeletons.
 
     Args:
         tracklets: what the positions refer to.
 
     Raises:
-        UserError: a modality has one identity only.
+        UserError: a modality has only one identity.
     """
 
     def __init__(self, tracklets: Sequence[Tracklet]):
@@ -172,10 +181,80 @@ class OtherTracklets:
 
 
 def collate_clips(batch: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack the items of a :class:`ClipDataset`: tensors [B,...], whole numbers to int64 [B]."""
-    return {
-        key: torch.stack([item[key] for item in batch])
-        if isinstance(value, torch.Tensor)
-        else torch.tensor([item[key] for item in batch], dtype=torch.int64)
-        for key, value in batch[0].items()
-    }
+    """Stack the items of a :class:`ClipDataset`: tensors [B,...], whole numbers to int64 [B].
+
+    In a worker, `default_collate` stacks directly into shared memory. If that is full, the error is
+    raised here and reaches the main process; raised later, in the thread that sends the batch, it
+    would be lost, and the main process would wait for ever.
+    """
+    return default_collate(list(batch))
+
+
+def read_clip(
+    tracklet: Tracklet, indices: Sequence[int]
+) -> tuple[list[np.ndarray], list[int], int]:
+    """Read frames of a tracklet; a broken frame is replaced by its nearest good neighbor.
+
+    Of two neighbors at the same distance the earlier one is taken. If no frame can be read because
+    the disk fails, reading is repeated for half a minute.
+
+    Args:
+        tracklet: contains the frames.
+        indices: T frame positions; repeated ones are read once.
+
+    Returns:
+        T images, uint8 [H,W,3] of sizes that may differ; the T positions that they come from; the
+        number of frames that were replaced.
+
+    Raises:
+        UserError: no frame of the tracklet can be read.
+    """
+    pauses = iter(PAUSES)
+    while True:
+        read: dict[int, Any] = {}  # position -> image or BrokenImage
+        used = [_nearest_good(tracklet, int(index), read) for index in indices]
+        good = [index for index in used if index is not None]
+        if len(good) == len(used):
+            replaced = sum(int(index) != other for index, other in zip(indices, good, strict=True))
+            return [read[index] for index in good], good, replaced
+        lost = next((error for error in read.values() if isinstance(error, LostImage)), None)
+        pause = None if lost is None else next(pauses, None)
+        if pause is None:
+            raise _unreadable(tracklet, lost or read[0])
+        logger.warning("%s, like all frames of its tracklet: next attempt in %g s", lost, pause)
+        time.sleep(pause)
+
+
+def _unreadable(tracklet: Tracklet, error: BrokenImage) -> UserError:
+    first = tracklet.path(0)
+    why = str(error) if os.path.exists(first) else explain_missing(first)
+    cure = (
+        "check the disk and permissions" if isinstance(error, LostImage) else "restore the images"
+    )
+    return UserError(
+        f"none of the {len(tracklet)} frames of the tracklet from {first} to "
+        f"{os.path.basename(tracklet.frames[-1])} can be read ({why}): {cure}, or remove the "
+        "tracklet from the lists"
+    )
+
+
+def _nearest_good(tracklet: Tracklet, index: int, read: dict[int, Any]) -> int | None:
+    for distance in range(len(tracklet)):
+        for candidate in dict.fromkeys((index - distance, index + distance)):
+            if not 0 <= candidate < len(tracklet):
+                continue
+            if candidate not in read:
+                read[candidate] = _read_or_warn(tracklet.path(candidate))
+            if not isinstance(read[candidate], BrokenImage):
+                return candidate
+    return None
+
+
+def _read_or_warn(path: str) -> np.ndarray | BrokenImage:
+    try:
+        return read_frame(path)
+    except BrokenImage as error:
+        if path not in _warned:
+            _warned.add(path)
+            logger.warning("Broken image, replaced by its nearest good neighbor: %s", error)
+        return error

@@ -1,7 +1,4 @@
-"""Which tracklets make a training batch.
-
-P identities x K clips x 2 modalities.
-"""
+"""The training batches: P identities x K clips x 2 modalities."""
 
 from __future__ import annotations
 
@@ -16,31 +13,31 @@ from fastreid_star.data.clips import ClipRequest
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality, Tracklet
 
-# One independent stream of random numbers for each purpose. A request's seed has three numbers and NumPy takes
-# missing ones as 0, so a stream never equals a request's.
+# One independent stream of random numbers for each purpose. A request's seed has three numbers, and
+# NumPy takes missing ones as 0, so a stream never equals a request's.
 _IDENTITIES, _TRACKLETS = 1, 2
 
 
 class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
     """Batches of P identities, K visible and K infrared tracklets of each.
 
-    A batch is [visible; infrared]; each half goes identity by identity, the same ones in the same order. Identities
-    are drawn without replacement: a pass shuffles all of them and cuts off floor(N/P) batches. The tracklets of an
-    identity and modality are drawn without replacement where it has K of them.
+    A batch is [visible; infrared]; both halves contain the same identities in the same order.
+    Identities are drawn without replacement: a pass shuffles all N and cuts floor(N/P) batches.
+    The tracklets of an identity and modality are drawn without replacement if there are K.
 
-    It never ends, and batch number b is a function of (seed, b) alone: :meth:`set_start` takes up a run at any
-    batch. Each rank gets whole identities of the same global batch.
+    The sampler is endless, and batch number b is a function of (seed, b) alone: :meth:`set_start`
+    resumes a run at any batch. Each rank gets whole identities of the same global batch.
 
     Args:
         tracklets: the training set; requests refer to positions in it.
         num_identities: P, over all ranks.
         num_instances: K.
         seed: not negative.
-        rank, world_size: this process and how many there are.
+        rank, world_size: number of this process, and of all processes.
 
     Raises:
-        UserError: an identity in one modality only, P larger than the number of identities, or P that does not
-            divide among the ranks.
+        UserError: an identity with one modality only, P larger than the number of identities, or P
+            that is not divisible by the number of ranks.
     """
 
     def __init__(
@@ -57,9 +54,8 @@ class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
         visible, infrared = by_modality[Modality.VISIBLE], by_modality[Modality.INFRARED]
         self._check(visible.keys(), infrared.keys(), num_identities, num_instances, world_size)
         pids = sorted(visible)
-        self._tracklets = [
-            [by_pid[pid] for pid in pids] for by_pid in (visible, infrared)
-        ]  # visible half first
+        # visible half first
+        self._tracklets = [[by_pid[pid] for pid in pids] for by_pid in (visible, infrared)]
         self.num_identities, self.num_instances = num_identities, num_instances
         self.seed, self.rank, self.world_size = seed, rank, world_size
         most = max(sum(map(len, half)) for half in self._tracklets)
@@ -71,9 +67,16 @@ class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
     def _check(visible, infrared, num_identities: int, num_instances: int, world_size: int) -> None:
         lonely = sorted(set(visible) ^ set(infrared))
         if lonely:
+            names = ", ".join(
+                f"{pid} (only {'visible' if pid in visible else 'infrared'})" for pid in lonely[:5]
+            )
             raise UserError(
-                f"{len(lonely)} training identities have tracklets in one modality only ({lonely[:5]}): each needs "
-                "both; lower DATASETS.MIN_FRAMES or take them out"
+                f"{len(lonely)} training identities have tracklets in one modality only: {names}"
+                f"{' ...' if len(lonely) > 5 else ''}; lower DATASETS.MIN_FRAMES or remove them"
+            )
+        if len(visible) < 2:
+            raise UserError(
+                f"the training set has {len(visible)} identity: training needs at least 2"
             )
         if num_identities < 1 or num_instances < 1:
             raise UserError(
@@ -81,22 +84,23 @@ class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
             )
         if num_identities > len(visible):
             raise UserError(
-                f"a batch of {num_identities} identities, but the training set has {len(visible)}: set "
-                f"SOLVER.IMS_PER_BATCH to at most {2 * num_instances * len(visible)} (identities x "
-                "DATALOADER.NUM_INSTANCE x 2 modalities)"
+                f"a batch of {num_identities} identities, but the training set has {len(visible)}: "
+                f"set SOLVER.IMS_PER_BATCH to at most {2 * num_instances * len(visible)} "
+                "(identities x DATALOADER.NUM_INSTANCE x 2 modalities)"
             )
         if num_identities % world_size:
+            multiple = 2 * num_instances * world_size
             raise UserError(
-                f"{num_identities} identities a batch do not divide among {world_size} processes: set "
-                f"SOLVER.IMS_PER_BATCH to a multiple of {2 * num_instances * world_size}"
+                f"{num_identities} identities per batch are not divisible by {world_size} "
+                f"processes: set SOLVER.IMS_PER_BATCH to a multiple of {multiple}"
             )
 
     def set_start(self, batch: int, *, seed: int | None = None) -> None:
-        """The next iteration begins at this global batch number, as if those before had been drawn.
+        """Begin the next iteration at this global batch number, as if earlier ones had been drawn.
 
         Args:
             batch: counted from 0 since the start of the run.
-            seed: of the run that is taken up, where it is not this sampler's.
+            seed: of the resumed run, if it differs from this sampler's.
         """
         self._start = batch
         self.seed = self.seed if seed is None else seed
@@ -120,9 +124,8 @@ class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
                 repeat = len(candidates) < self.num_instances
                 for chosen in rng.choice(len(candidates), self.num_instances, replace=repeat):
                     if place in mine:
-                        requests.append(
-                            ClipRequest(candidates[chosen], (self.seed, number, position))
-                        )
+                        seed = (self.seed, number, position)
+                        requests.append(ClipRequest(candidates[chosen], seed))
                     position += 1
         return requests
 

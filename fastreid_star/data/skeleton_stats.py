@@ -1,7 +1,7 @@
-"""What can be told of skeletons without knowing the truth: are they there, in the frame, upright, and how sure.
+"""Plausibility of skeletons: position and size in the frame, orientation, scores.
 
-n skeletons, V = 17 joints. A size is (height, width) of the frame in pixels. A joint (x, y) is inside the frame from
--0.5 to width - 0.5 and from -0.5 to height - 0.5: whole numbers are the centers of pixels.
+n skeletons, V = 17 joints. A size is (height, width) of a frame in pixels, whose centers have whole
+coordinates: the frame extends from -0.5 to width - 0.5 and from -0.5 to height - 0.5.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from fastreid_star.coco import JOINT_NAMES, NUM_JOINTS
 
 SCORE_EDGES = np.linspace(0, 1, 11)
 
-# An estimator looks a little beyond the crop, so a joint or two outside, and near it, are no fault.
+# Pose estimators also search around the crop, so a few joints slightly outside are normal.
 FAR = 0.2  # of the frame's side
 MANY = 4  # joints
-# In the lists of other datasets these places are of other joints, and come in another order: H36M's and OpenPose's too.
+COLLAPSED = 0.02  # of the frame's height: all joints at one point
+# In the joint orders of H36M and OpenPose these are other joints, in another vertical order.
 _DOWNWARD = [
     [JOINT_NAMES.index(f"{side}_{joint}") for side in ("left", "right")]
     for joint in ("shoulder", "hip", "ankle")
 ]
-COLLAPSED = 0.02  # of the frame's height: all joints in one spot
 
 
 @dataclass(slots=True)
 class SkeletonStats:
-    """Sums over the skeletons of some frames; sums of two sets are added by ``+``.
+    """Sums over the skeletons of some frames; two of them are added with ``+``.
 
     Args:
-        frames: frames looked at.
-        found: those with a skeleton whose values are all finite; the rest of the numbers is of these.
-        measured: those whose frame's size is known; the next four numbers are of these.
+        frames: frames that were examined.
+        found: frames with a valid skeleton; the other sums are over these.
+        measured: frames of known size; the next four sums are over these.
         outside: joints outside their frame.
-        misplaced: skeletons that cannot be of their frame, see :func:`what_is_wrong`.
+        misplaced: skeletons that do not fit their frame, see :func:`what_is_wrong`.
         lying: skeletons that are wider than tall.
-        heights: sum of the skeletons' heights, each as a share of its frame's.
+        heights: heights of the skeletons as shares of the frames' heights.
         scores: joints by score, int64 [12]: below 0, ten bins of 0.1, above 1.
-        score_sum: of all joints.
-        disordered: skeletons whose shoulders, hips and ankles do not come in this order from top to bottom.
+        score_sum: scores of all joints.
+        disordered: skeletons without shoulders above hips above ankles.
     """
 
     frames: int = 0
@@ -54,38 +54,37 @@ class SkeletonStats:
     disordered: int = 0
 
     def __add__(self, other: SkeletonStats) -> SkeletonStats:
-        return SkeletonStats(
-            *(getattr(self, f.name) + getattr(other, f.name) for f in fields(self))
-        )
+        names = [f.name for f in fields(self)]
+        return SkeletonStats(*(getattr(self, name) + getattr(other, name) for name in names))
 
     @property
     def coverage(self) -> float:
-        """The share of frames with a skeleton; nan without frames."""
+        """Share of frames with a skeleton; this and the following shares are nan without frames."""
         return _share(self.found, self.frames)
 
     @property
     def outside_share(self) -> float:
-        """The share of joints outside their frame."""
+        """Share of joints outside their frame."""
         return _share(self.outside, self.measured * NUM_JOINTS)
 
     @property
     def lying_share(self) -> float:
-        """The share of skeletons that are wider than tall."""
+        """Share of skeletons that are wider than tall."""
         return _share(self.lying, self.measured)
 
     @property
     def disordered_share(self) -> float:
-        """The share of skeletons whose joints seem to be in another order."""
+        """Share of skeletons whose joints seem to be in another order."""
         return _share(self.disordered, self.found)
 
     @property
     def mean_height(self) -> float:
-        """The mean height of a skeleton as a share of its frame's."""
+        """Mean height of a skeleton as a share of its frame's height."""
         return _share(self.heights, self.measured)
 
     @property
     def mean_score(self) -> float:
-        """The mean score of a joint."""
+        """Mean score of a joint."""
         return _share(self.score_sum, self.found * NUM_JOINTS)
 
 
@@ -96,59 +95,54 @@ def _share(part: float, whole: float) -> float:
 def measure(
     frames: int, joints: np.ndarray, sizes: np.ndarray | None
 ) -> tuple[SkeletonStats, list[str]]:
-    """The sums over some skeletons, and what is wrong with each.
+    """The sums over some skeletons, and what is wrong with each skeleton.
 
     Args:
-        frames: how many frames were looked at, with a skeleton or without.
-        joints: float [n,V,3], all finite: the skeletons that were found.
-        sizes: [n,2], height and width of their frames; rows of zeros where a frame could not be read. None: no frame
-            was read.
+        frames: number of frames, with and without a skeleton.
+        joints: float [n,V,3], valid skeletons.
+        sizes: [n,2], heights and widths of their frames, zeros for an unreadable frame; None:
+            unknown.
 
     Returns:
-        the sums; n texts, empty where nothing is wrong or the size is not known.
+        the sums; n texts, empty if nothing is wrong or the size is unknown.
     """
     joints = np.asarray(joints, np.float64)
     score = joints[..., 2]
     bins, _ = np.histogram(score, SCORE_EDGES)
+    below, above = (score < SCORE_EDGES[0]).sum(), (score > SCORE_EDGES[-1]).sum()
+    levels = [joints[:, pair, 1].mean(axis=1) for pair in _DOWNWARD]
     stats = SkeletonStats(
         frames=frames,
         found=len(joints),
-        disordered=int(
-            (np.diff([joints[:, pair, 1].mean(axis=1) for pair in _DOWNWARD], axis=0) <= 0)
-            .any(axis=0)
-            .sum()
-        ),
-        scores=np.array(
-            [(score < SCORE_EDGES[0]).sum(), *bins, (score > SCORE_EDGES[-1]).sum()], np.int64
-        ),
+        disordered=int((np.diff(levels, axis=0) <= 0).any(axis=0).sum()),
+        scores=np.array([below, *bins, above], np.int64),
         score_sum=float(score.sum()),
     )
     wrong = [""] * len(joints)
-    known = np.arange(0)
-    if sizes is not None and len(joints):
-        known = np.flatnonzero((np.asarray(sizes) > 0).all(axis=1))
-    if len(known):
-        points, sizes = joints[known, :, :2], np.asarray(sizes)[known]
-        extent = np.ptp(points, axis=1)
-        for position, one, size in zip(known, points, sizes, strict=True):
-            wrong[position] = what_is_wrong(one, size)
-        stats.measured = len(known)
-        stats.outside = int((beyond(points, sizes) > 0).sum())
-        stats.misplaced = sum(map(bool, wrong))
-        stats.lying = int((extent[:, 0] > extent[:, 1]).sum())
-        stats.heights = float((extent[:, 1] / sizes[:, 0]).sum())
+    if sizes is None or not len(joints):
+        return stats, wrong
+    known = np.flatnonzero((np.asarray(sizes) > 0).all(axis=1))
+    points, sizes = joints[known, :, :2], np.asarray(sizes)[known]
+    for position, one, size in zip(known, points, sizes, strict=True):
+        wrong[position] = what_is_wrong(one, size)
+    extent = np.ptp(points, axis=1)
+    stats.measured = len(known)
+    stats.outside = int((beyond(points, sizes) > 0).sum())
+    stats.misplaced = sum(map(bool, wrong))
+    stats.lying = int((extent[:, 0] > extent[:, 1]).sum())
+    stats.heights = float((extent[:, 1] / sizes[:, 0]).sum())
     return stats, wrong
 
 
 def beyond(points: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """How far joints lie outside their frame, as a share of its side, the larger of both directions; inside: 0.
+    """Distance of joints to their frame as a share of its side, 0 inside.
 
     Args:
         points: x and y, [...,V,2].
         sizes: height and width, [...,2].
 
     Returns:
-        [...,V].
+        [...,V], the larger of the shares in x and y.
     """
     sides = np.asarray(sizes)[..., None, ::-1]
     over = np.maximum(-0.5 - points, points - (sides - 0.5))
@@ -156,9 +150,10 @@ def beyond(points: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def what_is_wrong(points: np.ndarray, size: np.ndarray) -> str:
-    """Why a skeleton cannot be of its frame, with the likely cause; empty where it can.
+    """Why a skeleton does not fit its frame, with the likely cause; empty if it fits.
 
-    It cannot where four joints or more lie outside by more than a fifth of the frame's side, or all lie in one spot.
+    It does not fit if at least four joints are outside by more than a fifth of the frame's side, or
+    if all joints are at one point.
 
     Args:
         points: x and y, [V,2], finite.
@@ -167,23 +162,22 @@ def what_is_wrong(points: np.ndarray, size: np.ndarray) -> str:
     height, width = (int(side) for side in size)
     extent = np.ptp(points, axis=0)
     if not extent.any():
-        return f"all joints at ({points[0, 0]:g}, {points[0, 1]:g}): nobody found? then leave the frame out of the store"
+        x, y = points[0]
+        return f"all joints at ({x:g}, {y:g}): no person found? then leave the frame out"
     if extent.max() < COLLAPSED * height:
-        return f"all joints within {extent.max():.1f} pixels: are the coordinates shares of the frame, not pixels?"
+        return f"all joints within {extent.max():.1f} pixels: are x, y shares of the frame?"
     if not _is_far(points, size):
         return ""
     outside = int((beyond(points, size) > FAR).sum())
-    found = f"{outside} of {NUM_JOINTS} joints far outside the {height} x {width} frame (height x width)"
+    found = f"{outside} of {NUM_JOINTS} joints far outside the frame of {height} x {width} pixels"
     if not _is_far(points[:, ::-1], size):
         return f"{found}: are x and y swapped?"
     largest = points.max(axis=0) / (width, height)
-    fills = (
-        extent[1] > 0.5 * points[:, 1].max()
-    )  # as a person does the crop; one that is shifted does not
+    fills = extent[1] > 0.5 * points[:, 1].max()  # as a person fills a crop, unless it is shifted
     if fills and points.min() > -0.5 and 0.5 < largest[0] / largest[1] < 2:
         return f"{found}: made for a frame about {largest.max():.1f} times as large?"
     if (extent <= (width, height)).all():
-        return f"{found}: coordinates in the camera's whole picture, not in the crop?"
+        return f"{found}: coordinates in the camera's picture instead of the crop?"
     return f"{found}: made for other frames?"
 
 

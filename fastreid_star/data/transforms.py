@@ -1,10 +1,11 @@
-"""Transforms of one clip: whatever moves pixels moves the joints too.
+"""Transforms of one clip; a transform that moves pixels moves the joints with them.
 
-T frames, V = 17 joints. A pixel's center has whole coordinates: the first pixel's is (0, 0), the last one's of a
-row is (W - 1, 0). Scores are never changed, and the joints of a frame without a skeleton stay zero.
+T frames, V = 17 joints. The center of a pixel has whole coordinates: (0, 0) is the first pixel,
+(W - 1, 0) the last of the first row. Scores never change. A joint whose three values are zero is
+missing and stays zero, as do all joints of a frame without skeleton.
 
-A transform is called with a clip and a random generator and returns a new clip; it keeps no state and never writes
-into its input.
+A transform takes a clip and a random generator and returns a new clip. It has no state and never
+writes into its input.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ class Clip:
     """T frames and their joints.
 
     Args:
-        frames: uint8 [T,H,W,3]; before :class:`Resize` a list of T images [H,W,3] of different sizes.
+        frames: uint8 [T,H,W,3]; before :class:`Resize` a list of T images [H,W,3].
         joints: float32 [T,V,3]: x, y, score.
-        present: bool [T], which frames have a skeleton.
+        present: bool [T], frames that have a skeleton.
     """
 
     frames: np.ndarray
@@ -41,11 +42,7 @@ class Transform(Protocol):
 
 
 class Compose:
-    """One transform after the other.
-
-    Args:
-        transforms: in the order they are applied.
-    """
+    """Apply `transforms` in their order."""
 
     def __init__(self, transforms: Sequence[Transform]):
         self.transforms = tuple(transforms)
@@ -57,7 +54,7 @@ class Compose:
 
 
 class Resize:
-    """Every frame to one size, bilinear with antialiasing; frames of a clip are crops of different sizes.
+    """Resize every frame, bilinear with antialiasing; the frames of a clip differ in size.
 
     Args:
         size: height and width of the result in pixels.
@@ -75,18 +72,17 @@ class Resize:
                 frames[t] = frame
             else:
                 image = Image.fromarray(frame)
-                frames[t] = np.asarray(
-                    image.resize((self.width, self.height), Image.Resampling.BILINEAR)
-                )
+                size = (self.width, self.height)
+                frames[t] = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
         return Clip(frames, _move(clip, (clip.joints[..., :2] + 0.5) * scales - 0.5), clip.present)
 
 
 class PadCrop:
-    """Zeros all around, then a random crop of the size before: a random shift.
+    """Pad with zeros, then crop at random to the size before: a random shift.
 
     Args:
-        padding: pixels on each side; the shift is at most this in every direction.
-        shared: one crop for all frames of the clip; else every frame draws its own.
+        padding: pixels on each side, the largest shift in every direction.
+        shared: one crop for all frames of the clip; False: every frame draws its own.
     """
 
     def __init__(self, padding: int, *, shared: bool = True):
@@ -94,9 +90,8 @@ class PadCrop:
 
     def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
         length = len(clip.frames)
-        shifts = rng.integers(
-            -self.padding, self.padding + 1, size=(1 if self.shared else length, 2)
-        )
+        number = 1 if self.shared else length
+        shifts = rng.integers(-self.padding, self.padding + 1, size=(number, 2))
         frames = np.zeros_like(clip.frames)
         if self.shared:
             dx, dy = shifts[0]
@@ -108,11 +103,11 @@ class PadCrop:
 
 
 class HorizontalFlip:
-    """A mirror image; left joints become right ones.
+    """Mirror the frames; left joints become right joints.
 
     Args:
-        prob: how likely.
-        shared: one draw for all frames of the clip; else every frame draws its own.
+        prob: probability.
+        shared: one draw for all frames of the clip; False: every frame draws its own.
     """
 
     def __init__(self, prob: float = 0.5, *, shared: bool = True):
@@ -123,27 +118,25 @@ class HorizontalFlip:
         if not flip.any():
             return clip
         flip = np.broadcast_to(flip, len(clip.frames))
-        mirrored = clip.joints[:, LEFT_RIGHT]
+        mirrored = clip.joints[..., :2].copy()
         mirrored[..., 0] = clip.frames.shape[2] - 1 - mirrored[..., 0]
+        mirrored = _move(clip, mirrored)[:, LEFT_RIGHT]
         joints = np.where((flip & clip.present)[:, None, None], mirrored, clip.joints)
-        if flip.all():
-            return Clip(
-                clip.frames[:, :, ::-1], joints, clip.present
-            )  # a view: copied once, when batched
+        if flip.all():  # a view: copied once, into the batch
+            return Clip(clip.frames[:, :, ::-1], joints, clip.present)
         frames = clip.frames.copy()
         frames[flip] = np.take(clip.frames[flip], np.arange(frames.shape[2])[::-1], axis=2)
         return Clip(frames, joints, clip.present)
 
 
 class RandomErasing:
-    """A rectangle of every frame painted over, as a passer-by or a pillar would.
+    """Paint a rectangle over a frame, as an occluder would; joints are not changed.
 
-    Drawn for each frame on its own, even where crop and flip are shared: the clip then shows in one frame what it
-    hides in another, and the features of single frames have to cope. The joints stay: a hidden knee is still where
-    it is.
+    Every frame draws its own rectangle, even if crop and flip are shared, so that one frame shows
+    what another hides.
 
     Args:
-        prob: how likely for a frame.
+        prob: probability for a frame.
         area: smallest and largest share of the frame that is painted over.
         aspect: smallest and largest height / width of the rectangle.
         value: its color, RGB in 0 .. 255.
@@ -168,47 +161,38 @@ class RandomErasing:
         frames = clip.frames.copy()
         for t in chosen:
             top, left, height, width = self._rectangle(frames.shape[1], frames.shape[2], rng)
-            row = np.tile(
-                self.value, (width, 1)
-            )  # copied as a whole, where one pixel would go in three bytes a time
+            row = np.tile(self.value, (width, 1))  # copying rows is faster than single pixels
             frames[t, top : top + height, left : left + width] = row
         return replace(clip, frames=frames)
 
-    def _rectangle(
-        self, frame_height: int, frame_width: int, rng: np.random.Generator
-    ) -> tuple[int, int, int, int]:
-        """Top, left, height and width; an empty one if no draw fits."""
+    def _rectangle(self, rows: int, columns: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """Top, left, height and width; empty if no draw fits."""
         for _ in range(self.attempts):
-            area = rng.uniform(self.area[0], self.area[1]) * frame_height * frame_width
+            area = rng.uniform(self.area[0], self.area[1]) * rows * columns
             aspect = rng.uniform(self.aspect[0], self.aspect[1])
             height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < height <= frame_height and 0 < width <= frame_width:
-                top, left = (
-                    rng.integers(frame_height - height + 1),
-                    rng.integers(frame_width - width + 1),
-                )
+            if 0 < height <= rows and 0 < width <= columns:
+                top, left = rng.integers(rows - height + 1), rng.integers(columns - width + 1)
                 return int(top), int(left), height, width
         return 0, 0, 0, 0
 
 
 class Blank:
-    """Every pixel 0, the joints as they are: a control that leaves the network nothing but skeletons."""
+    """Set all pixels to 0 and keep the joints: a control with skeletons alone."""
 
     def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
         return replace(clip, frames=np.zeros_like(clip.frames))
 
 
 def build_transforms(cfg, is_train: bool) -> Compose:
-    """The transforms that fast-reid's INPUT section asks for.
+    """The transforms of fast-reid's INPUT section.
 
     Raises:
-        UserError: it asks for one that there is not for clips.
+        UserError: a value is invalid or an augmentation is not available for clips.
     """
     for name in ("CROP", "CJ", "AFFINE", "AUTOAUG", "AUGMIX", "RPT"):
         if cfg.INPUT[name].ENABLED:
-            raise UserError(
-                f"INPUT.{name}.ENABLED: this augmentation is not available for clips, set it to False"
-            )
+            raise UserError(f"INPUT.{name}.ENABLED is not available for clips: set it to False")
     key = "SIZE_TRAIN" if is_train else "SIZE_TEST"
     size = list(cfg.INPUT[key])
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
@@ -224,29 +208,30 @@ def build_transforms(cfg, is_train: bool) -> Compose:
     if cfg.INPUT.PADDING.ENABLED:
         if cfg.INPUT.PADDING.MODE != "constant":
             raise UserError(
-                f"INPUT.PADDING.MODE '{cfg.INPUT.PADDING.MODE}' is not available for clips, use 'constant'"
+                f"INPUT.PADDING.MODE {cfg.INPUT.PADDING.MODE} is not available: use constant"
             )
         if cfg.INPUT.PADDING.SIZE < 0:
             raise UserError(
-                f"INPUT.PADDING.SIZE is {cfg.INPUT.PADDING.SIZE}: give a number of pixels, 0 or more"
+                f"INPUT.PADDING.SIZE is {cfg.INPUT.PADDING.SIZE}: give 0 or more pixels"
             )
         transforms.append(PadCrop(cfg.INPUT.PADDING.SIZE, shared=shared))
     if cfg.INPUT.REA.ENABLED:
         rea = cfg.INPUT.REA
         if len(rea.AREA) != 2 or not 0 < rea.AREA[0] <= rea.AREA[1] <= 1:
             raise UserError(
-                f"INPUT.REA.AREA is {list(rea.AREA)}: give [low, high], shares of the image, 0 < low <= high"
+                f"INPUT.REA.AREA is {list(rea.AREA)}: give two shares, 0 < low <= high <= 1"
             )
         transforms.append(RandomErasing(rea.PROB, rea.AREA, value=rea.VALUE))
-    if cfg.INPUT.FLIP.ENABLED:  # last, where a mirrored view is free
+    if cfg.INPUT.FLIP.ENABLED:  # last, because a mirrored view costs nothing
         transforms.append(HorizontalFlip(cfg.INPUT.FLIP.PROB, shared=shared))
     return Compose(transforms)
 
 
 def _move(clip: Clip, positions: np.ndarray) -> np.ndarray:
-    """The clip's joints with x, y [T,V,2] of the frames that have a skeleton replaced."""
+    """The clip's joints at new `positions` [T,V,2]; missing joints stay as they are."""
     joints = clip.joints.copy()
-    joints[clip.present, :, :2] = positions[clip.present]
+    found = clip.present[:, None] & clip.joints.any(axis=-1)
+    joints[found, :2] = positions[found]
     return joints
 
 

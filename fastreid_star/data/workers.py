@@ -1,4 +1,4 @@
-"""What loading processes need so that they neither hang nor get in each other's way."""
+"""Settings and error messages of the processes that load data."""
 
 from __future__ import annotations
 
@@ -8,59 +8,65 @@ import time
 
 import torch
 
-from fastreid_star.errors import causes
+from fastreid_star.errors import UserError, causes
+
+TIMEOUT = 600  # seconds that a loader with workers waits for a batch
+
+_CURES = {
+    r"[Bb]us error|shared memory\(shm\)|unable to write to file </torch_": (
+        "the loading workers found no room in shared memory (/dev/shm): lower "
+        "DATALOADER.NUM_WORKERS, or give the container more (docker run --shm-size 16g)"
+    ),
+    r"DataLoader timed out": (
+        f"the loading workers gave no batch for {TIMEOUT} seconds: check the disk and the free "
+        "shared memory (/dev/shm), or lower DATALOADER.NUM_WORKERS"
+    ),
+    r"DataLoader worker \(pid.*(killed|exited)|unable to open shared memory object": (
+        "a loading worker was killed{signal}, as the system does when memory runs out: lower "
+        "DATALOADER.NUM_WORKERS, or give the run more memory; a training continues with --resume"
+    ),
+}
 
 
 def ready_to_fork() -> None:
-    """Have OpenCV stop the threads that it may have started in this process: call it before workers are forked.
+    """Stop OpenCV's threads in this process; call it before workers are forked.
 
-    A fork does not take threads along, and a worker whose OpenCV believes in its parent's waits for them for ever.
+    A forked worker does not have these threads and would wait for them for ever.
     """
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(1)
 
 
 def one_thread(worker: int) -> None:
-    """For ``worker_init_fn``. Workers are the parallelism: one that starts threads of its own only hinders the others.
-
-    OpenCV has been told by :func:`ready_to_fork`; in a forked process it must not be told again.
-    """
+    """A ``worker_init_fn``: one thread per worker, as the workers are the parallelism."""
     torch.set_num_threads(1)
 
 
 def why_lost(error: BaseException) -> str | None:
-    """What became of a loading worker and what to do, in one line; None for an error that tells of none.
-
-    torch tells of a worker that is gone wherever the process stands at that moment, in the midst of a step too.
-    """
-    if isinstance(
-        error, (ConnectionError, EOFError)
-    ):  # it was gone before it had handed over a batch
+    """Why a loading worker failed, with a cure, as one line; None for any other error."""
+    if isinstance(error, ConnectionError | EOFError):  # the worker ended before it sent a batch
         try:
-            time.sleep(
-                2
-            )  # for the signal that a child has ended, in whose handler torch raises the reason
-        except RuntimeError as told:
-            error = told
+            time.sleep(2)  # torch's handler of the child's signal raises the reason
+        except RuntimeError as raised:
+            error = raised
         else:
-            return _KILLED.format("")
+            return list(_CURES.values())[-1].format(signal="")
     if not isinstance(error, RuntimeError):
         return None
-    text = " ".join(str(cause) for cause in causes(error))  # the first of several knows the signal
-    if re.search(r"[Bb]us error|shared memory\(shm\)|unable to write to file </torch_", text):
-        return (
-            "the loading workers found no room in shared memory (/dev/shm): lower DATALOADER.NUM_WORKERS, or give the "
-            "machine more (docker run --shm-size 16g)"
-        )
-    if re.search(
-        r"DataLoader worker \(pid.*(killed|exited)|unable to open shared memory object", text
-    ):
-        signal = re.search(r"killed by signal: (\w+)", text)
-        return _KILLED.format(f" ({signal[1]})" if signal else "")
+    text = " ".join(str(cause) for cause in causes(error))  # the first one names the signal
+    for pattern, line in _CURES.items():
+        if re.search(pattern, text):
+            signal = re.search(r"killed by signal: (\w+)", text)
+            return line.format(signal=f" ({signal[1]})" if signal else "")
     return None
 
 
-_KILLED = (
-    "a loading worker was killed{}, as the system does where memory runs out: lower DATALOADER.NUM_WORKERS, or give "
-    "the job more memory; training goes on from its last checkpoint with --resume"
-)
+def one_line(error: BaseException) -> UserError | None:
+    """The :class:`UserError` for an exception of a loader; None if it is a bug.
+
+    torch puts the worker's traceback in front of a UserError from a worker.
+    """
+    if isinstance(error, UserError):
+        return UserError(str(error).strip().splitlines()[-1].rpartition("UserError: ")[2])
+    line = why_lost(error)
+    return None if line is None else UserError(line)

@@ -29,7 +29,7 @@ from fastreid_star.data.build import (
     open_store,
     shown_with,
 )
-from fastreid_star.data.images import BrokenImage, read_frame
+from fastreid_star.data.io import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import what_is_wrong
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import build_transforms
@@ -168,7 +168,7 @@ def _unmatched(what: str, queries: list, gallery: list, *, other_camera: bool) -
 def batches(run: Run) -> Iterator[Problem]:
     """Too few identities for a batch, or a batch that is not made of whole identities."""
     cfg = run.cfg
-    if not run.training:
+    if not run.training or run.kind is None:
         return
     data = run.datasets(cfg.DATASETS.NAMES)
     yield from _clip_batches(run) if run.video else _image_batches(run)

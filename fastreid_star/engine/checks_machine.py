@@ -43,8 +43,8 @@ def pretrained(run: Run) -> Iterator[Problem]:
     needed = run.training and node.PRETRAIN and node.PRETRAIN_PATH
     if needed and not os.path.isfile(node.PRETRAIN_PATH):
         yield Problem(
-            f"the pretrained weights {node.PRETRAIN_PATH} of {node.NAME} {node.DEPTH} do not exist: set "
-            "MODEL.BACKBONE.PRETRAIN_PATH to a file, or MODEL.BACKBONE.PRETRAIN False"
+            f"the pretrained weights {node.PRETRAIN_PATH} of {node.NAME} {node.DEPTH} do not "
+            "exist: set MODEL.BACKBONE.PRETRAIN_PATH to a file, or MODEL.BACKBONE.PRETRAIN False"
         )
 
 
@@ -56,13 +56,14 @@ def output(run: Run) -> Iterator[Problem]:
 
 
 def shared_memory(run: Run) -> Iterator[Problem]:
-    """There is enough shared memory for the loader workers; the system kills a worker that finds none."""
+    """There is enough shared memory; the system kills a loader worker that finds none."""
     if run.cfg.DATALOADER.NUM_WORKERS > 0 and run.video and os.path.isdir(SHARED_MEMORY):
         needed, free = bytes_of_workers(run), shutil.disk_usage(SHARED_MEMORY).free
         if needed > free:
             yield Problem(
-                f"the loader workers may use {needed / 2**20:,.0f} MiB of {SHARED_MEMORY}, which has "
-                f"{free / 2**20:,.0f} MiB: lower DATALOADER.NUM_WORKERS, or enlarge it (docker run --shm-size)",
+                f"the loader workers may use {needed / 2**20:,.0f} MiB of {SHARED_MEMORY}, which "
+                f"has {free / 2**20:,.0f} MiB: lower DATALOADER.NUM_WORKERS, or enlarge it (docker "
+                "run --shm-size)",
                 fatal=False,
             )
 
@@ -102,7 +103,8 @@ def little_room(
 
     Args:
         cfg: the config of the run.
-        model, optimizer: their states are in each checkpoint. The optimizer is counted as after its first step.
+        model, optimizer: their states are in each checkpoint. The optimizer is counted as after its
+            first step.
     """
     checkpoints = 2 + cfg.SOLVER.CHECKPOINT_KEEP  # model_best, model_final and model_last
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
@@ -113,8 +115,9 @@ def little_room(
     if needed <= free:
         return None
     return (
-        f"the checkpoints of this run need about {needed / 2**20:,.0f} MiB, and the disk of OUTPUT_DIR "
-        f"{cfg.OUTPUT_DIR} has {free / 2**20:,.0f} MiB: free some space, or the run will end when it is full"
+        f"the checkpoints of this run need about {needed / 2**20:,.0f} MiB, and the disk of "
+        f"OUTPUT_DIR {cfg.OUTPUT_DIR} has {free / 2**20:,.0f} MiB: free some space, or the run "
+        "will end when it is full"
     )
 
 

@@ -29,8 +29,9 @@ _merge_from_file, _merge_from_list = CfgNode.merge_from_file, CfgNode.merge_from
 def load_config(path: str = "", opts: Sequence[str] | None = None) -> CfgNode:
     """fast-reid's default config, changed by a file and by options.
 
-    The packages of ``--import`` and those that the file names in IMPORTS are imported first, because they may add keys,
-    and are recorded in IMPORTS. A negative SEED is replaced by a new one, so that the saved config repeats the run.
+    The packages of ``--import`` and those that the file names in IMPORTS are imported first,
+    because they may add keys, and are recorded in IMPORTS. A negative SEED is replaced by a new
+    one, so that the saved config repeats the run.
 
     Args:
         path: a YAML file, see :func:`config_path`; empty: no file.
@@ -40,7 +41,8 @@ def load_config(path: str = "", opts: Sequence[str] | None = None) -> CfgNode:
         the config, frozen.
 
     Raises:
-        UserError: the file or a key does not exist, a value has the wrong type, or a package cannot be imported.
+        UserError: the file or a key does not exist, a value has the wrong type, or a package cannot
+            be imported.
     """
     if path:
         path = config_path(path)
@@ -97,8 +99,9 @@ def import_packages(names: Iterable[str]) -> None:
             importlib.import_module(name)
         except Exception as error:  # the user's own code can raise any error
             raise UserError(
-                f"cannot import {name} ({type(error).__name__}: {_shortened(str(error))}), a package of --import or "
-                "IMPORTS: start in the folder that contains it, or add that folder to PYTHONPATH"
+                f"cannot import {name} ({type(error).__name__}: {_shortened(str(error))}), a "
+                "package of --import or IMPORTS: start in the folder that contains it, or add "
+                "that folder to PYTHONPATH"
             ) from error
 
 
@@ -148,7 +151,7 @@ def _update(content: dict[str, Any], changes: dict[str, Any]) -> None:
 def merge_options(cfg: CfgNode, cfg_list: Sequence[str]) -> None:
     """fast-reid's ``cfg.merge_from_list``, with every error in one line.
 
-    A whole number is accepted for a float, and a word for a list of words: ``DATASETS.NAMES HITSZVCM``.
+    A whole number is accepted for a float, and a word for a list, as in DATASETS.NAMES HITSZVCM.
 
     Raises:
         UserError: as :func:`load_config`.

@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from fastreid_star.data.folders import is_video
-from fastreid_star.data.images import BrokenImage, read_frame
-from fastreid_star.data.video import read_video
+from fastreid_star.data.io import BrokenImage, read_frame, read_video
 from fastreid_star.engine.feature_sets import PICTURE
 from fastreid_star.engine.gallery import Gallery
 from fastreid_star.engine.ranked_lists import Answer

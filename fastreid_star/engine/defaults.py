@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -39,16 +40,17 @@ _KEY = re.compile(r"[A-Z]\w*(\.\w+)+")
 
 
 class ConfigArgumentParser(argparse.ArgumentParser):
-    """An argument parser with config options: flags and ``KEY VALUE`` or ``KEY=VALUE`` in any order.
+    """An argument parser with flags and config options in any order.
 
-    The parsed options are in ``args.opts`` as ``[KEY, VALUE, KEY, VALUE, ...]``.
+    Options are written ``KEY VALUE`` or ``KEY=VALUE`` and parsed to ``args.opts`` as ``[KEY, VALUE,
+    KEY, VALUE, ...]``.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.add_argument_group(
             "config options",
-            "KEY VALUE or KEY=VALUE, in any order with the flags; quote lists: SOLVER.STEPS '[40, 70]'",
+            "KEY VALUE or KEY=VALUE before or behind the flags; lists as SOLVER.STEPS '[40, 70]'",
         )
 
     def parse_known_args(self, args=None, namespace=None):
@@ -63,8 +65,8 @@ class ConfigArgumentParser(argparse.ArgumentParser):
         for word in rest:
             if not word.startswith("-"):
                 raise UserError(
-                    f"{word} is neither a flag nor a config key{nearest_key(word, get_cfg())}; write KEY VALUE or "
-                    "KEY=VALUE, and quote values that contain blanks"
+                    f"{word} is neither a flag nor a config key{nearest_key(word, get_cfg())}; "
+                    "write KEY VALUE or KEY=VALUE, and quote values that contain blanks"
                 )
         return namespace, rest
 
@@ -84,8 +86,9 @@ class ConfigArgumentParser(argparse.ArgumentParser):
                     flags.append(words.pop(0))
             elif flags[-1:] == ["--resume"] and not is_key:
                 raise UserError(
-                    f"--resume takes no path: it continues from the last checkpoint in OUTPUT_DIR; write --resume "
-                    f"OUTPUT_DIR {os.path.dirname(word) if os.path.isfile(word) else word}"
+                    "--resume takes no path: it continues from the last checkpoint in OUTPUT_DIR; "
+                    "write --resume OUTPUT_DIR "
+                    f"{os.path.dirname(word) if os.path.isfile(word) else word}"
                 )
             elif is_key and equals:
                 opts += [key, value]
@@ -99,7 +102,7 @@ class ConfigArgumentParser(argparse.ArgumentParser):
 
 
 class _Import(argparse.Action):
-    """Import a package when its flag is parsed: before any config is read, in unmodified scripts too."""
+    """Import a package when its flag is parsed, which is before any config is read."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         import_packages([values])
@@ -112,8 +115,8 @@ def argument_parser(description: str, *, for_script: bool = False) -> ConfigArgu
 
     Args:
         description: the first line of ``--help``.
-        for_script: the arguments that scripts written for fast-reid expect: the number of devices is in ``num_gpus``,
-            and ``--config-file`` is optional.
+        for_script: the arguments that scripts written for fast-reid expect: the number of devices
+            is in ``num_gpus``, and ``--config-file`` is optional.
     """
     parser = ConfigArgumentParser(description=description)
     add = parser.add_argument
@@ -122,7 +125,7 @@ def argument_parser(description: str, *, for_script: bool = False) -> ConfigArgu
         required=not for_script,
         default="",
         metavar="FILE",
-        help="a YAML file, or the name of a config of the project, such as Synthetic/STAR_small.yml",
+        help="a YAML file, or a config of the project, such as Synthetic/STAR_small.yml",
     )
     add("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
     add(
@@ -155,7 +158,7 @@ def add_import_flag(parser: argparse.ArgumentParser) -> None:
         dest=argparse.SUPPRESS,
         default=argparse.SUPPRESS,
         metavar="PACKAGE",
-        help="import a package of yours, which registers models, losses or datasets; may be repeated",
+        help="a package of yours that adds models, losses or datasets; may be repeated",
     )
 
 
@@ -173,8 +176,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Make OUTPUT_DIR and start the log there; fast-reid's function of this name.
 
-    The terminal shows a few lines, and ``log.txt`` contains the whole config as well. The trainer saves config.yaml
-    after all checks have passed.
+    The terminal shows a few lines, and ``log.txt`` contains the whole config as well. The trainer
+    saves config.yaml after all checks have passed.
 
     Args:
         cfg: a complete config. All processes get the SEED of the main process.
@@ -206,17 +209,18 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     logging.getLogger("fastreid.engine.train_loop").addFilter(_without_traceback)
     chosen = devices.choose_device(cfg.MODEL.DEVICE, comm.get_local_rank())
     found = versions()
-    logger.info(f"Command line: {' '.join(sys.argv)}")
+    logger.info(f"Command line: {shlex.join(sys.argv)}")
     logger.info(
-        f"Python {platform.python_version()}, torch {torch.__version__}, fastreid {found['fastreid']}, "
-        f"fastreid-star {found['fastreid-star']}; {comm.get_world_size()} process(es) on {devices.describe(chosen)}"
+        f"Python {platform.python_version()}, torch {torch.__version__}, fastreid "
+        f"{found['fastreid']}, fastreid-star {found['fastreid-star']}; {comm.get_world_size()} "
+        f"process(es) on {devices.describe(chosen)}"
     )
     logger.info(f"Output folder: {os.path.abspath(cfg.OUTPUT_DIR)}; seed {cfg.SEED}")
     logger.debug(f"Config:\n{cfg}")
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """A log filter: the traceback of an error that is explained in one line is written to log.txt only."""
+    """A log filter: tracebacks of errors that one line explains are written to log.txt only."""
     error = record.exc_info[1] if record.exc_info else None
     if error is not None:
         line = str(error) if isinstance(error, UserError) else explain(error)
@@ -227,10 +231,10 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run the main function of a command, and end it with one line and status 2 for an error that the user can fix.
+    """Run the main function of a command; an error that the user can fix ends it in one line.
 
-    Such an error is a :class:`UserError` or a failure of the machine, such as a full disk. Ctrl-C ends it with
-    status 130. A process of several leaves the line to the process that has started it.
+    The status is 2 for such an error, a :class:`UserError` or a failure of the machine such as a
+    full disk, and 130 for Ctrl-C. One of several processes leaves the line to their launcher.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain any bytes

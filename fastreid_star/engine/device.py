@@ -1,6 +1,7 @@
 """The only module that knows device names: npu (torch_npu), cuda and cpu behind a few functions.
 
-There is no silent fallback: a requested device that cannot be used raises a :class:`UserError` with cause and cure.
+There is no silent fallback: a requested device that cannot be used raises a :class:`UserError` with
+cause and cure.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the device of this process and make it the current one.
 
     Args:
-        name: ``auto`` (the first usable one of npu, cuda, cpu) or one of these, with or without an index.
+        name: ``auto`` (the first usable one of npu, cuda, cpu) or one of these, with or without an
+            index.
         local_rank: the index of the device on this machine, if the name has none.
 
     Raises:
@@ -68,14 +70,14 @@ def why_unusable(kind: str) -> str | None:
         if torch.cuda.is_available():
             return None
         if torch.version.cuda is None:
-            return "MODEL.DEVICE cuda: this torch is built without CUDA; install a CUDA build, or use MODEL.DEVICE cpu"
+            return "MODEL.DEVICE cuda: this torch is built without CUDA; install a CUDA build"
         return "MODEL.DEVICE cuda: no GPU is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES"
     return _why_no_npu()
 
 
 def _why_no_npu() -> str | None:
     if importlib.util.find_spec("torch_npu") is None:
-        return "MODEL.DEVICE npu: torch_npu is not installed; install the release with torch's version number"
+        return "MODEL.DEVICE npu: torch_npu is not installed; install torch's release of it"
     try:
         torch_npu = importlib.import_module("torch_npu")
     except (ImportError, OSError, RuntimeError) as error:
@@ -104,7 +106,7 @@ def collective_backend(name: str) -> str:
 
 
 def device_count(name: str) -> int | None:
-    """The number of devices of this machine; None for the CPU, which any number of processes can share."""
+    """The number of devices of this machine; None for the CPU, which processes can share."""
     kind, _ = _kind_and_index(name)
     return None if kind == "cpu" else _module(kind).device_count()
 
@@ -121,12 +123,14 @@ def configure(
 
     Args:
         device: the current device.
-        fast_float32: let convolutions and matrix products round float32 inputs: TF32 on a GPU, HF32 on an NPU, whose
-            own default is to round in convolutions.
-        cudnn_benchmark: GPU only. Let cuDNN measure its algorithms and use the fastest one for each shape.
-        jit_compile: NPU only. Compile operators for each new shape; False: use the precompiled ones.
-        internal_format: NPU only. Allow the chip's own memory layouts (FRACTAL_Z and others) for weights. Checkpoints,
-            DDP's buckets and channels-last need plain layouts.
+        fast_float32: let convolutions and matrix products round float32 inputs: TF32 on a GPU, HF32
+            on an NPU, whose own default is to round in convolutions.
+        cudnn_benchmark: GPU only. Let cuDNN measure its algorithms and use the fastest one for each
+            shape.
+        jit_compile: NPU only. Compile operators for each new shape; False: use the precompiled
+            ones.
+        internal_format: NPU only. Allow the chip's own memory layouts (FRACTAL_Z and others) for
+            weights. Checkpoints, DDP's buckets and channels-last need plain layouts.
     """
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = fast_float32
@@ -146,7 +150,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The largest number of bytes that tensors have used on the device; None for the CPU, where it is not counted."""
+    """The most bytes that tensors have used on the device; None for the CPU: not counted."""
     return None if device.type == "cpu" else _module(device.type).max_memory_allocated(device)
 
 
@@ -158,7 +162,7 @@ def describe(device: torch.device) -> str:
 
 
 def inventory() -> dict[str, str]:
-    """Versions of the libraries below torch: CUDA, torch_npu and CANN, as far as they are installed."""
+    """Versions of CUDA, torch_npu and CANN, as far as they are installed."""
     found = {}
     if torch.version.cuda is not None:
         found["CUDA"] = torch.version.cuda

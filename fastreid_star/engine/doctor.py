@@ -1,4 +1,4 @@
-"""Report whether this machine is ready to train: versions, devices, a training step, an all-reduce, and a run's config.
+"""Report whether this machine, and a run, are ready to train.
 
 Run as a program by several processes, this module is the all-reduce: ``doctor.py DEVICE FOLDER``.
 """
@@ -33,7 +33,7 @@ CLIPS, LENGTH, SIZE = 8, 4, (64, 32)
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: a name, and True (ready), False (must be fixed) or None (not needed)."""
+    """One line of the report. `good`: ready; False: must be fixed; None: not needed."""
 
     name: str
     good: bool | None
@@ -115,9 +115,11 @@ def tiny_config(device: str) -> CfgNode:
     cfg.MODEL.BACKBONE.DEPTH = "tiny"
     cfg.MODEL.BACKBONE.FEAT_DIM = 0
     cfg.MODEL.HEADS.NAME = "GATGeMHead"
+    cfg.MODEL.FRAME_CORRECTOR.NAME = "SkeletonFrameCorrector"
     cfg.MODEL.HEADS.NUM_CLASSES = 2
     cfg.MODEL.LOSSES.NAME = (
-        "CrossEntropyLoss", "TripletLoss", "StyleAttackLoss", "StyleDefenseLoss", "SkeletonConsistencyLoss"
+        "CrossEntropyLoss", "TripletLoss", "StyleAttackLoss", "StyleDefenseLoss",
+        "SkeletonConsistencyLoss",
     )  # fmt: skip
     cfg.INPUT.SIZE_TRAIN = list(SIZE)
     cfg.SOLVER.BASE_LR = 0.01

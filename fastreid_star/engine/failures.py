@@ -1,4 +1,4 @@
-"""Failures of the machine, each explained in one line: memory, disk space, open files and loader workers."""
+"""Failures of the machine, each explained in one line: memory, disks, files, loader workers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def in_one_line(device: str = "") -> Iterator[None]:
     """A context that raises an error which :func:`explain` knows as a :class:`UserError`.
 
     Args:
-        device: ``MODEL.DEVICE``. The message for lack of memory then names the largest amount that was in use on it.
+        device: ``MODEL.DEVICE``, whose peak is added to the message for lack of memory.
     """
     try:
         yield
@@ -64,8 +64,9 @@ def _memory(error: BaseException) -> str | None:
         return None
     size = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", text)
     return (
-        f"out of memory{f', {size[1]} more were requested' if size else ''}: lower SOLVER.IMS_PER_BATCH (in a test "
-        "TEST.IMS_PER_BATCH), INPUT.CLIP.LENGTH or INPUT.SIZE_TRAIN, use more devices, or set SOLVER.AMP.ENABLED True"
+        f"out of memory{f', {size[1]} more were requested' if size else ''}: lower "
+        "SOLVER.IMS_PER_BATCH (in a test TEST.IMS_PER_BATCH), INPUT.CLIP.LENGTH or "
+        "INPUT.SIZE_TRAIN, use more devices, or set SOLVER.AMP.ENABLED True"
     )
 
 
@@ -80,8 +81,8 @@ def _disk(error: BaseException) -> str | None:
     cure = "free some space" if number in _FULL else "check the disk or write to another one"
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     return (
-        f"{where}{os.strerror(number)}: {cure}. Files saved before are complete, and a training continues from its "
-        "last checkpoint with --resume"
+        f"{where}{os.strerror(number)}: {cure}. Files saved before are complete, and a training "
+        "continues from its last checkpoint with --resume"
     )
 
 

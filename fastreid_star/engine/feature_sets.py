@@ -15,7 +15,7 @@ from fastreid_star.data.build import build_dataset, open_store
 from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.folders import tracklets_at
 from fastreid_star.data.skeletons import SkeletonStore
-from fastreid_star.data.tracklet_input import TrackletInput, as_modality
+from fastreid_star.data.tracklets import TrackletInput, as_modality
 from fastreid_star.engine.fingerprint import Fingerprint
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole

@@ -25,7 +25,7 @@ import faiss
 import numpy as np
 import torch
 
-from fastreid_star.data.tracklet_input import as_modality
+from fastreid_star.data.tracklets import as_modality
 from fastreid_star.engine.fingerprint import Fingerprint
 from fastreid_star.engine.gallery_files import (
     INDEX_FILE,

@@ -15,12 +15,12 @@ from fastreid.utils import comm
 
 # SIGUSR1 is what Slurm is usually asked to send before it ends a job
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-# Seconds in which further signals count as the first one: a terminal, a cluster and a launcher may each send theirs.
+# Seconds in which more signals count as the first: terminal, cluster and launcher each send one.
 ONE_AND_THE_SAME = 2.0
 
 
 class Interrupted(SystemExit):
-    """A signal has ended the run, and its state is saved. The exit status is 128 + the number of the signal."""
+    """A signal has ended the run, whose state is saved. The status is 128 + its number."""
 
     def __init__(self, number: int):
         super().__init__(128 + number)
@@ -28,10 +28,10 @@ class Interrupted(SystemExit):
 
 
 class SignalCatcher:
-    """A context in which the first signal is only recorded and a second one ends the process at once.
+    """A context that records the first signal; a second one ends the process at once.
 
-    Signals that were ignored before, such as SIGHUP under ``nohup``, stay ignored. Python handles signals in the main
-    thread only: in another thread this context does nothing.
+    Signals that were ignored before, such as SIGHUP under ``nohup``, stay ignored. Python handles
+    signals in the main thread only: in another thread this context does nothing.
 
     Attributes:
         number: the number of the first signal; 0: no signal came.
@@ -76,8 +76,9 @@ class SignalCatcher:
 class Interruption(SignalCatcher):
     """The signals of one training process. All processes agree on the step after which they end.
 
-    Each step starts a maximum of one number over gloo, and the next step reads it. No process waits for another, and
-    all read the same number. A single process ends after the step in which the signal came.
+    Each step starts a maximum of one number over gloo, and the next step reads it. No process waits
+    for another, and all read the same number. A single process ends after the step in which the
+    signal came.
     """
 
     active = False  # whether this process is in such a context
@@ -97,11 +98,11 @@ class Interruption(SignalCatcher):
     def on_first(self, number: int) -> None:
         if comm.is_main_process():
             name = signal.Signals(number).name
-            line = f"{name}: the run saves a checkpoint and ends after this step; a second signal ends it at once\n"
-            os.write(2, line.encode())
+            line = f"{name}: the run ends after this step, with a checkpoint; again: at once"
+            os.write(2, f"{line}\n".encode())
 
     def after_step(self) -> int:
-        """The signal after which all processes end now, or 0. Every process calls this after every step."""
+        """The signal that ends all processes now, or 0. Every process calls it after each step."""
         if comm.get_world_size() == 1:
             return self.number
         number = self._receive()
@@ -131,7 +132,8 @@ class Interruption(SignalCatcher):
 def _leave_process_group() -> None:
     """Protect loader workers from signals to the whole process group, from a terminal or a cluster.
 
-    A worker that such a signal ends would end the training before its checkpoint. Workers end with the trainer.
+    A worker that such a signal ends would end the training before its checkpoint. Workers end with
+    the trainer.
     """
     if Interruption.active:
         os.setpgid(0, 0)

@@ -1,4 +1,4 @@
-"""Run a program in one process per device, with torch's elastic launcher or under torchrun and srun."""
+"""Run a program in one process per device: torch's elastic launcher, torchrun or srun."""
 
 from __future__ import annotations
 
@@ -42,22 +42,25 @@ def launch(
 ) -> object:
     """Run ``main(*args)`` in one process per device.
 
-    Under torchrun or srun the processes exist already: each joins the process group and calls `main`. Otherwise, for
-    more than one device, the command line of this program is run again in one process per device. The code before
-    this call runs in all of them; they end when `main` returns, and only the first process continues after this call.
+    Under torchrun or srun the processes exist already: each joins the process group and calls
+    `main`. Otherwise, for more than one device, the command line of this program is run again in
+    one process per device. The code before this call runs in all of them; they end when `main`
+    returns, and only the first process continues after this call.
 
     Args:
         main: the function to run.
         num_devices: devices, and processes, of this machine.
         device: ``MODEL.DEVICE``.
-        num_machines, machine_rank, dist_url: as in fast-reid. ``auto`` takes a free port of this machine.
+        num_machines, machine_rank, dist_url: as in fast-reid. ``auto`` takes a free port of this
+            machine.
         args: the arguments of `main`.
 
     Returns:
         the result of `main` where it ran in this process.
 
     Raises:
-        UserError: the number of devices or the address is wrong, or a process has ended with this error.
+        UserError: the number of devices or the address is wrong, or a process has ended with this
+            error.
     """
     process = started_process()
     if process is not None:
@@ -96,7 +99,7 @@ class Process(NamedTuple):
 
 
 def started_process() -> Process | None:
-    """The place of this process if torchrun, srun or :func:`run_command` has started several; else None.
+    """The place of this process among several that were started together, or None.
 
     Raises:
         UserError: RANK and WORLD_SIZE are set, but the place on this machine is unknown.
@@ -107,8 +110,9 @@ def started_process() -> Process | None:
     if tasks > 1 and "RANK" not in env:
         if machines > 1 and "MASTER_ADDR" not in env:
             raise UserError(
-                f"srun has started {tasks} processes on {machines} machines: export MASTER_ADDR and MASTER_PORT "
-                "of the first machine before srun, or start torchrun on each machine"
+                f"srun has started {tasks} processes on {machines} machines: export MASTER_ADDR "
+                "and MASTER_PORT of the first machine before srun, or start torchrun on each "
+                "machine"
             )
         env.setdefault("MASTER_ADDR", "127.0.0.1")
         env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 10000))
@@ -122,8 +126,9 @@ def started_process() -> Process | None:
         local_size = local_size or str(world_size // machines)
     if local_rank is None or local_size is None:
         raise UserError(
-            f"RANK and WORLD_SIZE ({world_size}) are set, but LOCAL_RANK and LOCAL_WORLD_SIZE are not: "
-            "start the program with torchrun, or unset RANK and WORLD_SIZE to run in one process"
+            f"RANK and WORLD_SIZE ({world_size}) are set, but LOCAL_RANK and LOCAL_WORLD_SIZE are "
+            "not: start the program with torchrun, or unset RANK and WORLD_SIZE to run in one "
+            "process"
         )
     return Process(int(env["RANK"]), world_size, int(local_rank), int(local_size))
 
@@ -136,9 +141,10 @@ def run_command(
     machine_rank: int = 0,
     dist_url: str = "auto",
 ) -> None:
-    """Run ``python ARGUMENTS`` in `num_devices` processes with torchrun's environment variables, and wait.
+    """Run ``python ARGUMENTS`` in several processes, and wait for them.
 
-    SIGTERM, SIGINT, SIGHUP and SIGUSR1 are forwarded to the processes. If one process fails, the others are ended.
+    They get torchrun's environment variables. SIGTERM, SIGINT, SIGHUP and SIGUSR1 are forwarded to
+    the processes. If one process fails, the others are ended.
 
     Raises:
         UserError: a process has ended with this error, or the system has killed it.
@@ -213,8 +219,8 @@ def _raise(failures: dict, tracebacks: list[str], num_devices: int) -> NoReturn:
     """Raise the error for processes that failed without a line for the user.
 
     Args:
-        failures: torch's ``ProcessFailure`` of each process that failed, by its number, the first one first. The
-            later ones have lost their peer or were ended by torch.
+        failures: torch's ``ProcessFailure`` of each process that failed, by its number, the first
+            one first. The later ones have lost their peer or were ended by torch.
         tracebacks: of processes that failed, the first one first.
     """
     number, first = next(iter(failures.items()))
@@ -226,8 +232,9 @@ def _raise(failures: dict, tracebacks: list[str], num_devices: int) -> NoReturn:
             name = signal.Signals(-failure.exitcode).name
             hint = ", usually for lack of memory: lower DATALOADER.NUM_WORKERS"
             raise UserError(
-                f"process {number} of {num_devices} was killed ({name}){hint if name == 'SIGKILL' else ''}. Saved "
-                "files are complete: start the same command again, a training with --resume"
+                f"process {number} of {num_devices} was killed "
+                f"({name}){hint if name == 'SIGKILL' else ''}. Saved files are complete: start the "
+                "same command again, a training with --resume"
             )
     print(*tracebacks, f"process {number} of {num_devices} failed", sep="\n", file=sys.stderr)
     sys.exit(1)
@@ -236,7 +243,8 @@ def _raise(failures: dict, tracebacks: list[str], num_devices: int) -> NoReturn:
 def leave_error(text: str, *, traceback: bool = False) -> bool:
     """Leave the error that ends this process to the process that has started it.
 
-    The first process to fail is often one that only lost its peer: the starting process knows which error to print.
+    The first process to fail is often one that only lost its peer: the starting process knows which
+    error to print.
 
     Args:
         text: the line for the user, or a traceback.
@@ -274,7 +282,7 @@ def _refuse_index(device: str, processes: int) -> None:
 def _run_in_group(
     main: Callable[..., object], args: tuple, process: Process, device: str
 ) -> object:
-    """Join the process group, call `main`, and leave the group, also after a signal has ended all processes."""
+    """Join the process group, call `main`, and leave the group, also after a signal."""
     choose_device(device, process.local_rank)
     dist.init_process_group(
         collective_backend(device),
@@ -293,8 +301,9 @@ def _run_in_group(
         result = main(*args)
     except Interrupted as error:
         number = error.number  # the traceback of the error would keep the trainer, and so the group
-    # Not after another error: this process would wait here for processes that wait for it. The threads of a group end
-    # with the last reference to it; a thread that outlives the interpreter can abort a process that has succeeded.
+    # Not after another error: this process would wait here for processes that wait for it. The
+    # threads of a group end with the last reference to it; a thread that outlives the interpreter
+    # can abort a process that has succeeded.
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
     gc.collect()

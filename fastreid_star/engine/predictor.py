@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastreid_star.data.build import DeviceLoader
 from fastreid_star.data.clips import clip_tensors, collate_clips
-from fastreid_star.data.tracklet_input import (
+from fastreid_star.data.tracklets import (
     TrackletInput,
     as_modality,
     check_input,

@@ -52,18 +52,24 @@ class Run:
         return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
     @property
+    def kind(self) -> str | None:
+        """``video`` or ``image``; None: datasets of both kinds, unknown ones, or none."""
+        try:
+            kinds = {is_video_dataset(name) for name in self.dataset_names}
+        except UserError:
+            return None
+        return {True: "video", False: "image"}[kinds.pop()] if len(kinds) == 1 else None
+
+    @property
     def video(self) -> bool:
         """Whether all datasets are known and hold tracklets."""
-        try:
-            return bool(self.dataset_names) and all(map(is_video_dataset, self.dataset_names))
-        except UserError:
-            return False
+        return self.kind == "video"
 
     @functools.cached_property
     def opened(self) -> dict[str, Any]:
         """The datasets by name, or the UserError that explains why one cannot be opened."""
         opened: dict[str, Any] = {}
-        for name in self.dataset_names:
+        for name in self.dataset_names if self.kind else ():
             try:
                 opened[name] = self._open(name)
             except UserError as error:
@@ -82,8 +88,8 @@ class Run:
     def datasets(self, names: Iterable[str]) -> list[Any]:
         """Those of these datasets that can be opened, each once."""
         unique = dict.fromkeys(name for name in names if isinstance(name, str))
-        found = [self.opened[name] for name in unique]
-        return [data for data in found if not isinstance(data, UserError)]
+        found = [self.opened.get(name) for name in unique]
+        return [data for data in found if data is not None and not isinstance(data, UserError)]
 
 
 @contextlib.contextmanager

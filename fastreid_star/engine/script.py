@@ -1,4 +1,4 @@
-"""Run an unmodified training script of fast-reid with this plugin's trainer, launcher and config."""
+"""Run an unmodified fast-reid script with this plugin's trainer, launcher and config."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ from fastreid_star.errors import UserError
 
 
 def run_script(path: str, arguments: list[str]) -> None:
-    """Run a script as ``python path arguments`` would, with the plugin's objects under fast-reid's names.
+    """Run a script as ``python path arguments`` would.
 
-    These names, ``sys.argv`` and ``sys.path[0]`` stay changed until the process ends.
+    fast-reid's names stand for the plugin's objects. These names, ``sys.argv`` and ``sys.path[0]``
+    stay changed until the process ends.
 
     Raises:
         UserError: the script does not exist, or the plugin raises this error while the script runs.
@@ -86,11 +87,11 @@ def script_launch(
 
 
 def device_of(args: tuple) -> str:
-    """MODEL.DEVICE of a script's command line: a script joins the process group before it reads its config.
+    """MODEL.DEVICE of a script's command line, before the script reads its config.
 
     Args:
-        args: the arguments of the script's main function. Those of fast-reid's parser, with ``config_file`` and
-            ``opts``, are read.
+        args: the arguments of the script's main function. Those of fast-reid's parser, with
+            ``config_file`` and ``opts``, are read.
 
     Returns:
         the value in the options, else in the file, else the default.
@@ -114,7 +115,7 @@ def script_optimizer(cfg: CfgNode, model, contiguous: bool = True) -> tuple:
 
 
 def _on_device(build: Callable) -> Callable:
-    """A loader function of fast-reid whose batches are on MODEL.DEVICE; fast-reid's own are on the GPU.
+    """A loader function of fast-reid whose batches are on MODEL.DEVICE.
 
     Without a config among its arguments the batches stay on the host.
     """

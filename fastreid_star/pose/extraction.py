@@ -25,8 +25,7 @@ from fastreid.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from fastreid_star.coco import NUM_JOINTS
-from fastreid_star.data.images import PAUSES, BrokenImage, LostImage, read_frame
-from fastreid_star.data.progress import progress_bar
+from fastreid_star.data.io import PAUSES, BrokenImage, LostImage, progress_bar, read_frame
 from fastreid_star.data.skeletons import (
     INDEX_FILE,
     FlatStore,
@@ -239,8 +238,8 @@ class Extraction:
         first = self.frames.path(rows[0])
         if len(rows) >= SUSPICIOUS and not read:
             raise UserError(
-                f"none of {len(rows)} crops from {first} on can be read ({crops[0].problem}): check "
-                f"the folder and its disk, and {_KEPT}"
+                f"none of {len(rows)} crops from {first} on can be read ({crops[0].problem}): "
+                f"check the folder and its disk, and {_KEPT}"
             )
         finite = np.isfinite(joints).all(axis=(1, 2))
         if len(rows) >= SUSPICIOUS and not finite.any():
@@ -330,7 +329,7 @@ def _manifest(plan: dict, sizes: Counter, missing: dict[str, str]) -> dict:
 
 @dataclass(frozen=True)
 class _Crop:
-    """A crop that is prepared for the network, or why it is not; `lost` if the disk is the reason."""
+    """A crop prepared for the network, or why it is not; `lost` if the disk is the reason."""
 
     prepared: Any
     size: tuple[int, int]

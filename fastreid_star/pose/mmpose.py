@@ -39,7 +39,7 @@ from fastreid_star.pose.estimator import (
 
 @contextlib.contextmanager
 def importable() -> Iterator[None]:
-    """Within this context mmpose can be imported without mmdet and without mmcv's compiled operators.
+    """Within this context mmpose is importable without mmdet and mmcv's compiled operators.
 
     No recent torch has these operators, so mmcv-lite replaces mmcv, and mmdet does not work with
     it. mmpose imports names from both that no top-down network uses: EDPose takes one from

@@ -1,143 +1,241 @@
-"""The report of a run, and of two side by side: one HTML file that needs nothing else."""
+"""Write the report of a run, or of a run and its baseline, as one HTML file."""
 
 from __future__ import annotations
 
-import datetime
-import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
-from fastreid_star.methods.sad import SAD
-from fastreid_star.report import overview, sections
-from fastreid_star.report.comparison import require_comparable
-from fastreid_star.report.gather import Run, differences
-from fastreid_star.report.html import file_name, render
-from fastreid_star.report.pictures import Album
-from fastreid_star.report.ranking import choose_queries, rank_run
-from fastreid_star.report.sections import Evaluated
-from fastreid_star.report.training import training_charts
+from fastreid_star.report import explain, ranking, sections
+from fastreid_star.report.draw import Album
+from fastreid_star.report.page import file_name, make_folder_of, render, write_file
+from fastreid_star.report.ranking import Ranking, choose_queries, rank_run, require_comparable
+from fastreid_star.report.runs import Run, differences, read_run
+from fastreid_star.report.sections import ClipRow, Evaluated
 
 logger = logging.getLogger(__name__)
 
 KINDS = {
     "random": "Random queries",
-    "best": "The best queries, by average precision",
-    "worst": "The worst queries, by average precision",
+    "best": "The best queries by average precision",
+    "worst": "The worst queries by average precision",
 }
-WAYS = {
+TITLES = {
     "I2V": "I2V: infrared queries, visible gallery",
     "V2I": "V2I: visible queries, infrared gallery",
 }
+MOVES = {"better": 1, "equal": 0, "worse": -1}
+
+
+class Pair(NamedTuple):
+    """A query and its most similar match: a title and their positions among the tracklets."""
+
+    title: str
+    query: int
+    match: int
+
+
+def write_report(
+    run: str | Path,
+    baseline: str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    config_file: str = "",
+    options: Sequence[str] = (),
+    queries: int = 2,
+    seed: int = 0,
+    gradcam: bool = True,
+    progress: Callable[[str], None] = logger.info,
+) -> Path:
+    """Write the report of a run.
+
+    Args:
+        run: OUTPUT_DIR of the run.
+        baseline: OUTPUT_DIR of a run to compare it with.
+        output: the HTML file; None: report.html in `run`.
+        config_file: the config of a folder that has no config.yaml.
+        options: ``[KEY, VALUE, ...]``, config keys to change in both runs.
+        queries: number of queries of each kind in each direction.
+        seed: chooses the random queries.
+        gradcam: show Grad-CAM.
+        progress: called with a line before each long step.
+
+    Returns:
+        the file.
+
+    Raises:
+        UserError: weights, config and data do not fit, the runs cannot be compared, or the file
+            cannot be written.
+    """
+    if queries < 1:
+        raise UserError(f"the report needs at least 1 query of each kind, not {queries}")
+    if baseline is not None and "MODEL.WEIGHTS" in options[::2]:
+        raise UserError("MODEL.WEIGHTS names one file, but there are two runs: leave it out")
+    output = Path(output or Path(run) / "report.html")
+    folders = [run] if baseline is None else [run, baseline]
+    runs = [read_run(folder, options, config_file=config_file) for folder in folders]
+    make_folder_of(output)
+    page = build_report(runs, queries=queries, seed=seed, gradcam=gradcam, progress=progress)
+    return write_file(output, page)
 
 
 def build_report(
-    run: Run,
-    other: Run | None = None,
+    runs: Sequence[Run],
     *,
     queries: int = 2,
     seed: int = 0,
-    with_gradcam: bool = True,
-    say: Callable[[str], None] = logger.info,
+    gradcam: bool = True,
+    progress: Callable[[str], None] = logger.info,
 ) -> str:
-    """The page.
-
-    Args:
-        run: what the report is about.
-        other: what it is compared with, such as the baseline; None: nothing.
-        queries: how many of each kind are shown in each direction.
-        seed: of the random ones.
-        with_gradcam: explain similarities by Grad-CAM.
-        say: gets a line before each longer step.
-
-    Raises:
-        UserError: weights, config and data do not fit, the two runs cannot be compared, or Grad-CAM is asked for and
-            its package is missing.
-    """
-    if with_gradcam:
-        require_gradcam(", or add --no-gradcam")
-    names = run_names(run, other)
-    runs = []
-    for each, name in zip([run] if other is None else [run, other], names, strict=True):
-        say(f"{name}: extracting the features of {each.dataset} ...")
-        runs.append(evaluate(each, name))
-    main = runs[0]
-    strangers = [e.name for e in runs if not isinstance(e.model, SAD)]
-    if with_gradcam and strangers:
-        raise UserError(
-            f"Grad-CAM knows this plugin's networks, and {strangers[0]} is none: add --no-gradcam"
-        )
-    if other is not None:
-        require_comparable(main.ranking, runs[1].ranking, names)
-    say("drawing ...")
+    """The HTML of the report of one run, or of two: see :func:`write_report`."""
+    evaluated = []
+    for each, name in zip(runs, run_names(runs), strict=True):
+        progress(f"{name}: extracting the features of {each.dataset} ...")
+        evaluated.append(evaluate(each, name))
+    main, *others = evaluated
+    for other in others:
+        require_comparable(main.ranking, other.ranking, (main.name, other.name))
+    progress("drawing the report ...")
     chosen = {
         way: choose_queries(direction, main.ranking.tracklets, queries, seed + number)
         for number, (way, direction) in enumerate(main.ranking.directions.items())
     }
-    pairs = sections.look_closely(main.ranking, chosen)
+    pairs = choose_pairs(main.ranking, chosen)
     return render(
         "report",
-        names=names,
-        dataset=run.dataset,
-        made=datetime.datetime.now(),
-        ways=WAYS,
+        names=[e.name for e in evaluated],
+        dataset=main.run.dataset,
+        means=[e.metrics["mean/mAP"] for e in evaluated],
+        ways=TITLES,
         kinds=KINDS,
-        columns=overview.columns(main.ranking.results.metrics()),
-        results=sections.result_groups(runs),
+        columns=sections.columns(main.metrics),
+        results=[sections.result_rows(e) for e in evaluated],
         protocol=main.ranking.results.protocol().splitlines(),
         camera_filter=main.ranking.results.camera_filter,
-        facts=[(e.name, overview.facts(e.run, e.parameters)) for e in runs],
-        cmc=sections.cmc_chart(runs),
-        training=[(e.name, training_charts(e.run, e.name)) for e in runs],
-        settings=[(e.name, sections.settings(e.run)) for e in runs],
-        between=[] if other is None else differences(other.trained, run.trained),
+        facts=[(e.name, sections.facts(e)) for e in evaluated],
+        cmc=sections.cmc_chart(evaluated),
+        training=sections.training_charts({e.name: e.run for e in evaluated}),
+        untrained=[e.name for e in evaluated if e.run.history is None],
+        settings=[(e.name, sections.settings(e.run)) for e in evaluated],
+        between=[differences(e.run.trained, main.run.trained) for e in others],
         skeletons=main.album.has_skeletons,
-        long_clips=main.album.long,
-        ranked=sections.ranked_lists(main, chosen),
-        looked=sections.look_into(main, pairs),
-        explained=sections.explain_pairs(runs, pairs) if with_gradcam else None,
-        distributions=sections.distribution_charts(runs),
-        cameras=[(e.name, sections.camera_tables(e)) for e in runs],
-        confused=sections.confusions(main, queries),
-        compared=None if other is None else sections.compare(main, runs[1], queries),
+        ranked=ranked_rows(main, chosen),
+        looked=look(main, pairs),
+        explained=gradcam_pairs(evaluated, pairs) if gradcam else None,
+        distributions=sections.distribution_charts(evaluated),
+        embeddings=sections.embedding_charts(evaluated),
+        cameras=[(e.name, sections.camera_tables(e)) for e in evaluated],
+        confused={
+            way: sections.confused_rows(main, direction, queries)
+            for way, direction in main.ranking.directions.items()
+        },
+        compared=compare(main, others[0], queries) if others else None,
     )
 
 
 def evaluate(run: Run, name: str) -> Evaluated:
-    """Load a run's weights and rank its test set.
+    """Load the weights of a run and rank its test set.
 
     Raises:
         UserError: weights, config and data do not fit.
     """
     model = load_trained(run.cfg, str(run.weights.path))
-    ranking = rank_run(run.cfg, run.dataset, model)
-    album = Album(ranking.dataset, min_score=run.cfg.MODEL.STAR.SCORE_THRESHOLD)
-    return Evaluated(run, name, model, ranking, album)
+    found = rank_run(run.cfg, run.dataset, model)
+    return Evaluated(run, name, model, found, Album(found.dataset))
 
 
-def run_names(run: Run, other: Run | None) -> tuple[str, ...]:
-    """What the report calls the runs: their folders' names, with the folder above where these are the same."""
-    if other is None:
-        return (run.name,)
-    if run.name != other.name:
-        return run.name, other.name
-    return tuple(f"{file_name(each.folder.resolve().parent)}/{each.name}" for each in (run, other))
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """The names of the folders, with the parent folder if two are equal."""
+    names = [run.name for run in runs]
+    if len(set(names)) == len(names):
+        return names
+    parents = [file_name(run.folder.resolve().parent) for run in runs]
+    return [f"{parent}/{name}" for parent, name in zip(parents, names, strict=True)]
 
 
-def require_gradcam(way_out: str = "") -> None:
-    """Say before anything is computed that a package is missing which explains similarities.
+def choose_pairs(found: Ranking, chosen: Mapping[str, Mapping[str, Sequence[int]]]) -> list[Pair]:
+    """The first random query of each direction with its most similar match."""
+    pairs = []
+    for way, kinds in chosen.items():
+        direction, row = found.directions[way], kinds["random"][0]
+        column = direction.best_right(row)
+        rank = direction.rank_of(row, column)
+        title = f"{way}: a random query and its first match, at rank {rank}"
+        pairs.append(Pair(title, int(direction.queries[row]), int(direction.gallery[column])))
+    return pairs
 
-    Args:
-        way_out: what else the user may do.
 
-    Raises:
-        UserError: one is.
-    """
-    missing = [
-        name for name in ("pytorch_grad_cam", "ttach") if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        raise UserError(
-            f"Grad-CAM needs {' and '.join(missing)}: pip install --no-deps grad-cam ttach{way_out}"
-        )
+def ranked_rows(
+    e: Evaluated, chosen: Mapping[str, Mapping[str, Sequence[int]]]
+) -> dict[str, dict[str, list[ClipRow]]]:
+    """The ranked lists by direction and kind of query."""
+    return {
+        way: {
+            kind: [sections.ranked_row(e, e.ranking.directions[way], row) for row in rows]
+            for kind, rows in kinds.items()
+        }
+        for way, kinds in chosen.items()
+    }
+
+
+def look(e: Evaluated, pairs: Sequence[Pair]) -> dict | None:
+    """What the network looked at, in the pairs and over the test set; None without skeletons."""
+    if not explain.reads_skeletons(e.model):
+        return None
+    trained = explain.sample_weights(e.model, e.ranking.dataset)
+    random = explain.sample_weights(explain.untrained(e.run.cfg, e.model), e.ranking.dataset)
+    exponents = e.run.cfg.MODEL.STAR.EXPONENTS
+    return {
+        "pairs": [
+            (p.title, explain.attention(e.model, e.album, {"query": p.query, "match": p.match}))
+            for p in pairs
+        ],
+        "constant": explain.constant_weights(trained),
+        "charts": explain.weight_charts(trained, random, exponents) if trained else [],
+        "clips": max((len(values) for values in trained.values()), default=0),
+        "all": len(e.ranking.tracklets),
+    }
+
+
+def gradcam_pairs(runs: Sequence[Evaluated], pairs: Sequence[Pair]) -> list[tuple[str, list]]:
+    """Grad-CAM of both clips of each pair in each run, the baseline first."""
+    album = runs[0].album
+    explained = []
+    for title, query, match in pairs:
+        sides = []
+        for role, place, to in (("query", query, match), ("match", match, query)):
+            maps = [
+                (e.name, *explain.gradcam(e.model, e.album.clip(place), e.ranking.features[to],
+                                          height=album.height, about=e.name))
+                for e in reversed(runs)
+            ]  # fmt: skip
+            clip = album.clip(place)
+            sides.append(
+                {"role": role, "title": clip.title, "picture": album.strip(clip), "maps": maps}
+            )
+        explained.append((title, sides))
+    return explained
+
+
+def compare(main: Evaluated, other: Evaluated, count: int) -> dict:
+    """Differences of the results, how many queries moved, and those that moved most."""
+    ours, theirs = main.metrics, other.metrics
+    names = sections.columns(ours)
+    gains = {key: ours[key] - theirs[key] for key in ours}
+    rows = [(way, [gains[f"{way}/{name}"] for name in names]) for way in sections.WAYS]
+    rows.append(("mean", np.mean([values for _, values in rows], axis=0).tolist()))
+    moves, changed = {}, {}
+    for way, direction in main.ranking.directions.items():
+        its = other.ranking.directions[way]
+        moved = np.sign(list(ranking.rank_changes(direction, its).values())).tolist()
+        moves[way] = {name: moved.count(sign) for name, sign in MOVES.items()}
+        changed[way] = [
+            [sections.changed_row(main, other, way, row) for row in some]
+            for some in ranking.most_changed(direction, its, count)
+        ]
+    return {"rows": rows, "moves": moves, "changed": changed}

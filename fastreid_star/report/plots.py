@@ -1,7 +1,7 @@
-"""Curves and diagrams as inline SVG that takes its colors from the page: one drawing for light and dark.
+"""Draw figures as inline SVG with the colors of the page, for its light and its dark scheme.
 
-matplotlib draws with stand-in colors, which become the page's CSS variables; text stays text. A unit of a drawing is
-a CSS pixel, and none is wider than a telephone.
+matplotlib draws with placeholder colors, which are replaced by the page's CSS variables. Text stays
+text. One unit of a figure is one CSS pixel.
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from fastreid_star.report.html import signed
-from fastreid_star.report.similarity import Distribution
+from fastreid_star.report.ranking import Distribution
+from fastreid_star.structures import Modality
 
-WIDTH, HEIGHT = 330, 225  # CSS pixels, as drawn; the page may show them a little larger
-LARGEST = 1.2
+WIDTH, HEIGHT = 330, 225  # CSS pixels, so that a figure fits a phone
+LARGEST = 1.2  # the page may scale a figure up by this factor
+STYLES: Any = ("-", "--")  # of the first and the second run
 
-# stand-in color -> CSS variable; the page has a value of each for light and for dark
+# placeholder color -> CSS variable, which has one value for light and one for dark
 _VARIABLES = {
     "#0a0b01": "var(--ink)",
     "#0a0b02": "var(--muted)",
@@ -36,9 +39,9 @@ _VARIABLES = {
 }
 INK, MUTED, RULE, *SERIES = _VARIABLES
 
-_STYLE: Any = {  # matplotlib has its settings' names as a type, and no name for it
+_STYLE: Any = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # names of runs are text
+    "text.parse_math": False,  # names of runs may contain dollar signs
     "font.size": 12,
     "axes.titlesize": 12.5,
     "axes.labelsize": 12,
@@ -65,140 +68,83 @@ _STYLE: Any = {  # matplotlib has its settings' names as a type, and no name for
 
 
 @contextmanager
-def drawing(
-    label: str, width: int = WIDTH, height: int = HEIGHT
-) -> Iterator[tuple[Figure, list[Markup]]]:
-    """A figure to draw on; its SVG is put into the list that comes with it.
+def drawing(label: str, height: int = HEIGHT) -> Iterator[tuple[Figure, list[Markup]]]:
+    """A figure to draw on; on exit its SVG is appended to the list.
 
     Args:
-        label: what a reader who does not see it is told; no two of a page are alike.
-        width, height: in CSS pixels.
+        label: description for screen readers and name of the downloaded file; unique in a page.
+        height: in CSS pixels.
     """
     result: list[Markup] = []
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": label}):
-        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+    with rc_context(_STYLE | {"svg.hashsalt": label}):
+        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         FigureCanvasSVG(figure)
         yield figure, result
         text = io.StringIO()
-        with (
-            warnings.catch_warnings()
-        ):  # the page's fonts have what matplotlib's lacks, such as Chinese
+        with warnings.catch_warnings():  # the page has fonts for characters that matplotlib lacks
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
             figure.savefig(text, format="svg", metadata={"Date": None})
-    result.append(_inline(text.getvalue(), label, width))
+    result.append(_inline(text.getvalue(), label))
 
 
-def _inline(svg: str, label: str, width: int) -> Markup:
+def _inline(svg: str, label: str) -> Markup:
     """An SVG file as an element of a page."""
     body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r"#([\w.-]+)", body))
-    body = re.sub(
-        r' id="([^"]*)"', lambda found: found.group() if found.group(1) in used else "", body
-    )
-    for stand_in, variable in _VARIABLES.items():
-        body = body.replace(stand_in, variable)
+    body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
+    for placeholder, variable in _VARIABLES.items():
+        body = body.replace(placeholder, variable)
     start, rest = body.split(">", 1)
     (box,) = re.findall(r'viewBox="([^"]*)"', start)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}"'
-    style = f"max-width:{round(LARGEST * width)}px"
-    return Markup(f'{head} role="img" aria-label="{escape(label)}" style="{style}">{rest.strip()}')
+    xmlns = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    style = f"max-width:{round(LARGEST * WIDTH)}px"
+    label = escape(label)
+    head = f'<svg {xmlns} viewBox="{box}" role="img" aria-label="{label}" style="{style}">'
+    return Markup(head + rest.strip())
 
 
 def curves(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    series: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     *,
     title: str,
     x_label: str,
     log: bool = False,
     dots: bool = False,
-    label: str = "",
 ) -> Markup:
-    """Lines over one axis.
+    """Quantities over training, one color a quantity and one line style a run.
 
     Args:
-        series: name -> (x, y). Up to fourteen: from the eighth on they are dashed.
-        title, x_label: of the drawing.
-        log: a logarithmic axis; values of 0 and below are not shown on it.
+        series: quantity -> run -> (x, y).
+        title, x_label: of the figure.
+        log: use a logarithmic y axis, which does not show values of 0 and below.
         dots: mark each value.
-        label: for readers who do not see it; empty: the title.
     """
-    rows = -(-len(series) // 2) if len(series) > 1 else 0
-    with drawing(label or title, height=HEIGHT + 17 * rows) as (figure, result):
+    runs = list(dict.fromkeys(run for of_run in series.values() for run in of_run))
+    entries = (len(series) if len(series) > 1 else 0) + (len(runs) if len(runs) > 1 else 0)
+    with drawing(title, HEIGHT + 17 * -(-entries // 2)) as (figure, result):
         axes = figure.add_subplot()
-        for number, (x, y) in enumerate(series.values()):
-            shown = np.where(np.asarray(y) > 0, y, np.nan) if log else y
-            style = "-" if number < len(SERIES) else "--"
-            mark = "o" if dots or len(x) == 1 else ""
-            axes.plot(
-                x, shown, style, marker=mark, markersize=4, color=SERIES[number % len(SERIES)]
-            )
+        for number, of_run in enumerate(series.values()):
+            color = SERIES[number % len(SERIES)]
+            for run, (x, y) in of_run.items():
+                shown = np.where(np.asarray(y) > 0, y, np.nan) if log else y
+                mark = "o" if dots or len(x) == 1 else ""
+                style = STYLES[runs.index(run)]
+                axes.plot(x, shown, style, marker=mark, markersize=4, color=color)
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
-        finish(axes, title, x_label, "")
+        finish(axes, title, x_label)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-        legend(figure, axes.lines, series)
-    return result[0]
-
-
-def gain(
-    values: Mapping[str, Mapping[int, Sequence[float]]], *, title: str, x_label: str
-) -> Markup:
-    """A method's and its baseline's values over a count; the area between them has the color of whichever is ahead.
-
-    Args:
-        values: name -> count -> one value a run; the method, then the baseline.
-        title, x_label: of the drawing.
-    """
-    with drawing(f"{title}: {' and '.join(values)}", height=HEIGHT + 17) as (figure, result):
-        axes = figure.add_subplot()
-        means, handles = [], []
-        for points, color, style in zip(values.values(), SERIES, ("o-", "s--"), strict=False):
-            mean = {count: float(np.mean(each)) for count, each in points.items()}
-            spread = [
-                float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in points.values()
-            ]
-            handles.append(
-                axes.errorbar(
-                    list(mean),
-                    list(mean.values()),
-                    spread,
-                    fmt=style,
-                    color=color,
-                    markersize=5,
-                    capsize=3,
-                    elinewidth=1,
-                )
-            )
-            means.append(mean)
-        both = sorted(set(means[0]) & set(means[1]))
-        ours, theirs = (np.array([mean[count] for count in both]) for mean in means)
-        for ahead, color in ((ours >= theirs, SERIES[0]), (ours <= theirs, SERIES[1])):
-            axes.fill_between(
-                both,
-                ours,
-                theirs,
-                where=ahead,
-                interpolate=True,
-                color=color,
-                alpha=0.16,
-                linewidth=0,
-            )
-        for count in both:
-            middle = (means[0][count] + means[1][count]) / 2
-            axes.annotate(
-                signed(means[0][count] - means[1][count], 1),
-                (count, middle),
-                ha="center",
-                va="center",
-                fontsize=10.5,
-            )
-        axes.set_xticks(sorted(set(means[0]) | set(means[1])))
-        axes.margins(x=0.1, y=0.12)
-        finish(axes, title, x_label, "")
-        legend(figure, handles, values)
+        handles = {}
+        if len(series) > 1:
+            colors = zip(series, SERIES * 9, strict=False)
+            handles = {name: Line2D([], [], color=color) for name, color in colors}
+        if len(runs) > 1:
+            styles = zip(runs, STYLES, strict=True)
+            handles |= {run: Line2D([], [], color=INK, linestyle=style) for run, style in styles}
+        legend(figure, handles)
     return result[0]
 
 
@@ -207,24 +153,54 @@ def cmc(lines: Mapping[str, tuple[str, str, np.ndarray]], *, title: str) -> Mark
 
     Args:
         lines: name -> (color, line style, CMC_1 ... as fractions).
-        title: of the drawing.
+        title: of the figure.
     """
-    with drawing(title, height=HEIGHT + 17 * -(-len(lines) // 2)) as (figure, result):
+    with drawing(title, HEIGHT + 17 * -(-len(lines) // 2)) as (figure, result):
         axes = figure.add_subplot()
         for color, style, values in lines.values():
             axes.plot(np.arange(1, len(values) + 1), 100 * values, style, color=color)
         axes.set_xlim(left=1)
         axes.set_ylim(top=101)
         finish(axes, title, "rank k", "% of queries")
-        legend(figure, axes.lines, lines)
+        legend(figure, dict(zip(lines, axes.lines, strict=True)))
+    return result[0]
+
+
+def means(
+    values: Mapping[str, Mapping[int, Sequence[float]]], *, title: str, x_label: str
+) -> Markup:
+    """Mean and standard deviation over a count.
+
+    Args:
+        values: name -> count -> one value a run.
+        title, x_label: of the figure.
+    """
+    with drawing(f"{title}: {', '.join(values)}", HEIGHT + 17 * -(-len(values) // 2)) as (
+        figure,
+        result,
+    ):
+        axes = figure.add_subplot()
+        handles = {}
+        for number, (name, points) in enumerate(values.items()):
+            mean = [float(np.mean(each)) for each in points.values()]
+            spread = [
+                float(np.std(each, ddof=1)) if len(each) > 1 else 0 for each in points.values()
+            ]
+            style: Any = {"color": SERIES[number % len(SERIES)], "fmt": "os^v"[number % 4] + "-"}
+            handles[name] = axes.errorbar(
+                list(points), mean, spread, **style, markersize=5, capsize=3, elinewidth=1
+            )
+        axes.set_xticks(sorted({count for points in values.values() for count in points}))
+        axes.margins(x=0.1, y=0.12)
+        finish(axes, title, x_label)
+        legend(figure, handles)
     return result[0]
 
 
 def distributions(found: Distribution, *, title: str) -> Markup:
-    """Similarities of pairs of one identity and of two, as shares of their kind."""
-    with drawing(
-        f"{title}: similarities of pairs of one identity and of two", height=HEIGHT + 17
-    ) as (figure, result):
+    """Similarities of pairs of one identity and of two, each as a share of its kind."""
+    label = f"{title}: similarities of pairs of one identity and of two"
+    with drawing(label, HEIGHT + 17) as (figure, result):
         axes = figure.add_subplot()
         for values, median, color in (
             (found.different, found.different_median, SERIES[1]),
@@ -233,35 +209,101 @@ def distributions(found: Distribution, *, title: str) -> Markup:
             axes.stairs(100 * values, found.edges, fill=True, color=color, alpha=0.35)
             axes.stairs(100 * values, found.edges, color=color, linewidth=1.6)
             axes.axvline(median, color=color, linestyle="--", linewidth=1.2)
-        finish(axes, title, "cosine similarity", "% of their pairs")
-        handles = [matplotlib.patches.Patch(color=color, alpha=0.6) for color in SERIES[:2]]
-        legend(figure, handles, ("same identity", "different identity"))
+        finish(axes, title, "cosine similarity", "% of the pairs")
+        patches = [Patch(color=color, alpha=0.6) for color in SERIES[:2]]
+        legend(figure, dict(zip(("same identity", "different identity"), patches, strict=True)))
     return result[0]
 
 
-def finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Title and labels."""
-    axes.set_title(title, loc="left")
+def embedding(points: np.ndarray, modalities: Sequence[Modality], pids: Sequence[int], *,
+              title: str, identities: Sequence[int] = ()) -> Markup:  # fmt: skip
+    """Points in the plane; circles are infrared clips and triangles visible ones.
+
+    Args:
+        points: [N, 2].
+        modalities, pids: of the N clips.
+        title: of the figure.
+        identities: color these identities and show the others in gray; empty: color by modality.
+    """
+    names = [f"identity {pid}" for pid in identities] or [m.name.lower() for m in Modality]
+    with drawing(title, 270 + 17 * -(-len(names) // 2)) as (figure, result):
+        axes = figure.add_subplot()
+        infrared = np.array(modalities) == Modality.INFRARED
+        groups = [(np.array(pids) == pid) for pid in identities] or [infrared, ~infrared]
+        rest = ~np.logical_or.reduce(groups)
+        colors = [RULE, *SERIES]
+        for group, color in zip([rest, *groups], colors, strict=False):
+            for kind, marker in ((infrared, "o"), (~infrared, "^")):
+                place = points[group & kind].T
+                axes.plot(
+                    *place, marker, color=color, markersize=4.5, alpha=0.85, markeredgewidth=0
+                )
+        axes.set_xticks([])
+        axes.set_yticks([])
+        finish(axes, title, "")
+        markers = ["s"] * len(names) if len(identities) else ["o", "^"]
+        handles = {
+            name: Line2D([], [], color=color, marker=marker, linestyle="", markersize=6)
+            for name, color, marker in zip(names, SERIES, markers, strict=False)
+        }
+        legend(figure, handles)
+    return result[0]
+
+
+def ranges(
+    groups: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    *,
+    title: str,
+    x_label: str,
+    limit: float = 1.0,
+) -> Markup:
+    """The range of some weights over clips, on a fixed axis.
+
+    A bar reaches from the 5th to the 95th percentile, its mark is the median.
+
+    Args:
+        groups: name -> [clips, weights].
+        names: of the weights, from the top.
+        title, x_label: of the figure.
+        limit: the axis reaches from 0 to this value.
+    """
+    row = 32 if len(names) < 12 else 17
+    with drawing(title, 95 + row * len(names)) as (figure, result):
+        axes = figure.add_subplot()
+        places = np.arange(len(names))
+        handles = {}
+        for number, (name, values) in enumerate(groups.items()):
+            shift = (number - (len(groups) - 1) / 2) * 0.36
+            low, middle, high = np.percentile(values, (5, 50, 95), axis=0)
+            color, mark = ((SERIES[0], "o"), (MUTED, "s"))[number % 2]
+            axes.hlines(places + shift, low, high, color=color, linewidth=4, alpha=0.55)
+            (handles[name],) = axes.plot(middle, places + shift, mark, color=color, markersize=4.5)
+        axes.set_yticks(places, names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlim(0, limit)
+        finish(axes, title, x_label)
+        legend(figure, handles)
+    return result[0]
+
+
+def finish(axes: Axes, title: str, x_label: str, y_label: str = "") -> None:
+    """Set title and labels."""
+    axes.set_title(plain(title, 60), loc="left")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.tick_params(length=0)
 
 
-def legend(figure: Figure, handles: Iterable[Any], names: Iterable[str]) -> None:
-    """Below the axes, in two columns; nothing where there is one name."""
-    names = [plain(name) for name in names]
-    if len(names) > 1:
-        figure.legend(
-            list(handles),
-            names,
-            loc="outside lower center",
-            ncols=2,
-            columnspacing=1.2,
-            handlelength=1.8,
-        )
+def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
+    """Put a legend of two columns below the axes, unless there is only one name."""
+    if len(handles) > 1:
+        names: Iterable[str] = map(plain, handles)
+        place: Any = {"loc": "outside lower center", "ncols": 2, "columnspacing": 1.2}
+        figure.legend(list(handles.values()), list(names), handlelength=1.8, **place)
 
 
-def plain(name: str) -> str:
-    """A name as matplotlib shows it: it keeps those that begin with an underscore out of legends."""
-    short = name if len(name) <= 28 else f"{name[:26]}…"
+def plain(name: str, length: int = 28) -> str:
+    """A shortened name. matplotlib hides names with a leading underscore from legends."""
+    short = name if len(name) <= length else f"{name[: length - 2]}…"
     return f"\N{ZERO WIDTH SPACE}{short}" if short.startswith("_") else short

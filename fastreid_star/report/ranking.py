@@ -1,4 +1,4 @@
-"""A run's ranked lists: features from the evaluation's own loader, order and measures from the evaluation's own rules.
+"""Rank a test set for the report, and compare the rankings of two runs query by query.
 
 Letters: N tracklets, Q queries, G gallery entries, D feature width.
 """
@@ -7,67 +7,53 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from fastreid.config import CfgNode
-from fastreid.evaluation import inference_on_dataset
-from fastreid.evaluation.evaluator import DatasetEvaluator
 
 from fastreid_star.data.clips import ClipDataset
 from fastreid_star.engine.trainer import Trainer
-from fastreid_star.evaluation.cross_modal import (
-    CrossModalEvaluator,
-    CrossModalResults,
-    cross_modal_results,
-)
+from fastreid_star.errors import UserError
+from fastreid_star.evaluation.cross_modal import CrossModalResults, cross_modal_results
 from fastreid_star.evaluation.retrieval import QueryResults
 from fastreid_star.structures import Tracklet
-
-BLOCK = 256  # queries ranked at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """One direction of retrieval, query by query.
+    """One direction of retrieval, query by query."""
 
-    Args:
-        name: I2V or V2I.
-        queries: positions of the queries among the tracklets, [Q].
-        gallery: positions of the gallery entries, [G].
-        similarity: float32 [Q, G].
-        left_out: bool [Q, G], gallery entries that the camera rule takes away from a query.
-        right: bool [Q, G], entries of the query's identity that are not left out.
-        order: the first gallery columns of each query, most similar first, [Q, at most `depth`].
-        per_query: the evaluation's measures.
-    """
-
-    name: str
-    queries: np.ndarray
-    gallery: np.ndarray
-    similarity: np.ndarray
-    left_out: np.ndarray
-    right: np.ndarray
-    order: np.ndarray
-    per_query: QueryResults
+    name: str  # I2V or V2I
+    queries: np.ndarray  # [Q], positions among the tracklets
+    gallery: np.ndarray  # [G], positions among the tracklets
+    similarity: np.ndarray  # float32 [Q, G]
+    removed: np.ndarray  # bool [Q, G], entries that the camera rule removes
+    right: np.ndarray  # bool [Q, G], entries of the query's identity that are not removed
+    per_query: QueryResults  # of the evaluation
 
     def top(self, row: int, count: int) -> list[int]:
-        """The first gallery columns of a query's list, as many as `count` where there are so many."""
-        return [int(column) for column in self.order[row] if not self.left_out[row, column]][:count]
+        """The first `count` gallery columns of a query's ranked list. Ties keep their order."""
+        kept = np.flatnonzero(~self.removed[row])
+        order = np.argsort(-self.similarity[row, kept], kind="stable")
+        return kept[order[:count]].tolist()
 
     def best_right(self, row: int) -> int:
-        """The gallery column of a query's most similar match; the query must have one."""
+        """The gallery column of a query's most similar match. The query must have one."""
         return int(np.where(self.right[row], self.similarity[row], -np.inf).argmax())
 
     def rank_of(self, row: int, column: int) -> int:
-        """The rank, from 1, of a gallery entry that is not left out; of equals the lower column comes first."""
-        kept = ~self.left_out[row]
-        ahead = self.similarity[row] > self.similarity[row, column]
-        equal = (self.similarity[row] == self.similarity[row, column]) & (
-            np.arange(len(kept)) < column
-        )
-        return 1 + int(((ahead | equal) & kept).sum())
+        """The rank, from 1, of a gallery entry that is not removed. Ties keep their order."""
+        values, own = self.similarity[row], self.similarity[row, column]
+        ahead = (values > own) | ((values == own) & (np.arange(len(values)) < column))
+        return 1 + int((ahead & ~self.removed[row]).sum())
+
+    def lead(self, row: int) -> float:
+        """Similarity of the best match minus that of the best wrong entry; inf without one."""
+        wrong = ~self.right[row] & ~self.removed[row]
+        best_wrong = self.similarity[row, wrong].max(initial=-np.inf)
+        return float(self.similarity[row, self.best_right(row)] - best_wrong)
 
     def cmc(self, length: int) -> np.ndarray:
         """CMC_1 to CMC_length as fractions."""
@@ -77,19 +63,12 @@ class Direction:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """What a network makes of a test set.
-
-    Args:
-        dataset: the test clips.
-        features: [N, D], of unit length.
-        results: both directions' measures and the protocol.
-        directions: by name, I2V and V2I.
-    """
+    """The test set as one network ranks it."""
 
     dataset: ClipDataset
-    features: torch.Tensor
+    features: torch.Tensor  # [N, D], L2-normalized
     results: CrossModalResults
-    directions: dict[str, Direction]
+    directions: dict[str, Direction]  # I2V and V2I
 
     @property
     def tracklets(self) -> Sequence[Tracklet]:
@@ -97,179 +76,217 @@ class Ranking:
         return self.dataset.tracklets
 
 
-class _FeatureKeeper(DatasetEvaluator):
-    """The evaluation's own evaluator, with the features kept."""
-
-    def __init__(self, evaluator: CrossModalEvaluator):
-        self.evaluator = evaluator
-        self.indexes: list[torch.Tensor] = []
-        self.parts: list[torch.Tensor] = []
-
-    def reset(self) -> None:
-        self.evaluator.reset()
-        self.indexes.clear()
-        self.parts.clear()
-
-    def process(self, inputs: dict[str, torch.Tensor], outputs: torch.Tensor) -> None:
-        self.evaluator.process(inputs, outputs)
-        self.indexes.append(inputs["index"].to("cpu", torch.int64, copy=True))
-        self.parts.append(outputs.detach().to("cpu", torch.float32, copy=True))
-
-    def evaluate(self) -> dict[str, float]:
-        return self.evaluator.evaluate()
-
-    def features(self) -> torch.Tensor:
-        """[N, D], in the order of the dataset."""
-        parts = torch.cat(self.parts)
-        features = torch.empty_like(parts)
-        features[torch.cat(self.indexes)] = parts
-        return features
-
-
-def rank_run(cfg: CfgNode, dataset: str, model: torch.nn.Module, *, depth: int = 50) -> Ranking:
-    """Extract every test tracklet once and rank them in both directions.
+@torch.no_grad()
+def rank_run(cfg: CfgNode, dataset: str, model: torch.nn.Module) -> Ranking:
+    """Extract all test features once, with the evaluation's loader, and rank in both directions.
 
     Args:
-        cfg: of the run; its test loader is the evaluation's.
-        dataset: the test set's name.
-        model: in eval mode.
-        depth: how far the ranked lists are kept.
+        cfg: config of the run.
+        dataset: name of the test set.
+        model: in evaluation mode.
 
     Raises:
-        UserError: the data do not fit the config, or the features make no ranking.
-        AssertionError: the ranked lists do not give the evaluation's numbers.
+        UserError: the data do not fit the config, or no query has a match.
     """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.TEST.PER_QUERY_CSV = False  # the run's folder stays as it is
-    cfg.freeze()
-    loader, evaluator = Trainer.build_evaluator(cfg, dataset)
-    keeper = _FeatureKeeper(evaluator)
-    metrics = inference_on_dataset(model, loader, keeper)
-    ranking = rank(
-        keeper.features(),
+    loader, _ = Trainer.build_evaluator(cfg, dataset)
+    positions, features = [], []
+    for batch in loader:
+        features.append(model(batch).float().cpu())
+        positions.append(torch.as_tensor(batch["index"]).cpu())
+    order = torch.cat(positions).argsort()
+    return rank(
+        torch.cat(features)[order],
         loader.dataset,
         min_frames=cfg.DATASETS.MIN_FRAMES,
         dataset_name=dataset,
         ranks=tuple(cfg.TEST.RANKS),
         camera_filter=cfg.TEST.CAMERA_FILTER,
-        depth=depth,
     )
-    if ranking.results.metrics() != metrics:
-        raise AssertionError("the ranked lists give other numbers than the evaluation")
-    return ranking
 
 
-def rank(
-    features: torch.Tensor, dataset: ClipDataset, *, depth: int = 50, **protocol: Any
-) -> Ranking:
+def rank(features: torch.Tensor, dataset: ClipDataset, **protocol: Any) -> Ranking:
     """Rank the gallery for every query, in both directions.
 
     Args:
         features: [N, D], one row a tracklet of `dataset`.
         dataset: the test clips.
-        depth: how far the ranked lists are kept.
-        protocol: `min_frames`, `dataset_name`, `ranks` and `camera_filter` of
-            :func:`~fastreid_star.evaluation.cross_modal.cross_modal_results`.
-
-    Raises:
-        AssertionError: the lists are not those that the evaluation's numbers were measured on.
+        protocol: arguments of :func:`~fastreid_star.evaluation.cross_modal.cross_modal_results`.
     """
     results = cross_modal_results(features, dataset.tracklets, **protocol, keep_similarity=True)
-    features = torch.nn.functional.normalize(features.float(), dim=1)
-    pids, camids = (
-        np.array([getattr(t, name) for t in dataset.tracklets]) for name in ("pid", "camid")
-    )
+    pids, camids = (np.array([getattr(t, n) for t in dataset.tracklets]) for n in ("pid", "camid"))
     directions = {}
     for name, queries, gallery, result in (
         ("I2V", results.sides.i2v_query, results.sides.i2v_gallery, results.i2v),
         ("V2I", results.sides.v2i_query, results.sides.v2i_gallery, results.v2i),
     ):
         same = pids[queries][:, None] == pids[gallery]
-        left_out = same & (camids[queries][:, None] == camids[gallery])
-        if not results.camera_filter:
-            left_out[:] = False
-        right, per_query, similarity = same & ~left_out, result.per_query, result.similarity
-        assert similarity is not None
-        order = _ordered(similarity, right, left_out, per_query, depth)
-        directions[name] = Direction(
-            name, queries, gallery, similarity, left_out, right, order, per_query
-        )
+        removed = same & (camids[queries][:, None] == camids[gallery]) & results.camera_filter
+        assert result.similarity is not None
+        parts = (result.similarity, removed, same & ~removed, result.per_query)
+        directions[name] = Direction(name, queries, gallery, *parts)
+    features = torch.nn.functional.normalize(features.float(), dim=1)
     return Ranking(dataset, features, results, directions)
-
-
-def _ordered(
-    similarity: np.ndarray,
-    right: np.ndarray,
-    left_out: np.ndarray,
-    per_query: QueryResults,
-    depth: int,
-) -> np.ndarray:
-    """The first columns of each query's list, held against the evaluation's measures."""
-    orders = []
-    for start in range(0, len(similarity), BLOCK):
-        block = slice(start, start + BLOCK)
-        order = np.argsort(
-            -np.where(left_out[block], -np.inf, similarity[block]), axis=1, kind="stable"
-        )
-        hits = np.take_along_axis(right[block], order, axis=1)
-        seen = hits.cumsum(1)
-        matches = np.maximum(hits.sum(1), 1)
-        precision = (hits * seen / np.arange(1, hits.shape[1] + 1)).sum(1) / matches
-        valid = per_query.valid[block]
-        agree = (
-            np.array_equal(hits.argmax(1)[valid] + 1, per_query.first_match[block][valid])
-            and np.array_equal(hits.any(1), valid)
-            and np.allclose(precision[valid], per_query.ap[block][valid], rtol=1e-9)
-            and np.array_equal(order[valid, 0], per_query.top1[block][valid])
-        )
-        if not agree:
-            raise AssertionError("a ranked list is not the one that the evaluation has measured")
-        orders.append(order[:, :depth].copy())  # a copy, or the whole order would stay in memory
-    return np.concatenate(orders)
 
 
 def choose_queries(
     direction: Direction, tracklets: Sequence[Tracklet], count: int, seed: int
 ) -> dict[str, list[int]]:
-    """Some queries of each kind, as rows of the direction: ``random``, ``best`` and ``worst`` by average precision.
+    """Rows of ``random`` queries and of the ``best`` and ``worst`` by average precision.
 
-    No identity is shown twice in a kind as long as there are others, and queries without a match are left out. Of
-    equally good queries the one whose first match is ahead of the best wrong entry by more comes first.
+    Queries without a match are left out. An identity comes twice only when all others have come.
+    Queries of equal average precision are sorted by :meth:`Direction.lead`.
 
     Args:
-        direction: one of a ranking's.
+        direction: of a ranking.
         tracklets: of the ranking.
-        count: how many of each kind; fewer where there are fewer.
-        seed: of the random ones.
+        count: number of queries of each kind.
+        seed: of the random queries.
     """
     valid = np.flatnonzero(direction.per_query.valid)
-    pids = np.array([tracklets[position].pid for position in direction.queries])
-    lead = np.array([margin(direction, row) for row in valid.tolist()])
+    pids = [tracklets[position].pid for position in direction.queries]
+    lead = np.array([direction.lead(row) for row in valid.tolist()])
     best = valid[np.lexsort((-lead, -direction.per_query.ap[valid]))]
-    return {
-        "random": _spread(np.random.default_rng(seed).permutation(valid), pids, count),
-        "best": _spread(best, pids, count),
-        "worst": _spread(best[::-1], pids, count),
+    orders = {
+        "random": np.random.default_rng(seed).permutation(valid),
+        "best": best,
+        "worst": best[::-1],
     }
+    return {kind: _new_identities_first(order, pids)[:count] for kind, order in orders.items()}
 
 
-def margin(direction: Direction, row: int) -> float:
-    """By how much a query's most similar match is more similar than its most similar wrong entry.
-
-    Infinite where there is no wrong entry; the query must have a match.
-    """
-    wrong = ~direction.right[row] & ~direction.left_out[row]
-    ahead = direction.similarity[row, wrong].max(initial=-np.inf)
-    return float(direction.similarity[row, direction.best_right(row)] - ahead)
-
-
-def _spread(rows: Iterable[int], pids: np.ndarray, count: int) -> list[int]:
-    """The first rows of different identities; where these run out, the first of the others."""
-    first: list[int] = []
-    others: list[int] = []
-    seen = set()
+def _new_identities_first(rows: Iterable[int], pids: Sequence[int]) -> list[int]:
+    first: dict[int, int] = {}
+    others = []
     for row in map(int, rows):
-        (others if pids[row] in seen else first).append(row)
-        seen.add(pids[row])
-    return (first + others)[:count]
+        if first.setdefault(pids[row], row) != row:
+            others.append(row)
+    return [*first.values(), *others]
+
+
+class Confusion(NamedTuple):
+    """A query whose first entry is another identity."""
+
+    row: int
+    wrong: int  # gallery column of the first entry
+    right: int  # gallery column of the most similar match
+    right_rank: int
+    lead: float  # by how much the wrong entry is more similar
+
+
+def confusions(direction: Direction, tracklets: Sequence[Tracklet], count: int) -> list[Confusion]:
+    """The queries whose wrong first entry is furthest ahead of the match; a pair of people once."""
+    wrong = np.flatnonzero(direction.per_query.valid & (direction.per_query.first_match > 1))
+    lead = {row: -direction.lead(row) for row in wrong.tolist()}
+    found: dict[tuple[int, int], Confusion] = {}
+    for row in sorted(lead, key=lambda row: (-lead[row], row)):
+        (first,) = direction.top(row, 1)
+        pair = tracklets[direction.queries[row]].pid, tracklets[direction.gallery[first]].pid
+        if pair not in found:
+            right = direction.best_right(row)
+            rank = direction.rank_of(row, right)
+            found[pair] = Confusion(row, first, right, rank, lead[row])
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+class Distribution(NamedTuple):
+    """Similarities of pairs of one identity and of two."""
+
+    edges: np.ndarray  # of the bins, [n + 1]
+    same: np.ndarray  # share of the pairs of one identity in each bin, [n]
+    different: np.ndarray  # share of the pairs of two, [n]
+    same_median: float
+    different_median: float
+    overlap: float  # probability that a pair of two is more similar than a pair of one
+    pairs: tuple[int, int]  # numbers of pairs of one and of two
+
+
+def distribution(direction: Direction, bins: int = 40) -> Distribution | None:
+    """The pairs of a direction that the camera rule keeps; None unless both kinds exist."""
+    same = direction.similarity[direction.right].astype(np.float64)
+    different = direction.similarity[~direction.right & ~direction.removed].astype(np.float64)
+    if not len(same) or not len(different):
+        return None
+    different.sort()
+    edges = np.histogram_bin_edges(np.concatenate([same, different[[0, -1]]]), bins)
+    below, up_to = (np.searchsorted(different, same, side) for side in ("left", "right"))
+    return Distribution(
+        edges=edges,
+        same=np.histogram(same, edges)[0] / len(same),
+        different=np.histogram(different, edges)[0] / len(different),
+        same_median=float(np.median(same)),
+        different_median=float(np.median(different)),
+        overlap=float(1 - (below + up_to).mean() / (2 * len(different))),
+        pairs=(len(same), len(different)),
+    )
+
+
+class CameraPairs(NamedTuple):
+    """Rank-1 between C cameras of queries and C' cameras of the gallery."""
+
+    query_cameras: list[int]
+    gallery_cameras: list[int]
+    accuracy: np.ndarray  # [C, C'], NaN where no query has a match
+    queries: np.ndarray  # [C, C'], number of queries that have one
+
+
+def camera_pairs(direction: Direction, tracklets: Sequence[Tracklet]) -> CameraPairs:
+    """Rank-1 of the queries of each camera in the gallery of each camera alone."""
+    camids = np.array([tracklet.camid for tracklet in tracklets])
+    of_query, of_gallery = camids[direction.queries], camids[direction.gallery]
+    query_cameras, gallery_cameras = np.unique(of_query), np.unique(of_gallery)
+    accuracy = np.full((len(query_cameras), len(gallery_cameras)), np.nan)
+    queries = np.zeros(accuracy.shape, int)
+    for column, camera in enumerate(gallery_cameras):
+        own = np.flatnonzero(of_gallery == camera)
+        first = own[direction.similarity[:, own].argmax(1)]
+        hit = direction.right[np.arange(len(of_query)), first]
+        counted = direction.right[:, own].any(
+            1
+        )  # a query that the camera rule concerns has no match
+        for row, query_camera in enumerate(query_cameras):
+            chosen = counted & (of_query == query_camera)
+            queries[row, column] = chosen.sum()
+            if chosen.any():
+                accuracy[row, column] = hit[chosen].mean()
+    return CameraPairs(query_cameras.tolist(), gallery_cameras.tolist(), accuracy, queries)
+
+
+def require_comparable(ranking: Ranking, other: Ranking, names: Sequence[str]) -> None:
+    """Check that two runs are tested on the same tracklets by the same rules.
+
+    Raises:
+        UserError: they are not.
+    """
+    keys = [[(t.pid, t.camid, t.modality, t.frames) for t in r.tracklets] for r in (ranking, other)]
+    if keys[0] != keys[1]:
+        raise UserError(
+            f"{names[0]} and {names[1]} are tested on different tracklets ({len(keys[0])} and "
+            f"{len(keys[1])}): compare runs with the same test set and DATASETS.MIN_FRAMES"
+        )
+    rules = [(r.results.i2v.ranks, r.results.camera_filter) for r in (ranking, other)]
+    if rules[0] != rules[1]:
+        raise UserError(
+            f"{names[0]} and {names[1]} differ in TEST.RANKS or TEST.CAMERA_FILTER: set both keys "
+            "for the report"
+        )
+
+
+def rank_changes(direction: Direction, other: Direction) -> dict[int, int]:
+    """Row of each query with a match -> by how many ranks its first match is better."""
+    gain = other.per_query.first_match - direction.per_query.first_match
+    return {row: int(gain[row]) for row in np.flatnonzero(direction.per_query.valid).tolist()}
+
+
+def most_changed(direction: Direction, other: Direction, count: int) -> tuple[list[int], list[int]]:
+    """Rows of the queries whose first match moved most: up to `count` won and as many lost.
+
+    Among equal moves the one that reaches the better rank comes first.
+    """
+    gain = rank_changes(direction, other)
+    best = np.minimum(direction.per_query.first_match, other.per_query.first_match)
+    order = sorted(gain, key=lambda row: (-abs(gain[row]), best[row], row))
+    won = [row for row in order if gain[row] > 0]
+    lost = [row for row in order if gain[row] < 0]
+    return won[:count], lost[:count]

@@ -1,8 +1,7 @@
-"""The table of a page of trained models, made from the folders of their runs."""
+"""Keep the table of trained models in a Markdown page up to date."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -11,89 +10,86 @@ from pathlib import Path
 from tabulate import tabulate
 
 from fastreid_star.errors import UserError
-from fastreid_star.files import write_whole
-from fastreid_star.report.gather import Run
+from fastreid_star.report.page import write_file
+from fastreid_star.report.runs import Run, read_run
 
 BEGIN, END = "<!-- runs: begin -->", "<!-- runs: end -->"
-HEADERS = (
-    "run",
-    "test set",
-    "seed",
-    "epochs",
-    "I2V Rank-1",
-    "I2V mAP",
-    "V2I Rank-1",
-    "V2I mAP",
-    "mean mAP",
-    "weights",
-)
-NUMBERS = ("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP", "mean/mAP")
+COLUMNS = ("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP", "mean/mAP")
+
+
+def update_zoo(
+    folders: Sequence[str | Path],
+    *,
+    page: str | Path,
+    logs: str = "logs",
+    options: Sequence[str] = (),
+) -> None:
+    """Replace the table in a page of trained models.
+
+    The table has one row for each run; a list of the training commands follows. The metrics.json of
+    each run is copied beside the page.
+
+    Args:
+        folders: OUTPUT_DIRs of the runs.
+        page: a Markdown file with the lines :data:`BEGIN` and :data:`END`.
+        logs: folder for the copies, relative to the page.
+        options: ``[KEY, VALUE, ...]``, config keys to change, such as DATASETS.TESTS.
+
+    Raises:
+        UserError: a run has no evaluation of its weights or no log, or the page has no place for
+            the table. Nothing is written then.
+    """
+    runs = [read_run(folder, options) for folder in folders]
+    text = insert(page, format_runs(runs, logs))
+    for run in runs:
+        metrics = (run.folder / "metrics.json").read_text(encoding="utf-8")
+        write_file(Path(page).parent / logs / f"{run.name}.json", metrics)
+    write_file(page, text)
 
 
 def format_runs(runs: Sequence[Run], logs: str) -> str:
-    """A table with a line for each run, and below it the command of each.
-
-    Args:
-        runs: with an evaluation of their weights in ``metrics.json``, and names that differ.
-        logs: folder of :func:`write_logs`, relative to the page.
+    """The table and the list of commands in Markdown.
 
     Raises:
-        UserError: a run has no such evaluation or no command, or two have one name.
+        UserError: see :func:`update_zoo`; or two runs have the same name.
     """
     names = [run.name for run in runs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(
-            f"two runs are called {twice[0]}: name each run's folder once, or rename one of them"
-        )
-    rows = [_row(run, logs) for run in runs]
-    table = tabulate(rows, headers=HEADERS, tablefmt="pipe", disable_numparse=True)
-    commands = "\n".join(f"- {run.name}: `{_command(run)}`" for run in runs)
-    return f"{table}\n\n{commands}"
-
-
-def _row(run: Run, logs: str) -> list[str]:
-    results = run.recorded
-    if results is None:
-        raise UserError(
-            f"{run.folder} has no evaluation of {run.weights.path.name} in metrics.json: train it here"
-        )
-    return [
-        f"[{run.name}]({logs}/{run.name}.json)",
-        run.dataset,
-        str(run.trained.SEED),
-        str(run.weights.epochs),
-        *(f"{results[number]:.2f}" for number in NUMBERS),
-        run.weights.sha256[:8],
-    ]
-
-
-def _command(run: Run) -> str:
-    """The command that made a run; whose disk it ran on is nobody's business."""
-    if not run.commands:
-        raise UserError(f"{run.folder} has no log.txt with the command that made it: train it here")
-    words = shlex.split(run.commands[-1])
-    words = [re.sub(r"^(--[\w-]+=)?/.*?([^/]*)/*$", r"\1/path/to/\2", word) for word in words]
-    return re.sub(r"`", "'", shlex.join(["python", *words]))
-
-
-def write_logs(folder: str | os.PathLike, runs: Sequence[Run]) -> None:
-    """Copy each run's ``metrics.json``, every number of its training, to ``folder/NAME.json``."""
-    os.makedirs(folder, exist_ok=True)
+        raise UserError(f"two runs are named {twice[0]}: rename one of the folders")
+    rows, commands = [], []
     for run in runs:
-        _copy(run.folder / "metrics.json", Path(folder) / f"{run.name}.json")
+        results = run.recorded
+        if results is None:
+            raise UserError(
+                f"{run.folder}: metrics.json has no evaluation of {run.weights.path.name}"
+            )
+        numbers = [f"{results[column]:.2f}" for column in COLUMNS]
+        facts = [run.dataset, str(run.trained.SEED), str(run.weights.epochs)]
+        rows.append(
+            [f"[{run.name}]({logs}/{run.name}.json)", *facts, *numbers, run.weights.sha256[:8]]
+        )
+        commands.append(f"- {run.name}: ``{repeat_command(run)}``")
+    columns = [column.replace("/", " ") for column in COLUMNS]
+    headers = ("run", "test set", "seed", "epochs", *columns, "weights")
+    table = tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
+    return "\n".join([table, "", *commands])
 
 
-def _copy(source: Path, target: Path) -> None:
-    content = source.read_bytes()
-    write_whole(target, lambda file: file.write(content))
+def repeat_command(run: Run) -> str:
+    """The command that trained a run, quoted for a shell, without the paths of its machine."""
+    if run.training_command is None:
+        raise UserError(f"{run.folder} has no log.txt with the command that trained it")
+    words = shlex.split(run.training_command)
+    words = [re.sub(r"^(--[\w-]+=)?/.*?([^/]*)/*$", r"\1/path/to/\2", word) for word in words]
+    return shlex.join(words if words[0] == "fastreid-star" else ["python", *words])
 
 
-def write_table(page: str | os.PathLike, table: str) -> None:
-    """Put the table between the two marks of a page.
+def insert(page: str | Path, table: str) -> str:
+    """The text of a page with a new table between its two marks.
 
     Raises:
-        UserError: there is no such page, or it does not have each mark once, in their order.
+        UserError: the page cannot be read, or does not have each mark once and in order.
     """
     try:
         text = Path(page).read_text(encoding="utf-8")
@@ -101,8 +97,5 @@ def write_table(page: str | os.PathLike, table: str) -> None:
         raise UserError(f"{page} cannot be read: {error.strerror}") from error
     begin, end = text.find(BEGIN), text.find(END)
     if begin < 0 or end < begin or text.count(BEGIN) > 1 or text.count(END) > 1:
-        raise UserError(
-            f"{page} has no place for the table: put the lines {BEGIN} and {END} into it, once each"
-        )
-    text = f"{text[:begin]}{BEGIN}\n\n{table}\n\n{text[end:]}"
-    write_whole(page, lambda file: file.write(text.encode()))
+        raise UserError(f"{page} has no place for the table: add the lines {BEGIN} and {END} once")
+    return f"{text[:begin]}{BEGIN}\n\n{table}\n\n{text[end:]}"

@@ -1,7 +1,5 @@
 """The demo at a size that fits a test: interrupted, resumed, its table, its report, and what it refuses."""
 
-import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -91,10 +89,3 @@ def test_runs_of_other_options_or_of_the_user_are_refused_and_kept(tmp_path):
         run("demo", "--output", tmp_path, *ARGUMENTS)
     assert folder.is_dir()
     assert not (tmp_path / "datasets").exists()
-
-
-def test_without_grad_cam_it_stops_at_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="grad-cam"):
-        run("demo", "--output", tmp_path)
-    assert not os.listdir(tmp_path)

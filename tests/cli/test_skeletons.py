@@ -1,4 +1,4 @@
-"""The tool, with a backend that needs no pose environment; the real ones are tested in tests/pose."""
+"""fastreid-star skeletons, with a backend that needs no pose environment; tests/pose has the others."""
 
 import importlib.util
 import io
@@ -12,21 +12,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastreid_star.cli.main import run
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
-from fastreid_star.data.images import read_frame
+from fastreid_star.data.io import read_frame
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.errors import UserError
 
-PROGRAM = Path(__file__).parent / "pose" / "programs" / "extract_with_stub.py"
+PROGRAM = Path(__file__).parents[1] / "pose" / "programs" / "extract_with_stub.py"
 
 
 @pytest.fixture(scope="module")
-def tool():
+def stub():
     spec = importlib.util.spec_from_file_location("extract_stub", PROGRAM)
     module = importlib.util.module_from_spec(spec)
     sys.modules["extract_stub"] = module
     spec.loader.exec_module(module)
-    yield module.tool
+    yield
     del sys.modules["extract_stub"], module.estimator.BACKENDS["stub"]
 
 
@@ -40,14 +41,9 @@ def crops(tmp_path_factory):
 
 
 @pytest.fixture
-def call(tool, monkeypatch, capsys):
+def call(stub, capsys):
     def call(*args, backend="stub"):
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            ["extract_skeletons.py", "--backend", backend, "--device", "cpu", *map(str, args)],
-        )
-        tool.main()
+        run("skeletons", "--backend", backend, "--device", "cpu", *args)
         return capsys.readouterr().out
 
     return call
@@ -55,7 +51,7 @@ def call(tool, monkeypatch, capsys):
 
 def test_a_folder_of_crops(call, crops, tmp_path):
     out = call("--images", crops, "--output", tmp_path / "store", "--batch-size", 4)
-    assert out.splitlines()[0] == f"{tmp_path}/store: 239 of 240 crops have a skeleton"
+    assert out.splitlines()[0] == f"{tmp_path}/store: 239 of 240 images have a skeleton"
     assert out.splitlines()[1].startswith("  none: 17: 17.png: ")
     joints, present = SkeletonStore.open(tmp_path / "store").read(
         [str(number) for number in range(240)]
@@ -122,7 +118,7 @@ def test_a_name_that_is_no_text(call, tmp_path, monkeypatch):
     )
     call("--images", tmp_path / "crops", "--output", tmp_path / "store", "--workers", 0)
     sys.stdout.flush()
-    assert b"1 of 2 crops" in sys.stdout.buffer.getvalue()
+    assert b"1 of 2 images" in sys.stdout.buffer.getvalue()
 
 
 def test_asked_again_while_other_shards_replace_it(call, crops, tmp_path):
@@ -176,6 +172,7 @@ def test_two_processes_give_the_bytes_of_one(call, crops, tmp_path, monkeypatch)
     command = [
         sys.executable,
         PROGRAM,
+        "skeletons",
         "--backend",
         "stub",
         "--device",

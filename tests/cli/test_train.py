@@ -1,5 +1,6 @@
-"""The main job as a user starts it: real configs on every layout, image configs, and what bad input says."""
+"""Training as a user starts it: shipped configs, datasets of images, and what bad input says."""
 
+import ast
 import json
 import os
 import shutil
@@ -13,7 +14,6 @@ import torch
 from fastreid.config import get_cfg
 from fastreid.engine.train_loop import HookBase
 from fastreid.modeling.backbones import build_backbone
-from fastreid.utils import comm
 from PIL import Image
 
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
@@ -23,91 +23,46 @@ from fastreid_star.engine.interruption import Interrupted
 from fastreid_star.engine.trainer import Trainer, train_or_evaluate
 from fastreid_star.errors import UserError
 
-from .engine.processes import call_in_processes
-
-CONFIGS = "configs"
+SAD = "HITSZ-VCM/SAD_R50.yml"
+R18 = {"MODEL.BACKBONE.DEPTH": "18x", "MODEL.BACKBONE.PRETRAIN": False}
 SMALL = SyntheticOptions(train_ids=3, test_ids=2, tracklets=2, frames=12, size=(32, 16))
 
 
-@pytest.fixture(autouse=True)
-def _in_the_repository(request, monkeypatch):
-    monkeypatch.chdir(request.config.rootpath)
+def words(options):
+    return [str(part) for pair in options.items() for part in pair]
 
 
-def run(config, *options):
-    """train_or_evaluate as tools/train_net.py calls it."""
-    arguments = ["--config-file", f"{CONFIGS}/{config}", *map(str, options)]
+def run(config, options, *flags):
+    arguments = ["--config-file", str(config), *flags, *words(options)]
     return train_or_evaluate(argument_parser("test").parse_args(arguments))
 
 
-def small(root, output, *more):
-    """What makes an HITSZ-VCM config fit a test: nothing but sizes."""
-    return (
-        "DATASETS.ROOT", root, "OUTPUT_DIR", output, "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0",
-        "INPUT.SIZE_TRAIN", "[32,16]", "INPUT.SIZE_TEST", "[32,16]", "INPUT.CLIP.LENGTH", "2",
-        "SOLVER.IMS_PER_BATCH", "8", "SOLVER.MAX_EPOCH", "1", *more,
-    )  # fmt: skip
+def small(root, output, **more):
+    """Options that make a config of HITSZ-VCM fit a test."""
+    return {
+        "DATASETS.ROOT": root,
+        "OUTPUT_DIR": output,
+        "MODEL.DEVICE": "cpu",
+        "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.SIZE_TRAIN": [32, 16],
+        "INPUT.SIZE_TEST": [32, 16],
+        "INPUT.CLIP.LENGTH": 2,
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.MAX_EPOCH": 1,
+    }
 
 
-@pytest.fixture(scope="module")
-def imagenet_r50(tmp_path_factory):
-    """A stand-in for torchvision's ResNet-50 where fast-reid's download would have put it."""
-    home = tmp_path_factory.mktemp("torch_home")
-    cfg = get_cfg()
-    weights = build_backbone(cfg).state_dict()
-    (home / "checkpoints").mkdir()
-    torch.save(weights, home / "checkpoints" / "resnet50-19c8e357.pth")
-    return home, weights
-
-
-@pytest.mark.parametrize("layout", ["full", "flat_info", "merged", "flat_merged"])
-def test_the_hitsz_vcm_config_runs_on_every_layout(tmp_path, monkeypatch, imagenet_r50, layout):
-    home, weights = imagenet_r50
-    monkeypatch.setenv("TORCH_HOME", str(home))
-    write_synthetic_vcm(tmp_path / "HITSZ-VCM", SMALL, layout=layout)
-    options = small(tmp_path, tmp_path / "out")
-    trainer = Trainer(
-        load_config(f"{CONFIGS}/HITSZ-VCM/SAD_R50.yml", [str(option) for option in options])
-    )
+def test_the_hitsz_vcm_config_trains_from_imagenet_weights(tmp_path, monkeypatch):
+    weights = build_backbone(get_cfg()).state_dict()
+    (tmp_path / "home" / "checkpoints").mkdir(parents=True)
+    torch.save(weights, tmp_path / "home" / "checkpoints" / "resnet50-19c8e357.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    write_synthetic_vcm(tmp_path / "HITSZ-VCM", SMALL, layout="flat_merged")
+    trainer = Trainer(load_config(SAD, words(small(tmp_path, tmp_path / "out"))))
     for stem in (trainer.model.backbone.visible_stem, trainer.model.backbone.infrared_stem):
-        assert torch.equal(stem[0].weight, weights["conv1.weight"]), (
-            "fast-reid's ImageNet weights fill both stems"
-        )
-    results = trainer.train()
-    assert results["I2V/mAP"] > 0
+        assert torch.equal(stem[0].weight, weights["conv1.weight"])
+    assert trainer.train()["I2V/mAP"] > 0
     assert (tmp_path / "out" / "model_final.pth").exists()
-
-
-def test_evaluation_only_repeats_the_result(tmp_path):
-    write_synthetic_vcm(tmp_path / "HITSZ-VCM", SMALL)
-    options = small(
-        tmp_path,
-        tmp_path / "out",
-        "MODEL.BACKBONE.DEPTH",
-        "18x",
-        "MODEL.BACKBONE.PRETRAIN",
-        "False",
-    )
-    trained = run("HITSZ-VCM/SAD_R50.yml", *options)
-    config = (tmp_path / "out" / "config.yaml").read_text()
-    again = run(
-        "HITSZ-VCM/SAD_R50.yml",
-        "--eval-only",
-        *options,
-        "MODEL.WEIGHTS",
-        tmp_path / "out" / "model_final.pth",
-    )
-    assert again == trained
-    assert (tmp_path / "out" / "config.yaml").read_text() == config, (
-        "what the run was trained with stays"
-    )
-    metrics = [
-        json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()
-    ]
-    assert any("I2V/mAP" in line for line in metrics)
-
-
-# --- bad input ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -117,167 +72,129 @@ def good_root(tmp_path_factory):
     return root
 
 
-def edit(path, change):
-    path.write_text(change(path.read_text()))
+def test_evaluation_repeats_the_result_of_training(good_root, tmp_path):
+    options = {**small(good_root, tmp_path / "out"), **R18}
+    trained = run(SAD, options)
+    config = (tmp_path / "out" / "config.yaml").read_text()
+    weights = {"MODEL.WEIGHTS": tmp_path / "out" / "model_final.pth"}
+    assert run(SAD, {**options, **weights}, "--eval-only") == trained
+    assert (tmp_path / "out" / "config.yaml").read_text() == config
+    lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
+    assert any("I2V/mAP" in json.loads(line) for line in lines)
 
 
-def _missing_root(root):
+# --- bad input --------------------------------------------------------------------------------
+
+
+def missing_root(root):
     shutil.rmtree(root)
 
 
-def _half_a_layout(root):
+def half_a_layout(root):
     (root / "HITSZ-VCM" / "info" / "track_test_info.txt").unlink()
 
 
-def _no_train_folder(root):
+def no_train_folder(root):
     shutil.rmtree(root / "HITSZ-VCM" / "Train")
 
 
-def _index_out_of_range(root):
-    edit(
-        root / "HITSZ-VCM" / "info" / "track_train_info.txt",
-        lambda text: text.replace("2 1 12 ", "2 1 99999 ", 1),
-    )
+def index_out_of_range(root):
+    path = root / "HITSZ-VCM" / "info" / "track_train_info.txt"
+    path.write_text(path.read_text().replace("2 1 12 ", "2 1 99999 ", 1))
 
 
-def _query_from_zero(root):
-    edit(
-        root / "HITSZ-VCM" / "info" / "query_IDX.txt",
-        lambda text: " ".join(str(int(number) - 1) for number in text.split()) + " ",
-    )
+def query_from_zero(root):
+    path = root / "HITSZ-VCM" / "info" / "query_IDX.txt"
+    path.write_text(" ".join(str(int(number) - 1) for number in path.read_text().split()) + " ")
 
 
-def _one_modality_only(root):
+def one_modality_only(root):
     path = root / "HITSZ-VCM" / "info" / "track_train_info.txt"
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text(
-        "".join(line for line in lines if not (line.startswith("1 ") and " 0001 " in line))
-    )
-
-
-BAD_DATA = [
-    (_missing_root, "no HITSZ-VCM in .* set DATASETS.ROOT"),
-    (_half_a_layout, r"track_test_info\.txt"),
-    (_no_train_folder, "Train"),
-    (
-        _index_out_of_range,
-        r"train_name\.txt has \d+ names, but tracklet 1 spans 1 to 99999: indices are 1-based",
-    ),
-    (_query_from_zero, "0-based"),
-    (_one_modality_only, "one modality only"),
-]
+    path.write_text("".join(x for x in lines if not (x.startswith("1 ") and " 0001 " in x)))
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"), BAD_DATA, ids=lambda value: getattr(value, "__name__", "")
+    ("damage", "message"),
+    [
+        (missing_root, r"DATASETS\.ROOT"),
+        (half_a_layout, r"track_test_info\.txt"),
+        (no_train_folder, "Train"),
+        (index_out_of_range, "1-based"),
+        (query_from_zero, "0-based"),
+        (one_modality_only, "one modality only"),
+    ],
 )
-def test_bad_data_is_one_clear_line_before_training(good_root, tmp_path, damage, message):
+def test_bad_data_is_one_line_before_training(good_root, tmp_path, monkeypatch, damage, message):
     root = tmp_path / "data"
     shutil.copytree(good_root, root)
     damage(root)
-    assert_refused(message, root, tmp_path / "out")
+    assert_refused(monkeypatch, message, root, tmp_path / "out", R18)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ("SOLVER.IMS_PER_BATCH 64", "16 identities, but the training set has 3"),
+        ("DATASETS.SKELETONS nowhere", "nowhere"),
+        ("SOLVER.BASE_LT 1", r"did you mean SOLVER\.BASE_LR"),
+        ("MODEL.BACKBONE.FEAT_DIM 2048", "FEAT_DIM is 2048"),
+        ("DATASETS.NAMES ('HITSZVMC',)", "did you mean HITSZVCM"),
+        ("DATASETS.TESTS ('Market1501',) DATASETS.NAMES ('HITSZVCM','Market1501')", "one kind"),
+        ("TEST.FLIP.ENABLED True", r"TEST\.FLIP"),
+        ("INPUT.SIZE_TRAIN [64]", r"INPUT\.SIZE_TRAIN is \[64\]"),
+        ("INPUT.CLIP.LENGTH 0", r"INPUT\.CLIP\.LENGTH is 0"),
+        ("INPUT.REA.AREA [0.4,0.02]", r"INPUT\.REA\.AREA is \[0\.4, 0\.02\]"),
+        ("MODEL.LOSSES.NAME ()", r"MODEL\.LOSSES\.NAME"),
+        ("MODEL.LOSSES.NAME ('Triplet',)", "Triplet"),
+        ("MODEL.DEVICE tpu", "tpu"),
+        ("MODEL.META_ARCHITECTURE SADD", "SADD"),
+        ("MODEL.META_ARCHITECTURE Baseline", "takes images"),
+        ("MODEL.HEADS.NAME ClipHed", "ClipHed"),
+        ("SOLVER.SCHED Foo", "Foo"),
+        ("SOLVER.STEPS [3]", "inside the warm-up"),
+        ("DATASETS.MIN_FRAMES 13", "MIN_FRAMES"),
         (
-            ("SOLVER.IMS_PER_BATCH", "64"),
-            r"a batch of 16 identities, but the training set has 3: set SOLVER\.IMS_PER",
-        ),
-        (("DATASETS.SKELETONS", "nowhere"), "nowhere"),
-        (("SOLVER.BASE_LT", "1"), r"no config key SOLVER\.BASE_LT; did you mean SOLVER\.BASE_LR"),
-        (("MODEL.BACKBONE.FEAT_DIM", "2048"), r"FEAT_DIM is 2048, .* set it to 512"),
-        (("DATASETS.NAMES", "('HITSZVMC',)"), "did you mean HITSZVCM"),
-        (
-            ("DATASETS.TESTS", "('Market1501',)", "DATASETS.NAMES", "('HITSZVCM','Market1501')"),
-            "one kind",
-        ),
-        (("TEST.FLIP.ENABLED", "True"), r"TEST\.FLIP"),
-        (("INPUT.SIZE_TRAIN", "[64]"), r"INPUT\.SIZE_TRAIN is \[64\]: give height and width"),
-        (("INPUT.CLIP.LENGTH", "0"), r"INPUT\.CLIP\.LENGTH is 0"),
-        (("INPUT.PADDING.SIZE", "-3"), r"INPUT\.PADDING\.SIZE is -3"),
-        (
-            ("INPUT.REA.AREA", "[0.4, 0.02]"),
-            r"INPUT\.REA\.AREA is \[0\.4, 0\.02\]: give \[low, high\]",
-        ),
-        (("MODEL.HEADS.GEM_P", "0.0"), r"MODEL\.HEADS\.GEM_P is 0"),
-        (("MODEL.LOSSES.NAME", "()"), r"MODEL\.LOSSES\.NAME has no loss"),
-        (("TEST.RANKS", "[0]"), r"TEST\.RANKS"),
-        (("MODEL.LOSSES.NAME", "('Triplet',)"), r"MODEL\.LOSSES\.NAME has Triplet"),
-        (("MODEL.DEVICE", "tpu"), r"MODEL\.DEVICE 'tpu'"),
-        (
-            ("MODEL.META_ARCHITECTURE", "SADD"),
-            r"MODEL\.META_ARCHITECTURE is 'SADD', .* there are .*SAD, STAR",
-        ),
-        (
-            ("MODEL.META_ARCHITECTURE", "Baseline"),
-            r"MODEL\.META_ARCHITECTURE Baseline takes images, but .* of clips",
-        ),
-        (("MODEL.HEADS.NAME", "ClipHed"), r"MODEL\.HEADS\.NAME is 'ClipHed'"),
-        (("SOLVER.SCHED", "Foo"), r"SOLVER\.SCHED is 'Foo'"),
-        (("DATASETS.NAMES", "('Market1501',)"), r"DATASETS\.NAMES .* of one kind"),
-        (("SOLVER.STEPS", "[3]"), r"inside the warm-up"),
-        (("DATASETS.MIN_FRAMES", "13"), "MIN_FRAMES"),
-        (
-            ("MODEL.BACKBONE.PRETRAIN", "True", "MODEL.BACKBONE.PRETRAIN_PATH", "nowhere.pth"),
-            r"pretrained weights of build_resnet_backbone 18x .*nowhere\.pth.* set MODEL\.BACKBONE\.PRETRAIN_PATH",
+            "MODEL.BACKBONE.PRETRAIN True MODEL.BACKBONE.PRETRAIN_PATH nowhere.pth",
+            r"nowhere\.pth.*PRETRAIN_PATH",
         ),
     ],
 )
-def test_a_bad_config_is_one_clear_line_before_training(good_root, tmp_path, options, message):
-    assert_refused(message, good_root, tmp_path / "out", *options)
+def test_a_bad_config_is_one_line_before_training(
+    good_root, tmp_path, monkeypatch, options, message
+):
+    pairs = options.split()
+    more = {**R18, **dict(zip(pairs[::2], pairs[1::2], strict=True))}
+    assert_refused(monkeypatch, message, good_root, tmp_path / "out", more)
 
 
-def assert_refused(message, root, output, *more):
-    """One line, and before the first step."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train", lambda self: pytest.fail("training started"))
-        _assert_refused(message, root, output, *more)
+def test_an_output_folder_that_cannot_be_written_is_one_line(good_root, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert_refused(monkeypatch, "OUTPUT_DIR", good_root, tmp_path / "file" / "out", R18)
 
 
-def _assert_refused(message, root, output, *more):
+def assert_refused(monkeypatch, message, root, output, more):
+    monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("training started"))
     with pytest.raises(UserError, match=message) as caught:
-        run(
-            "HITSZ-VCM/SAD_R50.yml",
-            *small(
-                root,
-                output,
-                "MODEL.BACKBONE.DEPTH",
-                "18x",
-                "MODEL.BACKBONE.PRETRAIN",
-                "False",
-                *more,
-            ),
-        )
+        run(SAD, {**small(root, output), **more})
     assert "\n" not in str(caught.value)
     assert not list(output.glob("*.pth"))
 
 
-def test_an_output_folder_that_cannot_be_written_is_one_clear_line(good_root, tmp_path):
-    (tmp_path / "file").write_text("")
-    assert_refused("OUTPUT_DIR .* cannot be written", good_root, tmp_path / "file" / "out")
-
-
-def test_broken_frames_are_replaced_counted_and_reported(good_root, tmp_path):
+def test_broken_frames_are_replaced_and_counted(good_root, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(good_root, root)
-    broken = [
-        path
-        for split in ("Train", "Test")
-        for path in sorted((root / "HITSZ-VCM" / split).rglob("*.jpg"))[::3]
-    ]
-    for number, path in enumerate(broken):
-        path.write_bytes(b"" if number % 2 else path.read_bytes()[:200])
-    options = ("MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.PRETRAIN", "False")
-    results = run("HITSZ-VCM/SAD_R50.yml", *small(root, tmp_path / "out", *options))
+    for split in ("Train", "Test"):
+        for number, path in enumerate(sorted((root / "HITSZ-VCM" / split).rglob("*.jpg"))[::3]):
+            path.write_bytes(b"" if number % 2 else path.read_bytes()[:200])
+    results = run(SAD, {**small(root, tmp_path / "out"), **R18})
     assert results["mean/mAP"] > 0
     log = (tmp_path / "out" / "log.txt").read_text()
-    assert "broken frames were replaced by their nearest good neighbor in this epoch" in log
+    assert "broken frames were replaced" in log
     assert "broken test frames were replaced" in log
 
 
-# --- fast-reid's own job --------------------------------------------------------------------------------------------
+# --- datasets of images ----------------------------------------------------------------------
 
 BAG_OF_TRICKS = """
 MODEL:
@@ -289,6 +206,7 @@ MODEL:
     NAME: ("CrossEntropyLoss", "TripletLoss",)
     CE: {EPSILON: 0.1, SCALE: 1.}
     TRI: {MARGIN: 0.3, HARD_MINING: True, NORM_FEAT: False, SCALE: 1.}
+  DEVICE: cpu
 INPUT:
   SIZE_TRAIN: [32, 16]
   SIZE_TEST: [32, 16]
@@ -302,12 +220,12 @@ TEST: {EVAL_PERIOD: 3, IMS_PER_BATCH: 16, FLIP: {ENABLED: True}}
 DATASETS:
   NAMES: ("Market1501",)
   TESTS: ("Market1501",)
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory):
-    """A folder in Market-1501's layout: 8 people of one color each, two cameras."""
+    """A folder in the layout of Market-1501: people of one color each, two cameras. And a config."""
     root = tmp_path_factory.mktemp("market")
     rng = np.random.default_rng(0)
     colors = rng.integers(40, 215, (16, 3))
@@ -316,38 +234,27 @@ def market(tmp_path_factory):
         "query": (range(9, 15), 1),
         "bounding_box_test": (range(9, 15), 3),
     }
-    for folder, (people, images) in splits.items():
-        (root / "Market-1501-v15.09.15" / folder).mkdir(parents=True)
+    for name, (people, images) in splits.items():
+        folder = root / "Market-1501-v15.09.15" / name
+        folder.mkdir(parents=True)
         for pid in people:
             for camera in (1, 2):
                 for number in range(images):
                     noise = rng.normal(0, 20, (64, 32, 3))
                     image = np.clip(colors[pid] + noise, 0, 255).astype(np.uint8)
-                    name = f"{pid:04d}_c{camera}s1_{number:06d}_00.jpg"
-                    Image.fromarray(image).save(root / "Market-1501-v15.09.15" / folder / name)
+                    file = f"{pid:04d}_c{camera}s1_{number:06d}_00.jpg"
+                    Image.fromarray(image).save(folder / file)
+    (root / "bagtricks.yml").write_text(BAG_OF_TRICKS)
     return root
 
 
-def test_a_plain_fastreid_config_trains_and_evaluates(tmp_path, market):
-    config = tmp_path / "bagtricks.yml"
-    config.write_text(BAG_OF_TRICKS)
-    arguments = [
-        "--config-file",
-        str(config),
-        "DATASETS.ROOT",
-        str(market),
-        "OUTPUT_DIR",
-        str(tmp_path / "out"),
-    ]
-    results = train_or_evaluate(argument_parser("test").parse_args(arguments))
+def test_a_config_of_fastreid_trains_and_evaluates(tmp_path, market):
+    options = {"DATASETS.ROOT": market, "OUTPUT_DIR": tmp_path / "out"}
+    results = run(market / "bagtricks.yml", options)
     assert {"Rank-1", "mAP", "mINP", "metric"} <= set(results)
     assert results["mAP"] > 60, "people of one color each are told apart"
-    weights = str(tmp_path / "out" / "model_final.pth")
-    again = train_or_evaluate(
-        argument_parser("test").parse_args(
-            [*arguments[:2], "--eval-only", *arguments[2:], "MODEL.WEIGHTS", weights]
-        )
-    )
+    options["MODEL.WEIGHTS"] = tmp_path / "out" / "model_final.pth"
+    again = run(market / "bagtricks.yml", options, "--eval-only")
     assert again == pytest.approx(results)
 
 
@@ -357,13 +264,10 @@ class SignalAfterSix(HookBase):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_plain_fastreid_config_goes_on_in_the_middle_of_an_epoch(tmp_path, market):
-    """At the step where it stood; what its samplers draw from there on is another matter."""
-    (tmp_path / "bagtricks.yml").write_text(BAG_OF_TRICKS)
-    cfg = load_config(
-        str(tmp_path / "bagtricks.yml"),
-        ["DATASETS.ROOT", str(market), "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.DEVICE", "cpu"],
-    )
+def test_a_config_of_fastreid_resumes_in_the_middle_of_an_epoch(tmp_path, market):
+    """At the step where it was stopped; fast-reid's samplers draw other images from there."""
+    options = {"DATASETS.ROOT": market, "OUTPUT_DIR": tmp_path / "out"}
+    cfg = load_config(str(market / "bagtricks.yml"), words(options))
     trainer = Trainer(cfg)
     trainer.register_hooks([SignalAfterSix()])
     with pytest.raises(Interrupted):
@@ -374,31 +278,22 @@ def test_a_plain_fastreid_config_goes_on_in_the_middle_of_an_epoch(tmp_path, mar
     assert resumed.train()["mAP"] > 30
     saved = read_checkpoint(str(tmp_path / "out" / "model_final.pth"))
     assert (saved["epoch"], saved["iteration"]) == (2, 12)
-    steps = {int(state["step"]) for state in saved["optimizer"]["state"].values()}
-    assert steps == {12}, "six and six"
+    assert {int(state["step"]) for state in saved["optimizer"]["state"].values()} == {12}
 
 
-def image_run(config, root, output):
-    arguments = ["--config-file", config, "DATASETS.ROOT", root, "OUTPUT_DIR", output]
-    results = train_or_evaluate(argument_parser("test").parse_args(arguments))
-    if comm.is_main_process():
-        with open(f"{output}/results.json", "w") as file:
-            json.dump(
-                {key: float(value) for key, value in results.items() if key != "dataset"}, file
-            )
-
-
-def test_a_plain_fastreid_config_in_two_processes_and_mixed_precision(tmp_path, market):
-    config = tmp_path / "bagtricks.yml"
-    # torch 2.13's bfloat16 convolution on the CPU gives NaN for maps of 4x2 with stride 2: keep the maps larger
-    larger = BAG_OF_TRICKS.replace("[32, 16]", "[64, 32]")
-    config.write_text(larger.replace("ENABLED: False", "ENABLED: True, DTYPE: bfloat16", 1))
-    call_in_processes(image_run, 2, config, market, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["mAP"] > 50
-
-
-def test_the_command_line_ends_with_the_line_alone():
-    command = [sys.executable, "tools/train_net.py", "--config-file", "configs/none.yml"]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert ended.stderr == "error: config file configs/none.yml does not exist\n"
+def test_a_config_of_fastreid_in_two_processes_and_mixed_precision(tmp_path, market):
+    options = {
+        "DATASETS.ROOT": market,
+        "OUTPUT_DIR": tmp_path / "out",
+        "SOLVER.AMP.ENABLED": True,
+        "SOLVER.AMP.DTYPE": "bfloat16",
+        # torch 2.13's bfloat16 convolution on the CPU gives NaN for maps of 4x2 with stride 2
+        "INPUT.SIZE_TRAIN": [64, 32],
+        "INPUT.SIZE_TEST": [64, 32],
+    }
+    command = [sys.executable, "-m", "fastreid_star", "train", "--num-devices", "2"]
+    command += ["--config-file", str(market / "bagtricks.yml"), *words(options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = (tmp_path / "out" / "metrics.json").read_text().splitlines()[-1]
+    assert ast.literal_eval(last)["mAP"] > 50

@@ -25,7 +25,7 @@ def write_vcm(
     images: bool = True,
     lengths: tuple[int, ...] = (12, 13),
 ) -> Path:
-    """Write HITSZ-VCM's files; each identity has a tracklet of each length in each modality, one a camera."""
+    """Write HITSZ-VCM's files; an identity has a tracklet of each length in each modality."""
     info = folder if flat else folder / "info"
     info.mkdir(parents=True)
     query = []

@@ -52,21 +52,10 @@ def test_registered():
 def test_unknown_dataset(cfg):
     with pytest.raises(UserError, match=r"'HITSZ_VCM'.*did you mean HITSZVCM"):
         build_dataset(cfg, "HITSZ_VCM")
-    with pytest.raises(UserError, match=r"'qqqqqq'.*those of tracklets are HITSZVCM"):
+    with pytest.raises(UserError, match=r"'qqqqqq'.*choose one of HITSZVCM"):
         is_video_dataset("qqqqqq")
     with pytest.raises(UserError, match="Market1501 is a dataset of images"):
         build_dataset(cfg, "Market1501")
-
-
-def test_root_from_the_environment(cfg, vcm_root, monkeypatch):
-    cfg.DATASETS.ROOT = ""
-    monkeypatch.setattr("fastreid.data.build._root", str(vcm_root))
-    assert len(build_dataset(cfg, "HITSZVCM").train) == 12
-
-
-def test_min_frames_comes_from_the_config(cfg):
-    cfg.DATASETS.MIN_FRAMES = 13
-    assert len(build_dataset(cfg, "HITSZVCM").train) == 6
 
 
 def test_options_come_from_the_config(cfg, monkeypatch):
@@ -179,11 +168,6 @@ def test_several_datasets_keep_their_identities_apart(cfg, monkeypatch):
     assert {dataset[i]["targets"] for i in range(24)} == set(range(6))
 
 
-def test_combineall(cfg):
-    cfg.DATASETS.COMBINEALL = True
-    assert build_clip_train_loader(cfg, seed=0).dataset.num_classes == 5
-
-
 @pytest.mark.parametrize("world_size", [1, 3, 5, 9])
 def test_test_loader_shows_each_tracklet_once_and_in_order(cfg, world_size):
     loaders = [
@@ -197,18 +181,9 @@ def test_test_loader_shows_each_tracklet_once_and_in_order(cfg, world_size):
     assert (
         torch.cat([batch["targets"] for batch in batches]).tolist() == [4, 4, 5, 5] * 2
     )  # identities, not labels
-    # the same batches in any number of processes: a feature must not depend on what is computed beside it
+    # the same batches for any number of processes
     assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert [t.pid for t in loaders[0].dataset.tracklets] == [4, 4, 5, 5] * 2
-
-
-def test_test_loader_honours_workers(cfg):
-    alone = list(build_clip_test_loader(cfg, "HITSZVCM"))
-    cfg.DATALOADER.NUM_WORKERS = 2
-    loader = build_clip_test_loader(cfg, "HITSZVCM")
-    assert loader.num_workers == 2
-    assert all(map(equal, alone, loader))
-    assert all(map(equal, alone, loader))  # the workers persist
 
 
 def test_device_loader(cfg):
@@ -245,12 +220,12 @@ def test_a_workers_error_is_one_line(cfg, make_vcm, workers):
     assert "\n" not in str(error.value)
 
 
-# --- the controls: whose skeletons a clip is shown with, and none of its pixels --------------------------------------
+# --- controls: other skeletons, no pixels ---
 
 
 @pytest.fixture
 def with_skeletons(cfg, tmp_path):
-    """The config with a store whose every skeleton says whose it is: pid, modality and camera as its score."""
+    """The config with a store in which the score of a joint encodes pid, modality and camera."""
     data = build_dataset(cfg, "HITSZVCM")
     tracklets = [*data.train, *data.query, *data.gallery]
     keys = [tracklet.key(index) for tracklet in tracklets for index in range(len(tracklet))]
@@ -301,7 +276,7 @@ def test_skeletons_of_others(with_skeletons):
         "drawn anew, so that none gives its receiver away"
     )
     with_skeletons.DATASETS.SKELETONS = ""
-    with pytest.raises(UserError, match=r"DATASETS\.SKELETONS must name some"):
+    with pytest.raises(UserError, match=r"set DATASETS\.SKELETONS"):
         build_clip_train_loader(with_skeletons, seed=0)
 
 
@@ -312,13 +287,13 @@ def test_a_store_of_one_split_is_refused_and_a_thin_one_is_mentioned(
     keys = [tracklet.key(index) for tracklet in data.train for index in range(len(tracklet))]
     write_skeleton_store(tmp_path / "train", keys, np.ones((len(keys), 17, 3), np.float32))
     with_skeletons.DATASETS.SKELETONS = str(tmp_path / "train")
-    with pytest.raises(UserError, match="knows none of 8 test frames that were looked up"):
+    with pytest.raises(UserError, match="knows none of 8 test frames"):
         open_store(with_skeletons, data)
     keys += [data.query[0].key(0)]
     write_skeleton_store(tmp_path / "thin", keys, np.ones((len(keys), 17, 3), np.float32))
     with_skeletons.DATASETS.SKELETONS = str(tmp_path / "thin")
     open_store(with_skeletons, data)
-    assert "has skeletons for 1 of 8 test frames looked up" in caplog.text
+    assert "has skeletons for 1 of 8 test frames" in caplog.text
 
 
 def test_no_skeletons(with_skeletons):

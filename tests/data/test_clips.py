@@ -1,17 +1,32 @@
+import errno
+import logging
+import os
 import pickle
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch.utils.data import DataLoader
 
-from fastreid_star.data.clips import ClipDataset, ClipRequest, collate_clips, segment_indices
+from fastreid_star.data import clips, io
+from fastreid_star.data.clips import (
+    ClipDataset,
+    ClipRequest,
+    collate_clips,
+    read_clip,
+    segment_indices,
+)
 from fastreid_star.data.datasets import HITSZVCM
+from fastreid_star.data.io import PAUSES, BrokenImage, read_bytes
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
 from fastreid_star.data.transforms import Compose, HorizontalFlip, PadCrop, RandomErasing, Resize
+from fastreid_star.errors import UserError
+from fastreid_star.structures import Modality, Tracklet
 
 AUGMENT = Compose([Resize((24, 12)), PadCrop(3), HorizontalFlip(), RandomErasing()])
 
@@ -21,11 +36,8 @@ AUGMENT = Compose([Resize((24, 12)), PadCrop(3), HorizontalFlip(), RandomErasing
     [
         (24, 12, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22]),
         (12, 4, [0, 3, 6, 9]),
-        (
-            13,
-            12,
-            [0, 2, 4, 6, 8, 10, 12, 12, 12, 12, 12, 12],
-        ),  # segments of 2; the last five are padding
+        # segments of 2; the last five are padding
+        (13, 12, [0, 2, 4, 6, 8, 10, 12, 12, 12, 12, 12, 12]),
         (10, 4, [0, 3, 6, 9]),  # the last segment is 9, 9, 9
         (7, 3, [0, 3, 6]),
         (5, 8, [0, 1, 2, 3, 4, 4, 4, 4]),
@@ -72,7 +84,7 @@ def data(vcm_root):
 
 @pytest.fixture
 def store(data, tmp_path):
-    """Every joint of frame f is at (f, 2 f) with the score f/100; of the first tracklet, frame 4 is missing."""
+    """Joints of frame f are (f, 2 f, f/100); the first tracklet has no skeleton in frame 4."""
     frames = [
         (t.key(i), i + 1) for t in data.train for i in range(len(t)) if (t, i) != (data.train[0], 3)
     ]
@@ -199,3 +211,114 @@ def test_dataset_is_picklable(data, store):
     assert torch.equal(
         pickle.loads(pickle.dumps(dataset))[request]["images"], dataset[request]["images"]
     )
+
+
+# --- broken frames ---
+
+
+@pytest.fixture
+def tracklet(tmp_path):
+    """Ten frames; frame k has the gray value 20 k and a size of its own."""
+    folder = tmp_path / "0001" / "ir" / "D4"
+    folder.mkdir(parents=True)
+    for k in range(10):
+        Image.new("RGB", (40 + k, 80), (20 * k,) * 3).save(folder / f"{k}.jpg")
+    frames = tuple(f"0001/ir/D4/{k}.jpg" for k in range(10))
+    return Tracklet(1, 4, Modality.INFRARED, str(tmp_path), frames)
+
+
+def damage(tracklet, *indices):
+    for index in indices:
+        Path(tracklet.path(index)).write_bytes(b"")
+
+
+def gray(frames):
+    return [round(float(frame.mean()) / 20) for frame in frames]
+
+
+def test_read_clip(tracklet):
+    frames, used, replaced = read_clip(tracklet, np.array([0, 4, 9, 9]))
+    assert gray(frames) == used == [0, 4, 9, 9]
+    assert [frame.shape for frame in frames] == [(80, 40, 3), (80, 44, 3), (80, 49, 3), (80, 49, 3)]
+    assert replaced == 0
+
+
+def test_the_earlier_of_two_neighbors_at_the_same_distance(tracklet):
+    damage(tracklet, 4)
+    assert read_clip(tracklet, [4])[1:] == ([3], 1)
+
+
+def test_nearest_good_neighbor(tracklet, caplog):
+    damage(tracklet, 0, 1, 4, 5, 9)
+    for _ in range(3):
+        frames, used, replaced = read_clip(tracklet, [0, 1, 2, 4, 5, 9, 9])
+        assert gray(frames) == used == [2, 2, 2, 3, 6, 8, 8]
+        assert replaced == 6
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 5, "one per file, not one per clip"
+    damage(tracklet, 2, 3, 6, 7)
+    assert read_clip(tracklet, [0, 5, 9])[1:] == ([8] * 3, 3)
+
+
+def test_each_candidate_is_read_once(tracklet, monkeypatch):
+    tried = []
+
+    def broken(path):
+        tried.append(path)
+        raise BrokenImage(path)
+
+    monkeypatch.setattr(clips, "read_frame", broken)
+    with pytest.raises(UserError, match=r"none of the 10 frames .*0001/ir/D4"):
+        read_clip(tracklet, range(10))
+    assert sorted(tried) == [tracklet.path(k) for k in range(10)]
+
+
+class Disk:
+    """Reading a file fails `times` times; pauses are recorded instead of waited for."""
+
+    def __init__(self, monkeypatch):
+        self.times, self.pauses = {}, []
+        monkeypatch.setattr(io, "read_bytes", self.read)
+        monkeypatch.setattr(clips.time, "sleep", self.pauses.append)
+
+    def read(self, path):
+        name = os.path.basename(path)
+        self.times[name] = self.times.get(name, 0) - 1
+        if self.times[name] >= 0:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return read_bytes(path)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    return Disk(monkeypatch)
+
+
+def test_a_disk_that_fails_for_one_frame(tracklet, disk):
+    disk.times = {"4.jpg": 9}
+    assert read_clip(tracklet, [3, 4])[1:] == ([3, 3], 1)
+    assert disk.pauses == []
+
+
+def test_a_disk_that_fails_for_a_moment(tracklet, disk):
+    disk.times = {f"{k}.jpg": 2 for k in range(10)}
+    assert read_clip(tracklet, [0, 4, 9])[1:] == ([0, 4, 9], 0)
+    assert disk.pauses == list(PAUSES[:2])
+
+
+def test_a_disk_that_fails_for_ever(tracklet, disk):
+    disk.times = {f"{k}.jpg": 99 for k in range(10)}
+    with pytest.raises(UserError, match=r"none of the 10 frames .*: check the disk"):
+        read_clip(tracklet, [0, 4, 9])
+    assert disk.pauses == list(PAUSES)
+
+
+def test_unreadable_tracklets_are_named(tracklet, disk):
+    damage(tracklet, *range(10))
+    with pytest.raises(UserError, match=rf"from {tracklet.path(0)} to 9.jpg .*file is empty"):
+        read_clip(tracklet, [5])
+    for k in range(10):
+        os.rename(tracklet.path(k), tracklet.path(k)[:-3] + "JPG")
+    with pytest.raises(UserError, match=r"holds 0.JPG, 1.JPG"):
+        read_clip(tracklet, [5])
+    assert disk.pauses == []

@@ -50,7 +50,7 @@ def test_composition(p, k):
 
 
 def test_tracklets_without_replacement_where_there_are_enough():
-    """3 visible tracklets for 3 clips: each once. 2 infrared ones: some twice, but not always the same pattern."""
+    """3 visible tracklets for 3 clips: each once. 2 infrared ones: some twice, at random."""
     patterns = set()
     for batch in take(sampler(p=5, k=3), 50):
         indices = [request.index for request in batch]
@@ -69,7 +69,7 @@ def identities(batch):
 
 
 def test_identities_without_replacement_within_a_pass():
-    """10 identities, 4 a batch: two batches a pass, 8 different identities, the two left over change."""
+    """10 identities, 4 per batch: two batches per pass with 8 different identities."""
     batches = take(sampler(), 40)
     left_over = set()
     for first, second in zip(batches[::2], batches[1::2], strict=True):
@@ -138,24 +138,24 @@ def test_set_start_with_the_seed_of_another_run():
 
 
 def test_more_identities_than_there_are():
-    with pytest.raises(
-        UserError,
-        match=r"11 identities, but the training set has 10: .*IMS_PER_BATCH to at most 40",
-    ):
+    with pytest.raises(UserError, match=r"11 identities, .* 10: .*IMS_PER_BATCH to at most 40"):
         sampler(p=11)
 
 
 def test_identities_that_do_not_divide_among_the_ranks():
-    with pytest.raises(
-        UserError, match=r"4 identities a batch do not divide among 3 processes: .* multiple of 12"
-    ):
+    with pytest.raises(UserError, match=r"4 identities .* 3 processes: .* multiple of 12"):
         sampler(world_size=3)
 
 
 def test_identity_in_one_modality_only():
     lonely = Tracklet(7, 1, Modality.INFRARED, "root", ("a.jpg",))
-    with pytest.raises(UserError, match=r"1 training identities .* one modality only \(\[7\]\)"):
+    with pytest.raises(UserError, match=r"1 training identities .*: 7 \(only infrared\); lower"):
         sampler([*TRACKLETS, lonely])
+
+
+def test_one_identity():
+    with pytest.raises(UserError, match="1 identity: training needs at least 2"):
+        sampler([t for t in TRACKLETS if t.pid == TRACKLETS[0].pid], p=1)
 
 
 def test_empty_batch():

@@ -7,7 +7,7 @@ SIZE = (100, 50)  # height, width
 
 
 def standing(height=90.0, x=25.0, top=5.0):
-    """Seventeen joints of somebody who stands, float [17,3]: as tall as `height`, a fifth as wide."""
+    """The joints of a standing person, float [17,3]: `height` tall and a fifth as wide."""
     y = np.linspace(top, top + height, 17)
     side = height / 10 * np.where(np.arange(17) % 2, 1, -1)
     return np.stack([x + side, y, np.full(17, 0.75)], axis=1)
@@ -55,7 +55,7 @@ def test_a_joint_or_two_far_outside_is_no_fault():
     joints[:3, 0] = 70
     assert what_is_wrong(joints[:, :2], SIZE) == ""
     joints[3, 0] = 70
-    assert "4 of 17 joints far outside the 100 x 50 frame" in what_is_wrong(joints[:, :2], SIZE)
+    assert "4 of 17 joints far outside the frame of 100 x 50" in what_is_wrong(joints[:, :2], SIZE)
 
 
 def test_many_joints_a_little_outside_are_no_fault():
@@ -68,15 +68,15 @@ def test_many_joints_a_little_outside_are_no_fault():
     [
         (standing()[:, [1, 0, 2]], "are x and y swapped?"),
         (standing() * (3, 3, 1), "made for a frame about 2.9 times as large?"),
-        (standing() + np.array([400, 0, 0]), "in the camera's whole picture, not in the crop?"),
-        (standing() + np.array([400, 800, 0]), "in the camera's whole picture, not in the crop?"),
+        (standing() + np.array([400, 0, 0]), "camera's picture instead of the crop?"),
+        (standing() + np.array([400, 800, 0]), "camera's picture instead of the crop?"),
         (standing() * (30, 3, 1) - (600, 0, 0), "made for other frames?"),
         (
             standing() / (50, 100, 1),
-            "all joints within 0.9 pixels: are the coordinates shares of the frame",
+            "all joints within 0.9 pixels: are x, y shares",
         ),
-        (standing() * 0, r"all joints at (0, 0): nobody found?"),
-        (standing() * 0 + 30, r"all joints at (30, 30): nobody found?"),
+        (standing() * 0, r"all joints at (0, 0): no person found?"),
+        (standing() * 0 + 30, r"all joints at (30, 30): no person found?"),
     ],
 )
 def test_what_is_wrong_names_the_likely_cause(joints, cause):
@@ -93,7 +93,7 @@ def test_lying():
     assert stats.lying_share == 0.5
 
 
-# where the places of COCO's joints come from in lists of other datasets, as far as these have the joint
+# positions of COCO's joints in the lists of other datasets, if these have the joint
 H36M = {
     0: 11,
     1: 12,

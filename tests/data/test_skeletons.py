@@ -42,64 +42,28 @@ def test_read(path, joints):
     read, present = store.read(keys)
     assert read.dtype == np.float32
     assert read.shape == (7, 17, 3)
-    assert present.tolist() == [
-        True,
-        True,
-        False,
-        False,
-        False,
-        True,
-        False,
-    ]  # absent, not finite, a group
+    # absent, not finite, infinite, a group
+    assert present.tolist() == [True, True, False, False, False, True, False]
     np.testing.assert_array_equal(read[present], joints[[7, 0, 0]])
     assert not read[~present].any()
+    read += 1  # the arrays are copies
+    np.testing.assert_array_equal(store.read(KEYS[:3])[0], joints[:3])
+    assert not store.read(["a", "b"])[1].any()
 
 
-def test_read_nothing_missing_and_all_missing(path, joints):
+def test_keys_and_raw_values(path, joints):
+    """Including frames without a valid skeleton."""
     store = SkeletonStore.open(path)
-    read, present = store.read(KEYS[:3])
-    assert present.all()
-    np.testing.assert_array_equal(read, joints[:3])
-    read, present = store.read(["a", "b"])
-    assert not present.any()
-    assert not read.any()
-
-
-def test_what_is_read_is_the_callers_own(path):
-    store = SkeletonStore.open(path)
-    first, _ = store.read(KEYS[:2])
-    expected = first.copy()
-    first += 1
-    np.testing.assert_array_equal(store.read(KEYS[:2])[0], expected)
-
-
-def test_length_and_membership(path):
-    store = SkeletonStore.open(path)
+    assert store.keys() == KEYS
     assert len(store) == len(KEYS)
     assert KEYS[0] in store
     assert "0001/ir" not in store
     assert "0009/ir/D1/1" not in store
-
-
-def test_keys(path):
-    """Those of missing frames too; the flat store keeps its order, the file sorts: here it is the same."""
-    store, found = SkeletonStore.open(path), []
-    assert store.keys(found.append) == KEYS
-    assert sum(found) == len(KEYS)
-
-
-def test_raw_is_what_is_stored(path, joints):
-    raw = SkeletonStore.open(path).raw([KEYS[4], KEYS[0], KEYS[3]])
+    raw = store.raw([KEYS[4], KEYS[0], KEYS[3]])
     assert raw.dtype == np.float32
     np.testing.assert_array_equal(raw, joints[[4, 0, 3]])  # equal in NaN and infinity, too
     with pytest.raises(UserError, match=r"store.* has no frame 0009/ir/D1/1"):
-        SkeletonStore.open(path).raw([KEYS[0], "0009/ir/D1/1"])
-
-
-def test_raw_is_the_callers_own(path, joints):
-    store = SkeletonStore.open(path)
-    store.raw(KEYS)[:] = 7
-    np.testing.assert_array_equal(store.raw(KEYS), joints)
+        store.raw([KEYS[0], "0009/ir/D1/1"])
 
 
 def test_pickle(path):
@@ -114,14 +78,6 @@ def read_sum(store):
     return float(store.read(KEYS)[0].sum())
 
 
-def test_both_forms_are_equal(paths):
-    flat, hdf5 = (
-        SkeletonStore.open(paths[name]).read([*KEYS, "none"]) for name in ("flat", "hdf5")
-    )
-    np.testing.assert_array_equal(flat[0], hdf5[0])
-    np.testing.assert_array_equal(flat[1], hdf5[1])
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_readable_in_another_process(paths, method):
     stores = [SkeletonStore.open(path) for path in paths.values()]
@@ -133,7 +89,7 @@ def test_readable_in_another_process(paths, method):
 
 def read_in_child(store, queue):
     total = read_sum(store)
-    queue.put((total, getattr(store, "_owner", os.getpid()) == os.getpid()))
+    queue.put((total, getattr(getattr(store, "_file", None), "_owner", os.getpid()) == os.getpid()))
 
 
 def test_inherited_through_fork_without_pickling(path):
@@ -152,125 +108,8 @@ def test_inherited_through_fork_without_pickling(path):
 
 
 def test_missing_path_names_the_way_out(tmp_path):
-    with pytest.raises(UserError, match=r"does not exist: make one .*DATASETS.SKELETONS ''"):
+    with pytest.raises(UserError, match=r"does not exist.*DATASETS.SKELETONS ''"):
         SkeletonStore.open(tmp_path / "none")
-
-
-def test_not_a_store(tmp_path):
-    (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(UserError, match="neither a folder"):
-        SkeletonStore.open(tmp_path / "a.txt")
-    (tmp_path / "a.h5").write_text("x")
-    with pytest.raises(UserError, match="not a readable HDF5"):
-        SkeletonStore.open(tmp_path / "a.h5")
-    with pytest.raises(UserError, match=r"has no index\.json"):
-        SkeletonStore.open(tmp_path)
-
-
-def test_damaged_flat_store(tmp_path, joints):
-    folder = tmp_path / "store"
-    write_skeleton_store(folder, KEYS, joints)
-    index = json.loads((folder / "index.json").read_text())
-
-    def with_index(**changes):
-        (folder / "index.json").write_text(json.dumps({**index, **changes}))
-
-    with_index(keys=KEYS[:-1])
-    with pytest.raises(UserError, match="lists 9 frames"):
-        SkeletonStore.open(folder)
-    with_index(shape=[9, 17, 3])
-    with pytest.raises(UserError, match="different runs"):
-        SkeletonStore.open(folder)
-    with_index(keys=[KEYS[0], *KEYS[:-1]])
-    with pytest.raises(UserError, match="twice"):
-        SkeletonStore.open(folder)
-    with_index(version=2)
-    with pytest.raises(UserError, match="version 1"):
-        SkeletonStore.open(folder)
-    (folder / "index.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
-        SkeletonStore.open(folder)
-    with_index()
-    np.save(folder / "skeletons.npy", joints.astype(np.float64))
-    with pytest.raises(UserError, match="float64"):
-        SkeletonStore.open(folder)
-    np.save(folder / "skeletons.npy", joints[:, :16])
-    with pytest.raises(UserError, match="shape"):
-        SkeletonStore.open(folder)
-    (folder / "skeletons.npy").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot be read"):
-        SkeletonStore.open(folder)
-    (folder / "skeletons.npy").unlink()
-    with pytest.raises(UserError, match=r"has no skeletons\.npy"):
-        SkeletonStore.open(folder)
-
-
-def test_an_index_of_wrong_things(tmp_path, joints):
-    folder = tmp_path / "store"
-    write_skeleton_store(folder, KEYS, joints)
-    index = json.loads((folder / "index.json").read_text())
-    for changes, message in (
-        ({"keys": [*KEYS[:-1], 7]}, r"index\.json names a frame 7: keys are texts"),
-        ({"keys": [*KEYS[:-1], ["a"]]}, r"names a frame \['a'\]: keys are texts"),
-        ({"keys": [*KEYS[:-1], None]}, "names a frame None"),
-        ({"keys": dict.fromkeys(KEYS, 1)}, "not an index of version 1"),
-        ({"keys": "abc"}, "not an index of version 1"),
-        ({"shape": None}, "different runs"),
-        ({"shape": "x"}, "different runs"),
-        ({"meta": [1]}, "its meta is no table"),
-        ({"version": "1"}, "not an index of version 1"),
-    ):
-        (folder / "index.json").write_text(json.dumps({**index, **changes}))
-        with pytest.raises(UserError, match=message):
-            SkeletonStore.open(folder)
-    for content, message in (
-        (json.dumps(index)[:-1] + ', "keys": []}', "'keys' is there twice"),
-        ("[" * 100_000, "nested too deep"),
-        ("[]", "not an index of version 1"),
-        ("\ufeff", "cannot be read"),
-    ):
-        (folder / "index.json").write_text(content)
-        with pytest.raises(UserError, match=message):
-            SkeletonStore.open(folder)
-
-
-NO_NAMES = ["", "/etc/passwd", "..", "../a", "a/../b", "a/..", "./a", "a//b", "a/", "a\0b", "\0"]
-
-
-@pytest.mark.parametrize("key", NO_NAMES, ids=repr)
-def test_keys_that_lead_elsewhere(tmp_path, joints, key):
-    folder = tmp_path / "store"
-    with pytest.raises(
-        UserError, match=r"the skeletons for .*store names a frame .*: it cannot be a name"
-    ):
-        write_skeleton_store(folder, ["a", key], joints[:2])
-    assert not folder.exists()
-    write_skeleton_store(folder, ["a", "b"], joints[:2])
-    index = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps({**index, "keys": ["a", key]}))
-    with pytest.raises(UserError, match=r"index\.json names a frame .*: it cannot be a name"):
-        SkeletonStore.open(folder)
-
-
-def test_keys_that_are_odd_names_of_files(tmp_path, joints):
-    """A backslash or a colon is no separator where this runs, and three dots are a name."""
-    keys = ["a\\b", "C:a", "...", ".a", "a..", "a b", "ü", "\udcff", "a\nb", " "]
-    write_skeleton_store(tmp_path / "store", keys, joints)
-    store = SkeletonStore.open(tmp_path / "store")
-    assert store.keys() == keys
-    assert store.read(keys)[1].tolist() == [True] * 3 + [False] * 2 + [True] * 5
-
-
-@pytest.mark.parametrize("dtype", [">f4", "f8", "f2", "i4", "c8", "O", "U4", "V12"])
-def test_an_array_of_another_type(tmp_path, joints, dtype):
-    folder = tmp_path / "store"
-    write_skeleton_store(folder, KEYS, joints)
-    array = np.zeros(joints.shape, dtype)
-    np.save(folder / "skeletons.npy", array, allow_pickle=True)
-    with pytest.raises(
-        UserError, match=r"skeletons\.npy (holds .*, expected float32|cannot be read)"
-    ):
-        SkeletonStore.open(folder)
 
 
 class Bomb:
@@ -292,59 +131,74 @@ def test_no_code_in_a_store_is_run(tmp_path, joints, monkeypatch):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_columns_first_is_read_as_it_is_meant(tmp_path, joints):
-    folder = tmp_path / "store"
-    write_skeleton_store(folder, KEYS, joints)
-    expected = SkeletonStore.open(folder).read(KEYS)
-    np.save(folder / "skeletons.npy", np.asfortranarray(joints))
-    for read, right in zip(SkeletonStore.open(folder).read(KEYS), expected, strict=True):
-        np.testing.assert_array_equal(read, right)
+INDEX = {"version": 1, "keys": KEYS, "meta": {}}
+DAMAGED = [
+    ("index.json", {**INDEX, "keys": KEYS[:-1]}, "lists 9 frames, .* has 10"),
+    ("index.json", {**INDEX, "keys": [KEYS[0], *KEYS[:-1]]}, "twice"),
+    ("index.json", {**INDEX, "keys": [*KEYS[:-1], 7]}, "7 is not a key"),
+    ("index.json", {**INDEX, "keys": [*KEYS[:-1], "../a"]}, "'../a' is not a key"),
+    ("index.json", {**INDEX, "keys": "abc"}, "not an index of version 1"),
+    ("index.json", {**INDEX, "version": 2}, "not an index of version 1"),
+    ("index.json", [], "not an index of version 1"),
+    ("index.json", None, "index.json cannot be read"),
+    ("index.json", b"{", "index.json cannot be read"),
+    ("skeletons.npy", np.zeros((10, 17, 3)), "expected float32"),
+    ("skeletons.npy", np.zeros((10, 16, 3), np.float32), r"shape \(10, 16, 3\)"),
+    ("skeletons.npy", np.zeros((0, 17, 3), np.float32), r"shape \(0, 17, 3\)"),
+    ("skeletons.npy", None, "skeletons.npy cannot be read"),
+    ("skeletons.npy", b"", "skeletons.npy cannot be read"),
+    ("skeletons.npy", b"text", "skeletons.npy cannot be read"),
+]
 
 
-def test_an_array_cut_off_at_any_byte(tmp_path, joints):
-    folder = tmp_path / "store"
-    write_skeleton_store(folder, KEYS, joints)
-    whole = (folder / "skeletons.npy").read_bytes()
-    for length in [*range(0, 130, 3), *range(130, len(whole), 97), len(whole) - 1]:
-        (folder / "skeletons.npy").write_bytes(whole[:length])
-        with pytest.raises(
-            UserError, match=r"skeletons\.npy cannot be read .*: make the store again"
-        ) as error:
-            SkeletonStore.open(folder)
-        assert len(str(error.value).splitlines()) == 1
+@pytest.mark.parametrize(("file", "content", "message"), DAMAGED)
+def test_damaged_flat_store(tmp_path, joints, file, content, message):
+    write_skeleton_store(tmp_path / "store", KEYS, joints)
+    path = tmp_path / "store" / file
+    path.unlink()
+    if isinstance(content, np.ndarray):
+        np.save(path, content)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as error:
+        SkeletonStore.open(tmp_path / "store")
+    assert "\n" not in str(error.value)
 
 
-def test_a_header_is_not_repeated_at_length(tmp_path, joints):
-    folder = tmp_path / "store"
-    write_skeleton_store(folder, KEYS, joints)
-    text = b"[" * 9000
-    (folder / "skeletons.npy").write_bytes(
-        b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
-    )
-    with pytest.raises(UserError, match="cannot be read") as error:
-        SkeletonStore.open(folder)
-    assert len(str(error.value)) < 600
+def test_truncated_stores(paths):
+    for name in ("flat/skeletons.npy", "hdf5"):
+        path = paths["flat"] / "skeletons.npy" if "/" in name else paths["hdf5"]
+        whole = path.read_bytes()
+        for length in range(1, len(whole), len(whole) // 20):
+            path.write_bytes(whole[:length])
+            with pytest.raises(UserError, match="cannot be read"):
+                SkeletonStore.open(paths[name.split("/")[0]]).read(KEYS)
 
 
-def test_an_archive_or_a_pipe_in_place_of_the_array(tmp_path, joints):
-    folder = tmp_path / "store"
-    write_skeleton_store(folder, KEYS, joints)
-    with open(folder / "skeletons.npy", "wb") as file:
-        np.savez(file, joints)
-    whole = (folder / "skeletons.npy").read_bytes()
-    with pytest.raises(UserError, match="an archive of arrays"):
-        SkeletonStore.open(folder)
-    (folder / "skeletons.npy").write_bytes(whole[:-9])
-    with pytest.raises(UserError, match="cannot be read"):
-        SkeletonStore.open(folder)
-    for name in ("skeletons.npy", "index.json"):
-        (folder / name).unlink()
-        os.mkfifo(folder / name)
-        with pytest.raises(UserError, match=rf"{name}.* cannot be read.* not a file"):
-            SkeletonStore.open(folder)
-    os.mkfifo(tmp_path / "a.h5")
-    with pytest.raises(UserError, match="it is no file"):
+def test_not_a_store(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "a.h5").write_text("x")
+    for name, message in (("a.txt", "neither a folder"), ("a.h5", "not an HDF5 file")):
+        with pytest.raises(UserError, match=message):
+            SkeletonStore.open(tmp_path / name)
+
+
+def test_hdf5_of_another_shape(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["0001/ir/D4/1"] = np.zeros((16, 3))
+    with pytest.raises(UserError, match=r"\(16, 3\)"):
         SkeletonStore.open(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["0001/ir/D4/1"] = np.zeros((17, 3))
+        file["0001/ir/D4/2"] = np.zeros((17, 2))
+    with pytest.raises(UserError, match=r"0001/ir/D4/2 .*shape \(17, 2\)"):
+        SkeletonStore.open(tmp_path / "b.h5").read(["0001/ir/D4/2"])
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file.create_group("0001")
+    with pytest.raises(UserError, match="no dataset"):
+        SkeletonStore.open(tmp_path / "c.h5")
 
 
 @pytest.mark.parametrize(
@@ -365,47 +219,6 @@ def test_a_joint_that_is_not_finite_or_beyond_all_images_makes_its_frame_a_missi
         assert (read == np.array([1, 0, 1])[:, None, None]).all()
 
 
-def test_any_other_joint_is_taken_as_it_is(path):
-    """Negative ones, those of a larger image, scores of any scale: what they mean only the estimator knows."""
-    odd = np.array([[-5, -0.0, -1], [1e6, -1e6, 7], [1e-42, 0, 1e3]], np.float32)
-    joints = np.tile(odd, (2, 6, 1))[:, :17]
-    if path.suffix:
-        with h5py.File(path, "w") as file:
-            for key, values in zip(KEYS, joints, strict=False):
-                file[key] = values
-    else:
-        write_skeleton_store(path, KEYS[:2], joints)
-    read, present = SkeletonStore.open(path).read(KEYS[:2])
-    assert present.all()
-    np.testing.assert_array_equal(read, joints)
-
-
-@pytest.mark.parametrize(
-    "values", [np.full((1, 17, 3), "1"), np.full((1, 17, 3), None), [[[1, 2]], [[1]]], {"a": 1}]
-)
-def test_what_is_no_array_of_numbers_is_not_written(tmp_path, values):
-    for joints in (values, iter([values])):
-        with pytest.raises(UserError, match="skeletons must be numbers in an array"):
-            write_skeleton_store(tmp_path / "store", ["a"], joints)
-    assert not list(tmp_path.iterdir())
-
-
-def test_hdf5_of_another_shape(tmp_path):
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["0001/ir/D4/1"] = np.zeros((16, 3))
-    with pytest.raises(UserError, match=r"\(16, 3\)"):
-        SkeletonStore.open(tmp_path / "a.h5")
-    with h5py.File(tmp_path / "b.h5", "w") as file:
-        file["0001/ir/D4/1"] = np.zeros((17, 3))
-        file["0001/ir/D4/2"] = np.zeros((17, 2))
-    with pytest.raises(UserError, match=r"0001/ir/D4/2 has the shape \(17, 2\)"):
-        SkeletonStore.open(tmp_path / "b.h5").read(["0001/ir/D4/2"])
-    with h5py.File(tmp_path / "c.h5", "w") as file:
-        file.create_group("0001")
-    with pytest.raises(UserError, match="no dataset"):
-        SkeletonStore.open(tmp_path / "c.h5")
-
-
 def test_write_replaces_a_store_and_nothing_else(tmp_path, joints):
     folder = tmp_path / "store"
     write_skeleton_store(folder, KEYS, joints)
@@ -414,7 +227,7 @@ def test_write_replaces_a_store_and_nothing_else(tmp_path, joints):
     assert len(store) == 2
     assert store.meta == {"model": "b"}
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="something else"):
+    with pytest.raises(UserError, match="holds other files"):
         write_skeleton_store(folder, KEYS, joints)
     assert (folder / "notes.txt").read_text() == "mine"
 
@@ -430,24 +243,6 @@ def test_write_in_blocks(tmp_path, joints):
     assert (tmp_path / "whole" / "skeletons.npy").read_bytes() == (
         tmp_path / "plain.npy"
     ).read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("ends", "message"),
-    [((4, 9), "10 keys but 9"), ((4, 10, 11), r"after 10 of 10"), ((4,), "10 keys but 4")],
-)
-def test_blocks_must_add_up(tmp_path, joints, ends, message):
-    joints = np.concatenate([joints, joints[:1]])
-    with pytest.raises(UserError, match=message):
-        write_skeleton_store(
-            tmp_path / "store", KEYS, (joints[a:b] for a, b in zip((0, *ends), ends, strict=False))
-        )
-    assert not list(tmp_path.iterdir())
-
-
-def test_blocks_of_another_shape(tmp_path):
-    with pytest.raises(UserError, match=r"\(10, 16, 3\) after 0 of 10"):
-        write_skeleton_store(tmp_path / "store", KEYS, iter([np.zeros((10, 16, 3))]))
 
 
 def test_write_is_whole_or_not_at_all(tmp_path, joints):
@@ -471,27 +266,6 @@ def test_a_link_stays_and_its_folder_is_written(tmp_path, joints, there):
     assert os.readlink(tmp_path / "link") == "disk/store"
 
 
-def test_a_store_is_on_disk_before_it_is_seen(tmp_path, joints, monkeypatch):
-    """What it was made of may be deleted then."""
-    synced, rename = {}, os.rename
-
-    def sync(handle):
-        synced[os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))] = os.fstat(handle).st_size
-
-    def move(source, target):
-        sizes.update(
-            {file: os.stat(os.path.join(source, file)).st_size for file in os.listdir(source)}
-        )
-        rename(source, target)
-
-    sizes = {}
-    monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(os, "rename", move)
-    write_skeleton_store(tmp_path / "store", KEYS, joints)
-    assert synced == sizes
-    assert set(sizes) == {"skeletons.npy", "index.json"}
-
-
 def test_the_old_store_stays_where_the_new_one_cannot_be_put_in_place(
     tmp_path, joints, monkeypatch
 ):
@@ -510,15 +284,22 @@ def test_the_old_store_stays_where_the_new_one_cannot_be_put_in_place(
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-@pytest.mark.parametrize(
-    ("keys", "shape", "message"),
-    [
-        ([], (0, 17, 3), "no skeletons"),
-        (["a"], (1, 16, 3), "shape"),
-        (["a", "a"], (2, 17, 3), "twice"),
-    ],
-)
-def test_write_refuses(tmp_path, keys, shape, message):
+JOINTS = np.zeros((10, 17, 3))
+REFUSED = [
+    ([], JOINTS[:0], "no skeletons"),
+    (KEYS, JOINTS[:, :16], r"shape .*\(10, 16, 3\)"),
+    (KEYS, JOINTS.astype(str), "must be numbers"),
+    (["a", "a"], JOINTS[:2], "twice"),
+    (["a", "/b"], JOINTS[:2], "not a key"),
+    (KEYS, JOINTS[:9], "10 keys but 9"),
+    (KEYS, iter([JOINTS[:4], JOINTS[:4]]), "10 keys but 8"),
+    (KEYS, iter([JOINTS, JOINTS[:1]]), "10 keys but 11"),
+    (KEYS, iter([JOINTS[:, :16]]), r"shape .*\(10, 16, 3\)"),
+]
+
+
+@pytest.mark.parametrize(("keys", "joints", "message"), REFUSED)
+def test_write_refuses(tmp_path, keys, joints, message):
     with pytest.raises(UserError, match=message):
-        write_skeleton_store(tmp_path / "store", keys, np.zeros(shape))
+        write_skeleton_store(tmp_path / "store", keys, joints)
     assert not list(tmp_path.iterdir())

@@ -1,12 +1,18 @@
 import os
 import sys
+import time
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+from fastreid_star.data import workers
+from fastreid_star.data.build import DeviceLoader
+from fastreid_star.data.clips import collate_clips
 from fastreid_star.data.workers import one_thread, ready_to_fork
+from fastreid_star.errors import UserError
 
 
 def threads():
@@ -44,3 +50,34 @@ def test_a_worker_has_one_thread():
     one_thread(0)
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+class Items(list):
+    """A dataset of ``item()``."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index)()
+
+
+def load(item, **options):
+    loader = DataLoader(Items([item]), num_workers=1, collate_fn=collate_clips, **options)
+    return list(DeviceLoader(loader, torch.device("cpu")))
+
+
+def full(*args, **kwargs):
+    raise RuntimeError(
+        "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+    )
+
+
+def test_full_shared_memory_ends_the_run(monkeypatch):
+    """A worker must put its batch into shared memory where an error reaches the main process."""
+    monkeypatch.setattr(torch.TypedStorage, "_new_shared", full)
+    with pytest.raises(UserError, match=r"shared memory \(/dev/shm\): lower .*--shm-size"):
+        load(lambda: {"images": torch.zeros(3)}, timeout=20)
+
+
+def test_a_worker_that_gives_no_batch(monkeypatch):
+    monkeypatch.setattr(workers, "TIMEOUT", 1)
+    with pytest.raises(UserError, match=r"no batch for .* seconds"):
+        load(lambda: time.sleep(30), timeout=1)

@@ -24,6 +24,4 @@ def call_in_processes(function, count, *args, device="cpu"):
     repository = Path(__file__).parents[2]
     name = ".".join(Path(module.__file__).relative_to(repository).with_suffix("").parts)
     arguments = json.dumps([str(arg) if isinstance(arg, Path) else arg for arg in args])
-    run_command(
-        ["-c", PROGRAM, str(repository), name, function.__name__, device, arguments], count
-    )
+    run_command(["-c", PROGRAM, str(repository), name, function.__name__, device, arguments], count)

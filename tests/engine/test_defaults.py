@@ -141,7 +141,7 @@ def test_bad_options_are_one_clear_line(opts, words):
     assert_one_line(caught)
 
 
-# --- packages of the user ---------------------------------------------------------------------------
+# --- packages of the user
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_package_that_cannot_be_imported_is_one_clear_line(package, tmp_path):
         assert_one_line(caught)
 
 
-# --- the end of a command ---------------------------------------------------------------------------
+# --- the end of a command
 
 
 def test_a_tool_prints_the_line_and_ends_with_2(capsys):

@@ -1,4 +1,6 @@
-"""Devices by name: an unusable device raises an error with its cure, and there is no silent fallback."""
+"""Devices by name: an unusable device raises an error with its cure, and there is no silent
+fallback.
+"""
 
 import importlib.util
 import sys

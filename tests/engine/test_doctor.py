@@ -1,4 +1,6 @@
-"""The report about a machine: each line tells what is ready, what must be fixed and what is not needed."""
+"""The report about a machine: each line tells what is ready, what must be fixed and what is not
+needed.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""Failures of the machine: full disks, killed workers, lack of memory. Each ends a run with one line."""
+"""Failures of the machine: full disks, killed workers, lack of memory. Each ends a run with one
+line.
+"""
 
 import contextlib
 import errno
@@ -126,7 +128,11 @@ NPU_FULL = "NPU out of memory. Tried to allocate 2.50 GiB (NPU 0; 60.97 GiB tota
 def test_a_step_without_memory_is_one_line_that_says_what_to_lower(
     monkeypatch, tiny_root, tmp_path, text
 ):
+    original = SAD.forward
+
     def forward(self, batch):
+        if len(batch["images"]) < 8:  # of a check before training
+            return original(self, batch)
         if text is None:
             torch.empty(2**55, dtype=torch.uint8)
         raise RuntimeError(text)
@@ -148,7 +154,10 @@ def test_a_step_without_memory_is_one_line_that_says_what_to_lower(
         (OSError(errno.EMFILE, "x"), "ulimit -n"),
         (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
         (RuntimeError("unable to write to file </torch_1_2>: No space left (28)"), "/dev/shm"),
-        (RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), "worker was killed"),
+        (
+            RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"),
+            "worker was killed",
+        ),
     ],
 )
 def test_known_failures(error, words):

@@ -191,10 +191,10 @@ def test_checks_of_any_config_end_in_words(fuzz, tiny_root, tmp_path):
 
 
 def checkpoints(folder):
-    """The bytes of small checkpoints: with a hash and without, and in torch's older format."""
+    """The bytes of small checkpoints: our own, others', and in torch's older format."""
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    Checkpointer(model, str(folder), optimizer=optimizer).save("sealed", epoch=3)
+    Checkpointer(model, str(folder), optimizer=optimizer).save("own", epoch=3)
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
     published = {
         "net": {"base_resnet.x": torch.ones(2), "global_bottleneck.weight": torch.ones(2)},

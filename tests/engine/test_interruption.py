@@ -1,4 +1,6 @@
-"""A signal ends a run after its step, in all processes, with a checkpoint from which it continues bit for bit."""
+"""A signal ends a run after its step, in all processes, with a checkpoint from which it continues
+bit for bit.
+"""
 
 import json
 import multiprocessing
@@ -24,7 +26,8 @@ from .processes import call_in_processes
 from .test_trainer import assert_same_checkpoint
 
 FORK = multiprocessing.get_context("fork")
-# 3 epochs of 3 steps with everything that has a state: warm-up, milestones, frozen layers, losses that start later
+# 3 epochs of 3 steps with everything that has a state: warm-up, milestones, frozen layers, losses
+# that start later
 OPTIONS = (
     "MODEL.FREEZE_LAYERS", "['backbone']", "SOLVER.FREEZE_ITERS", "5", "SOLVER.WARMUP_ITERS", "4",
     "SOLVER.LOG_PERIOD", "1",
@@ -104,7 +107,8 @@ def test_a_run_that_dies_in_its_evaluation_has_its_steps(
 def test_the_scaler_of_mixed_precision_continues_too(tiny_root, tmp_path):
     options = (
         "SOLVER.AMP.ENABLED", "True", "SOLVER.MAX_EPOCH", "1", "SOLVER.STEPS", "()", "TEST.EVAL_PERIOD", "0",
-        # torch 2.13's float16 convolution on the CPU gives NaN for maps of 4x2 with stride 2: keep the maps larger
+        # torch 2.13's float16 convolution on the CPU gives NaN for maps of 4x2 with stride 2: keep
+        # the maps larger
         "INPUT.SIZE_TRAIN", "[64, 32]", "INPUT.SIZE_TEST", "[64, 32]",
     )  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -148,7 +152,9 @@ def test_the_middle_of_an_epoch_of_another_length_is_refused_and_its_end_is_not(
 
 
 def interrupted_twice(root, output):
-    """On both ranks: a whole run, and one that a signal to one rank ends, then one to the launching process."""
+    """On both ranks: a whole run, and one that a signal to one rank ends, then one to the launching
+    process.
+    """
     options = ("SOLVER.IMS_PER_BATCH", "16", "SOLVER.MAX_EPOCH", "4")
     whole, parts = os.path.join(output, "whole"), os.path.join(output, "parts")
     train(root, whole, options=options)

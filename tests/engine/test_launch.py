@@ -112,7 +112,7 @@ def test_one_process_is_this_one():
     assert not dist.is_initialized()
 
 
-# --- processes that others have started -------------------------------------------------------------
+# --- processes that others have started
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
@@ -142,7 +142,10 @@ def environment(monkeypatch):
         ({"RANK": "0", "WORLD_SIZE": "1"}, None),  # some clusters set these for one process
         ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"}, None),  # a batch script
         (SRUN, (3, 4, 1, 4)),
-        (SRUN | {"SLURM_STEP_NUM_NODES": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, (3, 4, 1, 2)),
+        (
+            SRUN | {"SLURM_STEP_NUM_NODES": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
+            (3, 4, 1, 2),
+        ),
         (SRUN | {"RANK": "3", "WORLD_SIZE": "4"}, (3, 4, 1, 4)),
     ],
 )

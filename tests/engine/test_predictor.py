@@ -12,13 +12,13 @@ from fastreid.evaluation import inference_on_dataset
 from PIL import Image
 
 from fastreid_star.data.build import build_dataset, open_store
-from fastreid_star.data.images import read_frame
-from fastreid_star.data.tracklet_input import TrackletInput
-from fastreid_star.data.video import read_video
-from fastreid_star.engine.defaults import argument_parser, load_config
+from fastreid_star.data.io import read_frame, read_video
+from fastreid_star.data.tracklets import TrackletInput
 from fastreid_star.engine.fingerprint import Fingerprint
 from fastreid_star.engine.predictor import StarPredictor
-from fastreid_star.engine.trainer import Trainer, train_or_evaluate
+from fastreid_star.engine.setup import argument_parser, load_config
+from fastreid_star.engine.train import train_or_evaluate
+from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation import cross_modal
 
@@ -217,8 +217,8 @@ GOOD = {"frames": [np.zeros((8, 4, 3), np.uint8)] * 2, "modality": "visible"}
     ("wrong", "message"),
     [
         ({"frames": []}, r"it has no frames"),
-        ({"modality": "thermal"}, r"modality 'thermal' is none"),
-        ({"frames": [None, None]}, r"none of its 2 images is good"),
+        ({"modality": "thermal"}, r"unknown modality 'thermal'"),
+        ({"frames": [None, None]}, r"none of its 2 images can be read"),
         ({"frames": ["nowhere/1.jpg"]}, r"none of the 1 frames .* can be read"),
         ({"frames": "nowhere.mp4"}, r"video nowhere\.mp4 does not exist"),
         ({"skeletons": np.zeros((3, 17, 3))}, r"it has 2 frames and 3 skeletons"),

@@ -1,8 +1,9 @@
-"""Scripts written for fast-reid, run unmodified by ``python -m fastreid_star``, in one process and in two."""
+"""Scripts written for fast-reid, run unmodified by ``python -m fastreid_star``, in one process and
+in two.
+"""
 
 import argparse
 import os
-import pkgutil
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fastreid_star import compat
 from fastreid_star.__main__ import main
 from fastreid_star.engine.defaults import argument_parser, default_setup, load_config
 from fastreid_star.engine.script import device_of, script_parser
@@ -63,7 +63,8 @@ if __name__ == "__main__":
            dist_url=args.dist_url, args=(args,))
 """
 
-# what scripts of projects do besides: keys, hooks, evaluators and modules of their own, fast-reid's builders
+# what scripts of projects do besides: keys, hooks, evaluators and modules of their own, fast-reid's
+# builders
 PROJECT = """
 import os
 
@@ -251,7 +252,9 @@ def test_two_processes_of_ours_or_of_torchrun(train_net, tiny_root, tmp_path):
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory):
-    """Config and options for a folder in Market-1501's layout: people of one color each, two cameras."""
+    """Config and options for a folder in Market-1501's layout: people of one color each, two
+    cameras.
+    """
     root = tmp_path_factory.mktemp("market")
     rng = np.random.default_rng(0)
     for folder, people, images in (
@@ -353,12 +356,6 @@ def test_usage(monkeypatch, capsys):
 
 
 # --- the parts ------------------------------------------------------------------------------------
-
-
-def test_the_names_are_fastreids():
-    for name, owners in compat._NAMES_IN_SCRIPTS.items():
-        found = [getattr(pkgutil.resolve_name(owner), name) for owner in owners]
-        assert all(same is found[0] for same in found)
 
 
 def test_arguments_are_those_of_fastreids_scripts():

@@ -14,10 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fastreid_star.data import contents, skeletons
-from fastreid_star.data import images as data_images
-from fastreid_star.data.images import PAUSES, read_frame
-from fastreid_star.data.progress import progress_bar
+from fastreid_star.data import io as data_images
+from fastreid_star.data import skeletons
+from fastreid_star.data.io import PAUSES, progress_bar, read_frame
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.errors import UserError
 from fastreid_star.pose import extraction as module
@@ -605,12 +604,13 @@ class Disk:
         monkeypatch.setattr(data_images, "read_bytes", self.read)
         monkeypatch.setattr(module.time, "sleep", self.pauses.append)
 
-    def read(self, path, most):
+    def read(self, path):
         name = os.path.basename(path)
         if self.faults.get(name, 0) > 0:
             self.faults[name] -= 1
             raise OSError(self.number, os.strerror(self.number), path)
-        return contents.read_bytes(path, most)
+        with open(path, "rb") as file:
+            return file.read()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

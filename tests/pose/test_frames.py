@@ -1,6 +1,6 @@
 import pytest
 
-from fastreid_star.data.datasets.hitsz_vcm_files import Track, frame_paths, write_info_files
+from fastreid_star.data.datasets.synthetic import Track, frame_paths, write_info_files
 from fastreid_star.errors import UserError
 from fastreid_star.pose.frames import (
     Frames,

@@ -9,7 +9,7 @@ import torch
 from fastreid_star.engine.defaults import argument_parser, load_config
 from fastreid_star.engine.trainer import Trainer, train_or_evaluate
 from fastreid_star.report.build import build_report, evaluate
-from fastreid_star.report.gather import gather
+from fastreid_star.report.runs import read_run
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs" / "Synthetic"
@@ -44,7 +44,7 @@ def options(root, output) -> list[str]:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """``star``, trained as the tool does, with a log; ``sad``, of a hostile name; ``root``, their data."""
+    """``star``, with a log; ``sad``, whose name is HTML; ``root``, their data."""
     base = tmp_path_factory.mktemp("report")
     root, star, sad = base / "datasets", base / "STAR", base / HOSTILE
     torch.manual_seed(0)
@@ -60,16 +60,16 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="session")
 def star(folders):
     """The STAR run, evaluated."""
-    return evaluate(gather(folders.star), "STAR")
+    return evaluate(read_run(folders.star), "STAR")
 
 
 @pytest.fixture(scope="session")
 def sad(folders):
     """The baseline, evaluated."""
-    return evaluate(gather(folders.sad), "SAD")
+    return evaluate(read_run(folders.sad), "SAD")
 
 
 @pytest.fixture(scope="session")
 def both(folders):
     """The page of STAR with the baseline, whose name is hostile, beside it."""
-    return build_report(gather(folders.star), gather(folders.sad))
+    return build_report([read_run(folders.star), read_run(folders.sad)])

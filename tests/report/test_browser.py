@@ -1,31 +1,28 @@
-"""The page in a browser: offline, from a file, on wide and narrow screens, light and dark."""
+"""The report in Chromium: complete, without a network, readable at both widths and schemes."""
 
+import csv
 import os
 import shutil
+import xml.etree.ElementTree as ET
 
 import pytest
 
-from fastreid_star.report.html import write_page
+from fastreid_star.report.page import write_file
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 SIZES = [(1280, 900), (400, 800)]
 FLAGS = [
-    *(
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-    ),
-    *("--disable-component-update", "--disable-sync"),
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
 ]
-# the smallest contrast of any text with what is behind it, and where that is; WCAG 2's formula
+# the smallest contrast of a text with its background, and the text; WCAG 2's formula
 CONTRAST = """() => {
-  const canvas = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d');
+  const canvas = Object.assign(document.createElement('canvas'), {width: 1, height: 1});
+  const context = canvas.getContext('2d');
   const rgba = color => {
-    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
+    context.clearRect(0, 0, 1, 1); context.fillStyle = color; context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data];
   };
   const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255)
     .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
@@ -41,7 +38,7 @@ CONTRAST = """() => {
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || element.closest('style')) continue;
+    if (!walker.currentNode.data.trim() || element.closest('style, script, .overlay')) continue;
     const style = getComputedStyle(element);
     const ink = rgba(element.closest('svg') ? style.fill : style.color);
     const [a, b] = [luminance(ink), luminance(behind(element))].sort((x, y) => y - x);
@@ -50,19 +47,20 @@ CONTRAST = """() => {
   }
   return worst;
 }"""
-
-
-def chromium():
-    """The browser: $CHROMIUM, or one of the usual names."""
-    names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
-    return next((found for found in map(shutil.which, filter(None, names)) if found), None)
+OUTSIDE = """() => [...document.querySelectorAll('p, h1, h2, h3, h4, svg, dl, li, figcaption')]
+  .filter(element => {
+    const box = element.getBoundingClientRect();
+    const scrolls = element.closest('.scroll, .strip, .clips');
+    return !scrolls && (box.right > innerWidth + 1 || box.left < -1);
+  }).length"""
 
 
 @pytest.fixture(scope="module")
 def browser():
-    path = chromium()
+    names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
+    path = next((found for found in map(shutil.which, filter(None, names)) if found), None)
     if path is None:
-        pytest.skip("there is no Chromium")
+        pytest.skip("Chromium is not installed")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
@@ -71,52 +69,90 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(both, tmp_path_factory):
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(path, both)
-    return path.as_uri()
+    return write_file(tmp_path_factory.mktemp("page") / "report.html", both).as_uri()
+
+
+@pytest.fixture
+def page(browser, address):
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="dark")
+    page.goto(address)
+    yield page
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES, ids=["wide", "narrow"])
-def test_it_opens_whole_and_fits(browser, address, size, scheme):
+def test_it_is_complete_and_fits(browser, address, size, scheme):
     page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
-    troubles, asked = [], []
-    page.on("console", lambda message: troubles.append(message.text))
-    page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: asked.append(request.url))
+    problems, requests = [], []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: requests.append(request.url))
     page.goto(address)
     page.wait_for_load_state("load")
-    assert troubles == []
-    assert [url for url in asked if not url.startswith("data:")] == [address], (
-        "the file, and nothing else"
-    )
-    assert page.evaluate(
-        "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
-    )
+    assert problems == []
+    assert [url for url in requests if not url.startswith("data:")] == [address]
+    images = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+    assert page.evaluate(images)
     assert page.evaluate("document.images.length") > 50
-    assert page.evaluate("document.documentElement.scrollWidth") <= size[0], (
-        "the page scrolls sideways"
-    )
-    outside = """() => [...document.querySelectorAll('p, h1, h2, h3, h4, svg, dl, figcaption')].filter(element => {
-      const box = element.getBoundingClientRect();
-      return !element.closest('.scroll, .strip, .clips') && (box.right > innerWidth + 1 || box.left < -1);
-    }).length"""
-    assert page.evaluate(outside) == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0], "scrolls sideways"
+    assert page.evaluate(OUTSIDE) == 0
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(part) for part in background[4:-1].split(","))
     assert (brightness > 600) == (scheme == "light"), background
     ratio, text = page.evaluate(CONTRAST)
     assert ratio >= 4.5, text
+    cells = page.locator("#results tbody tr:first-child td:nth-child(2)").all()
+    assert cells, "mAP"
+    assert all(cell.bounding_box()["x"] + cell.bounding_box()["width"] < size[0] for cell in cells)
+    if size == SIZES[0]:
+        boxes = [
+            clip.bounding_box() for clip in page.locator(".clips").first.locator("figure").all()
+        ]
+        assert len(boxes) == 11
+        assert len({box["y"] for box in boxes}) == 1, "query and top 10 in one row"
+        assert boxes[-1]["x"] + boxes[-1]["width"] < size[0]
     page.close()
 
 
-def test_the_contents_lead_to_the_sections(browser, address):
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.goto(address)
+def test_the_contents_lead_to_the_sections(page):
     page.get_by_role("link", name="Confusions").click()
-    page.wait_for_function(
-        "Math.abs(document.getElementById('confused').getBoundingClientRect().top) < 60"
-    )
+    top = "document.getElementById('confused').getBoundingClientRect().top"
+    page.wait_for_function(f"Math.abs({top}) < 60")
     assert page.url.endswith("#confused")
-    page.close()
+
+
+def test_skeletons_can_be_switched_off(page):
+    skeleton = page.locator(".clips .bones").first
+    circles = page.locator("#looked .rings").first
+    assert skeleton.is_visible()
+    page.get_by_label("skeletons").uncheck()
+    assert not skeleton.is_visible()
+    assert circles.is_visible(), "attention is not a skeleton"
+
+
+def test_figures_and_tables_can_be_downloaded(page, star, tmp_path):
+    def download(link):
+        with page.expect_download() as event:
+            link.click()
+        path = tmp_path / event.value.suggested_filename
+        event.value.save_as(path)
+        return path
+
+    figure = download(page.locator("#training").get_by_text("SVG", exact=True).first)
+    assert figure.name == "losses.svg"
+    text = figure.read_text(encoding="utf-8")
+    ET.fromstring(text)
+    assert "var(" not in text
+    assert "#2563ac" in text, "the light color, though the page is dark"
+    links = page.locator("#results .save")
+    table = download(links.get_by_text("CSV").first)
+    assert table.name == "results.csv"
+    rows = list(csv.reader(table.read_text(encoding="utf-8").splitlines()))
+    assert rows[0][:3] == ["percent", "mAP", "Rank-1"]
+    assert rows[1][:2] == ["STAR I2V", f"{star.metrics['I2V/mAP']:.2f}"]
+    lines = download(links.get_by_text("LaTeX").first).read_text(encoding="utf-8").splitlines()
+    assert lines[1] == r"\begin{tabular}{lrrrrrr}"
+    assert r" \& \$x\_1\$ I2V & " in lines[8], "special characters are escaped"
+    assert all(line.endswith(r"\\") for line in (lines[3], *lines[5:11]))

@@ -1,200 +1,260 @@
-"""The whole page: of two runs, of the baseline alone, of weights that were only evaluated."""
+"""The whole report: of two runs, of the baseline alone, of weights that were only evaluated."""
 
 import html
 import re
+import shlex
 import shutil
+from dataclasses import replace
 
 import pytest
 
+from fastreid_star.engine.ablation import PAPER
+from fastreid_star.engine.defaults import load_config
 from fastreid_star.errors import UserError
-from fastreid_star.evaluation.cross_modal import format_table
-from fastreid_star.report import build as module
-from fastreid_star.report.build import build_report, run_names
-from fastreid_star.report.gather import gather
+from fastreid_star.report import build, plots, sections
+from fastreid_star.report.build import run_names, write_report
+from fastreid_star.report.ranking import choose_queries, most_changed
+from fastreid_star.report.runs import read_run
 
-from .conftest import HOSTILE
+from .conftest import HOSTILE, REPOSITORY
 from .page import Page
 
-
-def test_it_is_a_sound_page(both):
-    Page(both).check()
+WAYS = ("I2V", "V2I")
 
 
-def test_its_table_is_the_evaluators(both, star, sad):
-    table = Page(both).tables[0]
-    printed = (
-        format_table({"": star.ranking.results}).splitlines()[2:]
-        + format_table({"": sad.ranking.results}).splitlines()[2:]
-    )
-    expected = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed]
-    assert [row[-len(expected[0]) :] for row in table[1:]] == expected
-    assert [table[1][0], table[4][0]] == ["STAR", HOSTILE]
+def section(page, name):
+    start = page.index(f'<section id="{name}"')
+    return page[start : page.index("</section>", start) + len("</section>")]
 
 
-def test_differences_and_moves_are_those_of_the_two(both, star, sad):
+def test_it_is_a_sound_page_with_all_sections(both):
     page = Page(both)
-    ours, theirs = star.ranking.results.metrics(), sad.ranking.results.metrics()
-    difference = ours["mean/mAP"] - theirs["mean/mAP"]
-    assert page.tables[-1][-1][-2] == f"{difference:+.2f}".replace("-", "−")
-    first, other = (e.ranking.directions["I2V"].per_query.first_match for e in (star, sad))
-    words = " ".join(page.text.split())
-    assert f"The first match of {(first < other).sum()} queries lies further up in STAR" in words
-
-
-def test_a_hostile_name_is_text_everywhere(both):
-    assert "<img src=x" not in both
-    assert HOSTILE in Page(both).text
-
-
-def test_it_shows_every_section_and_picture(both):
-    page = Page(both)
-    titles = [attributes["id"] for attributes in page.all("section")]
-    assert titles == [
-        *("results", "training", "settings", "ranked", "looked", "gradcam"),
-        *("similarities", "cameras", "confused", "compared"),
+    page.check()
+    names = [attributes["id"] for attributes in page.all("section")]
+    assert names == [
+        *("results", "training", "settings", "ranked", "looked", "gradcam", "similarities"),
+        *("features", "cameras", "confused", "compared"),
     ]
-    for words in (
-        "and camera are left out, as in the evaluation",
-        "Skeletons are those",
-        "✓ right",
-        "✗ wrong",
-        "Body parts (12)",
-        "SHA-256",
-        "Grad-CAM",
-    ):
-        assert words in page.text
-    strips = both.count('class="query-row"')
-    assert strips >= 2 * 3 * 2, "two queries of each kind in each direction"
-    assert len(page.all("img")) >= 6 * 2 * 3 * 2
+    assert "<img src=x" not in both
+    assert HOSTILE in page.text, "a name is text"
     assert len(both) < 5e6
+    figures = [svg["aria-label"] for svg in page.all("svg") if "class" not in svg]
+    for name in (
+        "Losses",
+        "Frame gate (5)",
+        "Exponents (13)",
+        "STAR, by modality",
+        "STAR, by identity",
+    ):
+        assert name in figures
 
 
-def test_right_and_wrong_are_those_of_the_lists(both, star):
-    """The first random query of I2V: each entry's mark, identity and similarity, in order."""
-    shown = both[both.index('id="ranked"') :]
+def test_its_results_are_the_evaluations_with_map_first(both, star, sad):
+    table = Page(both).tables[0]
+    assert table[0][1:3] == ["mAP", "Rank-1"], "a phone shows the first columns"
+    for rows, e in ((table[1:4], star), (table[4:7], sad)):
+        name = "STAR" if e is star else HOSTILE
+        for row, way in zip(rows, (*WAYS, "mean"), strict=True):
+            assert row[0] == f"{name} {way}"
+            assert row[1] == f"{e.metrics[f'{way}/mAP']:.2f}"
+            assert row[2] == f"{e.metrics[f'{way}/Rank-1']:.2f}"
+    gain = star.metrics["mean/mAP"] - sad.metrics["mean/mAP"]
+    text = " ".join(Page(both).text.split())
+    assert f"{star.metrics['mean/mAP']:.2f} % mean mAP" in text
+    assert Page(both).tables[-1][-1][1] == f"{gain:+.2f}".replace("-", "−")
+
+
+def test_the_losses_of_both_runs_are_in_one_figure(star, sad, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "curves", lambda series, title, **_: drawn.update({title: series}))
+    sections.training_charts({"A": star.run, "B": sad.run})
+    losses = drawn["Losses"]
+    assert set(losses) == {
+        *("cls", "cls frame", "cls attack", "triplet", "defense", "skeleton", "total loss"),
+    }
+    assert (set(losses["cls"]), set(losses["skeleton"])) == ({"A", "B"}, {"A"})
+    assert losses["cls"]["B"] == sad.run.history.series("loss_cls")
+    assert set(drawn["Learning rate"]["Learning rate"]) == {"A", "B"}
+    evaluations = drawn["Evaluations of the test set, %"]
+    assert evaluations["V2I mAP"]["A"] == star.run.evaluations("V2I/mAP")
+    assert sections.training_charts({}) == []
+
+
+def test_ranked_rows_have_the_query_and_ten_entries(both, star):
+    """The first random query of I2V: each entry's mark, rank, similarity, identity and camera."""
+    shown = section(both, "ranked")
+    rows = shown.split('<div class="query-row">')[1:]
+    assert len(rows) == 2 * 3 * 2, "two queries of each kind in each direction"
+    assert all(row.count("<figure") == 11 for row in rows)
     pattern = (
-        r'<figure class="clip (right|wrong)">(?:(?!figcaption).)*<figcaption>\s*<span class="mark">(✓ right|✗ wrong)'
-        r"</span> · rank (\d+) · ([\d.-]+)<br>\s*identity (\d+) · camera (\d+)"
+        r'class="clip (right|wrong)">.*?class="mark">(✓|✗) rank (\d+)</span><br>([\d.-]+)<br>\s*'
+        r"id (\d+)<br>cam (\d+)"
     )
-    entries = re.findall(pattern, shown, re.DOTALL)
+    entries = re.findall(pattern, rows[0], re.DOTALL)
     direction = star.ranking.directions["I2V"]
-    row = module.choose_queries(direction, star.ranking.tracklets, 2, 0)["random"][0]
+    row = choose_queries(direction, star.ranking.tracklets, 2, 0)["random"][0]
     expected = []
-    for rank, column in enumerate(direction.top(row, 5), start=1):
+    for rank, column in enumerate(direction.top(row, 10), start=1):
         tracklet = star.ranking.tracklets[direction.gallery[column]]
-        frame, mark = ("right", "✓ right") if direction.right[row, column] else ("wrong", "✗ wrong")
+        mark = ("right", "✓") if direction.right[row, column] else ("wrong", "✗")
         similarity = f"{direction.similarity[row, column]:.3f}"
-        expected.append(
-            (frame, mark, str(rank), similarity, str(tracklet.pid), str(tracklet.camid))
-        )
-    assert entries[:5] == expected
+        expected.append((*mark, str(rank), similarity, str(tracklet.pid), str(tracklet.camid)))
+    assert entries == expected
 
 
-def test_grad_cam_explains_the_similarity_of_each_pair_in_both_runs(both, star, sad):
-    shown = both[both.index('id="gradcam"') : both.index('id="similarities"')]
+def test_grad_cam_explains_each_pair_in_both_runs(both, star, sad):
     expected = []
     for number, direction in enumerate(star.ranking.directions.values()):
-        row = module.choose_queries(direction, star.ranking.tracklets, 2, number)["random"][0]
+        row = choose_queries(direction, star.ranking.tracklets, 2, number)["random"][0]
         pair = direction.queries[row], direction.gallery[direction.best_right(row)]
-        similarities = [
-            f"{e.ranking.features[pair[0]] @ e.ranking.features[pair[1]]:.3f}" for e in (sad, star)
-        ]
         for role, position in zip(("Query", "Match"), pair, strict=True):
-            expected += [f"{role}: {star.album.clip(position).what}"]
-            expected += [
-                f"{name}, similarity {s}"
-                for name, s in zip((HOSTILE, "STAR"), similarities, strict=True)
-            ]
-    captions = re.findall(r"<figcaption>(.*?)</figcaption>", shown)
+            expected.append(f"{role}: {star.album.clip(position).title}")
+            for e, name in ((sad, HOSTILE), (star, "STAR")):
+                similarity = e.ranking.features[pair[0]] @ e.ranking.features[pair[1]]
+                expected.append(f"{name}, similarity {similarity:.3f}")
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", section(both, "gradcam"))
     assert [html.unescape(caption) for caption in captions] == expected
-    assert "infrared" in captions[0]
-    assert "visible" in captions[3], "both modalities"
-
-
-def test_what_differs_is_shown_from_the_baseline_to_the_run(both):
-    settings = both[both.index('id="settings"') : both.index('id="ranked"')]
-    rows = Page(
-        settings[settings.index("<table") : settings.index("</table>") + len("</table>")]
-    ).tables[0]
-    assert rows[0] == ["key", HOSTILE, "STAR"]
-    assert ["MODEL.META_ARCHITECTURE", "SAD", "STAR"] in rows
 
 
 def test_the_cmc_curves_are_the_tables(star, sad, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(module.sections.plots, "cmc", lambda lines, title: drawn.update(lines))
-    module.sections.cmc_chart([star, sad])
+    monkeypatch.setattr(plots, "cmc", lambda lines, title: drawn.update(lines))
+    sections.cmc_chart([star, sad])
     assert len({(color, style) for color, style, _ in drawn.values()}) == 4
     for e in (star, sad):
-        metrics = e.ranking.results.metrics()
-        for way in ("I2V", "V2I"):
-            _, _, values = drawn[f"{e.name} {way}"]
+        for way in WAYS:
+            values = drawn[f"{e.name} {way}"][2]
             for rank in (1, 5, 10):
-                assert 100 * values[rank - 1] == pytest.approx(metrics[f"{way}/Rank-{rank}"])
+                assert 100 * values[rank - 1] == pytest.approx(e.metrics[f"{way}/Rank-{rank}"])
 
 
-def test_the_queries_that_were_won_and_lost_are_shown(both, star, sad):
-    shown = both[both.index('id="compared"') :]
+def test_confusions_and_the_queries_that_were_won_and_lost(both, star, sad):
+    titles = re.findall(r'<p class="note">(First match.*?)</p>', section(both, "compared"))
     expected = []
     for way, direction in star.ranking.directions.items():
-        for changed in module.sections.comparison.changes(
-            direction, sad.ranking.directions[way], 2
-        ):
-            expected += [
-                f"First match at rank {c.rank} in STAR, at rank {c.other_rank} in {HOSTILE}"
-                for c in changed
-            ]
-    assert expected
-    assert [
-        html.unescape(title) for title in re.findall(r'<p class="note">(First match.*?)</p>', shown)
-    ] == expected
+        its = sad.ranking.directions[way]
+        first = [d.per_query.first_match for d in (direction, its)]
+        text = " ".join(Page(section(both, "compared")).text.split())
+        assert f"a better rank for {(first[0] < first[1]).sum()} queries" in text
+        for rows in most_changed(direction, its, 2):
+            for row in rows:
+                ranks = [int(of[row]) for of in first]
+                title = f"First match at rank {ranks[0]} in STAR, at rank {ranks[1]} in {HOSTILE}"
+                expected.append(title)
+                entries = sections.changed_row(star, sad, way, row).clips
+                top = direction.gallery[direction.top(row, 1)[0]]
+                assert entries[1].tracklet == star.ranking.tracklets[top]
+                assert len(entries) == (3 if ranks[0] == 1 else 4)
+                assert entries[-1].right or ranks[0] == 1
+    assert [html.unescape(title) for title in titles] == expected
+    direction = star.ranking.directions["I2V"]
+    for row in sections.confused_rows(star, direction, 2):
+        assert [clip.right for clip in row.clips] == [None, False, True]
+        assert row.clips[1].similarity > row.clips[2].similarity
 
 
-def test_the_baseline_alone_leaves_out_what_it_has_not(folders, monkeypatch):
-    """As a folder that was only evaluated: without history, log and config; and without Grad-CAM's package."""
-    folder = folders.sad.parent / "evaluated"
-    folder.mkdir()
-    shutil.copy(folders.sad / "model_final.pth", folder)
-    run = gather(folder, ["TEST.RANKS", "[1,2]"], config_file=str(folders.sad / "config.yaml"))
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            module.importlib.util, "find_spec", lambda name: None if name == "ttach" else name
-        )
-        with pytest.raises(
-            UserError, match=r"needs ttach: pip install .*grad-cam ttach, or add --no-gradcam"
-        ):
-            build_report(run)
-        with pytest.raises(UserError, match=r"needs ttach: pip install .*grad-cam ttach$"):
-            module.require_gradcam()
-    page = Page(build_report(run, queries=1, with_gradcam=False))
+def test_what_differs_is_shown_from_the_baseline_to_the_run(both):
+    rows = Page(section(both, "settings")).tables[0]
+    assert rows[0] == ["key", HOSTILE, "STAR"]
+    assert ["MODEL.META_ARCHITECTURE", "SAD", "STAR"] in rows
+
+
+def test_the_features_are_colored_by_identities_of_both_modalities(star, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "embedding", lambda *args, **kwargs: drawn.append((args, kwargs)))
+    sections.embedding_charts([star])
+    (points, modalities, pids), about = drawn[1]
+    assert points.shape == (len(star.ranking.tracklets), 2)
+    assert list(pids) == [tracklet.pid for tracklet in star.ranking.tracklets]
+    assert len(set(modalities)) == 2
+    assert set(about["identities"]) <= set(pids)
+    assert drawn[0][1]["identities"] == []
+
+
+def test_the_baseline_alone_leaves_out_what_it_does_not_have(folders, tmp_path):
+    """A folder that was only evaluated has no history, log and config."""
+    shutil.copy(folders.sad / "model_final.pth", tmp_path)
+    path = write_report(
+        tmp_path,
+        output=tmp_path / "new" / "page.html",
+        config_file=str(folders.sad / "config.yaml"),
+        options=["TEST.RANKS", "[1,2]", "TEST.CAMERA_FILTER", "False"],
+        queries=1,
+        gradcam=False,
+    )
+    page = Page(path.read_text(encoding="utf-8"))
     page.check()
-    for line in (
-        "There is no metrics.json in this folder",
-        "no log in this folder tells",
-        "This network reads no skeletons",
-        "Left out (--no-gradcam)",
-    ):
-        assert line in page.text
-    assert "Changed for this report" in page.text
+    for words in ("no metrics.json", "no log", "reads no skeletons", "--no-gradcam"):
+        assert words in page.text
+    assert ["TEST.CAMERA_FILTER", "True", "False"] in page.tables[1], "changed for this report"
+    assert "same identity and camera kept" in page.text
+    assert "left out, as in the evaluation" not in page.text
     assert "Won and lost" not in page.text
-    assert page.tables[0][0][2:] == ["Rank-1", "Rank-2", "mAP", "mINP"]
+    assert page.tables[0][0][1:] == ["mAP", "Rank-1", "Rank-2", "mINP"]
+    assert not page.all("input"), "no skeletons to switch off"
 
 
-def test_the_papers_numbers_stand_beside_hitsz_vcm(folders, star, monkeypatch):
-    """The real dataset is not at hand: the row is chosen by the config, and shown where it is chosen."""
-    monkeypatch.setattr(module.overview, "paper_key", lambda cfg: "STAR_R50")
-    (ours, paper) = module.sections.result_groups([star])
-    assert [row.name for row in paper] == ["paper"] * 3
-    assert paper[0].values[:2] == [69.57, None]
-    page = Page(build_report(gather(folders.star), queries=1, with_gradcam=False))
-    assert page.tables[0][4][0] == "paper"
-    assert page.tables[0][4][2] == "69.57"
-    assert ours[0].name == "STAR"
+def test_an_evaluation_leaves_no_empty_table(folders, tmp_path):
+    """The command of an evaluation names the run's own config, which differs in nothing."""
+    run = shutil.copytree(folders.sad, tmp_path / "run")
+    command = f"INFO: Command line: train_net.py --config-file {run}/config.yaml"
+    (run / "log.txt").write_text(f"{command}\n{command} --eval-only\n")
+    path = write_report(run, queries=1, gradcam=False)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert path == run / "report.html"
+    assert "Changed against" not in page.text
+    assert all(len(table) > 1 for table in page.tables)
+
+
+def test_the_papers_numbers_stand_beside_its_networks(star, monkeypatch):
+    def with_config(name, *options):
+        path = str(REPOSITORY / "configs" / "HITSZ-VCM" / f"{name}.yml")
+        cfg = load_config(path, list(options))
+        command = shlex.join(["train_net.py", "--config-file", path])
+        return replace(star.run, trained=cfg, cfg=cfg, commands=(command,))
+
+    for name in PAPER:
+        assert sections.paper_row(with_config(name, "SEED", "3", "OUTPUT_DIR", "x")) == name
+    assert sections.paper_row(with_config("STAR_R50", "SOLVER.BASE_LR", "1.0")) == ""
+    assert sections.paper_row(with_config("STAR_R50", "DATASETS.SKELETONS_TEST", "other")) == ""
+    assert sections.paper_row(with_config("STAR_R18")) == ""
+    assert sections.paper_row(star.run) == ""
+    monkeypatch.setattr(sections, "paper_row", lambda run: "STAR_R50")
+    rows = sections.result_rows(star)
+    assert [row.name for row in rows] == ["STAR"] * 3 + ["paper"] * 3
+    assert rows[3].values[:3] == [56.01, 69.57, None]
+    assert rows[5].values[0] == pytest.approx((56.01 + 58.56) / 2)
 
 
 def test_runs_of_one_name_are_told_apart(folders, tmp_path):
     shutil.copytree(folders.star, tmp_path / "STAR")
-    run, copy = gather(folders.star), gather(tmp_path / "STAR")
-    assert run_names(run, None) == ("STAR",)
-    assert run_names(run, copy) == (f"{folders.star.parent.name}/STAR", f"{tmp_path.name}/STAR")
-    assert run_names(run, gather(folders.sad)) == ("STAR", HOSTILE)
+    run, copy = read_run(folders.star), read_run(tmp_path / "STAR")
+    assert run_names([run]) == ["STAR"]
+    assert run_names([run, copy]) == [f"{folders.star.parent.name}/STAR", f"{tmp_path.name}/STAR"]
+    assert run_names([run, read_run(folders.sad)]) == ["STAR", HOSTILE]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"queries": 0}, "at least 1"),
+        ({"output": "{star}"}, "is a folder"),
+        ({"output": "{star}/config.yaml/r.html"}, "cannot be written"),
+        ({"baseline": "{sad}", "options": ["MODEL.WEIGHTS", "x.pth"]}, "two runs"),
+        ({"options": ["MODEL.DEVICE", "tpu"]}, "tpu"),
+        ({"options": ["MODEL.WEIGHTS", "{sad}/model_best.pth"]}, "checkpoint"),
+        ({"run": "nowhere"}, "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_before_the_work(folders, arguments, message, monkeypatch):
+    monkeypatch.setattr(build, "rank_run", lambda *args: pytest.fail("work has begun"))
+
+    def filled(value):
+        if isinstance(value, list):
+            return [filled(each) for each in value]
+        return value.format(star=folders.star, sad=folders.sad) if isinstance(value, str) else value
+
+    arguments = {"run": "{star}", **arguments}
+    with pytest.raises(UserError, match=message) as caught:
+        write_report(**{key: filled(value) for key, value in arguments.items()})
+    assert "\n" not in str(caught.value)

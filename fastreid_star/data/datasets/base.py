@@ -1,27 +1,32 @@
-"""What a dataset of video tracklets is, beside fast-reid's dataset of images."""
+"""The base class of the datasets of video tracklets."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from fastreid.data.datasets.bases import Dataset
 from tabulate import tabulate
 
+from fastreid_star.data.io import explain_missing
+from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality, Tracklet
 
 logger = logging.getLogger(__name__)
 
+LONG = 12  # frames: the minimum length of a tracklet in HITSZ-VCM's published protocol
+
 
 @dataclass(frozen=True, slots=True)
 class ListedTracklet(Tracklet):
-    """A test tracklet of a dataset whose queries are a list of their own.
+    """A test tracklet of a dataset that lists its queries.
 
     Args:
-        role: ``query``: it is looked for, and never found; ``gallery``: it may be found, and is never looked for. A
-            plain :class:`~fastreid_star.structures.Tracklet` of a test set is both.
+        role: ``query``: only searched for; ``gallery``: only found. A plain
+            :class:`~fastreid_star.structures.Tracklet` of a test set is both.
     """
 
     role: str
@@ -31,23 +36,84 @@ class ListedTracklet(Tracklet):
             raise ValueError(f"role {self.role!r} is neither query nor gallery")
 
 
+@dataclass(frozen=True, slots=True)
+class SubsetCounts:
+    """The size of a part of a dataset.
+
+    Args:
+        name: ``train infrared``, ``train``, ...
+        tracklets, frames, identities, cameras: how many.
+        long: tracklets of at least 12 frames.
+        published: the published values of these counts, by name; empty if unknown.
+    """
+
+    name: str
+    tracklets: int
+    frames: int
+    identities: int
+    long: int
+    cameras: int
+    published: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def differences(self) -> list[str]:
+        """``frames 7 instead of 8`` for each count that differs from the published one."""
+        words = {"long": f"tracklets of at least {LONG} frames"}
+        return [
+            f"{words.get(name, name)} {getattr(self, name):,} instead of {count:,}"
+            for name, count in self.published.items()
+            if getattr(self, name) != count
+        ]
+
+
+def count_subsets(
+    parts: Mapping[str, Sequence[Tracklet]],
+    published: Mapping[str, Mapping[str, int]] | None = None,
+) -> list[SubsetCounts]:
+    """The sizes of each split: its infrared half, its visible half, the whole."""
+    counts = []
+    for split, tracklets in parts.items():
+        for modality in (*Modality, None):
+            name = split if modality is None else f"{split} {modality.name.lower()}"
+            chosen = [t for t in tracklets if modality in (None, t.modality)]
+            counts.append(
+                SubsetCounts(
+                    name=name,
+                    tracklets=len(chosen),
+                    frames=sum(map(len, chosen)),
+                    identities=len({t.pid for t in chosen}),
+                    long=sum(len(t) >= LONG for t in chosen),
+                    cameras=len({t.camid for t in chosen}),
+                    published=(published or {}).get(name, {}),
+                )
+            )
+    return counts
+
+
 class VideoDataset(Dataset):
     """A dataset of :class:`~fastreid_star.structures.Tracklet`.
 
-    Both directions of the evaluation come from one extraction of `query` and `gallery`. Where every test tracklet is a
-    query of one direction and in the gallery of the other, they are the two halves of the test set: the infrared and
-    the visible tracklets. Where the protocol has a list of queries, they are that list and the gallery's, of both
-    modalities each, and their tracklets are :class:`ListedTracklet`.
+    The evaluation extracts `query` and `gallery` once for both directions. If every test tracklet
+    is a query in one direction and in the gallery of the other, `query` and `gallery` are the
+    infrared and the visible half of the test set. If the protocol lists its queries, both contain
+    both modalities and consist of :class:`ListedTracklet`.
 
     Args:
         train, query, gallery: lists of tracklets.
         folder: the dataset's own folder; relative skeleton paths start here.
-        min_frames: tracklets with fewer frames were left out.
-        dropped: how many were, by split, as the tables of the log name it (``train``, ``test``), and modality.
-        combineall: train on the test tracklets too, their identities kept apart from the training ones.
+        min_frames: tracklets with fewer frames are left out of all three lists.
+        combineall: train on the test tracklets too, as further identities.
+
+    Attributes:
+        published: published counts by name of the subset, for :func:`count_subsets`.
+        dropped: number of tracklets that were too short, by split and modality.
+
+    Raises:
+        UserError: a list has no tracklet of `min_frames` frames.
     """
 
     dataset_name = ""
+    published: ClassVar[Mapping[str, Mapping[str, int]]] = {}
 
     def __init__(
         self,
@@ -57,16 +123,27 @@ class VideoDataset(Dataset):
         *,
         folder: str,
         min_frames: int = 1,
-        dropped: Mapping[tuple[str, Modality], int] | None = None,
         **kwargs,
     ):
         self.folder = folder
         self.min_frames = min_frames
-        self.dropped = dict(dropped or {})
-        super().__init__(train, query, gallery, **kwargs)
+        kept = []
+        for name, tracklets in (("train", train), ("query", query), ("gallery", gallery)):
+            kept.append([tracklet for tracklet in tracklets if len(tracklet) >= min_frames])
+            if tracklets and not kept[-1]:
+                raise UserError(
+                    f"{folder}: no {name} tracklet has {min_frames} frames or more: lower "
+                    "DATASETS.MIN_FRAMES"
+                )
+        self.dropped = {
+            (split, modality): sum(t.modality == modality and len(t) < min_frames for t in part)
+            for split, part in _split(train, query, gallery).items()
+            for modality in Modality
+        }
+        super().__init__(*kept, **kwargs)
 
     def path(self, name: str) -> str:
-        """`name` as it stands when absolute, else inside the dataset's folder."""
+        """An absolute `name` unchanged, a relative one inside the dataset's folder."""
         return os.path.join(self.folder, name)
 
     def __getitem__(self, index: int) -> Tracklet:
@@ -78,44 +155,89 @@ class VideoDataset(Dataset):
         return len({tracklet.pid for tracklet in data}), len({tracklet.camid for tracklet in data})
 
     def combine_all(self) -> None:
-        """Add the test tracklets to the training ones, as identities and cameras of their own."""
+        """Add the test tracklets to the training set, as further identities and cameras."""
         pids = 1 + max((tracklet.pid for tracklet in self.train), default=0)
         camids = 1 + max((tracklet.camid for tracklet in self.train), default=0)
-        test = [
-            replace(t, pid=t.pid + pids, camid=t.camid + camids)
-            for t in [*self.query, *self.gallery]
-        ]
-        self._train = [*self.train, *test]
+        test = [*self.query, *self.gallery]
+        shifted = [replace(t, pid=t.pid + pids, camid=t.camid + camids) for t in test]
+        self._train = [*self.train, *shifted]
 
     def show_train(self) -> None:
         """Log a table of the training set."""
         self._show("train", self.train)
 
     def show_test(self) -> None:
-        """Log a table of the test set."""
-        self._show("test", [*self.query, *self.gallery])
+        """Log a table of the test set, or one of the queries and one of the gallery."""
+        for split, tracklets in splits(self).items():
+            if split != "train":
+                self._show(split, tracklets)
 
-    def _show(self, split: str, tracklets: list[Tracklet]) -> None:
+    def _show(self, split: str, tracklets: Sequence[Tracklet]) -> None:
+        dropped = [self.dropped.get((split, modality), 0) for modality in Modality]
         rows = [
-            (
-                *_counts(f"{split} {m.name.lower()}", [t for t in tracklets if t.modality == m]),
-                self.dropped.get((split, m), 0),
+            (c.name, c.tracklets, c.frames, c.identities, c.cameras, short)
+            for c, short in zip(
+                count_subsets({split: tracklets}), [*dropped, sum(dropped)], strict=True
             )
-            for m in Modality
         ]
-        rows.append((*_counts(split, tracklets), sum(row[-1] for row in rows)))
-        headers = [
-            "subset",
-            "# tracklets",
-            "# frames",
-            "# ids",
-            "# cameras",
-            f"# dropped (< {self.min_frames} frames)",
-        ]
+        headers = ["subset", "# tracklets", "# frames", "# ids", "# cameras"]
+        headers.append(f"# dropped (< {self.min_frames} frames)")
         table = tabulate(rows, tablefmt="pipe", headers=headers, numalign="left")
         logger.info("=> Loaded %s:\n%s", type(self).__name__, table)
 
+    def compare_with_published(self, parts: Mapping[str, Sequence[Tracklet]]) -> None:
+        """Log whether the counts of the complete lists equal the published ones."""
+        counts = [c for c in count_subsets(parts, self.published) if c.published]
+        different = [f"{c.name}: {', '.join(c.differences)}" for c in counts if c.differences]
+        name = type(self).__name__
+        if different:
+            logger.warning(
+                "%s: the counts differ from the published ones: %s", name, "; ".join(different)
+            )
+        elif counts:
+            logger.info("%s: the counts equal the published ones", name)
 
-def _counts(name: str, tracklets: list[Tracklet]) -> tuple[str, int, int, int, int]:
-    pids, camids = {t.pid for t in tracklets}, {t.camid for t in tracklets}
-    return name, len(tracklets), sum(map(len, tracklets)), len(pids), len(camids)
+
+def splits(dataset: VideoDataset) -> dict[str, list[Tracklet]]:
+    """The tracklets by split: ``train`` and ``test``, or ``query`` and ``gallery`` if listed."""
+    return _split(dataset.train, dataset.query, dataset.gallery)
+
+
+def _split(train, query, gallery) -> dict[str, list[Tracklet]]:
+    if {t.modality for t in query} & {t.modality for t in gallery}:
+        return {"train": list(train), "query": list(query), "gallery": list(gallery)}
+    return {"train": list(train), "test": [*query, *gallery]}
+
+
+def find_folder(root: str | os.PathLike, name: str, files: Sequence[str]) -> str:
+    """The dataset's own folder: ``root/name``, or `root` itself if one of `files` is in it.
+
+    Raises:
+        UserError: neither exists.
+    """
+    root = os.fspath(root)
+    folder = os.path.join(root, name)
+    if os.path.isdir(folder):
+        return folder
+    if any(os.path.exists(os.path.join(root, file)) for file in files):
+        return root
+    raise UserError(
+        f"no {name} in {root}: neither {folder} nor the files {', '.join(files)} exist; set "
+        "DATASETS.ROOT or FASTREID_DATASETS to the folder that holds it"
+    )
+
+
+def check_images(split: str, tracklets: Sequence[Tracklet]) -> None:
+    """Look for images of eight tracklets, from the first to the last.
+
+    Raises:
+        UserError: a tracklet has none; the message says what its folder holds.
+    """
+    for i in range(8):
+        tracklet = tracklets[i * (len(tracklets) - 1) // 7]
+        paths = [tracklet.path(index) for index in (0, len(tracklet) // 2, -1)]
+        if not any(map(os.path.isfile, paths)):
+            raise UserError(
+                f"images of the {split} set are missing: {explain_missing(paths[0])}; the names "
+                "must equal those in the lists: unpack all images, or rename them"
+            )

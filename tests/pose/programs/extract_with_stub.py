@@ -1,8 +1,6 @@
-"""tools/extract_skeletons.py with one more backend, `stub`: spawned processes begin with this file too."""
+"""The console command with one more pose backend, `stub`; spawned processes begin with this file too."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -36,10 +34,7 @@ class Stub:
 sys.modules.setdefault("extract_stub", sys.modules[__name__])
 estimator.BACKENDS["stub"] = estimator._Backend("extract_stub", "Stub", ())
 
-tool_file = Path(__file__).parents[3] / "tools" / "extract_skeletons.py"
-spec = importlib.util.spec_from_file_location("extract_skeletons", tool_file)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
-
 if __name__ == "__main__":
-    tool.run_tool(tool.main)
+    from fastreid_star.cli.main import main
+
+    main()

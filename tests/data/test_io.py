@@ -1,0 +1,322 @@
+"""Reading images, videos and lists, sound and damaged."""
+
+import errno
+import io as python_io
+import logging
+import os
+import re
+import struct
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from fastreid_star.data import io
+from fastreid_star.data.io import (
+    BrokenImage,
+    LostImage,
+    as_rgb,
+    evenly_spaced,
+    explain_missing,
+    read_frame,
+    read_json,
+    read_lines,
+    read_video,
+    shorten,
+    whole_number,
+)
+from fastreid_star.errors import UserError
+
+
+@pytest.fixture
+def pixels():
+    rows, columns = np.mgrid[:12, :20]
+    return np.stack([rows * 20, columns * 12, (rows + columns) * 7], axis=-1).astype(np.uint8)
+
+
+def encoded(image, kind, **options):
+    buffer = python_io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+# --- images ---
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA", "RGBA", "1", "CMYK"])
+def test_modes(tmp_path, pixels, mode):
+    image = Image.fromarray(pixels).convert(mode)
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    image.save(path)
+    frame = read_frame(path)
+    assert (frame.shape, frame.dtype) == (pixels.shape, np.uint8)
+    np.testing.assert_array_equal(frame, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
+def test_formats_are_recognized_by_content(tmp_path, pixels, kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    (tmp_path / "a.jpg").write_bytes(encoded(Image.fromarray(pixels), kind, **options))
+    np.testing.assert_array_equal(read_frame(tmp_path / "a.jpg"), pixels)
+
+
+@pytest.mark.parametrize(("kind", "order"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2")])
+def test_sixteen_bits_keep_their_range(tmp_path, kind, order):
+    gray = np.array([[0, 257, 32896, 65535]], np.uint16).astype(order)
+    (tmp_path / "a.png").write_bytes(encoded(Image.fromarray(gray), kind))
+    np.testing.assert_array_equal(read_frame(tmp_path / "a.png")[..., 1], [[0, 1, 128, 255]])
+
+
+def test_transparency_is_dropped(tmp_path):
+    Image.new("RGBA", (1, 1), (10, 20, 30, 0)).save(tmp_path / "a.png")
+    assert read_frame(tmp_path / "a.png").tolist() == [[[10, 20, 30]]]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+def test_the_first_picture_of_an_animation(tmp_path, kind):
+    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    (tmp_path / "a.jpg").write_bytes(encoded(red, kind, save_all=True, append_images=[blue]))
+    np.testing.assert_allclose(read_frame(tmp_path / "a.jpg")[0, 0], [255, 0, 0], atol=2)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, pixels, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+        np.testing.assert_array_equal(as_rgb(image), expected)
+        assert image.size == (20, 12), "the given image is not changed"
+    np.testing.assert_array_equal(read_frame(tmp_path / "a.png"), expected)
+
+
+BROKEN = {
+    "empty": b"",
+    "text": b"not an image",
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n",
+    "floats": encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF"),
+    "half": encoded(Image.effect_noise((64, 64), 50), "JPEG")[:800],
+}
+
+
+@pytest.mark.parametrize("what", [*BROKEN, "missing", "folder"])
+def test_broken_images(tmp_path, what):
+    path = tmp_path / "a.jpg"
+    if what in BROKEN:
+        path.write_bytes(BROKEN[what])
+    elif what == "folder":
+        path.mkdir()
+    with pytest.raises(BrokenImage, match=r"a\.jpg: ") as error:
+        read_frame(path)
+    assert type(error.value) is BrokenImage
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_a_truncated_image_is_broken_or_whole(tmp_path, kind):
+    """If only bytes after the pixels are missing, every pixel is as before; never other pixels."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 8, 3), np.uint8))
+    whole, path = encoded(image, kind), tmp_path / "a.jpg"
+    path.write_bytes(whole)
+    expected, broken = read_frame(path), 0
+    lengths = range(0, len(whole), 5)
+    for length in lengths:
+        path.write_bytes(whole[:length])
+        try:
+            np.testing.assert_array_equal(read_frame(path), expected)
+        except BrokenImage:
+            broken += 1
+    assert broken >= len(lengths) - 5
+
+
+def raising(number):
+    def read_bytes(path):
+        raise OSError(number, os.strerror(number), path)
+
+    return read_bytes
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT])
+def test_a_failing_disk_is_not_a_broken_image(monkeypatch, number):
+    monkeypatch.setattr(io, "read_bytes", raising(number))
+    with pytest.raises(LostImage, match=rf"a\.jpg: {os.strerror(number)}$"):
+        read_frame("a.jpg")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_a_machine_at_its_limit_is_not_a_broken_image(monkeypatch, number):
+    monkeypatch.setattr(io, "read_bytes", raising(number))
+    with pytest.raises(OSError, match=os.strerror(number)) as error:
+        read_frame("a.jpg")
+    assert not isinstance(error.value, BrokenImage)
+
+
+# --- videos ---
+
+
+def write_video(path, frames=10, fourcc="MJPG", size=(48, 32)):
+    """Frame k has the RGB color (20 k, 120, 250 - 20 k)."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), 10, size)
+    for k in range(frames):  # OpenCV's order is BGR
+        writer.write(np.full((size[1], size[0], 3), (250 - 20 * k, 120, 20 * k), np.uint8))
+    writer.release()
+    return path
+
+
+def numbers(frames):
+    """The number of each frame by its color; red and blue must agree."""
+    red = [round(float(frame[..., 0].mean()) / 20) for frame in frames]
+    assert red == [round((250 - float(frame[..., 2].mean())) / 20) for frame in frames]
+    return red
+
+
+@pytest.mark.parametrize(("name", "fourcc"), [("a.avi", "MJPG"), ("a.mp4", "mp4v")])
+def test_all_frames_in_rgb(tmp_path, name, fourcc):
+    frames, used, n = read_video(write_video(tmp_path / name, fourcc=fourcc))
+    assert (used, n) == (list(range(10)), 10)
+    assert numbers(frames) == list(range(10))
+    assert all(frame.shape == (32, 48, 3) and frame.flags.c_contiguous for frame in frames)
+
+
+def test_a_video_filmed_sideways_is_rotated_upright(tmp_path):
+    """The container says: a quarter turn clockwise, so the left of the coded frames is the top."""
+    path = tmp_path / "a.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (48, 32))
+    frame = np.zeros((32, 48, 3), np.uint8)
+    frame[:, :24] = 255
+    writer.write(frame)
+    writer.release()
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40  # after version, times, number, duration, layer, volume
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    ((upright,), _, _) = read_video(path)
+    assert upright.shape == (48, 32, 3)
+    assert upright[:20].mean() > 240
+    assert upright[28:].mean() < 15
+
+
+def test_chosen_frames_in_one_pass(tmp_path, monkeypatch):
+    calls, decode = [], io._decode
+    monkeypatch.setattr(io, "_decode", lambda *args: calls.append(args) or decode(*args))
+    frames, used, n = read_video(write_video(tmp_path / "a.avi"), lambda n: [n - 1, 2, 2])
+    assert (numbers(frames), used, n, len(calls)) == ([9, 2, 2], [9, 2, 2], 10, 1)
+
+
+def test_a_broken_frame_is_replaced_by_its_nearest_good_neighbor(tmp_path, caplog):
+    path = write_video(tmp_path / "a.avi")
+    data = bytearray(path.read_bytes())
+    starts = [found.start() for found in re.finditer(b"\xff\xd8\xff", data)]
+    for frame in (4, 5, 6):  # nothing but zeros is left of these
+        end = starts[frame + 1] - 8
+        data[starts[frame] : end] = bytes(end - starts[frame])
+    path.write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        frames, used, n = read_video(path, lambda n: [0, 4, 5, 6, n - 1])
+    expected = [0, 3, 3, 7, 9]  # the earlier one of two at the same distance
+    assert (numbers(frames), used, n) == (expected, expected, 10)
+    assert "7 of its 10 frames" in caplog.text
+
+
+def test_a_truncated_video(tmp_path, caplog):
+    path = write_video(tmp_path / "a.avi")
+    path.write_bytes(path.read_bytes()[:-1500])
+    with caplog.at_level(logging.WARNING):
+        frames, used, n = read_video(path, lambda n: [0, n - 1])
+    assert 2 < n < 9
+    assert (numbers(frames), used) == ([0, n - 1], [0, n - 1])
+    assert f"{n} of its 10 frames" in caplog.text
+
+
+@pytest.mark.parametrize("length", [0, 7, 10**9])
+def test_a_container_with_a_wrong_length(tmp_path, monkeypatch, length):
+    monkeypatch.setattr(io, "_container_length", lambda path: length)
+    frames, used, n = read_video(write_video(tmp_path / "a.avi"), lambda n: [n - 1])
+    assert (numbers(frames), used, n) == ([9], [9], 10)
+
+
+def test_no_video(tmp_path):
+    with pytest.raises(UserError, match=r"none\.mp4 does not exist"):
+        read_video(tmp_path / "none.mp4")
+    (tmp_path / "text.mp4").write_bytes(b"no video")
+    for path in (tmp_path / "text.mp4", write_video(tmp_path / "a.avi", frames=0)):
+        with pytest.raises(UserError, match=rf"{path.name} has no decodable frame"):
+            read_video(path)
+
+
+@pytest.mark.parametrize(
+    ("n", "count", "expected"),
+    [(10, 5, [0, 2, 4, 6, 8]), (10, 4, [0, 2, 5, 7]), (3, 5, [0, 1, 2]), (7, 1, [0])],
+)
+def test_evenly_spaced(n, count, expected):
+    assert evenly_spaced(n, count).tolist() == expected
+
+
+# --- text ---
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"a b\n\nc\n", ["a b", "", "c"]),
+        (b"\xef\xbb\xbfa\r\nb \t\r\n\r\n", ["a", "b"]),
+        (b"a\rb\r", ["a", "b"]),
+        ("1\u2028\u00e9".encode(), ["1\u2028\u00e9"]),
+        (b"", []),
+        (b" \n\t\n", []),
+    ],
+)
+def test_lines(tmp_path, data, lines):
+    (tmp_path / "a.txt").write_bytes(data)
+    assert read_lines(tmp_path / "a.txt") == lines
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("a\nb".encode("utf-16"), "UTF-16"),
+        (b"a\nb\xe9\n", "line 2 is not UTF-8"),
+        (b"a\nb\n\0\0", "line 3 is not text"),
+    ],
+)
+def test_files_that_are_not_text(tmp_path, data, message):
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(UserError, match=rf"a\.txt .*{message}"):
+        read_lines(tmp_path / "a.txt")
+
+
+def test_missing_text(tmp_path):
+    for path in (tmp_path / "none.txt", tmp_path):
+        with pytest.raises(UserError, match="cannot be read"):
+            read_lines(path)
+
+
+def test_json(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": [1, "\xc3\xa9"]}\r\n')
+    assert read_json(tmp_path / "a.json") == {"a": [1, "\u00e9"]}
+    (tmp_path / "a.json").write_bytes(b'{"a": [1')
+    with pytest.raises(UserError, match=r"a\.json cannot be read: .*line 1"):
+        read_json(tmp_path / "a.json")
+
+
+def test_whole_numbers_and_short_values():
+    assert [whole_number(text) for text in ("0", "0503", "999999999")] == [0, 503, 999999999]
+    for text in ("", "-1", "+1", "1.0", "1_0", "1000000000", "\u0663", " 1"):
+        assert whole_number(text) is None
+    assert shorten("a") == "'a'"
+    assert len(shorten("x" * 10**6)) == 80
+
+
+def test_explain_missing(tmp_path):
+    place = tmp_path / "0001" / "IR"
+    place.mkdir(parents=True)
+    image = str(tmp_path / "0001" / "ir" / "1.jpg")
+    assert explain_missing(image).endswith(f"ir does not exist, {tmp_path}/0001 holds IR")
+    image = str(place / "1.jpg")
+    assert explain_missing(image) == f"{image} does not exist, {place} is empty"
+    for number in range(6):
+        (place / f"000{number}.jpg").touch()
+    assert explain_missing(image).endswith("holds 0000.jpg, 0001.jpg, 0002.jpg, 0003.jpg, ...")
