@@ -3,8 +3,12 @@
 import logging
 import os
 import signal
+import sys
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the suite is about the CPU, wherever it runs
+if not any(argument.startswith("--device") for argument in sys.argv):
+    os.environ.setdefault(
+        "CUDA_VISIBLE_DEVICES", ""
+    )  # the suite is about the CPU, wherever it runs
 
 import hypothesis
 import pytest
@@ -34,6 +38,9 @@ hypothesis.settings.register_profile(
 def pytest_addoption(parser):
     parser.addoption(
         "--long", action="store_true", help="kills, fuzzing and drift in full: hours, not minutes"
+    )
+    parser.addoption(
+        "--device", metavar="NAME", help="run tests/cuda on this device, for example cuda"
     )
 
 

@@ -110,21 +110,17 @@ def add_skeletons(parser: argparse.ArgumentParser) -> Action:
 
 
 def _skeletons(args: argparse.Namespace) -> None:
-    import glob
     import re
 
     from fastreid_star.data.skeletons import FlatStore
     from fastreid_star.errors import UserError
-    from fastreid_star.pose.extraction import Share, parts_folder
-    from fastreid_star.pose.job import Job, extract
+    from fastreid_star.pose.extraction import extract_skeletons
 
     found = re.fullmatch(r"(\d+)/(\d+)", args.shard)
     if not found:
         raise UserError(f"--shard {args.shard!r}: write it as 1/4, the first of four")
-    job = Job(**{**vars(args), "shard": Share(int(found[1]) - 1, int(found[2]))})
-    if not extract(job):
-        done = len(glob.glob(os.path.join(glob.escape(parts_folder(job.output)), "*.npz")))
-        print(f"this shard is done, parts in all: {done}; the last shard to end makes {job.output}")
+    if not extract_skeletons(**{**vars(args), "shard": (int(found[1]), int(found[2]))}):
+        print(f"shard {args.shard} is complete; the last shard to end writes {args.output}")
         return
     meta = FlatStore(args.output).meta
     counts, missing = meta["counts"], list(meta["missing"].items())

@@ -119,6 +119,7 @@ def tiny_config(device: str) -> CfgNode:
     cfg.MODEL.BACKBONE.DEPTH = "tiny"
     cfg.MODEL.BACKBONE.FEAT_DIM = 0
     cfg.MODEL.HEADS.NAME = "GATGeMHead"
+    cfg.MODEL.FRAME_CORRECTOR.NAME = "SkeletonFrameCorrector"
     cfg.MODEL.HEADS.NUM_CLASSES = 2
     cfg.MODEL.LOSSES.NAME = (
         "CrossEntropyLoss", "TripletLoss", "StyleAttackLoss", "StyleDefenseLoss",

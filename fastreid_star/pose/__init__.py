@@ -1,1 +1,1 @@
-"""Skeletons from crops: pose estimators behind one interface, and the engine that runs them over a dataset."""
+"""Skeletons of crops: pose estimators with one interface, and their use on a whole dataset."""

@@ -1,4 +1,4 @@
-"""One interface for all pose estimators: crops of a person in, COCO's 17 joints out."""
+"""The interface of all pose estimators: crops of a person in, COCO's 17 joints out."""
 
 from __future__ import annotations
 
@@ -10,67 +10,56 @@ import importlib.util
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.errors import UserError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+FALL_OFF, REACH = 0.5, 1 / 8  # see keep_central_peaks
+RULE = f"highest score * exp(-((x - middle) / ({FALL_OFF} * crop width))^2 / 2)"
+# backend -> its module, its class, and the packages that the training environment does not have
+BACKENDS = {
+    "mmpose": (
+        "fastreid_star.pose.mmpose",
+        "MMPoseEstimator",
+        ("mmpose", "mmengine", "mmcv", "xtcocotools"),
+    ),
+    "vitpose": ("fastreid_star.pose.vitpose", "VitPoseEstimator", ("transformers",)),
+}
 
 
 class PoseEstimator(ABC):
     """A network that finds the joints of the person in a crop.
 
     Attributes:
-        prepare: makes of a crop, uint8 [H,W,3] in RGB, what :meth:`estimate` takes, the crop's geometry included. It
-            can be pickled without the network, touches no device and is meant to run in loading processes.
+        prepare: turns a crop, uint8 ``[H, W, 3]`` in RGB, into an input of :meth:`estimate`. It can
+            be pickled without the network and runs in loading processes.
     """
 
     prepare: Callable[[np.ndarray], Any]
 
     @abstractmethod
     def estimate(self, prepared: Sequence[Any]) -> np.ndarray:
-        """The joints of N crops, all at a time.
+        """The joints of N crops in one batch.
 
         Args:
-            prepared: what `prepare` made of each of them.
+            prepared: the result of `prepare` for each crop.
 
         Returns:
-            float32 [N,V,3]: x and y in pixels of the crop, the center of its first pixel at (0, 0), and the score in
-            [0, 1]. Joints may lie outside of the crop; x and y of a joint with the score 0 mean nothing. What is not
-            finite in the network's output is not finite here.
+            float32 ``[N, V, 3]``: x and y in pixels of the crop, with the center of the first pixel
+            at (0, 0), and the score in [0, 1]. Joints may lie outside of the crop. x and y of a
+            joint with score 0 have no meaning. An output that is not finite stays so.
         """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What the joints depend on, in values that JSON has.
-
-        Returns:
-            ``backend``, ``model``, ``config`` and its ``config_sha256``, ``checkpoint`` and its ``sha256``,
-            ``input_size`` (width, height), what ``score`` is, ``flip_test``, ``dtype`` and the ``versions`` of the
-            libraries.
-        """
-
-
-@dataclass(frozen=True)
-class _Backend:
-    module: str
-    estimator: str
-    packages: tuple[str, ...]  # what it imports that the training environment has not
-
-
-BACKENDS = {
-    "mmpose": _Backend(
-        "fastreid_star.pose.mmpose_backend",
-        "MMPoseEstimator",
-        ("mmpose", "mmengine", "mmcv", "xtcocotools"),
-    ),
-    "vitpose": _Backend("fastreid_star.pose.vitpose", "VitPoseEstimator", ("transformers",)),
-}
+        """Everything that the joints depend on, as JSON values: the network, its files' SHA-256,
+        `input_size` (width, height), the meaning of `score`, and the versions of the libraries."""
 
 
 def build_estimator(
@@ -82,37 +71,35 @@ def build_estimator(
     flip_test: bool = False,
     dtype: str | None = None,
 ) -> PoseEstimator:
-    """A pose estimator with trained weights, ready on its device. Nothing is downloaded.
+    """A pose estimator with trained weights on its device. Nothing is downloaded.
 
     Args:
-        backend: ``mmpose`` (HRNet, RTMPose and the other top-down networks of mmpose 1.3.2) or ``vitpose`` (ViTPose of
-            Hugging Face transformers).
-        model: mmpose: the name of one of its configs or the path of a config file; none or empty: HRNet-w32, 256x192.
-            vitpose: none or empty, the checkpoint's folder says it.
-        checkpoint: mmpose: the file with the weights. vitpose: the folder with config.json, preprocessor_config.json
-            and model.safetensors.
+        backend: ``mmpose`` (HRNet, RTMPose and the other top-down networks of mmpose 1.3.2) or
+            ``vitpose`` (ViTPose of Hugging Face transformers).
+        model: mmpose: the name of one of its configs, or the path of a config file; None or empty:
+            HRNet-w32, 256x192. vitpose: None or empty.
+        checkpoint: mmpose: the file with the weights. vitpose: the folder with config.json,
+            preprocessor_config.json and model.safetensors.
         device: where the network runs.
-        flip_test: average with what the network says of the mirrored crop: a little better, twice the time.
+        flip_test: average with the output for the mirrored crop. This takes twice the time.
         dtype: ``float16`` or ``bfloat16`` for mixed precision; None: float32.
 
     Raises:
-        UserError: no such backend, its libraries are not installed, the config is of no use here, or the checkpoint
-            is missing, damaged, of another network or more than weights.
+        UserError: the backend is unknown or not installed, the config does not fit, or the
+            checkpoint is missing, damaged, of another network, or contains more than weights.
     """
     if backend not in BACKENDS:
-        raise UserError(
-            f"there is no pose backend {backend!r}: use {' or '.join(sorted(BACKENDS))}"
-        )
+        raise UserError(f"unknown pose backend {backend!r}: use {' or '.join(sorted(BACKENDS))}")
     if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r}: use float16, bfloat16 or none")
-    entry = BACKENDS[backend]
-    missing = [package for package in entry.packages if importlib.util.find_spec(package) is None]
+        raise UserError(f"unknown dtype {dtype!r}: use float16, bfloat16 or none")
+    module, name, packages = BACKENDS[backend]
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(
-            f"the pose backend {backend} needs {', '.join(missing)}: run `python tools/dev.py pose` once, then this "
-            "again with that environment's Python, .venv-pose/bin/python"
+            f"the pose backend {backend} needs {', '.join(missing)}: run `python tools/dev.py "
+            "pose` once, then repeat this command with .venv-pose/bin/python"
         )
-    estimator = getattr(importlib.import_module(entry.module), entry.estimator)
+    estimator = getattr(importlib.import_module(module), name)
     return estimator(
         model=model or None,
         checkpoint=checkpoint or None,
@@ -122,8 +109,52 @@ def build_estimator(
     )
 
 
-def joined(xy: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Coordinates [N,V,2] and scores [N,V] as float32 [N,V,3], the scores clipped to [0, 1]."""
+def keep_central_peaks(maps: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
+    """Score maps in which the peak of the person in the middle is the highest.
+
+    The decoder of a top-down network takes the highest peak of each map, which may belong to a
+    passer-by at the edge of the crop. Here the peak is chosen by ::
+
+        score * exp(-((x - middle) / (FALL_OFF * width of the crop))^2 / 2)
+
+    a factor of 1 in the middle and 0.61 at the edges. People stand beside each other, so there is
+    no such factor along y. If the chosen peak is not the highest, positive scores elsewhere become
+    0. Otherwise the map does not change: a crop of one person gives the joints of the library
+    exactly. Two peaks count as two if each is the highest within REACH of the map's width.
+
+    Args:
+        maps: ``[N, K, h, w]``; the x vectors of a SimCC network as ``[N, K, 1, w]``.
+        widths: ``[N]``, the share of the map's width that each crop takes, in the map's middle.
+
+    Returns:
+        ``[N, K, h, w]``.
+    """
+    height, width = maps.shape[-2:]
+    reach = max(1, round(REACH * width))
+    down = min(reach, height - 1)
+    rows, columns = (torch.arange(size, device=maps.device) for size in (height, width))
+    distance = (columns - (width - 1) / 2) / (FALL_OFF * width * widths.to(maps)[:, None])
+    window = torch.exp(-(distance**2) / 2)[:, None, None, :]
+
+    around = F.max_pool2d(maps, (1, 2 * reach + 1), stride=1, padding=(0, reach))
+    around = F.max_pool2d(around, (2 * down + 1, 1), stride=1, padding=(down, 0))
+    weighted = torch.where(maps == around, maps, 0).clamp(min=0) * window
+
+    highest = maps.flatten(2).argmax(2, keepdim=True)
+    chosen = weighted.flatten(2).argmax(2, keepdim=True)
+    better = weighted.flatten(2).gather(2, chosen) > weighted.flatten(2).gather(2, highest)
+
+    def off(center: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return (positions - center).abs() > reach
+
+    x, y = chosen % width, torch.div(chosen, width, rounding_mode="floor")
+    other = off(x, highest % width) | off(y, torch.div(highest, width, rounding_mode="floor"))
+    elsewhere = off(x, columns)[:, :, None, :] | off(y, rows)[:, :, :, None]
+    return torch.where((better & other)[..., None] & elsewhere, maps.clamp(max=0), maps)
+
+
+def join_joints(xy: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Coordinates ``[N, V, 2]`` and scores ``[N, V]``, clipped to [0, 1], as ``[N, V, 3]``."""
     joints = np.empty((len(xy), NUM_JOINTS, 3), np.float32)
     joints[..., :2] = xy
     joints[..., 2] = np.clip(scores, 0, 1)
@@ -131,16 +162,14 @@ def joined(xy: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def mixed_precision(device: torch.device, dtype: str | None) -> contextlib.AbstractContextManager:
-    """A context for the network's run: `dtype` as for :func:`build_estimator`."""
-    return (
-        contextlib.nullcontext()
-        if dtype is None
-        else torch.autocast(device.type, dtype=DTYPES[dtype])
-    )
+    """A context for the forward pass; `dtype` as in :func:`build_estimator`."""
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[dtype])
 
 
 def sha256(paths: Iterable[str | os.PathLike]) -> str:
-    """The digest of files, one after the other."""
+    """The digest of the concatenated files."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -150,8 +179,6 @@ def sha256(paths: Iterable[str | os.PathLike]) -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The versions of installed packages, by their names as pip knows them, and torch's."""
-    return {
-        "torch": torch.__version__,
-        **{package: importlib.metadata.version(package) for package in packages},
-    }
+    """The versions of torch and of installed packages."""
+    found = {package: importlib.metadata.version(package) for package in packages}
+    return {"torch": torch.__version__, **found}

@@ -1,14 +1,13 @@
-"""Skeletons for half a million crops: decoded in workers, estimated in batches, kept part by part.
+"""Extract the skeletons of many crops into a skeleton store.
 
-Killed at any moment and started again with the same command, it goes on where it was; what comes out is the same, byte
-for byte, as crops share a batch with the same others every time.
+Crops are decoded in worker processes, estimated in batches and kept part by part. The same command
+resumes an interrupted extraction. The bytes of the store do not depend on interruptions or on the
+number of processes, since each crop always shares its batch with the same other crops.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import io
 import json
 import os
 import pickle
@@ -16,13 +15,13 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from fastreid.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from fastreid_star.coco import NUM_JOINTS
@@ -33,56 +32,102 @@ from fastreid_star.data.skeletons import (
     holds_something_else,
     write_skeleton_store,
 )
-from fastreid_star.data.workers import one_thread, ready_to_fork
+from fastreid_star.data.workers import one_thread, ready_to_fork, why_lost
+from fastreid_star.engine.device import choose_device
+from fastreid_star.engine.launch import launch
 from fastreid_star.errors import UserError
-from fastreid_star.pose.estimator import PoseEstimator
-from fastreid_star.pose.frames import Frames
-from fastreid_star.pose.parts import PLAN_FILE, Part, Parts, differences
+from fastreid_star.pose.estimator import PoseEstimator, build_estimator
+from fastreid_star.pose.frames import Frames, frames_of_dataset, frames_of_folder
+from fastreid_star.pose.parts import Part, Parts, differences
 
-BATCHES_A_PART = 16
-# So many crops of one part, and not one that can be read: it is the disk, not the crops.
-SUSPICIOUS = 100
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which parts a process makes: ``number``, ``number + of``, ``number + 2 of``, ..."""
-
-    number: int = 0
-    of: int = 1
+PART = 256  # crops per part, rounded up to whole batches
+SUSPICIOUS = 100  # so many crops without a readable one: the disk is at fault, not the crops
+_KEPT = "repeat the command; finished parts are kept"
 
 
-WHOLE = Share()
+def extract_skeletons(
+    output: str | os.PathLike,
+    *,
+    backend: str = "mmpose",
+    model: str = "",
+    checkpoint: str = "",
+    dataset: str = "",
+    root: str = "",
+    images: str = "",
+    flip_test: bool = False,
+    dtype: str | None = None,
+    device: str = "auto",
+    num_devices: int = 1,
+    shard: tuple[int, int] = (1, 1),
+    batch_size: int = 16,
+    workers: int = 2,
+    overwrite: bool = False,
+) -> bool:
+    """Extract the skeletons of a dataset or of a folder of crops.
 
+    Args:
+        output: the folder of the store.
+        backend, model, checkpoint, flip_test, dtype: see :func:`build_estimator`.
+        dataset, root: a registered dataset and its DATASETS.ROOT; or
+        images: a folder of crops.
+        device: as ``MODEL.DEVICE``.
+        num_devices: processes, one per device.
+        shard: (k, n): this machine makes the k-th of n shares, all machines write into one folder.
+        batch_size: crops per batch.
+        workers: decoding processes for each device.
+        overwrite: replace an existing store when the new one is complete.
 
-def parts_folder(output: str | os.PathLike) -> str:
-    """Where the parts of a store are until it is whole; gone when it is."""
-    return f"{os.path.realpath(output)}.parts"
+    Returns:
+        whether the store is complete; False: other shards are missing.
 
+    Raises:
+        UserError: something is wrong with an argument, the crops, the estimator or the disk.
+    """
+    if bool(images) == bool(dataset):
+        raise UserError("give the crops: either --dataset NAME or --images FOLDER")
+    if not 1 <= shard[0] <= shard[1]:
+        raise UserError(f"--shard {shard[0]}/{shard[1]}: shards count from 1/{shard[1]}")
+    for name, value, least in (("batch-size", batch_size, 1), ("workers", workers, 0)):
+        if value < least:
+            raise UserError(f"--{name} {value}: it must be at least {least}")
+    frames = frames_of_folder(images) if images else frames_of_dataset(dataset, root)
 
-def which_store(output: str | os.PathLike) -> str:
-    """Something that differs between a store and the one that replaces it; empty where there is none."""
-    with contextlib.suppress(OSError):
-        found = os.stat(os.path.join(output, INDEX_FILE))
-        return f"{found.st_ino} {found.st_mtime_ns}"
-    return ""
+    def make_share() -> None:
+        estimator = build_estimator(
+            backend,
+            model=model,
+            checkpoint=checkpoint,
+            device=choose_device(device, comm.get_local_rank()),
+            flip_test=flip_test,
+            dtype=dtype,
+        )
+        rank, processes = comm.get_rank(), comm.get_world_size()
+        share = ((shard[0] - 1) * processes + rank, shard[1] * processes)
+        extraction = Extraction(
+            frames, output, estimator.describe(), batch_size=batch_size, overwrite=overwrite
+        )
+        extraction.run(estimator, share=share, workers=workers, progress=rank == 0)
+
+    launch(make_share, num_devices, device=device)
+    return finish(frames, output, overwrite=overwrite)
 
 
 class Extraction:
-    """From crops to a skeleton store.
+    """The parts of a skeleton store, and what is missing of them.
 
     Args:
         frames: the crops.
-        output: folder of the store to make.
-        describe: what :meth:`PoseEstimator.describe` says of the estimator.
-        batch_size: crops estimated at a time.
-        batches_a_part: parts are written so often. None: as often as it suits the batch size.
-        overwrite: replace a store that is there, once the new one is whole.
-        replaces: of several processes with `overwrite`, what :func:`which_store` said before the first of them began:
-            a later store is theirs, and not replaced again. None: say it now.
+        output: the folder of the store.
+        describe: the result of :meth:`PoseEstimator.describe`.
+        batch_size: crops per batch.
+        part: crops per part, rounded up to whole batches.
+        overwrite: replace an existing store.
+
+    Attributes:
+        complete: the store exists, made in this way, and is not to be replaced.
 
     Raises:
-        UserError: `output` holds other skeletons or something else, or `output`.parts the beginning of others.
+        UserError: `output` or `output`.parts contains something else.
     """
 
     def __init__(
@@ -92,358 +137,226 @@ class Extraction:
         describe: dict[str, Any],
         *,
         batch_size: int = 16,
-        batches_a_part: int | None = None,
+        part: int = PART,
         overwrite: bool = False,
-        replaces: str | None = None,
     ):
-        self.frames = frames
-        self.output = os.path.realpath(output)  # a link stays one
-        self.batch_size = batch_size
-        if batches_a_part is None:
-            batches_a_part = max(BATCHES_A_PART, -(-SUSPICIOUS // batch_size))
-        self.parts = Parts(parts_folder(output), len(frames), batch_size * batches_a_part)
+        self.frames, self.batch_size = frames, batch_size
+        size = -(-part // batch_size) * batch_size
         plan = {
             "frames": len(frames),
-            "keys_sha256": frames.digest,
+            "keys_sha256": frames.digest(),
             "batch_size": batch_size,
+            "size": size,
             **describe,
         }
-        self.plan = json.loads(json.dumps(plan))  # as it comes back from a file
-        if not overwrite or self._was_made_of_these_parts():
-            replaces = ""
-        self._replaces = which_store(self.output) if replaces is None else replaces
-        self._readable = ""  # the last crop that could be read
-        there = os.path.exists(self.output)
-        if there and (
-            not which_store(self.output) or (overwrite and holds_something_else(self.output))
-        ):
+        plan = json.loads(json.dumps(plan))  # as it is read from a file
+        self.parts = Parts(output, len(frames), size)
+        exists = os.path.exists(output)
+        if exists and (holds_something_else(output) or not Path(output, INDEX_FILE).exists()):
+            raise UserError(f"{output} is not only a skeleton store: choose another --output")
+        self.complete = exists and not overwrite
+        if self.complete and not _was_made_by(plan, output):
+            differ = differences(FlatStore(output).meta.get("plan") or {}, plan)
             raise UserError(
-                f"{self.output} is there and no skeleton store alone: choose another --output"
-            )
-        self.complete = there and self._is_made()
-        if there and not self.complete and not overwrite:
-            made_by = FlatStore(self.output).meta.get("plan")
-            differ = (
-                differences(made_by, self.plan)
-                if isinstance(made_by, dict)
-                else "made in another way"
-            )
-            raise UserError(
-                f"{self.output} holds other skeletons ({differ}): choose another --output, or add --overwrite to "
-                "replace them"
+                f"{output} contains other skeletons ({differ}): choose another --output, or add "
+                "--overwrite to replace them"
             )
         if not self.complete:
-            self.parts.begin(self.plan)
-        elif self.parts.is_of(self.plan):
-            self._clean_up()  # a process was killed between its last steps
-
-    def _is_made(self) -> bool:
-        """Whether the store is there, made by this very plan, and is not the one to be replaced."""
-        found = which_store(self.output)
-        return (
-            found not in ("", self._replaces)
-            and FlatStore(self.output).meta.get("plan") == self.plan
-        )
-
-    def _was_made_of_these_parts(self) -> bool:
-        """Whether a process was killed after it had put the store in place, and before the parts were gone."""
-        plan, store = self.parts.folder / PLAN_FILE, Path(self.output) / INDEX_FILE
-        if not plan.exists():  # it goes last, before the empty folder
-            return self.parts.folder.exists()
-        return store.exists() and store.stat().st_mtime_ns > plan.stat().st_mtime_ns
+            self.parts.begin(plan)
 
     def run(
         self,
         estimator: PoseEstimator,
         *,
-        share: Share = WHOLE,
+        share: tuple[int, int] = (0, 1),
         workers: int = 2,
         progress: bool = True,
     ) -> None:
-        """Estimate what is still to do of a share.
+        """Make the missing parts of a share.
 
         Args:
-            estimator: one that describes itself as the plan says.
-            workers: processes that decode; 0: this one does.
-            progress: show a bar of the whole work, other processes' parts included.
+            estimator: it describes itself as the plan says.
+            share: (first, step): parts first, first + step, ...
+            workers: decoding processes; 0: decode in this one.
+            progress: show a bar of this share.
 
         Raises:
-            UserError: the crops' folder is gone, the disk does not give one of them, nothing can be written, or a
-                worker was killed.
+            UserError: crops cannot be read, parts cannot be written, or a worker was killed.
         """
         if self.complete:
             return
-        # whose a part is does not depend on what is done: processes that start at other times agree on it
-        to_do = sorted({*range(share.number, len(self.parts), share.of)} - self.parts.done())
-        batches: Any = [  # ranges are lists of rows enough
+        mine = range(share[0], len(self.parts), share[1])
+        to_do = sorted(set(mine) - self.parts.done())
+        batches: Any = [
             rows[start : start + self.batch_size]
             for rows in map(self.parts.rows, to_do)
             for start in range(0, len(rows), self.batch_size)
         ]
         ready_to_fork()
-        source = _Crops(self.frames, estimator.prepare)
         loader = DataLoader(
-            source,
+            _Crops(self.frames, estimator.prepare),
             batch_sampler=batches,
             num_workers=min(workers, len(batches)),
-            collate_fn=_packed,
+            # as bytes: tensors would take an open file each
+            collate_fn=pickle.dumps,
             worker_init_fn=one_thread,
         )
-        with _Bar(self.parts, progress) as bar, _worker_deaths_explained():
-            crops = map(pickle.loads, loader)
-            for number in to_do:
-                part = self._estimate(estimator, source, number, crops, bar)
-                try:
-                    self.parts.write(number, part)
-                except UserError:
-                    if not self._is_made():
-                        raise
-                    return  # the same command was given twice, and the other process has made the store
-                bar.part_done(number)
-
-    def _estimate(
-        self, estimator: PoseEstimator, source: _Crops, number: int, crops: Iterator, bar: _Bar
-    ) -> Part:
-        """One part, from as many batches as it has."""
-        rows = self.parts.rows(number)
-        joints = np.full((len(rows), NUM_JOINTS, 3), np.nan, np.float32)
-        sizes, problems = np.zeros((len(rows), 2), np.int32), [""] * len(rows)
-        for start in range(0, len(rows), self.batch_size):
-            batch = [
-                self._again(source, rows[start + i]) if crop.lost else crop
-                for i, crop in enumerate(next(crops))
-            ]
-            for place, crop in enumerate(batch, start):
-                sizes[place], problems[place] = crop.size, crop.problem
-            good = [place for place, crop in enumerate(batch, start) if not crop.problem]
-            if good:
-                self._readable = self.frames.path(rows[good[-1]])
-                joints[good] = estimator.estimate([batch[place - start].prepared for place in good])
-            bar.crops_done(len(batch))
-        if any(problems):
-            self._refuse_a_lost_folder(rows, problems)
-        lost = ~np.isfinite(joints).all(axis=(1, 2))
-        if len(rows) >= SUSPICIOUS and lost.all():
-            raise UserError(
-                f"the network gave no finite joints for any of {len(rows)} crops from "
-                f"{self.frames.path(rows[0])} on: check its checkpoint, and go without --dtype"
-            )
-        for place in np.flatnonzero(lost).tolist():
-            joints[place] = np.nan
-            problems[place] = problems[place] or "the network gave joints that are not finite"
-        return Part(joints, sizes, problems)
-
-    def _again(self, source: _Crops, row: int) -> _Crop:
-        """A crop that the disk did not give at first: that is no fault of the crop's, and must not end in the store."""
-        for pause in PAUSES:
-            time.sleep(pause)
-            crop = source[row]
-            if not crop.lost:
-                return crop
-        raise UserError(
-            f"{self.frames.path(row)} cannot be read ({crop.problem.rpartition(': ')[2]}), and was tried for "
-            f"{sum(PAUSES):g} s: mend the disk or the file's rights, and give the same command again; what is done is "
-            "kept"
-        )
-
-    def _refuse_a_lost_folder(self, rows: range, problems: Sequence[str]) -> None:
-        """A broken file is one thing, a disk that went away another: that must not end as a store without skeletons."""
-        for path in filter(
-            None, (self.frames.root, self._readable)
-        ):  # of an empty mount point the root is there
-            if not os.path.exists(path):
-                raise UserError(
-                    f"{path} is gone: bring it back and give the same command again; what is done is kept"
-                )
-        if len(rows) >= SUSPICIOUS and all(problems):
-            raise UserError(
-                f"none of {len(rows)} crops from {self.frames.path(rows[0])} on can be read ({problems[0]}): "
-                "check the folder and its disk, and give the same command again; what is done is kept"
-            )
-
-    def finish(self) -> bool:
-        """Make the store of the parts, if all of them are there, and remove them.
-
-        Returns:
-            whether the store is there now. False: parts are missing, which other machines are to make.
-
-        Raises:
-            UserError: the store cannot be written; the parts stay.
-        """
-        if self.complete:
-            return True
-        with self.parts.alone() as there:
-            if there:
-                if len(self.parts.done()) < len(self.parts):
-                    return self._is_made()
-                self._write_store()
-                self.parts.clear()  # whoever waits finds nothing to do
-        # now that it is open no longer: NFS keeps an open file, and its folder, under another name
-        self.complete = there or self._is_made()
-        if self.complete:
-            self._clean_up()
-        return self.complete
-
-    def _clean_up(self) -> None:
-        """Remove what processes have left that were killed while they wrote the store, and the parts."""
-        for beside in Path(self.output).parent.iterdir():
-            if re.fullmatch(
-                re.escape(os.path.basename(self.output)) + r"\.(tmp|old)\d+", beside.name
-            ):
-                shutil.rmtree(beside, ignore_errors=True)
-        self.parts.remove()
-
-    def _write_store(self) -> None:
-        joints = np.empty((len(self.frames), NUM_JOINTS, 3), np.float32)
-        sizes: Counter[tuple[int, int]] = Counter()
-        missing = {}
-        for number in range(len(self.parts)):
-            part, rows = self.parts.read(number), self.parts.rows(number)
-            if part is None:
-                raise UserError(
-                    f"part {number} in {self.parts.folder} was damaged and is removed: give the same command again, "
-                    "with --shard every one of them"
-                )
-            joints[rows.start : rows.stop] = part.joints
-            sizes.update((int(width), int(height)) for width, height in part.sizes if width)
-            missing.update(
-                {
-                    self.frames.keys[row]: text
-                    for row, text in zip(rows, part.problems, strict=True)
-                    if text
-                }
-            )
+        total = sum(len(self.parts.rows(number)) for number in mine)
+        done = total - sum(map(len, batches))
+        bar = progress_bar("skeletons", total, shown=progress, done=done, unit=" crops")
         try:
-            write_skeleton_store(
-                self.output, self.frames.keys, joints, self._manifest(sizes, missing)
-            )
-        except OSError as error:
-            raise UserError(
-                f"{self.output} cannot be written ({error.strerror}): mend that and give the same command again; "
-                "what is done is kept"
-            ) from error
+            with bar:
+                crops = map(pickle.loads, loader)
+                for number in to_do:
+                    self.parts.write(number, self._estimate(estimator, number, crops, bar))
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            reason = why_lost(error)
+            if reason is None:
+                raise
+            raise UserError(f"{reason.partition(':')[0]}: lower --workers; {_KEPT}") from error
 
-    def _manifest(self, sizes: Counter, missing: dict[str, str]) -> dict:
-        return {
-            "made_by": "fastreid_star extract_skeletons",
-            "date": _today(),
-            "plan": self.plan,
-            "counts": {
-                "frames": len(self.frames),
-                "with_skeleton": len(self.frames) - len(missing),
-                "without": len(missing),
-            },
-            "image_sizes": {
-                "distinct": len(sizes),
-                "commonest": [
-                    [*size, count]
-                    for size, count in sorted(sizes.items(), key=lambda x: (-x[1], x[0]))[:10]
-                ],
-                "smallest": [min(axis) for axis in zip(*sizes, strict=True)] if sizes else [],
-                "largest": [max(axis) for axis in zip(*sizes, strict=True)] if sizes else [],
-            },
-            "missing": missing,
-        }
+    def _estimate(self, estimator: PoseEstimator, number: int, batches: Iterator, bar: Any) -> Part:
+        rows, crops = self.parts.rows(number), []
+        joints = np.full((len(rows), NUM_JOINTS, 3), np.nan, np.float32)
+        for start in range(0, len(rows), self.batch_size):
+            batch = next(batches)
+            crops += batch
+            if lost := next((crop for crop in batch if crop.lost), None):
+                raise UserError(
+                    f"{lost.problem}, after {sum(PAUSES):g} s of trials: check the disk and the "
+                    f"rights of the file, and {_KEPT}"
+                )
+            good = [i for i, crop in enumerate(batch) if not crop.problem]
+            if good:
+                inputs = [batch[i].prepared for i in good]
+                joints[[start + i for i in good]] = estimator.estimate(inputs)
+            bar.update(len(batch))
+        read = [row for row, crop in zip(rows, crops, strict=True) if not crop.problem]
+        paths = [self.frames.root, *map(self.frames.path, read[-1:])]
+        if len(read) < len(rows) and not all(map(os.path.exists, paths)):
+            raise UserError(f"{paths[-1]} has disappeared: restore it, and {_KEPT}")
+        first = self.frames.path(rows[0])
+        if len(rows) >= SUSPICIOUS and not read:
+            raise UserError(
+                f"none of {len(rows)} crops from {first} on can be read ({crops[0].problem}): "
+                f"check the folder and its disk, and {_KEPT}"
+            )
+        finite = np.isfinite(joints).all(axis=(1, 2))
+        if len(rows) >= SUSPICIOUS and not finite.any():
+            raise UserError(
+                f"the network gave no finite joints for {len(rows)} crops from {first} on: check "
+                "its checkpoint, and run without --dtype"
+            )
+        joints[~finite] = np.nan
+        problems = [crop.problem for crop in crops]
+        for place in np.flatnonzero(~finite):
+            problems[place] = problems[place] or "the joints of the network are not finite"
+        return Part(joints, np.array([crop.size for crop in crops]), problems)
+
+
+def finish(frames: Frames, output: str | os.PathLike, *, overwrite: bool = False) -> bool:
+    """Write the store if all its parts exist, and delete them.
+
+    Returns:
+        whether the store is complete; False: parts are missing.
+
+    Raises:
+        UserError: a part is damaged, or the store cannot be written; the parts are kept.
+    """
+    output = os.path.realpath(output)  # a link stays a link
+    parts = Parts(output, len(frames), 1)
+    try:
+        plan = parts.plan()
+        parts.size = plan["size"]
+        if overwrite or not _was_made_by(plan, output):
+            if len(parts.done()) < len(parts):
+                return False
+            _write_store(frames, parts, plan, output)
+    except UserError:
+        # without parts the store was complete before, or another process has just completed it
+        if parts.exist() or not os.path.exists(output):
+            raise
+    for beside in Path(output).parent.iterdir():  # left by a process that was killed in here
+        if re.fullmatch(re.escape(os.path.basename(output)) + r"\.(tmp|old)\d+", beside.name):
+            shutil.rmtree(beside, ignore_errors=True)
+    parts.remove()
+    return True
+
+
+def _was_made_by(plan: dict, output: str | os.PathLike) -> bool:
+    return Path(output, INDEX_FILE).exists() and FlatStore(output).meta.get("plan") == plan
+
+
+def _write_store(frames: Frames, parts: Parts, plan: dict, output: str) -> None:
+    joints = np.empty((len(frames), NUM_JOINTS, 3), np.float32)
+    sizes: Counter[tuple[int, int]] = Counter()
+    missing = {}
+    for number in range(len(parts)):
+        part, rows = parts.read(number), parts.rows(number)
+        joints[rows.start : rows.stop] = part.joints
+        sizes.update((int(width), int(height)) for width, height in part.sizes if width)
+        texts = zip(rows, part.problems, strict=True)
+        missing.update({frames.keys[row]: text for row, text in texts if text})
+    try:
+        write_skeleton_store(output, frames.keys, joints, _manifest(plan, sizes, missing))
+    except OSError as error:
+        raise UserError(
+            f"{output} cannot be written ({error.strerror}): solve this and {_KEPT}"
+        ) from error
+
+
+def _manifest(plan: dict, sizes: Counter, missing: dict[str, str]) -> dict:
+    epoch = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())  # of reproducible files
+    by_count = sorted(sizes.items(), key=lambda x: (-x[1], x[0]))
+    frames = plan["frames"]
+    return {
+        "made_by": "fastreid_star extract_skeletons",
+        "date": datetime.datetime.fromtimestamp(epoch, datetime.timezone.utc).date().isoformat(),
+        "plan": plan,
+        "counts": {
+            **{"frames": frames, "with_skeleton": frames - len(missing)},
+            "without": len(missing),
+        },
+        "image_sizes": {
+            "distinct": len(sizes),
+            "commonest": [[*size, count] for size, count in by_count[:10]],
+            "smallest": [min(axis) for axis in zip(*sizes, strict=True)],
+            "largest": [max(axis) for axis in zip(*sizes, strict=True)],
+        },
+        "missing": missing,
+    }
 
 
 @dataclass(frozen=True)
 class _Crop:
-    """What a worker hands over: a crop prepared for the network, or why there is none.
-
-    Lost is one that the disk did not give: there may be nothing wrong with it.
-    """
+    """A crop prepared for the network, or why it is not; `lost` if the disk is the reason."""
 
     prepared: Any
     size: tuple[int, int]
-    problem: str
+    problem: str = ""
     lost: bool = False
 
 
 class _Crops(Dataset):
     def __init__(self, frames: Frames, prepare: Callable[[np.ndarray], Any]):
-        self.frames = frames
-        self.prepare = prepare
+        self.frames, self.prepare = frames, prepare
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, index: int) -> _Crop:
         path = self.frames.path(index)
-        try:
-            image = read_frame(path)
-        except BrokenImage as error:
-            # the same text on every machine: without the folder that the crops happen to lie in
-            name = self.frames.paths[index]
-            return _Crop(None, (0, 0), str(error).replace(path, name), isinstance(error, LostImage))
-        height, width = image.shape[:2]
-        return _Crop(self.prepare(image), (width, height), "")
-
-
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, value: Any) -> Any:
-        # ten times faster than torch's own way
-        return (
-            (torch.from_numpy, (value.numpy(),)) if type(value) is torch.Tensor else NotImplemented
-        )
-
-
-def _packed(crops: list[_Crop]) -> bytes:
-    """As a loader hands tensors over, each takes an open file of its own, and large batches more than there may be."""
-    buffer = io.BytesIO()
-    _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(crops)
-    return buffer.getvalue()
-
-
-class _Bar:
-    """A bar over all crops, with the rate of this process and what others have finished."""
-
-    def __init__(self, parts: Parts, show: bool):
-        self.parts = parts
-        self.others = parts.done()
-        before = sum(len(parts.rows(number)) for number in self.others)
-        self.bar = progress_bar("skeletons", parts.frames, shown=show, done=before, unit=" crops")
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def crops_done(self, count: int) -> None:
-        self.bar.update(count)
-
-    def part_done(self, number: int) -> None:
-        """Count this part, which is counted already, and those that others have finished in the meantime."""
-        self.others.add(number)
-        if self.bar.disable:
-            return
-        with contextlib.suppress(
-            UserError
-        ):  # another process saw this last part, and made the store already
-            new = self.parts.done() - self.others
-            self.others |= new
-            self.bar.update(sum(len(self.parts.rows(other)) for other in new))
-
-
-@contextlib.contextmanager
-def _worker_deaths_explained() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if not re.match(
-            r"DataLoader worker .*(exited|killed)", str(error)
-        ):  # it raised something, which is a fault
-            raise
-        raise UserError(
-            f"a decoding process was ended from outside ({error}), perhaps for want of memory: give the same command "
-            "again, with fewer --workers; what is done is kept"
-        ) from error
-
-
-def _today() -> str:
-    """The date in UTC, or that of $SOURCE_DATE_EPOCH, as for all reproducible files."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    now = datetime.datetime.now(datetime.timezone.utc)
-    if epoch and epoch.isdecimal():
-        now = datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc)
-    return now.date().isoformat()
+        for pause in (*PAUSES, None):
+            try:
+                image = read_frame(path)
+            except LostImage as error:
+                if pause is None:
+                    return _Crop(None, (0, 0), str(error), lost=True)
+                time.sleep(pause)
+            except BrokenImage as error:
+                # the same text on each machine: without the folder of the crops
+                return _Crop(None, (0, 0), str(error).replace(path, self.frames.paths[index]))
+            else:
+                height, width = image.shape[:2]
+                return _Crop(self.prepare(image), (width, height))
+        raise AssertionError

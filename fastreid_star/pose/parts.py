@@ -1,30 +1,27 @@
-"""What a night of extraction leaves on disk while it goes on: one file a few hundred crops, each whole or not there.
+"""Results of an unfinished extraction, one file per part, so that it can be resumed.
 
-``OUT.parts/`` stands beside the store ``OUT`` that it will become:
+``OUT.parts/`` stands beside the store ``OUT`` until the store is complete::
 
-    plan.json     what is being made: the crops (their digest), the estimator, crops a part
-    000012.npz    crops 12 * size to 13 * size: joints [n,V,3], NaN where there are none; sizes [n,2], width and height,
-                  0 where the image could not be read; problems [n], why there are no joints, empty where there are
+    plan.json     what is extracted: the frames (their digest), the estimator, crops per part
+    000012.npz    crops 12 * size to 13 * size: joints [n, V, 3], NaN where they are missing;
+                  sizes [n, 2], width and height, 0 where the image is broken;
+                  problems [n], why joints are missing, else empty
 
-Processes and machines that share the folder share the work: who makes which part does not matter.
+Processes and machines that share the folder share the work.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
-import io
 import json
-import logging
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -34,18 +31,10 @@ from fastreid_star.files import write_whole
 
 PLAN_FILE = "plan.json"
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Part:
-    """Some crops in their order, n of them.
-
-    Args:
-        joints: float32 [n,V,3]; NaN where there are none.
-        sizes: int32 [n,2], width and height; 0 where the image could not be read.
-        problems: n texts: why there are no joints, empty where there are.
-    """
+    """The results of n consecutive crops, see the module."""
 
     joints: np.ndarray
     sizes: np.ndarray
@@ -53,18 +42,17 @@ class Part:
 
 
 class Parts:
-    """The folder of parts of one store.
+    """The folder of the parts of one store.
 
     Args:
-        folder: where they are; made by :meth:`begin`.
-        frames: how many crops there are in all.
-        size: crops a part.
+        output: the folder of the store.
+        frames: the number of crops.
+        size: crops per part.
     """
 
-    def __init__(self, folder: str | os.PathLike, frames: int, size: int):
-        self.folder = Path(folder)
-        self.frames = frames
-        self.size = size
+    def __init__(self, output: str | os.PathLike, frames: int, size: int):
+        self.folder = Path(f"{os.path.realpath(output)}.parts")
+        self.frames, self.size = frames, size
 
     def __len__(self) -> int:
         return -(-self.frames // self.size)
@@ -74,189 +62,113 @@ class Parts:
         return range(number * self.size, min(self.frames, (number + 1) * self.size))
 
     def begin(self, plan: Mapping) -> None:
-        """Make the folder, or go on with the one that is there.
+        """Create the folder, or resume the one that exists.
 
         Args:
-            plan: whatever JSON can say of what is being made; ``size`` is added.
+            plan: JSON values that say what is extracted.
 
         Raises:
-            UserError: parts are there of another plan, or nothing can be written there.
+            UserError: the folder belongs to another plan, or cannot be written.
         """
-        plan = {**plan, "size": self.size}
-        if not (self.folder / PLAN_FILE).exists():
-            with self._saying_what_to_do():
-                self._make(plan)
+        if not self.exist():
+            # the folder appears together with its plan: several processes may start at once
+            new = self.folder.with_name(f"{self.folder.name}.{uuid.uuid4().hex}.tmp")
+            with self._explained("written"):
+                new.mkdir(parents=True)
+                try:
+                    (new / PLAN_FILE).write_text(json.dumps(plan, indent=1), encoding="utf-8")
+                    os.rename(new, self.folder)
+                except OSError as error:
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+                finally:
+                    shutil.rmtree(new, ignore_errors=True)
         differ = differences(self.plan(), plan)
         if differ:
             raise UserError(
-                f"{self.folder} holds the beginning of other skeletons ({differ}): choose another --output, or delete "
-                "that folder"
+                f"{self.folder} belongs to another extraction ({differ}): choose another --output, "
+                "or delete that folder"
             )
 
-    def _make(self, plan: Mapping) -> None:
-        """The folder and its plan in one step: of processes that come at the same time, one makes it for all.
-
-        A folder that holds parts and no plan stays as it is: nobody knows what they are of.
-        """
-        new = self.folder.with_name(f"{self.folder.name}.{uuid.uuid4().hex}.tmp")
-        new.mkdir(parents=True)
-        try:
-            text = json.dumps(plan, indent=1) + "\n"
-            write_whole(new / PLAN_FILE, lambda stream: stream.write(text.encode()))
-            os.rename(new, self.folder)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another was quicker
-                raise
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-
-    def is_of(self, plan: Mapping) -> bool:
-        """Whether the folder is there and holds parts of this plan, or what is left of a folder that was removed."""
-        if not (self.folder / PLAN_FILE).exists():
-            return self.folder.exists()
-        with contextlib.suppress(UserError):
-            return self.plan() == {**plan, "size": self.size}
-        return False
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Wait until no other process is in here; False where the folder is gone then."""
-        file = self.folder / PLAN_FILE
-        try:
-            stream = open(file, "r+b")  # noqa: SIM115 - for writing, though nobody writes: NFS locks nothing else
-        except FileNotFoundError:
-            yield False
-            return
-        except OSError as error:
-            raise UserError(
-                f"{file} cannot be opened for writing ({error.strerror}): its lock is needed"
-            ) from error
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            except OSError as error:
-                logger.warning(
-                    "%s cannot be locked (%s): where several processes end at the same moment, the store may have to "
-                    "be made by one more call of the same command",
-                    *(file, error.strerror),
-                )
-            yield file.exists()
+    def exist(self) -> bool:
+        """Whether there is an extraction to resume; an empty folder is left by :meth:`remove`."""
+        return (self.folder / PLAN_FILE).exists()
 
     def plan(self) -> dict:
-        """What :meth:`begin` was given by whoever came first.
-
-        Raises:
-            UserError: it cannot be read.
-        """
+        """The plan in the folder."""
         file = self.folder / PLAN_FILE
         try:
-            plan = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(
                 f"{file} cannot be read ({error}): delete {self.folder} and start again"
             ) from error
-        if not isinstance(plan, dict):
-            raise UserError(f"{file} is no plan: delete {self.folder} and start again")
-        return plan
 
     def done(self) -> set[int]:
-        """The parts that are there.
-
-        Raises:
-            UserError: the folder is gone.
-        """
-        try:
+        """The numbers of the parts that exist."""
+        with self._explained("read"):
             names = os.listdir(self.folder)
-        except OSError as error:
-            raise UserError(
-                f"{self.folder} cannot be read ({error.strerror}): bring it back, and start again"
-            ) from error
-        numbers = {
-            int(name[:-4]) for name in names if name.endswith(".npz") and name[:-4].isdecimal()
-        }
+        numbers = {int(n[:-4]) for n in names if n.endswith(".npz") and n[:-4].isdecimal()}
         return numbers & {*range(len(self))}
 
     def write(self, number: int, part: Part) -> None:
-        """Put a part on disk, whole.
-
-        Raises:
-            UserError: it cannot be written; what is there already stays.
-        """
-        # fixed-width text: nothing that numpy would have to pickle
-        problems = np.array(part.problems, np.str_)
-        arrays: dict[str, Any] = {
+        """Write a part: completely, or not at all."""
+        arrays = {
             "joints": part.joints.astype(np.float32),
             "sizes": part.sizes.astype(np.int32),
-            "problems": problems,
+            "problems": np.array(part.problems, np.str_),
         }
-        with self._saying_what_to_do():
+        with self._explained("written"):
             write_whole(self._file(number), lambda stream: np.savez(stream, **arrays))
 
-    def read(self, number: int) -> Part | None:
-        """A part; None where it is missing or damaged, and then it is gone and to be made again.
+    def read(self, number: int) -> Part:
+        """A part.
 
         Raises:
-            UserError: the disk does not give it, or it may not be read: it stays, whatever is in it.
+            UserError: it cannot be read, or is damaged. A damaged part is deleted.
         """
         file, count = self._file(number), len(self.rows(number))
-        try:
-            content = io.BytesIO(file.read_bytes())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise UserError(
-                f"{file} cannot be read ({error.strerror}): mend that and give the same command again; what is done is "
-                "kept"
-            ) from error
-        try:
-            with np.load(content, allow_pickle=False) as arrays:
-                part = Part(arrays["joints"], arrays["sizes"], arrays["problems"].tolist())
-        except Exception:  # zipfile and numpy raise about any kind on a damaged file
-            file.unlink(missing_ok=True)
-            return None
-        if (
-            part.joints.shape != (count, NUM_JOINTS, 3)
-            or part.sizes.shape != (count, 2)
-            or len(part.problems) != count
-        ):
-            file.unlink(missing_ok=True)
-            return None
-        return part
+        with self._explained("read"), open(file, "rb") as stream:
+            try:
+                with np.load(stream, allow_pickle=False) as arrays:
+                    part = Part(arrays["joints"], arrays["sizes"], arrays["problems"].tolist())
+                shapes = part.joints.shape, part.sizes.shape, len(part.problems)
+                if shapes == ((count, NUM_JOINTS, 3), (count, 2), count):
+                    return part
+            except Exception as error:  # zipfile and numpy raise many kinds for a damaged file
+                if isinstance(error, OSError) and error.errno:
+                    raise
+        file.unlink()
+        raise UserError(
+            f"{file} was damaged and is deleted: repeat the command, with --shard on each machine"
+        )
 
     def remove(self) -> None:
-        """Delete the folder, its plan last: what is left where a process is killed here still says what it is."""
-        self.clear()
-        for stale in glob.glob(
-            f"{glob.escape(str(self.folder))}.*.tmp"
-        ):  # of a process killed while it began
+        """Delete the folder, and what killed processes have left beside it."""
+        for stale in glob.glob(f"{glob.escape(str(self.folder))}.*.tmp"):
             shutil.rmtree(stale, ignore_errors=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def clear(self) -> None:
-        """Delete all but the plan."""
-        for file in self.folder.glob("[0-9]*"):
+        for file in self.folder.glob("[0-9]*"):  # before the plan, which says what they are
             with contextlib.suppress(OSError):
                 file.unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.npz"
 
     @contextlib.contextmanager
-    def _saying_what_to_do(self) -> Iterator[None]:
+    def _explained(self, action: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise UserError(
-                f"{self.folder} cannot be written ({error.strerror}): mend that and give the same command again; "
-                "what is done is kept"
+                f"{self.folder} cannot be {action} ({error.strerror}): solve this and repeat the "
+                "command; finished parts are kept"
             ) from error
 
 
 def differences(was: Mapping, now: Mapping) -> str:
-    """In which keys two plans differ, and the values of the first of these; empty where they do not."""
+    """The keys in which two plans differ, and the values of the first one; empty if they do not."""
     keys = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
-    return (
-        f"{', '.join(keys)}; {keys[0]} was {was.get(keys[0])}, now {now.get(keys[0])}"
-        if keys
-        else ""
-    )
+    if not keys:
+        return ""
+    return f"{', '.join(keys)}; {keys[0]} was {was.get(keys[0])}, now {now.get(keys[0])}"

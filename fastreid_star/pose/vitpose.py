@@ -1,12 +1,11 @@
-"""ViTPose as Hugging Face transformers has it: plain PyTorch, from a local folder.
+"""ViTPose of Hugging Face transformers, from a local folder.
 
-Only the network is the library's. Its image processor cuts the crop out with scipy: ten times slower than OpenCV, with
-which ViTPose was trained, and with other pixels along the crop's border. Its post-processing blurs the heatmaps with a
-standard deviation of 0.8 cells before it refines the peaks; ViTPose's own takes 2, the width of the peaks, and is half
-as far off on noisy maps. :class:`PrepareCrop` and :func:`find_joints` do what ViTPose was trained and published with:
-unbiased data processing (UDP, Huang et al., 2020) and the refinement of DARK (Zhang et al., 2020). A pixel's center at
-x goes to (x - left) * (W - 1) / width of the box, where W is the input's width, and back from the heatmap's cells in
-the same way. Several people in a crop: see :mod:`fastreid_star.pose.central`.
+Only the network is taken from the library. Its image processor is ten times slower than OpenCV,
+with which ViTPose was trained. Its post-processing blurs heatmaps less than ViTPose's own, which
+halves the error on noisy maps. :class:`PrepareCrop` and :func:`find_joints` do what ViTPose was
+published with: unbiased data processing (UDP, Huang et al., CVPR 2020) and the refinement of DARK
+(Zhang et al., CVPR 2020). The center of a pixel at x moves to (x - left) * (W - 1) / width of the
+box, where W is the width of the input, and back from the cells of the heatmap in the same way.
 """
 
 from __future__ import annotations
@@ -24,8 +23,15 @@ import torch.nn.functional as F
 
 from fastreid_star.coco import LEFT_RIGHT, NUM_JOINTS
 from fastreid_star.errors import UserError
-from fastreid_star.pose.central import RULE, keep_central_peaks
-from fastreid_star.pose.estimator import PoseEstimator, joined, mixed_precision, sha256, versions
+from fastreid_star.pose.estimator import (
+    RULE,
+    PoseEstimator,
+    join_joints,
+    keep_central_peaks,
+    mixed_precision,
+    sha256,
+    versions,
+)
 
 PADDING = 1.25  # of the box, in training
 COCO = 0  # of the datasets that the experts of ViTPose+ are for
@@ -37,10 +43,10 @@ class PreparedCrop:
     """A crop in the network's input.
 
     Args:
-        image: uint8 [3,H,W], RGB.
-        left, top: where the input's first pixel lies, in pixels of the crop.
-        width, height: of the box that the input shows, in pixels of the crop.
-        share: of the input's width that the crop takes.
+        image: uint8 ``[3, H, W]``, RGB.
+        left, top: the position of the input's first pixel, in pixels of the crop.
+        width, height: the box that the input shows, in pixels of the crop.
+        share: the share of the input's width that the crop takes.
     """
 
     image: torch.Tensor
@@ -53,10 +59,10 @@ class PreparedCrop:
 
 @dataclass(frozen=True)
 class PrepareCrop:
-    """The whole crop with a quarter more around it, black, in the input's proportions, scaled to the input.
+    """Scale the whole crop to the input, with a black border of a quarter of its size.
 
     Args:
-        width, height: of the input.
+        width, height: the size of the input.
     """
 
     width: int
@@ -64,9 +70,8 @@ class PrepareCrop:
 
     def __call__(self, crop: np.ndarray) -> PreparedCrop:
         height, width = crop.shape[:2]
-        pixels = PADDING * max(
-            width / self.width, height / self.height
-        )  # of the crop to one of the input
+        # pixels of the crop per pixel of the input
+        pixels = PADDING * max(width / self.width, height / self.height)
         box_width, box_height = pixels * self.width, pixels * self.height
         left, top = (width - box_width) / 2, (height - box_height) / 2
         scale_x, scale_y = (self.width - 1) / box_width, (self.height - 1) / box_height
@@ -92,12 +97,13 @@ class VitPoseEstimator(PoseEstimator):
     ):
         if model is not None:
             raise UserError(
-                "vitpose takes no --model: the folder that --checkpoint names says which one it is"
+                "vitpose has no --model: the folder given by --checkpoint defines the network"
             )
         if checkpoint is None:
             raise UserError(
-                "vitpose needs its trained weights: download the files of a ViTPose from the Hugging Face hub, such as "
-                "usyd-community/vitpose-base-simple, into a folder, and name the folder with --checkpoint"
+                "vitpose needs trained weights: download the files of a ViTPose from the Hugging "
+                "Face hub, such as usyd-community/vitpose-base-simple, and give their folder by "
+                "--checkpoint"
             )
         folder = Path(checkpoint)
         files = _weight_files(folder)
@@ -106,20 +112,19 @@ class VitPoseEstimator(PoseEstimator):
         size = (processor.size["width"], processor.size["height"])
         if size[::-1] != tuple(backbone.image_size):
             raise UserError(
-                f"{folder}: preprocessor_config.json makes images of {size[0]} x {size[1]}, config.json wants "
-                f"{backbone.image_size[1]} x {backbone.image_size[0]}: download both again"
+                f"{folder}: preprocessor_config.json makes images of {size[0]} x {size[1]}, "
+                f"config.json needs {backbone.image_size[1]} x {backbone.image_size[0]}: download "
+                "both again"
             )
         self._model.to(device)
         self._with_experts = backbone.num_experts > 1
         self._device, self._flip_test, self._dtype = device, flip_test, dtype
         factor = processor.rescale_factor if processor.do_rescale else 1
-        mean, std = (
-            (processor.image_mean, processor.image_std)
-            if processor.do_normalize
-            else ([0] * 3, [1] * 3)
-        )
+        statistics = ([0.0] * 3, [1.0] * 3)
+        if processor.do_normalize:
+            statistics = (processor.image_mean, processor.image_std)
         self._mean, self._std = (
-            torch.tensor(x, device=device).view(3, 1, 1) / factor for x in (mean, std)
+            torch.tensor(x, device=device).view(3, 1, 1) / factor for x in statistics
         )
         self.prepare = PrepareCrop(*size)
         self._description = {
@@ -143,7 +148,7 @@ class VitPoseEstimator(PoseEstimator):
 
     def estimate(self, prepared: Sequence[PreparedCrop]) -> np.ndarray:
         if not prepared:
-            return joined(np.empty((0, NUM_JOINTS, 2)), np.empty((0, NUM_JOINTS)))
+            return join_joints(np.empty((0, NUM_JOINTS, 2)), np.empty((0, NUM_JOINTS)))
         shares = torch.tensor([crop.share for crop in prepared], device=self._device)
         with torch.inference_mode():
             images = torch.stack([crop.image for crop in prepared]).to(self._device)
@@ -155,7 +160,7 @@ class VitPoseEstimator(PoseEstimator):
         last = np.array(maps.shape[:1:-1]) - 1
         boxes = np.array([(crop.width, crop.height) for crop in prepared])[:, None]
         corners = np.array([(crop.left, crop.top) for crop in prepared])[:, None]
-        return joined(cells.cpu().numpy() / last * boxes + corners, scores.cpu().numpy())
+        return join_joints(cells.cpu().numpy() / last * boxes + corners, scores.cpu().numpy())
 
     def _heatmaps(self, images: torch.Tensor) -> torch.Tensor:
         experts = {}
@@ -166,17 +171,17 @@ class VitPoseEstimator(PoseEstimator):
 
 
 def find_joints(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The highest peak of each map, between the cells.
+    """The highest peak of each map, with a precision below one cell (DARK).
 
-    After a blur, as wide as the peaks that the network was taught, a parabola is laid through the logarithm of the nine
-    cells around the highest one: on a Gaussian that is exact. Where its top is further away than a peak is wide, the
-    parabola is none of a peak, and the highest cell it is.
+    The maps are blurred by the width of the peaks in training. Then a paraboloid is fitted to the
+    logarithm of the nine cells around the highest one, which is exact for a Gaussian. If its top is
+    further away than the width of a peak, the highest cell is taken.
 
     Args:
-        maps: float32 [N,K,h,w].
+        maps: float32 ``[N, K, h, w]``.
 
     Returns:
-        x and y in cells, [N,K,2]; the highest score, [N,K].
+        x and y in cells, ``[N, K, 2]``, and the highest score, ``[N, K]``.
     """
     height, width = maps.shape[-2:]
     scores, places = maps.flatten(2).max(2)
@@ -185,15 +190,11 @@ def find_joints(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     kernel = torch.arange(_BLUR, device=maps.device, dtype=maps.dtype) - _BLUR // 2
     kernel = torch.exp(-(kernel**2) / (2 * _SIGMA**2))
     kernel = kernel / kernel.sum()
-    blurred = F.conv2d(
-        maps.flatten(0, 1)[:, None], kernel.view(1, 1, 1, -1), padding=(0, _BLUR // 2)
-    )
-    blurred = (
-        F.conv2d(blurred, kernel.view(1, 1, -1, 1), padding=(_BLUR // 2, 0))
-        .view_as(maps)
-        .flatten(2)
-    )
-    # as high as before, so that the floor of the logarithm lies where it did
+    half = _BLUR // 2
+    blurred = F.conv2d(maps.flatten(0, 1)[:, None], kernel.view(1, 1, 1, -1), padding=(0, half))
+    blurred = F.conv2d(blurred, kernel.view(1, 1, -1, 1), padding=(half, 0))
+    blurred = blurred.view_as(maps).flatten(2)
+    # restore the height of the peak, for the clamp below
     blurred = blurred * (scores / blurred.amax(2).clamp(min=1e-12))[..., None]
     logs = blurred.clamp(1e-3, 50).log()
 
@@ -205,7 +206,7 @@ def find_joints(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     slope_x, slope_y = (right - left) / 2, (below - above) / 2
     bend_x, bend_y = right - 2 * here + left, below - 2 * here + above
     twist = (at(1, 1) - right - below + 2 * here - left - above + at(-1, -1)) / 2
-    tiny = torch.finfo(maps.dtype).eps  # nothing is known of a flat map, and nothing is moved
+    tiny = torch.finfo(maps.dtype).eps  # of a flat map the highest cell is taken
     bend_x, bend_y = bend_x + tiny, bend_y + tiny
     determinant = bend_x * bend_y - twist**2
     step_x = (bend_y * slope_x - twist * slope_y) / determinant
@@ -217,64 +218,57 @@ def find_joints(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _weight_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise UserError(
-            f"folder {folder} does not exist: download a ViTPose into it, or name another with --checkpoint"
-        )
+        raise UserError(f"folder {folder} does not exist: download a ViTPose into it")
     whole = folder / "model.safetensors"
     files = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
     if not files:
         raise UserError(
-            f"{folder} holds no model.safetensors: download that file too; a pytorch_model.bin may run code and is not "
-            "read"
+            f"{folder} contains no model.safetensors: download that file too; pytorch_model.bin "
+            "may run code and is not read"
         )
     return files
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
-    """The network in evaluation mode, float32, and the image processor's settings."""
+    """The network in evaluation mode, float32, and the settings of the image processor."""
     from transformers import AutoConfig, VitPoseForPoseEstimation, VitPoseImageProcessor
 
+    local: dict[str, Any] = {"local_files_only": True}
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **local)
             if config.model_type != "vitpose":
-                raise UserError(
-                    f"{folder} holds a {config.model_type}, not a ViTPose: name another with --checkpoint"
-                )
+                raise UserError(f"{folder} contains a {config.model_type}, not a ViTPose")
             if config.num_labels != NUM_JOINTS:
                 raise UserError(
-                    f"{folder} finds {config.num_labels} joints, not COCO's {NUM_JOINTS}: name another folder"
+                    f"{folder} finds {config.num_labels} joints, not COCO's {NUM_JOINTS}: choose "
+                    "another network"
                 )
-            processor = VitPoseImageProcessor.from_pretrained(folder, local_files_only=True)
+            processor = VitPoseImageProcessor.from_pretrained(folder, **local)
             model, info = VitPoseForPoseEstimation.from_pretrained(
                 folder,
-                local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # lists them for what follows
+                ignore_mismatched_sizes=True,  # they are reported below
+                **local,
             )
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # transformers and safetensors raise about any kind on a folder that is not whole
+    except Exception as error:  # of a damaged folder the libraries raise many kinds
         reason = " ".join(str(error).split())
         raise UserError(f"{folder} cannot be read ({reason}): download it again") from error
     for what in ("missing", "unexpected", "mismatched"):
         names = sorted(key if isinstance(key, str) else key[0] for key in info[f"{what}_keys"])
         if names:
             listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            raise UserError(
-                f"{folder}: {len(names)} weights are {what} ({listed}): download it again"
-            )
+            count = f"{len(names)} weights are {what} ({listed})"
+            raise UserError(f"{folder}: {count}: download it again")
     return model.float().eval(), processor
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's bars and its report on missing weights, which advises to train on."""
+    """Without progress bars, and without the advice to train missing weights."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

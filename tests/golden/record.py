@@ -50,12 +50,13 @@ CASES = {
 }
 
 
-def run(case: str, root: Path) -> dict[str, np.ndarray]:
+def run(case: str, root: Path, *, double: bool = True) -> dict[str, np.ndarray]:
     """Train and evaluate a case; arrays by name: losses of each step, test features, results.
 
     Args:
         case: of CASES.
         root: a folder for the dataset and the run.
+        double: in float64; False: as the config says.
     """
     options = {**OPTIONS, "DATASETS.ROOT": root / case, "OUTPUT_DIR": root / case}
     cfg = load_config(
@@ -69,15 +70,16 @@ def run(case: str, root: Path) -> dict[str, np.ndarray]:
         if isinstance(output, dict):
             losses.append({name: float(value.detach()) for name, value in output.items()})
         else:
-            features.append(output.float().numpy())
+            features.append(output.float().cpu().numpy())
 
     def in_float64(module, args):
         return ({**args[0], "skeletons": args[0]["skeletons"].double()},)
 
     try:
         trainer = Trainer(cfg)
-        trainer.model.double()
-        trainer.model.register_forward_pre_hook(in_float64)
+        if double:
+            trainer.model.double()
+            trainer.model.register_forward_pre_hook(in_float64)
         trainer.model.register_forward_hook(listen)
         trainer.resume_or_load(resume=False)
         results = trainer.train()
