@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import io
-import json
 import os
 import pickle
 import resource
@@ -23,12 +22,11 @@ from hypothesis import strategies as st
 from fastreid_star.engine.checkpoint import Checkpointer, read_checkpoint
 from fastreid_star.engine.checks import problems
 from fastreid_star.engine.checks_config import value_of
-from fastreid_star.engine.convert import convert, read_published
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.job import Job
 from fastreid_star.errors import UserError
-from fastreid_star.inference.fingerprint import Fingerprint
-from fastreid_star.inference.gallery_files import read_features, read_index, write_gallery
+from fastreid_star.inference import Gallery
+from fastreid_star.methods.convert import convert, read_published
 
 from .conftest import REPOSITORY, tiny_config
 
@@ -435,54 +433,22 @@ def test_a_compressed_checkpoint_is_refused(tmp_path):
             reader(str(path))
 
 
-# --- galleries ------------------------------------------------------------------------------------------------------
+# --- galleries ---
 
 
-@pytest.fixture
-def gallery(tmp_path):
-    """A small gallery: its folder, and its two files."""
-    entries = {"names": ["a", "b"], "modality": [1, 2], "metadata": [{}, {"pid": 3}],
-               "fingerprint": {"weights_sha256": "0", "config": {"MODEL.X": [1, 2]}}}  # fmt: skip
-    folder = tmp_path / "gallery"
-    write_gallery(folder, np.eye(2, 8, dtype=np.float32), entries)
-    (features,) = folder.glob("*.npy")
-    return folder, folder / "gallery.json", features
-
-
-def test_gallery_indexes(fuzz, gallery):
-    folder, index, _ = gallery
-    nested = b'{"version": 1, "names": ' + b"[" * 100_000
-    originals = [
-        index.read_bytes(),
-        json.dumps(json.loads(index.read_text()), indent=1).encode(),
-        nested,
-    ]
-
-    def read(content):
-        index.write_bytes(content)
-        with quick_and_refused():
-            found = read_index(folder)
-            with contextlib.suppress(ValueError):  # which the gallery tells of
-                Fingerprint.from_dict(found["fingerprint"])
-            read_features(folder, found)
-
-    fuzz(damaged(originals) | st.just(nested) | st.binary(max_size=100), read)
-
-
-def test_gallery_features(fuzz, gallery):
-    folder, _, features = gallery
-    content = read_index(folder)
-    zipped = io.BytesIO()
-    np.savez(zipped, features=np.eye(2))
-    header = features.read_bytes()
-    far = header.replace(b"(2, 8)", b"(2000000000000, 8)").replace(
-        b"(2000000000000, 8)           ", b"(2000000000000, 8)"
-    )
-    originals = [header, zipped.getvalue(), far, pickle.dumps([1, 2, 3])]
+def test_galleries(fuzz, tmp_path):
+    made_with = {"weights_sha256": "0", "config": {"MODEL.X": [1, 2]}}
+    gallery = Gallery(made_with)
+    gallery.add(np.eye(2, 8), ["a", "b"], ["infrared", "visible"], [{}, {"pid": 3}])
+    gallery.save(tmp_path / "g")
+    path = tmp_path / "g" / "gallery.npz"
+    content = path.read_bytes()
+    far = content.replace(b"(2, 8)          ", b"(2000000000, 8) ")
+    originals = [content, far, pickle.dumps([1, 2, 3])]
 
     def read(spoilt):
-        features.write_bytes(spoilt)
+        path.write_bytes(spoilt)
         with quick_and_refused():
-            assert read_features(folder, content).shape == (2, 8)
+            Gallery.load(tmp_path / "g", made_with)
 
-    fuzz(damaged(originals) | st.sampled_from(originals), read)
+    fuzz(damaged(originals) | st.sampled_from(originals) | st.binary(max_size=100), read)
