@@ -91,7 +91,7 @@ class Export:
 
 
 def export_onnx(
-    model: VideoReID,
+    model: torch.nn.Module,
     cfg: CfgNode,
     path: str | os.PathLike,
     *,
