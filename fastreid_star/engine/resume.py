@@ -18,6 +18,7 @@ from fastreid_star.engine.fingerprint import check_resumed
 from fastreid_star.engine.weights import read_weights, require_most
 from fastreid_star.errors import UserError
 from fastreid_star.files import locked
+from fastreid_star.upgrade import upgrade_config
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class Resumable(Builders):
 
     def _compare(self, saved: dict, allow_changed: bool) -> None:
         """Refuse a checkpoint that this config cannot continue."""
-        config = yaml.safe_load(saved.get("config") or "{}")
+        config = upgrade_config(yaml.safe_load(saved.get("config") or "{}"))
         check_resumed(config, self.cfg_as_written, allow=allow_changed)
         epoch = saved.get("epoch", -1) + 1
         length = saved.get("iters_per_epoch", self.iters_per_epoch)
