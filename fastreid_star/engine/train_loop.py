@@ -197,11 +197,7 @@ class StepRunner(SimpleTrainer):
     def _keep(
         self, cfg: CfgNode, batch: dict, numbers: StepNumbers, scaler: dict | None, rate: float
     ) -> tuple[str | None, str | None]:
-        """Keep this rank's step in a file.
-
-        Returns:
-            its path, or what went wrong: the other ranks wait, so nothing is raised.
-        """
+        """Keep this rank's step; its path, or what went wrong: other ranks wait, so do not raise."""
         rank, world_size = comm.get_rank(), comm.get_world_size()
         of_rank = f"-rank{rank}" if world_size > 1 else ""
         path = os.path.join(cfg.OUTPUT_DIR, f"nonfinite-{self.iter}{of_rank}.pth")
