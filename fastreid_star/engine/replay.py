@@ -20,7 +20,7 @@ from fastreid_star.errors import UserError
 
 
 def replay(path: str, device: str = "cpu", *, float64: bool = False) -> str:
-    """Run a kept step again: the same weights, batch and random numbers, forward and backward.
+    """Run a kept step again with the same weights, batch and random numbers.
 
     Args:
         path: ``nonfinite-ITERATION.pth`` of a run's OUTPUT_DIR.
@@ -88,6 +88,7 @@ def _rebuild(step: dict[str, Any], device: str) -> torch.nn.Module:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in step["frozen"])
     model.epoch = step["epoch"]
+    model.loss_names = tuple(step["loss_names"])
     return model
 
 

@@ -130,14 +130,15 @@ class Resumable(Builders):
             return
         warmup = saved.get("warmup_sched", {}).get("warmup_iters", 0)
         if saved["within_epoch"]:
-            until = "that epoch"
+            place = "the middle of an epoch"
         elif done < warmup or epoch * self.iters_per_epoch < self.warmup_iters:
-            until = "the warm-up"
+            place = "the warm-up"
         else:
             return
         raise UserError(
-            f"--resume: the checkpoint's epochs have {length} steps, this config's have "
-            f"{self.iters_per_epoch}: keep the data and SOLVER.IMS_PER_BATCH until {until} is over"
+            f"--resume: the checkpoint is from {place} with {length} steps per epoch, this "
+            f"config has {self.iters_per_epoch}: keep the data and SOLVER.IMS_PER_BATCH "
+            "until it is over"
         )
 
     def _load_weights(self, path: str) -> None:

@@ -277,7 +277,7 @@ def test_resuming_inside_the_warm_up_with_longer_epochs_is_refused(tiny_root, tm
     """The rate stayed below BASE_LR for the rest of the run."""
     warm = ("SOLVER.WARMUP_EPOCHS", "2", *NO_EVALUATION)
     stopped(tiny_root, tmp_path, 4, *warm)
-    with pytest.raises(UserError, match="until the warm-up is over"):
+    with pytest.raises(UserError, match="from the warm-up with 3 steps"):
         resumed(tiny_root, tmp_path, *warm, "SOLVER.IMS_PER_BATCH", "12")
     resumed(tiny_root, tmp_path, *warm)
 
