@@ -51,9 +51,9 @@ def test_the_content_and_then_the_rename_are_on_disk(tmp_path, monkeypatch):
     assert (renamed, folder) == ("renamed", str(tmp_path))
 
 
-def test_earlier_contents_are_kept_and_those_beyond_removed(tmp_path):
+def test_earlier_versions_are_kept_and_files_of_ones_own_stay(tmp_path):
     path = tmp_path / "a.b.pth"
-    for name in ("a.b-x.pth", "a.b-1.txt", "other-9.pth"):
+    for name in ("a.b-x.pth", "a.b-60.pth", "a.b-1.txt", "other-9.pth"):
         (tmp_path / name).write_text("a stranger")
     for number in range(5):
         write_whole(path, lambda file, number=number: file.write(b"%d" % number), earlier=2)
@@ -62,8 +62,8 @@ def test_earlier_contents_are_kept_and_those_beyond_removed(tmp_path):
     assert [Path(earlier_path(path, age)).read_bytes() for age in range(3)] == [b"5", b"3", b"2"], (
         "as they were"
     )
-    write_whole(path, lambda file: file.write(b"6"), earlier=0)
-    assert sorted(os.listdir(tmp_path)) == ["a.b-1.txt", "a.b-x.pth", "a.b.pth", "other-9.pth"]
+    for name in ("a.b-x.pth", "a.b-60.pth", "a.b-1.txt", "other-9.pth"):
+        assert (tmp_path / name).read_text() == "a stranger"
 
 
 def write_and_stop(path, fails):

@@ -168,11 +168,11 @@ def _unmatched(what: str, queries: list, gallery: list, *, other_camera: bool) -
 def batches(run: Run) -> Iterator[Problem]:
     """Too few identities for a batch, or a batch that is not made of whole identities."""
     cfg = run.cfg
-    if not run.training:
+    if not run.training or run.kind is None:
         return
     data = run.datasets(cfg.DATASETS.NAMES)
     yield from _clip_batches(run) if run.video else _image_batches(run)
-    if not data or len(data) < len(cfg.DATASETS.NAMES):
+    if not data or len(data) < len(set(map(str, cfg.DATASETS.NAMES))):
         return
     if run.video:
         tracklets = join_tracklets(data)
@@ -318,8 +318,8 @@ def _splits(run: Run) -> list[tuple[Any, str, list[Tracklet]]]:
     if not run.video:
         return []
     names, tests = run.cfg.DATASETS.NAMES, run.cfg.DATASETS.TESTS
-    train = run.datasets(dict.fromkeys(names)) if run.training else []
-    test = run.datasets(dict.fromkeys(tests))
+    train = run.datasets(names) if run.training else []
+    test = run.datasets(tests)
     return [(data, "training", list(data.train)) for data in train] + [
         (data, "test", [*data.query, *data.gallery]) for data in test
     ]

@@ -14,6 +14,7 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from fastreid_star.data.build import build_dataset, is_video_dataset
+from fastreid_star.engine.failures import explain
 from fastreid_star.errors import UserError
 
 
@@ -52,18 +53,24 @@ class Run:
         return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
     @property
+    def kind(self) -> str | None:
+        """``video`` or ``image``; None: datasets of both kinds, unknown ones, or none."""
+        try:
+            kinds = {is_video_dataset(name) for name in self.dataset_names}
+        except UserError:
+            return None
+        return {True: "video", False: "image"}[kinds.pop()] if len(kinds) == 1 else None
+
+    @property
     def video(self) -> bool:
         """Whether all datasets are known and hold tracklets."""
-        try:
-            return bool(self.dataset_names) and all(map(is_video_dataset, self.dataset_names))
-        except UserError:
-            return False
+        return self.kind == "video"
 
     @functools.cached_property
     def opened(self) -> dict[str, Any]:
         """The datasets by name, or the UserError that explains why one cannot be opened."""
         opened: dict[str, Any] = {}
-        for name in self.dataset_names:
+        for name in self.dataset_names if self.kind else ():
             try:
                 opened[name] = self._open(name)
             except UserError as error:
@@ -80,9 +87,10 @@ class Run:
         return DATASET_REGISTRY.get(name)(root=root, combineall=combine)
 
     def datasets(self, names: Iterable[str]) -> list[Any]:
-        """Those of these datasets that can be opened."""
-        found = [self.opened[name] for name in names if isinstance(name, str)]
-        return [data for data in found if not isinstance(data, UserError)]
+        """Those of these datasets that can be opened, each once."""
+        unique = dict.fromkeys(name for name in names if isinstance(name, str))
+        found = [self.opened.get(name) for name in unique]
+        return [data for data in found if data is not None and not isinstance(data, UserError)]
 
 
 @contextlib.contextmanager
@@ -98,7 +106,7 @@ def building(section: str) -> Iterator[None]:
         raise
     except (KeyError, AssertionError, AttributeError, IndexError, TypeError, ValueError, OSError,
             RuntimeError, NotImplementedError) as error:  # fmt: skip
-        if isinstance(error, RuntimeError) and "out of memory" in str(error):
+        if explain(error) is not None:  # the machine's fault, such as too little memory
             raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(

@@ -54,7 +54,7 @@ def replay(path: str, device: str = "cpu", *, float64: bool = False) -> str:
         try:
             with devices.autocast(chosen, amp_dtype):
                 losses = model(batch)
-            (sum(losses.values()) * scale).backward()
+            (sum(losses.values(), start=torch.zeros(())) * scale).backward()
         except RuntimeError as error:  # of the anomaly detection
             if "returned nan" not in str(error):
                 raise

@@ -1,7 +1,7 @@
-"""All that is wrong with a run is told at once, with its cure; most single refusals are in tests/test_train_net.py."""
+"""What is wrong with a run is reported at once, before its first step, with its cure."""
 
+import dataclasses
 import functools
-import math
 import re
 import shutil
 import time
@@ -9,16 +9,18 @@ import time
 import numpy as np
 import pytest
 import torch
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
 
 from fastreid_star.data.build import all_video, build_dataset
 from fastreid_star.data.datasets.synthetic import write_info_files_at_true_size
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
-from fastreid_star.engine import checks_config, checks_data, checks_machine
-from fastreid_star.engine.checks import check, problems
-from fastreid_star.engine.defaults import argument_parser, load_config
-from fastreid_star.engine.job import Job
+from fastreid_star.engine import checks_machine
+from fastreid_star.engine.checks import check, require, spread
+from fastreid_star.engine.defaults import load_config
+from fastreid_star.engine.problems import Run
 from fastreid_star.engine.solver import build_optimizer
-from fastreid_star.engine.trainer import Trainer, train_or_evaluate
+from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
 from .conftest import DEMO, REPOSITORY, tiny_config, tiny_options
@@ -26,8 +28,8 @@ from .conftest import DEMO, REPOSITORY, tiny_config, tiny_options
 STAR = DEMO.replace("SAD_demo", "STAR_demo")
 
 
-def texts(cfg, *, fatal=True, **job):
-    return [problem.text for problem in problems(Job(cfg, **job)) if problem.fatal == fatal]
+def texts(cfg, *, fatal=True, **run):
+    return [problem.text for problem in check(cfg, **run) if problem.fatal == fatal]
 
 
 def star_config(root, output, *more):
@@ -35,122 +37,103 @@ def star_config(root, output, *more):
 
 
 def test_everything_is_told_at_once_numbered(tiny_root, tmp_path):
-    (tmp_path / "file").write_text("")
     wrong = {
         "SOLVER.BASE_LR": 0.0,
-        "SOLVER.OPT": "Adom",
         "MODEL.HEADS.NAME": "ClipHed",
-        "MODEL.LOSSES.NAME": "('CrossEntropyLoss', 'Triplet')",
         "INPUT.SIZE_TEST": [64],
-        "TEST.RANKS": [5, 1],
         "SOLVER.IMS_PER_BATCH": 6,
         "DATASETS.SKELETONS": "nowhere",
         "MODEL.WEIGHTS": "none.pth",
-        "OUTPUT_DIR": tmp_path / "file" / "out",
     }
     with pytest.raises(UserError) as caught:
-        check(tiny_config(tiny_root, tmp_path, *(part for pair in wrong.items() for part in pair)))
+        require(tiny_config(tiny_root, tmp_path, *(p for pair in wrong.items() for p in pair)))
     first, *lines = str(caught.value).splitlines()
-    assert first == "10 problems:"
-    assert [line.split(". ")[0] for line in lines] == [str(number) for number in range(1, 11)]
-    for words in (
-        *(key for key in wrong if key not in ("TEST.RANKS", "DATASETS.SKELETONS", "MODEL.WEIGHTS")),
-    ):
+    assert first == "6 problems:"
+    assert [line.split(". ")[0] for line in lines] == list("123456")
+    for words in ("BASE_LR", "ClipHed", "SIZE_TEST", "IMS_PER_BATCH 6", "nowhere", "none.pth"):
         assert sum(words in line for line in lines) == 1, words
-    assert any("ranks (TEST.RANKS) must be" in line for line in lines)
-    assert any("skeleton store" in line and "nowhere" in line for line in lines)
-    assert any("none.pth does not exist" in line for line in lines)
 
 
 def test_a_good_run_has_nothing_to_be_told(tiny_root, tmp_path):
     for path in (DEMO, STAR):
-        assert problems(Job(load_config(path, tiny_options(tiny_root, tmp_path)))) == []
-
-
-@pytest.mark.parametrize(
-    "path", sorted((REPOSITORY / "configs").glob("*/**/*.yml")), ids=lambda path: path.stem
-)
-def test_configs_that_come_with_the_project_have_no_problem_of_their_own(path, tmp_path):
-    job = Job(load_config(str(path), ["OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"]))
-    assert [problem for one in checks_config.CHECKS for problem in one(job)] == []
+        assert check(load_config(path, tiny_options(tiny_root, tmp_path))) == []
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("SOLVER.BASE_LR", "-0.1"), r"SOLVER\.BASE_LR is -0\.1: give a number above 0"),
-        (("SOLVER.BASE_LR", "1e999"), r"SOLVER\.BASE_LR is inf"),
-        (("SOLVER.MAX_EPOCH", "0"), r"SOLVER\.MAX_EPOCH is 0: give 1 or more"),
-        (("SOLVER.MOMENTUM", "1.0"), r"SOLVER\.MOMENTUM is 1\.0"),
-        (
-            ("SOLVER.OPT", "SGD", "SOLVER.MOMENTUM", "0.0"),
-            r"SOLVER\.NESTEROV needs SOLVER\.MOMENTUM",
-        ),
-        (
-            ("SOLVER.WARMUP_METHOD", "cubic"),
-            r"WARMUP_METHOD is 'cubic': choose one of linear, constant, exp",
-        ),
-        (
-            ("SOLVER.STEPS", "[2, 1]"),
-            r"SOLVER\.STEPS is \[2, 1\]: give whole numbers .* in ascending order",
-        ),
-        (("SOLVER.STEPS", "['two']"), r"SOLVER\.STEPS is \['two'\]"),
+        (("SOLVER.BASE_LR", "-0.1"), r"BASE_LR is -0\.1: give a number above 0"),
+        (("SOLVER.BASE_LR", "1e999"), r"BASE_LR is inf"),
+        (("SOLVER.MAX_EPOCH", "0"), r"MAX_EPOCH is 0: give 1 or more"),
+        (("SOLVER.STEPS", "[2, 1]"), r"SOLVER\.STEPS"),
         (("SOLVER.STEPS", "[1]", "SOLVER.WARMUP_EPOCHS", "2"), r"inside the warm-up"),
-        (
-            ("SOLVER.SCHED", "CosineAnnealingLR", "SOLVER.WARMUP_EPOCHS", "3"),
-            r"no epoch is left for Cosine",
-        ),
         (("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float8"), r"AMP\.DTYPE is 'float8'"),
         (("SOLVER.IMS_PER_BATCH", "28"), r"a batch of 7 identities, but the training set has 6"),
         (("SOLVER.IMS_PER_BATCH", "4"), r"TripletLoss needs two identities"),
-        (("MODEL.LOSSES.CE.EPSILON", "-1.0"), r"CE\.EPSILON is -1\.0"),
-        (("MODEL.LOSSES.TRI.MARGIN", "-0.3"), r"TRI\.MARGIN is -0\.3"),
-        (
-            ("MODEL.LOSSES.NAME", "('SkeletonConsistencyLoss',)"),
-            r"has SkeletonConsistencyLoss: SAD knows",
-        ),
         (("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"), r"MODEL\.PIXEL_STD is"),
-        (("MODEL.SAD.AUGMENT_RANGE", "[2.0, 0.5]"), r"AUGMENT_RANGE is \[2\.0, 0\.5\]"),
-        (("INPUT.FLIP.PROB", "1.5"), r"INPUT\.FLIP\.PROB is 1\.5: give a share"),
+        (("MODEL.HEADS.NUM_CLASSES", "5"), r"NUM_CLASSES is 5, .* has 6 identities"),
         (("INPUT.CJ.ENABLED", "True"), r"INPUT\.CJ\.ENABLED"),
+        (("TEST.RANKS", "[5, 1]"), r"TEST\.RANKS"),
         (("DATASETS.NAMES", "(3,)"), r"no dataset is named 3"),
-        (("DATASETS.NAMES", "[['SyntheticVCM']]"), r"no dataset is named \['SyntheticVCM'\]"),
+        (("DATASETS.NAMES", "[['SyntheticVCM']]"), r"no dataset is named"),
         (("DATASETS.TESTS", "()"), r"DATASETS\.TESTS must name datasets"),
         (("DATASETS.SKELETONS_TRAIN", "other"), r"DATASETS\.SKELETONS_TRAIN other shows"),
-        (
-            ("DATASETS.SKELETONS_TEST", "mine"),
-            r"SKELETONS_TEST is 'mine': choose one of own, other, none",
-        ),
-        (
-            ("MODEL.BACKBONE.PRETRAIN", "True", "MODEL.BACKBONE.PRETRAIN_PATH", "no.pth"),
-            r"no\.pth does not exist",
-        ),
+        (("DATASETS.SKELETONS_TEST", "mine"), r"SKELETONS_TEST is 'mine'"),
+        (("MODEL.BACKBONE.PRETRAIN", "True", "MODEL.BACKBONE.PRETRAIN_PATH", "no.pth"), r"no\.pth"),
     ],
 )
 def test_one_problem_is_one_line(tiny_root, tmp_path, options, message):
     (text,) = texts(tiny_config(tiny_root, tmp_path, *options))
     assert re.search(message, text)
     assert "\n" not in text
-    with pytest.raises(UserError) as caught:
-        check(tiny_config(tiny_root, tmp_path, *options))
-    assert str(caught.value) == text
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("MODEL.HEADS.NAME", "ClipHead"), r"set MODEL\.HEADS\.NAME GATGeMHead"),
-        (
-            ("MODEL.STAR.BONES", "raw"),
-            r"MODEL\.STAR\.BONES is 'raw': choose one of normalized, release",
-        ),
-        (("MODEL.STAR.EXPONENTS", "[0.0, 1.0]"), r"MODEL\.STAR\.EXPONENTS is \[0\.0, 1\.0\]"),
-        (("MODEL.STAR.SKELETON_DROPOUT", "2.0"), r"SKELETON_DROPOUT is 2\.0"),
+        (("SOLVER.OPT", "Adom"), r"SOLVER\.OPT 'Adom'"),
+        (("SOLVER.OPT", "LBFGS"), r"SOLVER\.OPT 'LBFGS'"),
+        (("SOLVER.SCHED", "Foo"), "SOLVER.*Foo"),
+        (("SOLVER.WARMUP_METHOD", "cubic"), "SOLVER.*cubic"),
+        (("SOLVER.OPT", "SGD", "SOLVER.MOMENTUM", "-1.0"), "SOLVER.*momentum"),
+        (("SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "foo"),
+         "foo"),
+        (("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "99x"), "99x"),
+        (("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x",
+          "MODEL.BACKBONE.NORM", "XN"), "XN"),
+        (("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x",
+          "MODEL.BACKBONE.LAST_STRIDE", "0"), "stride"),
+        (("MODEL.HEADS.CLS_LAYER", "Foo"), "Foo"),
+        (("MODEL.LOSSES.NAME", "('SkeletonConsistencyLoss',)"), "SkeletonConsistencyLoss"),
+        (("TEST.PRECISE_BN.ENABLED", "True"), "PRECISE_BN"),
+        (("TEST.RERANK.ENABLED", "True"), r"TEST\.RERANK\.ENABLED True"),
+        (("TEST.AQE.ENABLED", "True"), r"TEST\.AQE\.ENABLED"),
+        (("TEST.ROC.ENABLED", "True"), r"TEST\.ROC\.ENABLED"),
+        (("TEST.FLIP.ENABLED", "True"), r"TEST\.FLIP\.ENABLED"),
+        (("DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler"), r"DATALOADER\.SAMPLER_TRAIN"),
+        (("KD.EMA.ENABLED", "True"), r"KD\.EMA\.ENABLED"),
+        (("MODEL.FREEZE_LAYERS", "['bckbone']", "SOLVER.FREEZE_ITERS", "9"), "mean backbone"),
     ],
-)
-def test_what_only_star_reads(tiny_root, tmp_path, options, message):
-    (text,) = texts(star_config(tiny_root, tmp_path, *options))
-    assert re.search(message, text)
+)  # fmt: skip
+def test_what_only_building_tells_is_one_line_before_the_first_step(
+    tiny_root, tmp_path, options, message
+):
+    with pytest.raises(UserError, match=message) as caught:
+        Trainer(tiny_config(tiny_root, tmp_path, *options))
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_without_effect_are_named(tiny_root, tmp_path, caplog):
+    unused = ("MODEL.HEADS.MARGIN", "0.7", "KD.EMA.MOMENTUM", "0.5", "SOLVER.GAMMA", "0.2")
+    trainer = Trainer(tiny_config(tiny_root, tmp_path, *unused))
+    (line,) = [r.getMessage() for r in caplog.records if "without effect" in r.getMessage()]
+    assert "KD.EMA.MOMENTUM" in line
+    assert "SOLVER.GAMMA" not in line
+    caplog.clear()
+    assert trainer.cfg.clone().SOLVER.GAMMA == 0.2
+    for path in (DEMO, STAR):
+        Trainer(load_config(path, tiny_options(tiny_root, tmp_path)))
+    assert "without effect" not in caplog.text
 
 
 def test_processes_must_share_the_batch(tiny_root, tmp_path):
@@ -158,9 +141,6 @@ def test_processes_must_share_the_batch(tiny_root, tmp_path):
     assert texts(cfg, world_size=3) == []
     assert [text for text in texts(cfg, world_size=4) if "do not divide among 4 processes" in text]
     assert [text for text in texts(cfg, world_size=6) if "TripletLoss needs two identities" in text]
-
-
-# --- evaluation only ------------------------------------------------------------------------------------------------
 
 
 def test_an_evaluation_is_not_refused_for_what_only_training_reads(tiny_root, tmp_path):
@@ -177,24 +157,10 @@ def test_an_evaluation_is_not_refused_for_what_only_training_reads(tiny_root, tm
     cfg = tiny_config(tiny_root, tmp_path, *unread, "MODEL.WEIGHTS", weights)
     assert texts(cfg, training=False) == []
     assert len(texts(cfg)) == 3
+    assert "MODEL.WEIGHTS" in texts(tiny_config(tiny_root, tmp_path), training=False)[0]
 
 
-def test_an_evaluation_tells_everything_at_once(tiny_root, tmp_path):
-    options = tiny_options(tiny_root, tmp_path, "TEST.RANKS", "[0]", "MODEL.WEIGHTS", "none.pth")
-    with pytest.raises(
-        UserError, match=r"^2 problems:\n1\. ranks .*\n2\. checkpoint none\.pth does not exist"
-    ):
-        train_or_evaluate(
-            argument_parser("test").parse_args(["--config-file", DEMO, "--eval-only", *options])
-        )
-    options = tiny_options(tiny_root, tmp_path)
-    with pytest.raises(UserError, match=r"^--eval-only needs weights"):
-        train_or_evaluate(
-            argument_parser("test").parse_args(["--config-file", DEMO, "--eval-only", *options])
-        )
-
-
-# --- data -----------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -221,7 +187,7 @@ def test_tracklets_without_images_are_found_before_training_comes_to_them(own_ro
 def test_a_frame_that_is_missing_is_replaced_and_no_problem(own_root, tmp_path):
     for path in (own_root / "SyntheticVCM" / "Train").rglob("1.jpg"):
         path.unlink()
-    assert problems(Job(tiny_config(own_root, tmp_path))) == []
+    assert check(tiny_config(own_root, tmp_path)) == []
 
 
 def with_store(own_root, change):
@@ -245,43 +211,69 @@ def test_a_store_for_frames_of_another_size_is_warned_of(own_root, tmp_path, cap
     assert texts(cfg) == []
     (text,) = texts(cfg, fatal=False)
     assert re.match(
-        r"\d+ of \d+ skeletons looked up in .* do not fit their frames; the first: .*times as large",
+        r"\d+ of \d+ skeletons looked up in .* do not fit their frames; .*times as large",
         text,
     )
-    check(cfg)
+    require(cfg)
     assert text in caplog.text
 
 
-def test_datasets_are_opened_once(own_root, tmp_path, monkeypatch):
-    opened = []
-    monkeypatch.setattr(
-        "fastreid_star.engine.job.build_dataset",
-        lambda *args, **kwargs: opened.append(args[1]) or build_dataset(*args, **kwargs),
-    )
-    check(star_config(own_root, tmp_path))
-    assert opened == ["SyntheticVCM"]
+class Tracklets:
+    """A stand-in for the tiny dataset with other cameras or identities."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def __call__(self, *args, **kwargs):
+        data = build_dataset(*args, **kwargs)
+        for name in ("train", "query", "gallery"):
+            setattr(data, f"_{name}", [self.change(name, t) for t in getattr(data, name)])
+        return data
+
+
+def one_camera(split, tracklet):
+    return dataclasses.replace(tracklet, camid=1)
+
+
+def strangers(split, tracklet):
+    return dataclasses.replace(tracklet, pid=tracklet.pid + 100 * (split == "gallery"))
+
+
+def one_identity(split, tracklet):
+    return dataclasses.replace(tracklet, pid=1) if split == "train" else tracklet
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (one_camera, "none has a gallery entry .* from another camera .* 1 cameras"),
+        (strangers, "none has a gallery entry"),
+        (one_identity, "training set has 1"),
+    ],
+)
+def test_lists_that_no_run_can_use(tiny_root, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr("fastreid_star.engine.problems.build_dataset", Tracklets(change))
+    found = texts(tiny_config(tiny_root, tmp_path))
+    assert found
+    assert all(re.search(message, text) for text in found)
+    if change is one_camera:
+        assert texts(tiny_config(tiny_root, tmp_path, "TEST.CAMERA_FILTER", "False")) == []
 
 
 def test_combined_training_counts_the_test_identities_too(tiny_root, tmp_path):
-    cfg = tiny_config(
-        tiny_root, tmp_path, "SOLVER.IMS_PER_BATCH", "40", "DATASETS.COMBINEALL", "True"
-    )
-    assert texts(cfg) == []
+    more = ("SOLVER.IMS_PER_BATCH", "40", "DATASETS.COMBINEALL", "True")
+    assert texts(tiny_config(tiny_root, tmp_path, *more)) == []
 
 
 def test_the_real_size_is_looked_through_in_seconds(tmp_path, monkeypatch):
     without_images = functools.partial(build_dataset, check_frames=False)
-    monkeypatch.setattr("fastreid_star.engine.job.build_dataset", without_images)
+    monkeypatch.setattr("fastreid_star.engine.problems.build_dataset", without_images)
     write_info_files_at_true_size(tmp_path / "HITSZ-VCM")
-    options = [
-        "DATASETS.ROOT",
-        str(tmp_path),
-        "MODEL.DEVICE",
-        "cpu",
-        "OUTPUT_DIR",
-        str(tmp_path / "out"),
-    ]
-    cfg = load_config(str(REPOSITORY / "configs" / "HITSZ-VCM" / "SAD_R50.yml"), options)
+    options = {"DATASETS.ROOT": tmp_path, "MODEL.DEVICE": "cpu", "OUTPUT_DIR": tmp_path / "out"}
+    cfg = load_config(
+        str(REPOSITORY / "configs" / "HITSZ-VCM" / "SAD_R50.yml"),
+        [str(part) for pair in options.items() for part in pair],
+    )
     start = time.process_time()
     train, test = texts(cfg)
     assert time.process_time() - start < 10, "about 1 s on an idle core"
@@ -290,11 +282,50 @@ def test_the_real_size_is_looked_through_in_seconds(tmp_path, monkeypatch):
 
 
 def test_samples_are_spread():
-    assert checks_data.spread(list(range(5)), 20) == [0, 1, 2, 3, 4]
-    assert checks_data.spread(list(range(1001)), 5) == [0, 250, 500, 750, 1000]
+    assert spread(list(range(5)), 20) == [0, 1, 2, 3, 4]
+    assert spread(list(range(1001)), 5) == [0, 250, 500, 750, 1000]
 
 
-# --- the machine ----------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
+
+
+@DATASET_REGISTRY.register()
+class FewPeople(ImageDataset):
+    """Three people before two cameras; one camera only where the root is named so."""
+
+    def __init__(self, root="", **kwargs):
+        if root == "missing":
+            raise RuntimeError('"missing" is not found')
+        cameras = (1,) if root == "one_camera" else (1, 2)
+        items = [("x.jpg", pid, camera) for pid in range(3) for camera in cameras]
+        super().__init__(items, items, items, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), None),
+        (("SOLVER.IMS_PER_BATCH", "16"), "needs 4 identities .* has 3"),
+        (("SOLVER.IMS_PER_BATCH", "10"), "multiple of DATALOADER.NUM_INSTANCE 4"),
+        (("DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "SOLVER.IMS_PER_BATCH", "10"), None),
+        (("DATASETS.ROOT", "one_camera"), "gallery entry .* from another camera"),
+        (("DATASETS.ROOT", "missing"), "FewPeople cannot be opened"),
+    ],
+)
+def test_image_runs_that_would_hang_or_fail_late(tmp_path, options, message):
+    cfg = load_config(
+        "",
+        ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), "DATASETS.NAMES", "('FewPeople',)",
+         "DATASETS.TESTS", "('FewPeople',)", "SOLVER.IMS_PER_BATCH", "8",
+         "DATALOADER.SAMPLER_TRAIN", "BalancedIdentitySampler", "DATALOADER.NUM_INSTANCE", "4",
+         "MODEL.BACKBONE.PRETRAIN", "False", *options],
+    )  # fmt: skip
+    found = texts(cfg)
+    assert len(found) == (message is not None)
+    assert all(re.search(message, text) for text in found)
+
+
+# --- the machine ----------------------------------------------------------------------------------
 
 
 def test_weights_that_are_none_are_refused_before_training(tiny_root, tmp_path):
@@ -309,14 +340,14 @@ def test_weights_that_are_none_are_refused_before_training(tiny_root, tmp_path):
 def test_a_device_too_few(tiny_root, tmp_path, monkeypatch):
     monkeypatch.setattr(checks_machine.devices, "device_count", lambda name: 2)
     (text,) = texts(tiny_config(tiny_root, tmp_path), local_size=3)
-    assert text == "--num-devices 3: this machine shows 2 device(s)"
+    assert "--num-devices 3" in text
 
 
 def test_little_shared_memory_is_warned_of(tiny_root, tmp_path, monkeypatch):
     cfg = tiny_config(tiny_root, tmp_path, "DATALOADER.NUM_WORKERS", "2", "TEST.IMS_PER_BATCH", "4")
     # 8 clips of 3 frames of 3 x 32 x 16 bytes, 3 batches of 2 workers
-    assert checks_machine.bytes_of_workers(Job(cfg)) == 8 * 3 * 3 * 32 * 16 * 3 * 2
-    assert checks_machine.bytes_of_workers(Job(cfg, training=False)) == 4 * 3 * 3 * 32 * 16 * 3 * 2
+    assert checks_machine.bytes_of_workers(Run(cfg)) == 8 * 3 * 3 * 32 * 16 * 3 * 2
+    assert checks_machine.bytes_of_workers(Run(cfg, training=False)) == 4 * 3 * 3 * 32 * 16 * 3 * 2
     monkeypatch.setattr(checks_machine, "SHARED_MEMORY", str(tmp_path))
     for free, count in ((221184, 0), (221183, 1)):
         monkeypatch.setattr(
@@ -353,18 +384,13 @@ def test_what_an_optimizer_keeps_is_counted(tmp_path, monkeypatch, name, momentu
     assert f"about {4 * 4 * (1 + copies)} MiB" in text
 
 
-# --- rest -----------------------------------------------------------------------------------------------------------
+# --- rest -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("store", "said"), [("", True), ("skeletons", False)])
-def test_star_without_a_store_is_mentioned(tiny_root, tmp_path, caplog, store, said):
-    check(star_config(tiny_root, tmp_path, "DATASETS.SKELETONS", store))
-    assert ("DATASETS.SKELETONS is empty" in caplog.text) == said
-
-
-def test_the_baseline_needs_no_store(tiny_root, tmp_path, caplog):
-    check(tiny_config(tiny_root, tmp_path))
-    assert "DATASETS.SKELETONS" not in caplog.text
+def test_star_without_a_store_is_mentioned(tiny_root, tmp_path, store, said):
+    found = texts(star_config(tiny_root, tmp_path, "DATASETS.SKELETONS", store), fatal=False)
+    assert any("DATASETS.SKELETONS is empty" in text for text in found) == said
 
 
 def test_kinds_of_datasets():
@@ -373,18 +399,3 @@ def test_kinds_of_datasets():
     for names in ((), ("HITSZVCM", "Market1501")):
         with pytest.raises(UserError, match=r"DATASETS\.TESTS must name datasets of one kind"):
             all_video(names, "TESTS")
-
-
-@pytest.mark.parametrize("value", [None, "1", True, math.nan, math.inf, [1]])
-def test_what_is_no_number(value):
-    assert not checks_config.is_number(value)
-
-
-def test_every_key_that_is_checked_exists(tiny_root, tmp_path):
-    cfg = tiny_config(tiny_root, tmp_path)
-    tables = (
-        checks_config.NUMBERS, checks_config.NUMBERS_OF_TRAINING, checks_config.NUMBERS_OF_STAR,
-        checks_config.CHOICES_OF_TRAINING, checks_config.CHOICES_OF_STAR,
-    )  # fmt: skip
-    for key in (key for table in tables for key in table):
-        assert checks_config.value_of(cfg, key) is not None or key == "SOLVER.WARMUP_METHOD", key

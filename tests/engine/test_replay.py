@@ -17,14 +17,15 @@ from fastreid_star.errors import UserError
 from .conftest import REPOSITORY, tiny_options
 
 STAR = str(REPOSITORY / "configs" / "Synthetic" / "STAR_demo.yml")
-BFLOAT16 = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16", "INPUT.SIZE_TRAIN", "[64,32]"]
-FLOAT16 = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16", "SOLVER.AMP.MAX_SKIPPED", "1"]
+AMP = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE")
+BFLOAT16 = (*AMP, "bfloat16", "INPUT.SIZE_TRAIN", "[64,32]")
+FLOAT16 = (*AMP, "float16", "SOLVER.AMP.MAX_SKIPPED", "1")
 STAGE = "backbone.stages.1.conv2"
 
 
 @pytest.fixture
 def fail(tiny_root, tmp_path):
-    """``fail(spoil, *options)``: a good step, then one of a trainer that `spoil` changed; its file."""
+    """``fail(spoil, *options)``: a good step, then one after `spoil(trainer)`; its file."""
 
     def failed(spoil, *more):
         options = tiny_options(tiny_root, tmp_path, "MODEL.LOSSES.CE_ONLY_EPOCHS", "0", *more)
