@@ -124,7 +124,14 @@ def _einsum(equation: str, *operands: torch.Tensor) -> torch.Tensor:
     return products.unflatten(2, weight.shape[2:]).permute(1, 2, 0, 3)
 
 
+def _unflatten(x: torch.Tensor, dim: int, sizes: Sequence[int]) -> torch.Tensor:
+    # The exporter takes the number of clips in the result for a constant.
+    dim %= x.dim()
+    return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
+
+
 _REPLACEMENTS = {
+    torch.Tensor.unflatten: _unflatten,
     F.multi_head_attention_forward: _explicit_attention,
     torch.adaptive_avg_pool1d: _adaptive_avg_pool1d,
     torch.atan2: _atan2,
