@@ -109,7 +109,7 @@ def _adaptive_avg_pool1d(x: torch.Tensor, output_size: int | Sequence[int]) -> t
     index = (start[:, None] + offsets).clamp(max=length - 1)
     count = (end - start)[:, None]
     weights = (offsets < count) / count
-    picked = x.index_select(-1, index.flatten().to(x.device)).unflatten(-1, index.shape)
+    picked = _unflatten(x.index_select(-1, index.flatten().to(x.device)), -1, index.shape)
     return (picked * weights.to(x)).sum(-1)
 
 
@@ -121,7 +121,7 @@ def _einsum(equation: str, *operands: torch.Tensor) -> torch.Tensor:
     tokens, weight = operands
     weight = weight.permute(1, 3, 0, 2)  # [P, C, K, D]
     products = tokens.transpose(0, 1) @ weight.flatten(2)
-    return products.unflatten(2, weight.shape[2:]).permute(1, 2, 0, 3)
+    return _unflatten(products, 2, weight.shape[2:]).permute(1, 2, 0, 3)
 
 
 def _unflatten(x: torch.Tensor, dim: int, sizes: Sequence[int]) -> torch.Tensor:
