@@ -58,7 +58,8 @@ class ExportedModel(nn.Module):
 
 
 def trace(module: ExportedModel, inputs: Sequence[torch.Tensor], opset: int) -> bytes:
-    """The module as a serialized ONNX model. The number of clips is free, all other sizes are fixed.
+    """The module as a serialized ONNX model. The number of clips is free, all other sizes are
+    fixed.
 
     Args:
         module: the module.
