@@ -43,7 +43,7 @@ BATCHES = (
 _DESCRIPTIONS = {
     "images": "frames, RGB, 0 to 255; the graph normalizes them",
     "is_visible": "1 for a clip of a visible camera, 0 for one of an infrared camera",
-    "skeletons": "COCO joints (x, y, score), x and y in pixels of images; zeros where a joint is missing",
+    "skeletons": "COCO joints (x, y, score), x and y in pixels of images; zeros: a missing joint",
     "has_skeleton": "1 for a frame that has a skeleton, else 0",
     "features": "of unit length: their dot product is the similarity",
 }
@@ -99,7 +99,8 @@ def export_onnx(
     length: int | None = None,
     opset: int = DEFAULT_OPSET,
 ) -> Export:
-    """Export a model to ONNX, and keep the file only if onnxruntime computes the model's features with it.
+    """Export a model to ONNX, and keep the file only if onnxruntime computes the model's features
+    with it.
 
     The file is written whole or not at all; an earlier file stays until then.
 

@@ -58,7 +58,8 @@ class ExportedModel(nn.Module):
 
 
 def trace(module: ExportedModel, inputs: Sequence[torch.Tensor], opset: int) -> bytes:
-    """The module as a serialized ONNX model. The number of clips is free, all other sizes are fixed.
+    """The module as a serialized ONNX model. The number of clips is free, all other sizes are
+    fixed.
 
     Args:
         module: the module.
@@ -109,7 +110,7 @@ def _adaptive_avg_pool1d(x: torch.Tensor, output_size: int | Sequence[int]) -> t
     index = (start[:, None] + offsets).clamp(max=length - 1)
     count = (end - start)[:, None]
     weights = (offsets < count) / count
-    picked = x.index_select(-1, index.flatten().to(x.device)).unflatten(-1, index.shape)
+    picked = _unflatten(x.index_select(-1, index.flatten().to(x.device)), -1, index.shape)
     return (picked * weights.to(x)).sum(-1)
 
 
@@ -121,10 +122,17 @@ def _einsum(equation: str, *operands: torch.Tensor) -> torch.Tensor:
     tokens, weight = operands
     weight = weight.permute(1, 3, 0, 2)  # [P, C, K, D]
     products = tokens.transpose(0, 1) @ weight.flatten(2)
-    return products.unflatten(2, weight.shape[2:]).permute(1, 2, 0, 3)
+    return _unflatten(products, 2, weight.shape[2:]).permute(1, 2, 0, 3)
+
+
+def _unflatten(x: torch.Tensor, dim: int, sizes: Sequence[int]) -> torch.Tensor:
+    # The exporter takes the number of clips in the result for a constant.
+    dim %= x.dim()
+    return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
 
 
 _REPLACEMENTS = {
+    torch.Tensor.unflatten: _unflatten,
     F.multi_head_attention_forward: _explicit_attention,
     torch.adaptive_avg_pool1d: _adaptive_avg_pool1d,
     torch.atan2: _atan2,

@@ -27,8 +27,7 @@ COLUMNS = 11  # the query and ten entries
 _BACKGROUND, _EMPTY, _TEXT = (255, 255, 255), (200, 200, 200), (0, 0, 0)
 _QUERY = (200, 30, 30)  # the frame around the query
 # Fonts for names that Pillow's own font cannot show, where Pillow finds fonts of the system.
-_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf", "PingFang.ttc",
-          "DejaVuSans.ttf")  # fmt: skip
+_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "PingFang.ttc", "DejaVuSans.ttf")
 
 
 def write_pictures(

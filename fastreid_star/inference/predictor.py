@@ -252,7 +252,7 @@ def load_predictor(
 
 
 class _TestClips(Dataset):
-    """Tracklets as test clips; an item has the keys of :class:`~fastreid_star.data.clips.ClipDataset`'s."""
+    """Tracklets as test clips, with the keys of :class:`~fastreid_star.data.clips.ClipDataset`."""
 
     def __init__(self, tracklets: Sequence[TrackletInput], length: int, transform: Transform):
         self.tracklets, self.length, self.transform = tracklets, length, transform

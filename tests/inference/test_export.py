@@ -144,7 +144,7 @@ def test_the_features_are_the_models(tmp_path, name, depth):
 OPTIONS = {
     "frame level": (f"{STAR}_frame",),
     "sequence level": (f"{STAR}_sequence",),
-    "neither": (f"{STAR}_frame", "MODEL.STAR.FRAME_LEVEL", "False"),
+    "neither": (f"{STAR}_frame", "MODEL.FRAME_CORRECTOR.NAME", ""),
     "split LSTM": (STAR, "MODEL.STAR.SPLIT_LSTM", "True"),
     "softmax guide": (STAR, "MODEL.STAR.GUIDE", "softmax"),
     "release": (
@@ -157,7 +157,7 @@ OPTIONS = {
             "MODEL.STAR.GUIDE",
             "release",
         ),
-        *("MODEL.STAR.GRAPH", "release", "MODEL.STAR.KL", "release"),
+        *("MODEL.STAR.GRAPH", "release"),
     ),
     "embedding": (SAD, "MODEL.HEADS.EMBEDDING_DIM", "64"),
 }
@@ -169,7 +169,7 @@ def test_every_reading_of_star_is_exported(tmp_path, options):
     model = build(cfg)
     done = export.export_onnx(model, cfg, tmp_path / "model.onnx")
     assert difference(tmp_path / "model.onnx", model, clips(3, cfg.INPUT.SIZE_TEST)) < CLOSE
-    reads_skeletons = options[0] != SAD and "MODEL.STAR.FRAME_LEVEL" not in options
+    reads_skeletons = options[0] != SAD and "MODEL.FRAME_CORRECTOR.NAME" not in options
     assert ("skeletons" in done.inputs) == reads_skeletons
 
 
