@@ -24,7 +24,6 @@ MEANINGS = {
     "MODEL.BACKBONE.ATT_DROP_RATE": "Attention dropout of a vision transformer.",
     "MODEL.HEADS.NAME": "The head: ClipHead, GATGeMHead, or a head of fast-reid.",
     "MODEL.HEADS.SCALE": "Scale of a margin-based classification layer.",
-    "MODEL.SAD.AUGMENT_RANGE": "Range of the factors of the style augmentation.",
     "MODEL.STAR.GAT_DROPOUT": "Dropout between the two graph attention layers, eq. (10).",
     "MODEL.LOSSES.NAME": "The losses that are added up.",
     "KD.MODEL_CONFIG": "Knowledge distillation: configs of the teachers.",
@@ -32,11 +31,6 @@ MEANINGS = {
     "KD.EMA": "Knowledge distillation: moving average of the weights.",
     "INPUT.FLIP": "Random horizontal flip.",
     "INPUT.PADDING": "Random crop after padding.",
-    "DATASETS.SKELETONS_TEST": "The same for testing: own | other | none.",
-    "DATASETS.SYNTHETIC.TRAIN_IDS": "Identities of the synthetic training set.",
-    "DATASETS.SYNTHETIC.TEST_IDS": "Identities of the synthetic test set.",
-    "DATASETS.SYNTHETIC.FRAMES": "Frames of a synthetic tracklet.",
-    "DATASETS.SYNTHETIC.SEED": "Seed of the synthetic data.",
     "DATALOADER.NUM_INSTANCE": "K: clips of each identity and modality in a batch.",
     "DATALOADER.NUM_WORKERS": "Decoding processes of each device.",
     "SOLVER.MAX_EPOCH": "Epochs of training.",
@@ -135,11 +129,13 @@ def explanations() -> dict[str, str]:
     """Key or node -> meaning: the table above, else our comments, else fast-reid's."""
     from fastreid.config import defaults
 
-    from fastreid_star import config
+    from fastreid_star import config, methods
 
-    files = (Path(module.__file__).read_text(encoding="utf-8") for module in (defaults, config))
-    theirs, ours = (comments(text) for text in files)
-    return {**theirs, **ours, **MEANINGS}
+    modules = [defaults, config, *(method.config for method in methods.METHODS)]
+    found: dict[str, str] = {}
+    for module in modules:
+        found |= comments(Path(module.__file__).read_text(encoding="utf-8"))
+    return found | MEANINGS
 
 
 def comments(source: str) -> dict[str, str]:

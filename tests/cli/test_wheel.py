@@ -61,7 +61,9 @@ def test_it_holds_the_package_the_configs_and_a_console_command(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     configs = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs").rglob("*.yml")]
     assert {f"fastreid_star/{path.as_posix()}" for path in configs} <= set(names)
-    modules = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "fastreid_star").rglob("*.py")]
+    modules = [
+        path.relative_to(REPOSITORY) for path in (REPOSITORY / "fastreid_star").rglob("*.py")
+    ]
     assert {path.as_posix() for path in modules} <= set(names)
     assert {"fastreid_star/py.typed", "fastreid_star/report/templates/report.html"} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "tools/"))]
@@ -107,7 +109,9 @@ def test_the_parent_folder_of_a_clone_does_not_hide_an_editable_install(tmp_path
         shutil.copy(REPOSITORY / name, clone)
     site = tmp_path / "site"
     pip("install", "--no-build-isolation", "--target", str(site), "-e", ".", cwd=clone)
-    code = f"import site; site.addsitedir({str(site)!r}); import fastreid_star as f; print(f.__file__)"
+    code = (
+        f"import site; site.addsitedir({str(site)!r}); import fastreid_star as f; print(f.__file__)"
+    )
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
