@@ -23,7 +23,7 @@ MEANINGS = {
     "MODEL.BACKBONE.DROP_PATH_RATIO": "Stochastic depth of a vision transformer.",
     "MODEL.BACKBONE.DROP_RATIO": "Dropout of a vision transformer.",
     "MODEL.BACKBONE.ATT_DROP_RATE": "Attention dropout of a vision transformer.",
-    "MODEL.HEADS.NAME": "The head, a registered one: ClipHead pools clips, others are of methods or of fast-reid.",
+    "MODEL.HEADS.NAME": "The head: ClipHead, or another registered head.",
     "MODEL.HEADS.SCALE": "Scale of a margin-based classification layer.",
     "MODEL.LOSSES.NAME": "The losses that are added up, names of LOSS_REGISTRY.",
     "KD.MODEL_CONFIG": "Knowledge distillation: configs of the teachers.",

@@ -88,7 +88,6 @@ def _rebuild(step: dict[str, Any], device: str) -> torch.nn.Module:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in step["frozen"])
     model.epoch = step["epoch"]
-    model.loss_names = tuple(step["loss_names"])
     return model
 
 

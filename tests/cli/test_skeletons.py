@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastreid_star.cli.main import run
+from fastreid_star.cli.main import main, run
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
 from fastreid_star.data.io import read_frame
 from fastreid_star.data.skeletons import SkeletonStore
@@ -109,14 +109,16 @@ def test_the_datasets_folder_as_in_training(call, tmp_path, monkeypatch):
     )
 
 
-def test_a_name_that_is_no_text(call, tmp_path, monkeypatch):
+def test_a_name_that_is_no_text(stub, tmp_path, monkeypatch):
     (tmp_path / "crops").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "crops" / "good.png")
     open(os.fsencode(tmp_path / "crops") + b"/bad\xff.png", "wb").close()
     monkeypatch.setattr(
         sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
     )
-    call("--images", tmp_path / "crops", "--output", tmp_path / "store", "--workers", 0)
+    words = ["--images", str(tmp_path / "crops"), "--output", str(tmp_path / "store")]
+    with pytest.raises(SystemExit):
+        main(["skeletons", "--backend", "stub", "--device", "cpu", "--workers", "0", *words])
     sys.stdout.flush()
     assert b"1 of 2 images" in sys.stdout.buffer.getvalue()
 
@@ -127,32 +129,6 @@ def test_asked_again_while_other_shards_replace_it(call, crops, tmp_path):
     again = call(*options, "--batch-size", 1, "--overwrite", "--shard", "1/2")
     assert again.startswith("this shard is done, parts in all: 2;")
     assert "239 of 240" in call(*options), "the old one is there until the new one is whole"
-
-
-def test_a_process_that_comes_when_the_others_have_replaced_the_store(
-    call, crops, tmp_path, monkeypatch
-):
-    def one_after_the_other(function, count, *, device, args):
-        for number in range(count):
-            monkeypatch.setattr("fastreid.utils.comm.get_local_rank", lambda number=number: number)
-            function(*args)
-
-    monkeypatch.setattr("fastreid_star.pose.job.launch", one_after_the_other)
-    options = [
-        "--images",
-        crops,
-        "--output",
-        tmp_path / "store",
-        "--workers",
-        0,
-        "--batch-size",
-        1,
-        "--overwrite",
-    ]
-    call(*options)
-    call(*options, "--shard", "2/2")  # all of the second's share is done, as before an interruption
-    assert "239 of 240" in call(*options, "--num-devices", 2)
-    assert os.listdir(tmp_path) == ["store"]
 
 
 def test_shards(call, crops, tmp_path):
