@@ -197,7 +197,7 @@ class StepRunner(SimpleTrainer):
     def _keep(
         self, cfg: CfgNode, batch: dict, numbers: StepNumbers, scaler: dict | None, rate: float
     ) -> tuple[str | None, str | None]:
-        """Keep this rank's step; its path, or what went wrong: other ranks wait, so do not raise."""
+        """Keep this rank's step; return its path, or what went wrong (others wait for it)."""
         rank, world_size = comm.get_rank(), comm.get_world_size()
         of_rank = f"-rank{rank}" if world_size > 1 else ""
         path = os.path.join(cfg.OUTPUT_DIR, f"nonfinite-{self.iter}{of_rank}.pth")
