@@ -1,4 +1,4 @@
-"""The structure of the package that can be read from its source: who imports whom, and file sizes."""
+"""The structure of the package: who imports whom, and the size of its files."""
 
 import ast
 import graphlib

@@ -1,4 +1,4 @@
-"""fastreid-star skeletons, with a backend that needs no pose environment; tests/pose has the others."""
+"""fastreid-star skeletons, with a backend that needs no pose environment."""
 
 import importlib.util
 import io

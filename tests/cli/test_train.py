@@ -225,7 +225,7 @@ DATASETS:
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory):
-    """A folder in the layout of Market-1501: people of one color each, two cameras. And a config."""
+    """A folder in the layout of Market-1501: people of one color each, two cameras."""
     root = tmp_path_factory.mktemp("market")
     rng = np.random.default_rng(0)
     colors = rng.integers(40, 215, (16, 3))

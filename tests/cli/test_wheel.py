@@ -117,7 +117,7 @@ def test_train_eval_report_and_export_without_the_clone(wheel, tmp_path):
 
 
 def test_the_parent_folder_of_a_clone_does_not_hide_an_editable_install(tmp_path):
-    """setuptools installs by a .pth file; a folder of the package's name, without __init__, loses."""
+    """setuptools installs by a .pth file; a folder with the name of the package then loses."""
     clone = tmp_path / "fastreid_star"
     (clone / "fastreid_star").mkdir(parents=True)
     (clone / "fastreid_star" / "__init__.py").write_text('__version__ = "0.0.0"\n')
