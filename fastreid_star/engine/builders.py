@@ -29,7 +29,7 @@ from fastreid_star.data.build import (
     is_video_dataset,
 )
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.fingerprint import check_evaluated
+from fastreid_star.engine.config_changes import check_evaluated
 from fastreid_star.engine.problems import building
 from fastreid_star.engine.solver import build_lr_scheduler, build_optimizer
 from fastreid_star.engine.weights import misfits, read_file, read_weights, require_most, weights_of

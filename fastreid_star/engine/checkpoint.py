@@ -14,8 +14,8 @@ import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.utils.checkpoint import Checkpointer as FastReidCheckpointer
 
+from fastreid_star.engine.config_changes import flatten
 from fastreid_star.engine.configs import import_packages
-from fastreid_star.engine.fingerprint import flatten
 from fastreid_star.engine.weights import (
     DamagedFile,
     load_plain,

@@ -8,7 +8,7 @@ from typing import Any
 from fastreid.config import CfgNode, get_cfg
 from fastreid.utils import comm
 
-from fastreid_star.engine.fingerprint import flatten, in_sections
+from fastreid_star.engine.config_changes import flatten, in_sections
 from fastreid_star.errors import UserError
 
 logger = logging.getLogger(__name__)

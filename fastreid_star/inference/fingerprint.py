@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from fastreid.config import CfgNode
 
-from fastreid_star.engine.fingerprint import changes_features, flatten
+from fastreid_star.engine.config_changes import changes_features, flatten
 
 
 def fingerprint(model: torch.nn.Module, cfg: CfgNode) -> dict[str, Any]:

@@ -17,3 +17,8 @@ def add_method_configs(cfg: CfgNode) -> None:
     """Add the config keys of all methods to a fast-reid config, in place."""
     for method in METHODS:
         method.add_config(cfg)
+
+
+def training_keys() -> tuple[str, ...]:
+    """The config keys of all methods that do not change the features of a trained model."""
+    return tuple(key for method in METHODS for key in method.TRAINING_KEYS)

@@ -1,7 +1,14 @@
 """SAD: the two-stream baseline with style augmentation, attack and defense."""
 
-from fastreid_star.methods.sad.config import add_config
+from fastreid_star.methods.sad.config import TRAINING_KEYS, add_config
 from fastreid_star.methods.sad.losses import StyleAttackLoss, StyleDefenseLoss, defense_loss
 from fastreid_star.methods.sad.model import SAD
 
-__all__ = ["SAD", "StyleAttackLoss", "StyleDefenseLoss", "add_config", "defense_loss"]
+__all__ = [
+    "SAD",
+    "TRAINING_KEYS",
+    "StyleAttackLoss",
+    "StyleDefenseLoss",
+    "add_config",
+    "defense_loss",
+]

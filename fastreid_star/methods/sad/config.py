@@ -2,6 +2,9 @@
 
 from fastreid.config import CfgNode as CN
 
+# Keys that do not change the features of a trained model: of training only, or of speed.
+TRAINING_KEYS = ("MODEL.SAD.AUGMENT", "MODEL.SAD.AUGMENT_RANGE", "MODEL.SAD.STD")
+
 
 def add_config(cfg: CN) -> None:
     """Add ``MODEL.SAD`` to a fast-reid config, in place."""

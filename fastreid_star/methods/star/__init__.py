@@ -1,6 +1,6 @@
 """STAR: bones correct the frame features, joints weigh the pooled clip features."""
 
-from fastreid_star.methods.star.config import add_config
+from fastreid_star.methods.star.config import TRAINING_KEYS, add_config
 from fastreid_star.methods.star.heads import GATGeMHead
 from fastreid_star.methods.star.layers import BoneEncoder, BoneReader, SkeletonFrameCorrector
 from fastreid_star.methods.star.losses import PoseConsistencyLoss, SkeletonConsistencyLoss
@@ -8,6 +8,7 @@ from fastreid_star.methods.star.model import STAR
 
 __all__ = [
     "STAR",
+    "TRAINING_KEYS",
     "BoneEncoder",
     "BoneReader",
     "GATGeMHead",

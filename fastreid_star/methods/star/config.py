@@ -8,6 +8,13 @@ frame level, ``MODEL.HEADS.NAME GATGeMHead`` the sequence level, and ``SkeletonC
 
 from fastreid.config import CfgNode as CN
 
+# Keys that do not change the features of a trained model: of training only, or of speed.
+TRAINING_KEYS = (
+    "MODEL.STAR.ATTENTION_DROPOUT",
+    "MODEL.STAR.GAT_DROPOUT",
+    "MODEL.STAR.SPLIT_LSTM",
+)
+
 
 def add_config(cfg: CN) -> None:
     """Add ``MODEL.STAR`` to a fast-reid config, in place."""

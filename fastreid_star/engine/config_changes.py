@@ -10,6 +10,7 @@ from typing import Any
 from fastreid.config import CfgNode
 
 from fastreid_star.errors import UserError
+from fastreid_star.methods import training_keys
 
 logger = logging.getLogger(__name__)
 
@@ -19,9 +20,8 @@ _FEATURES = ("MODEL", "INPUT.SIZE_TEST", "INPUT.CLIP.LENGTH", "INPUT.BLANK", "SO
 _NO_FEATURES = (
     "MODEL.CHANNELS_LAST", "MODEL.CPU", "MODEL.DEVICE", "MODEL.NPU", "MODEL.WEIGHTS",
     "MODEL.BACKBONE.PRETRAIN", "MODEL.BACKBONE.PRETRAIN_PATH", "MODEL.FREEZE_LAYERS",
-    "MODEL.HEADS.NUM_CLASSES", "MODEL.LOSSES", "MODEL.QUEUE_SIZE", "MODEL.SAD.AUGMENT",
-    "MODEL.SAD.AUGMENT_RANGE", "MODEL.SAD.STD", "MODEL.STAR.ATTENTION_DROPOUT",
-    "MODEL.STAR.GAT_DROPOUT", "MODEL.STAR.SKELETON_DROPOUT", "MODEL.STAR.SPLIT_LSTM",
+    "MODEL.HEADS.NUM_CLASSES", "MODEL.LOSSES", "MODEL.QUEUE_SIZE", "MODEL.SKELETON_DROPOUT",
+    *training_keys(),
 )  # fmt: skip
 # A resumed run may change these: they have no effect on its course (it keeps its own seed) ...
 _FREE = (

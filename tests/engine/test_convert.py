@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from torch import nn
 
+from fastreid_star.engine.convert import convert, convert_weights, read_published
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
-from fastreid_star.methods.convert import convert, convert_weights, read_published
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = {
@@ -425,7 +425,7 @@ def test_settings_that_no_shape_reveals_are_checked(sdtg):
 
 def test_what_is_not_converted(sdtg):
     for foreign in ({}, {"conv1.weight": torch.zeros(1)}, {"heads.weight": torch.zeros(1)}):
-        with pytest.raises(UserError, match="neither"):
+        with pytest.raises(UserError, match="no converter"):
             convert(foreign)
     state = dict(sdtg.state_dict())
     del state["GuidedAggModule.fc_layers.2.bias"]

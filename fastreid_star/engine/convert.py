@@ -7,6 +7,7 @@ converted checkpoint gives their features with a config that has their settings.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable, Mapping
 
@@ -17,11 +18,10 @@ from fastreid.config import CfgNode
 from fastreid_star.engine.weights import load_plain
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
-from fastreid_star.methods.sad import convert as saadg
-from fastreid_star.methods.star import convert as sdtg
+from fastreid_star.methods import METHODS
 from fastreid_star.modeling.convert import Conversion
 
-CONVERTERS = (saadg, sdtg)
+CONVERTERS = tuple(importlib.import_module(f"{method.__name__}.convert") for method in METHODS)
 
 
 def convert_weights(
@@ -65,9 +65,9 @@ def convert(state: Mapping[str, torch.Tensor]) -> Conversion:
         if converter.recognizes(modules):
             return converter.convert(state)
     raise UserError(
-        "the checkpoint is neither SAADG's nor SDTG's: expected weights of base_resnet and "
-        "global_bottleneck (and of time_guide and GuidedAggModule), found those of "
-        f"{', '.join(sorted(modules)[:8]) or 'nothing'}"
+        f"no converter recognizes the checkpoint, which has weights of "
+        f"{', '.join(sorted(modules)[:8]) or 'nothing'}: docs/inference.md lists the published "
+        "checkpoints that can be converted"
     )
 
 
@@ -83,9 +83,7 @@ def read_published(path: str) -> dict[str, torch.Tensor]:
     try:
         with _numpy_numbers():
             data = load_plain(path)
-    except (
-        Exception
-    ) as error:  # a damaged file can raise any error, from EOFError to UnpicklingError
+    except Exception as error:  # a damaged file can raise any error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"checkpoint {path} cannot be read ({reason}): it is damaged, or contains more than "
@@ -93,9 +91,7 @@ def read_published(path: str) -> dict[str, torch.Tensor]:
         ) from error
     state = data.get("net", data) if isinstance(data, dict) else None
     if not (isinstance(state, dict) and state and all(map(torch.is_tensor, state.values()))):
-        raise UserError(
-            f"checkpoint {path} contains no state dict under 'net': SAADG and SDTG write one"
-        )
+        raise UserError(f"checkpoint {path} contains no state dict, alone or under 'net'")
     return {name: value.detach() for name, value in state.items()}
 
 
