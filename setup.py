@@ -43,7 +43,11 @@ setup(
     package_dir={"": "."},
     packages=find_packages(include=["fastreid_star", "fastreid_star.*"]),
     py_modules=["fastreid_star_command"],
-    package_data={"fastreid_star": ["py.typed"], "fastreid_star.report": ["templates/*"]},
+    package_data={
+        "fastreid_star": ["py.typed"],
+        "fastreid_star.methods.example": ["*.md", "*.yml"],
+        "fastreid_star.report": ["templates/*"],
+    },
     cmdclass={"build_py": BuildWithConfigs},
     entry_points={"console_scripts": ["fastreid-star = fastreid_star_command:main"]},
     install_requires=[
@@ -72,9 +76,6 @@ setup(
         # for ViTPose; HRNet and RTMPose need mmpose, which pip cannot resolve: tools/dev.py pose
         "pose": ["transformers>=4.48"],
         "npu": ["torch_npu"],
-        # for the report's Grad-CAM; its opencv-python conflicts with the headless one that is
-        # installed already, so tools/dev.py installs it with --no-deps
-        "viz": ["grad-cam>=1.5"],
         "export": EXPORT,
         "dev": [
             *EXPORT,

@@ -70,12 +70,7 @@ class Environment:
         print(f" {time.monotonic() - start:.0f} s", flush=True)
 
 
-VENV = Environment(
-    ".venv",
-    extras=("", "export", "dev"),
-    # the report needs it; --no-deps: its opencv-python would replace the headless one
-    more={"grad-cam": ("--no-deps", "grad-cam==1.5.7", "ttach")},
-)
+VENV = Environment(".venv", extras=("", "export", "dev"), more={})
 POSE = Environment(
     ".venv-pose",
     extras=("pose",),
