@@ -122,6 +122,7 @@ def _skeletons(args: argparse.Namespace) -> None:
     if not extract_skeletons(**{**vars(args), "shard": (int(found[1]), int(found[2]))}):
         print(f"shard {args.shard} is complete; the last shard to end writes {args.output}")
         return
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     meta = FlatStore(args.output).meta
     counts, missing = meta["counts"], list(meta["missing"].items())
     print(
