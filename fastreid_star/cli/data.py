@@ -111,6 +111,7 @@ def add_skeletons(parser: argparse.ArgumentParser) -> Action:
 
 def _skeletons(args: argparse.Namespace) -> None:
     import re
+    import sys
 
     from fastreid_star.data.skeletons import FlatStore
     from fastreid_star.errors import UserError

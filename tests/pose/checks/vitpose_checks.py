@@ -301,7 +301,7 @@ def check_folders_that_are_refused(folder):
     path = folder / "classifier"
     vit = ViTConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=4)
     ViTForImageClassification(vit).save_pretrained(path)
-    refuses(path, "holds a vit, not a ViTPose")
+    refuses(path, "contains a vit, not a ViTPose")
 
     path = copy("hands")
     settings = json.loads((path / "config.json").read_text())
