@@ -10,6 +10,10 @@ import sys
 
 def main() -> None:
     """Put the package into ``sys.modules`` unexecuted, and execute it when a command needs it."""
+    if "fastreid_star" in sys.modules:
+        from fastreid_star.cli.main import main as run_command
+
+        return run_command()
     spec = importlib.util.find_spec("fastreid_star")
     if spec is None or spec.loader is None:
         sys.exit(f"error: fastreid_star is not installed in {sys.executable}")
@@ -17,7 +21,7 @@ def main() -> None:
     sys.modules["fastreid_star"] = package
     from fastreid_star.cli.main import main as run_command
 
-    run_command(load=lambda: spec.loader.exec_module(package))
+    return run_command(load=lambda: spec.loader.exec_module(package))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""STAR, skeleton-guided spatial-temporal feature learning for video visible-infrared person re-identification.
+"""Video visible-infrared person re-identification with fast-reid: STAR and its baseline SAD.
 
-Importing this package makes fastreid 1.4.0 usable on today's torch, adds the plugin's keys to fast-reid's default
-config and registers its datasets, meta-architectures and heads.
+Importing this package makes fastreid 1.4.0 work with current torch, adds config keys to fast-reid's
+defaults and registers its datasets, meta-architectures and heads.
 """
 
 import sys
@@ -9,7 +9,7 @@ import sys
 if sys.platform == "win32":
     raise ImportError("fastreid_star runs on Linux and macOS; on Windows, use WSL 2")
 
-from fastreid_star import compat  # noqa: E402
+from fastreid_star import compat
 
 compat.apply()
 

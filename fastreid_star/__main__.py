@@ -1,5 +1,7 @@
-"""``python -m fastreid_star COMMAND`` is ``fastreid-star COMMAND``. A first argument that ends in .py
-is a training script written for fast-reid, which is run unmodified."""
+"""``python -m fastreid_star COMMAND`` is ``fastreid-star COMMAND``.
+
+If the first argument ends in .py, it is a script written for fast-reid, which is run unmodified.
+"""
 
 import sys
 

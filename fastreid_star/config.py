@@ -27,16 +27,15 @@ def add_plugin_config(cfg: CN) -> CN:
     # auto | npu | cuda | cpu. auto takes the first that is available, in this order. A device that
     # is named and not available is an error.
     cfg.MODEL.DEVICE = "auto"
-    # Ascend NPUs: compile operators anew for every shape.
     cfg.MODEL.NPU = CN()
+    # Ascend NPUs: compile operators anew for every shape.
     cfg.MODEL.NPU.JIT_COMPILE = False
     # Ascend NPUs: store weights in the internal layouts of the chip.
     cfg.MODEL.NPU.INTERNAL_FORMAT = False
     for key in ("MODEL.CPU", "MODEL.CPU.KEEP_MEMORY"):  # ignored in configs of earlier versions
         cfg.register_deprecated_key(key)
 
-    # --- data
-    # ----------------------------------------------------------------------------------------
+    # --- data ---
     # Folder that holds the datasets, or the folder of the dataset itself. Empty:
     # $FASTREID_DATASETS, or ./datasets.
     cfg.DATASETS.ROOT = ""
@@ -54,8 +53,8 @@ def add_plugin_config(cfg: CN) -> CN:
     # Also train on the pairs of BUPTCampus' train_auxiliary.txt, as identities like the others.
     cfg.DATASETS.BUPT_AUXILIARY = False
 
-    # SyntheticVCM: number of identities for training.
     cfg.DATASETS.SYNTHETIC = CN()
+    # SyntheticVCM: number of identities for training.
     cfg.DATASETS.SYNTHETIC.TRAIN_IDS = 96
     # SyntheticVCM: number of identities for testing.
     cfg.DATASETS.SYNTHETIC.TEST_IDS = 32
@@ -78,10 +77,9 @@ def add_plugin_config(cfg: CN) -> CN:
     # SyntheticVCM: seed of the people and their tracklets.
     cfg.DATASETS.SYNTHETIC.SEED = 0
 
-    # --- input
-    # --------------------------------------------------------------------------------------- T:
-    # frames of a clip, one from each of T equal segments of the tracklet.
+    # --- input ---
     cfg.INPUT.CLIP = CN()
+    # T: frames of a clip, one from each of T equal segments of the tracklet.
     cfg.INPUT.CLIP.LENGTH = 12
     # One flip and one crop for all frames of a clip. False: each frame draws its own.
     cfg.INPUT.CLIP.SHARED_GEOMETRY = True
@@ -90,8 +88,7 @@ def add_plugin_config(cfg: CN) -> CN:
     # Share of the image's area that random erasing (INPUT.REA, drawn for each frame) may cover.
     cfg.INPUT.REA.AREA = [0.02, 0.4]
 
-    # --- model
-    # ---------------------------------------------------------------------------------------
+    # --- model ---
     # Max-pool of a ResNet's stem. False: fast-reid's (ceil_mode). True: padded by 1, as in
     # torchvision and in the published programs. The weights and the size of the maps are the same;
     # each sees the image shifted by a pixel.
@@ -99,18 +96,18 @@ def add_plugin_config(cfg: CN) -> CN:
     # Keep the weights and maps of the backbone with the channels last in memory: the same numbers
     # up to rounding, and often faster, most of all on GPUs in mixed precision.
     cfg.MODEL.CHANNELS_LAST = False
+    cfg.MODEL.FRAME_CORRECTOR = CN()
     # The part that corrects frame features before they are pooled, a name of
     # FRAME_CORRECTOR_REGISTRY. Empty: none.
-    cfg.MODEL.FRAME_CORRECTOR = CN()
     cfg.MODEL.FRAME_CORRECTOR.NAME = ""
     # Share of training clips that lose all their skeletons.
     cfg.MODEL.SKELETON_DROPOUT = 0.0
     # Exponent p of the temporal GeM pooling (mean_t X^p)^(1/p).
     cfg.MODEL.HEADS.GEM_P = 3.0
 
-    # --- losses: MODEL.LOSSES.NAME lists names of LOSS_REGISTRY
-    # ---------------------------------------- Factors in the sum of the losses, as [name, factor]
-    # pairs: [["StyleDefenseLoss", 0.5]]. A loss without a factor has 1.
+    # --- losses: MODEL.LOSSES.NAME lists names of LOSS_REGISTRY ---
+    # Factors in the sum of the losses, as [name, factor] pairs: [["StyleDefenseLoss", 0.5]]. A loss
+    # without a factor has 1.
     cfg.MODEL.LOSSES.WEIGHTS = []
     # Train with the cross entropies alone in the first epochs. Without ImageNet weights the defense
     # loss would shrink all features before they mean anything.
@@ -119,9 +116,8 @@ def add_plugin_config(cfg: CN) -> CN:
     # in the whole batch, whose features are gathered.
     cfg.MODEL.LOSSES.TRI.ALL_RANKS = False
 
-    # --- solver: SOLVER.IMS_PER_BATCH counts clips (P K 2) over all devices,
-    # DATALOADER.NUM_INSTANCE is K Learning rate of the backbone and both stems, as a factor of
-    # SOLVER.BASE_LR.
+    # --- solver: SOLVER.IMS_PER_BATCH counts clips (P K 2) over all devices ---
+    # Learning rate of the backbone and both stems, as a factor of SOLVER.BASE_LR.
     cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0
     # Length of the warm-up in epochs. 0: SOLVER.WARMUP_ITERS is used.
     cfg.SOLVER.WARMUP_EPOCHS = 0
@@ -143,8 +139,8 @@ def add_plugin_config(cfg: CN) -> CN:
     # Iterations between two lines of the log.
     cfg.SOLVER.LOG_PERIOD = 50
 
-    # --- test: TEST.IMS_PER_BATCH counts the clips of one device's batch
-    # ------------------------------- Ranks of the CMC curve that are printed.
+    # --- test: TEST.IMS_PER_BATCH counts the clips of one device's batch ---
+    # Ranks of the CMC curve that are printed.
     cfg.TEST.RANKS = [1, 5, 10, 20]
     # Leave out gallery tracklets with the query's identity and camera.
     cfg.TEST.CAMERA_FILTER = True

@@ -8,9 +8,9 @@
     python tools/dev.py pose     create .venv-pose, the environment of the pose networks
 
 If the calling Python has a torch (an Ascend or CUDA image, conda, a virtual environment), .venv
-uses it and sees the packages of that Python. Otherwise torch 2.13.0 is installed: the CPU build if there
-is no GPU and pip offers one, else the default build; set TORCH_INDEX_URL to the index of another
-build. Everything is installed once: later calls take a moment.
+uses it and sees the packages of that Python. Otherwise torch 2.13.0 is installed: the CPU build if
+there is no GPU and pip offers one, else the default build; set TORCH_INDEX_URL to the index of
+another build. Everything is installed once: later calls take a moment.
 
 .venv-pose is created in the same way. It holds the project, transformers (ViTPose) and mmpose 1.3.2
 (HRNet, RTMPose). mmpose needs older packages than the project does, and a C compiler with Python's

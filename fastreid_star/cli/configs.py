@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import textwrap
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from fastreid_star.cli.arguments import Action, add_pairs, configs_folder
 
 # keys without a comment in fast-reid's source and ours, or with one that does not fit clips
 MEANINGS = {
-    "MODEL.META_ARCHITECTURE": "The model: SAD, STAR, or a meta-architecture of fast-reid.",
+    "MODEL.META_ARCHITECTURE": "The model, a registered meta-architecture.",
     "MODEL.FREEZE_LAYERS": "Modules that SOLVER.FREEZE_ITERS freezes.",
     "MODEL.BACKBONE.NAME": "The function that builds the backbone.",
     "MODEL.BACKBONE.DEPTH": "Depth or variant of the backbone, such as 18x or 50x.",
@@ -22,21 +23,14 @@ MEANINGS = {
     "MODEL.BACKBONE.DROP_PATH_RATIO": "Stochastic depth of a vision transformer.",
     "MODEL.BACKBONE.DROP_RATIO": "Dropout of a vision transformer.",
     "MODEL.BACKBONE.ATT_DROP_RATE": "Attention dropout of a vision transformer.",
-    "MODEL.HEADS.NAME": "The head: ClipHead, GATGeMHead, or a head of fast-reid.",
+    "MODEL.HEADS.NAME": "The head: ClipHead, or another registered head.",
     "MODEL.HEADS.SCALE": "Scale of a margin-based classification layer.",
-    "MODEL.SAD.AUGMENT_RANGE": "Range of the factors of the style augmentation.",
-    "MODEL.STAR.GAT_DROPOUT": "Dropout between the two graph attention layers, eq. (10).",
-    "MODEL.LOSSES.NAME": "The losses that are added up.",
+    "MODEL.LOSSES.NAME": "The losses that are added up, names of LOSS_REGISTRY.",
     "KD.MODEL_CONFIG": "Knowledge distillation: configs of the teachers.",
     "KD.MODEL_WEIGHTS": "Knowledge distillation: weights of the teachers.",
     "KD.EMA": "Knowledge distillation: moving average of the weights.",
     "INPUT.FLIP": "Random horizontal flip.",
     "INPUT.PADDING": "Random crop after padding.",
-    "DATASETS.SKELETONS_TEST": "The same for testing: own | other | none.",
-    "DATASETS.SYNTHETIC.TRAIN_IDS": "Identities of the synthetic training set.",
-    "DATASETS.SYNTHETIC.TEST_IDS": "Identities of the synthetic test set.",
-    "DATASETS.SYNTHETIC.FRAMES": "Frames of a synthetic tracklet.",
-    "DATASETS.SYNTHETIC.SEED": "Seed of the synthetic data.",
     "DATALOADER.NUM_INSTANCE": "K: clips of each identity and modality in a batch.",
     "DATALOADER.NUM_WORKERS": "Decoding processes of each device.",
     "SOLVER.MAX_EPOCH": "Epochs of training.",
@@ -57,7 +51,6 @@ MEANINGS = {
     "SOLVER.IMS_PER_BATCH": "Clips of a batch (images, for a dataset of images) over all devices.",
     "TEST.EVAL_PERIOD": "Epochs between two evaluations; 0: never.",
     "TEST.IMS_PER_BATCH": "Clips (or images) of a test batch of one device.",
-    "TEST.RANKS": "k of the Rank-k that are reported.",
     "TEST.METRIC": "Similarity of two features, for a dataset of images.",
     "TEST.ROC": "Compute ROC curves, for a dataset of images.",
     "TEST.FLIP": "Average with the mirrored image, for a dataset of images.",
@@ -135,11 +128,14 @@ def explanations() -> dict[str, str]:
     """Key or node -> meaning: the table above, else our comments, else fast-reid's."""
     from fastreid.config import defaults
 
-    from fastreid_star import config
+    from fastreid_star import config, methods
 
-    files = (Path(module.__file__).read_text(encoding="utf-8") for module in (defaults, config))
-    theirs, ours = (comments(text) for text in files)
-    return {**theirs, **ours, **MEANINGS}
+    modules = [defaults, config]
+    modules += [importlib.import_module(f"{m.__name__}.config") for m in methods.METHODS]
+    meanings: dict[str, str] = {}
+    for module in modules:
+        meanings |= comments(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    return {**meanings, **MEANINGS}
 
 
 def comments(source: str) -> dict[str, str]:

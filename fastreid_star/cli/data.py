@@ -182,22 +182,8 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _convert_weights(args: argparse.Namespace) -> None:
-    import torch
-
-    from fastreid_star.engine.convert import convert, read_published, require_fit
     from fastreid_star.engine.defaults import load_config
-    from fastreid_star.errors import UserError
-    from fastreid_star.files import write_whole
+    from fastreid_star.methods.convert import convert_weights
 
-    cfg = load_config(args.config_file, args.set)
-    folder = os.path.dirname(os.path.abspath(args.target))
-    if not os.path.isdir(folder):
-        raise UserError(f"the folder {folder} does not exist: create it, or write elsewhere")
-    both_exist = os.path.exists(args.target) and os.path.exists(args.source)
-    if both_exist and os.path.samefile(args.source, args.target):
-        raise UserError(f"{args.target} is the published checkpoint itself: write elsewhere")
-    conversion = convert(read_published(args.source))
-    print(conversion.report())
-    require_fit(conversion, cfg)
-    write_whole(args.target, lambda file: torch.save({"model": conversion.weights}, file))
+    convert_weights(args.source, args.target, load_config(args.config_file, args.set), report=print)
     print(f"no weight is missing; written to {os.path.abspath(args.target)}")

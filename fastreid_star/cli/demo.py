@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 WARM_UP_EPOCHS, EPOCHS = 8, 12
 # share of the whole time that each phase takes, measured on two cores
 PHASES = {
-    "drawing synthetic people": 0.08,
-    "warm-up: cross entropies only, shared by both networks": 0.16,
-    "training the baseline (SAD)": 0.3,
-    "training STAR": 0.36,
+    "drawing synthetic people": 0.15,
+    "warm-up: cross entropies only, shared by both networks": 0.15,
+    "training the baseline (SAD)": 0.25,
+    "training STAR": 0.35,
     "writing the report": 0.1,
 }
 
@@ -47,7 +47,7 @@ def _demo(args: argparse.Namespace) -> int:
         Demo(Path(args.output), args.opts).run()
     except (KeyboardInterrupt, Interrupted) as error:
         print("interrupted: the same command continues from here", file=sys.stderr)
-        return error.code if isinstance(error, Interrupted) else 130
+        return 128 + error.number if isinstance(error, Interrupted) else 130
     return 0
 
 

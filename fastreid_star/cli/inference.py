@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from fastreid_star.cli.arguments import (
     Action,
@@ -10,6 +11,22 @@ from fastreid_star.cli.arguments import (
     add_set,
     add_tracklets,
 )
+
+if TYPE_CHECKING:
+    from fastreid_star.inference import StarPredictor
+
+
+def predictor_from(args: argparse.Namespace) -> StarPredictor:
+    """The predictor that the arguments name."""
+    from fastreid_star.inference.predictor import load_predictor
+
+    return load_predictor(
+        run=args.run,
+        config_file=args.config_file,
+        weights=args.weights,
+        opts=args.set,
+        device=args.device,
+    )
 
 
 def add_features(parser: argparse.ArgumentParser) -> Action:
@@ -45,36 +62,21 @@ def add_features(parser: argparse.ArgumentParser) -> Action:
 
 
 def _features(args: argparse.Namespace) -> None:
-    from fastreid_star.engine import feature_sets as sets
-    from fastreid_star.engine.gallery import open_gallery
-    from fastreid_star.engine.predictor_tools import features_of, predictor_from, skeletons_from
-    from fastreid_star.errors import UserError
+    from fastreid_star.inference.features import extract_features
 
-    if bool(args.paths) == bool(args.dataset):
-        raise UserError("features of what? give paths, or --dataset NAME, and not both")
-    if args.dataset and (args.modality or args.skeletons):
-        raise UserError(
-            "a dataset knows its modalities and skeletons: leave --modality and --skeletons out"
-        )
-    predictor = predictor_from(args)
-    if args.dataset:
-        what = sets.set_of_dataset(predictor.cfg, args.dataset, args.split)
-    else:
-        what = sets.set_of_paths(args.paths, args.modality, skeletons_from(args))
-    if args.output:
-        sets.check_features_path(args.output)
-        features = features_of(predictor, what, args)
-        sets.write_features(args.output, features, what, predictor.fingerprint)
-        print(
-            f"{len(features)} features of {features.shape[1]} numbers: {args.output}; "
-            f"names: {sets.names_file(args.output)}"
-        )
-    else:
-        gallery = open_gallery(args.gallery, predictor)
-        gallery.check_names(what.names)
-        gallery.add(features_of(predictor, what, args), what.names, what.modalities, what.metadata)
-        gallery.save(args.gallery)
-        print(f"{len(what.names)} tracklets added, {len(gallery)} in all: {args.gallery}")
+    done = extract_features(
+        predictor_from(args),
+        args.paths,
+        dataset=args.dataset,
+        split=args.split,
+        modality=args.modality,
+        skeletons=args.skeletons,
+        output=args.output,
+        gallery=args.gallery,
+        batch_size=args.batch_size,
+        num_workers=args.workers,
+    )
+    print(done)
 
 
 def add_search(parser: argparse.ArgumentParser) -> Action:
@@ -110,27 +112,23 @@ def add_search(parser: argparse.ArgumentParser) -> Action:
 
 
 def _search(args: argparse.Namespace) -> None:
-    from fastreid_star.engine.contact_sheet import write_contact_sheets
-    from fastreid_star.engine.feature_sets import PICTURE, check_folder_of, set_of_paths
-    from fastreid_star.engine.gallery import Gallery
-    from fastreid_star.engine.predictor_tools import features_of, predictor_from, skeletons_from
-    from fastreid_star.engine.ranked_lists import ask, to_csv, to_json, to_table, write_lists
+    from fastreid_star.inference.search import search, to_table
 
-    for path in filter(None, (args.json, args.csv)):
-        check_folder_of(path)
-    predictor = predictor_from(args)
-    gallery = Gallery.load(args.gallery, predictor)
-    what = set_of_paths(args.queries, args.modality, skeletons_from(args))
-    features = features_of(predictor, what, args)
-    answers = ask(gallery, features, what.names, what.modalities, k=args.top, among=args.among)
+    answers = search(
+        predictor_from(args),
+        args.gallery,
+        args.queries,
+        modality=args.modality,
+        skeletons=args.skeletons,
+        top=args.top,
+        among=args.among,
+        json_file=args.json,
+        csv_file=args.csv,
+        pictures=args.pictures,
+        batch_size=args.batch_size,
+        num_workers=args.workers,
+    )
     print(to_table(answers))
-    if args.json:
-        write_lists(args.json, to_json(answers, gallery))
-    if args.csv:
-        write_lists(args.csv, to_csv(answers))
-    if args.pictures:
-        pictures = [known[PICTURE] for known in what.metadata]
-        write_contact_sheets(args.pictures, answers, pictures, gallery)
 
 
 def add_export(parser: argparse.ArgumentParser) -> Action:
@@ -170,16 +168,14 @@ def add_export(parser: argparse.ArgumentParser) -> Action:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from fastreid_star.engine.export import export_onnx
-    from fastreid_star.engine.predictor_tools import predictor_from
-    from fastreid_star.structures import Modality
+    from fastreid_star.inference.export import export_onnx
 
     predictor = predictor_from(args)
     done = export_onnx(
         predictor.model,
         predictor.cfg,
         args.output,
-        modality=Modality[args.modality.upper()] if args.modality else None,
+        modality=args.modality,
         length=args.frames,
         opset=args.opset,
     )

@@ -162,7 +162,7 @@ def explain_import_error(error: ImportError) -> str:
     if package == "fastreid":
         return f"fast-reid is not installed: {INSTALL_FASTREID}"
     return (
-        f"{package} is not installed in {sys.executable}: activate the environment of fastreid_star, "
+        f"{package} is not installed in {sys.executable}: activate the environment of the project, "
         "or install fastreid_star there with its dependencies"
     )
 

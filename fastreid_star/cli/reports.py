@@ -100,8 +100,8 @@ def add_benchmark(parser: argparse.ArgumentParser) -> Action:
       fastreid-star benchmark step loader --device npu
       fastreid-star benchmark step --set SOLVER.IMS_PER_BATCH 64 MODEL.CHANNELS_LAST True
 
-    step: a training step by one of its backbone alone; loader: loading by decoding alone; ranking: by
-    a plain loop over the queries; start: the time to the first step. docs/performance.md lists the
+    step: a training step by one of its backbone; loader: loading by decoding alone; ranking: by a
+    plain loop over the queries; start: the time to the first step. docs/performance.md lists the
     limits and what was measured.
     """
     parser.add_argument("parts", nargs="*", metavar="PART", help="step, loader, ranking, start")

@@ -102,54 +102,25 @@ def add_ablate(parser: argparse.ArgumentParser) -> Action:
 
 def _ablate(args: argparse.Namespace) -> None:
     import functools
-    from pathlib import Path
+    import os
 
-    from fastreid_star.engine import ablation
-    from fastreid_star.engine.configs import config_path
-    from fastreid_star.errors import UserError
-    from fastreid_star.files import write_whole
+    from fastreid_star.engine.ablation import ablate
 
-    if args.jobs < 1:
-        raise UserError(f"--jobs {args.jobs}: at least one run at a time")
-    if any(len(retest) < 4 for retest in args.retest):
-        raise UserError("--retest takes CONFIG NAME KEY VALUE")
-    configs = [config_path(name) for name in args.configs]
-    runs = ablation.plan(configs, args.seeds, args.data_seeds, args.output)
-    asked = [ablation.Retest(config, name, tuple(opts)) for config, name, *opts in args.retest]
-    retests = ablation.plan_retests(runs, asked)
-    if not args.table_only:
-        own_data = str(Path(args.output) / "datasets") if args.data_seeds != [None] else ""
-        root = args.root or own_data
-        report = functools.partial(print, flush=True)
-        execute = functools.partial(ablation.execute_all, jobs=args.jobs, report=report)
-        starts = {run: run.folder.parent / "warm-start" for run in runs if args.warm_start}
-        warm = {
-            folder: ablation.Run(
-                Path(config_path(args.warm_start)), run.seed, run.data_seed, folder
-            )
-            for run, folder in starts.items()
-        }
-        execute([(w, ablation.options_of(w, args.set, None, root)) for w in warm.values()])
-        weights = [starts[run] / "model_final.pth" if starts else None for run in runs]
-        execute(
-            [
-                (run, ablation.options_of(run, args.set, start, root))
-                for run, start in zip(runs, weights, strict=True)
-            ]
-        )
-        execute([(run, ablation.retest_options(run, options)) for run, options in retests])
-    everything = [*runs, *(run for run, _ in retests)]
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    table = ablation.to_markdown(
-        ablation.summarize(everything), with_paper=ablation.is_hitsz_vcm(configs[0])
+    table = ablate(
+        args.configs,
+        args.output,
+        seeds=args.seeds,
+        data_seeds=args.data_seeds,
+        warm_start=args.warm_start or "",
+        root=args.root,
+        jobs=args.jobs,
+        retests=args.retest,
+        against=args.against or "",
+        opts=args.set,
+        table_only=args.table_only,
+        report=functools.partial(print, flush=True),
     )
-    if args.against:
-        table += f"\n\n{ablation.pairs_to_markdown(everything, args.against)}"
-    rows = ablation.to_csv(everything).encode()
-    write_whole(output / "table.md", lambda file: file.write(f"{table}\n".encode()))
-    write_whole(output / "runs.csv", lambda file: file.write(rows))
-    print(f"\n{table}\n\ntable.md and runs.csv are in {output.resolve()}")
+    print(f"\n{table}\n\ntable.md and runs.csv are in {os.path.abspath(args.output)}")
 
 
 def add_replay(parser: argparse.ArgumentParser) -> Action:

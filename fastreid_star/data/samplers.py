@@ -91,7 +91,7 @@ class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
         if num_identities % world_size:
             multiple = 2 * num_instances * world_size
             raise UserError(
-                f"{num_identities} identities per batch are not divisible by {world_size} "
+                f"{num_identities} identities per batch do not divide among {world_size} "
                 f"processes: set SOLVER.IMS_PER_BATCH to a multiple of {multiple}"
             )
 

@@ -35,6 +35,7 @@ from fastreid_star.engine.solver import build_lr_scheduler, build_optimizer
 from fastreid_star.engine.weights import misfits, read_file, read_weights, require_most, weights_of
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import CrossModalEvaluator
+from fastreid_star.upgrade import upgrade_config
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,8 @@ def load_trained(cfg: CfgNode, path: str, *, allow_changed: bool = False) -> tor
     """
     data = read_file(path)
     weights = weights_of(data, path)
-    check_evaluated(yaml.safe_load(data.get("config") or "{}"), cfg, allow=allow_changed)
+    saved = upgrade_config(yaml.safe_load(data.get("config") or "{}"))
+    check_evaluated(saved, cfg, allow=allow_changed)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE.PRETRAIN = False

@@ -183,7 +183,7 @@ class Checkpointer(FastReidCheckpointer):
         for key, item in self.checkpointables.items():
             if key in data:
                 try:
-                    item.load_state_dict(data.pop(key))  # type: ignore[attr-defined]
+                    item.load_state_dict(data.pop(key))
                 except (ValueError, KeyError) as error:
                     raise UserError(
                         f"--resume: the {key} of {path} is another one ({error}): use the config "

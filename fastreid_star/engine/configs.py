@@ -162,10 +162,11 @@ def merge_options(cfg: CfgNode, cfg_list: Sequence[str]) -> None:
         for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
             current, given = _value(cfg, key), CfgNode._decode_cfg_value(value)
             if isinstance(current, float) and type(given) is int:
-                value = float(given)
+                _merge_from_list(cfg, [key, float(given)])
             elif isinstance(current, list | tuple) and isinstance(given, str) and given:
-                value = repr(given.split(","))
-            _merge_from_list(cfg, [key, value])
+                _merge_from_list(cfg, [key, given.split(",")])
+            else:
+                _merge_from_list(cfg, [key, value])
 
 
 def fresh_seed(cfg: CfgNode) -> int:

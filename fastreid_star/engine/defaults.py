@@ -230,7 +230,7 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-def run_tool(main: Callable[[], None]) -> None:
+def run_tool(main: Callable[[], object]) -> None:
     """Run the main function of a command; an error that the user can fix ends it in one line.
 
     The status is 2 for such an error, a :class:`UserError` or a failure of the machine such as a

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from fastreid.config import CfgNode
 
 from fastreid_star.errors import UserError
@@ -38,59 +35,6 @@ _COURSE = ("DATASETS.ROOT", "SOLVER.AMP", "SOLVER.FAST_FLOAT32", "SOLVER.IMS_PER
            "SOLVER.MAX_EPOCH", "SOLVER.FREEZE_ITERS")  # fmt: skip
 # ... and the others if asked to, except these, which the checkpoint restores.
 _RESTORED = ("SOLVER", "MODEL.CHANNELS_LAST")
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """A model's weights and the config keys that decide its features.
-
-    Features of two models may be compared if their fingerprints are equal.
-
-    Args:
-        weights: SHA-256 of all weights and buffers, in hexadecimal.
-        config: key -> value, as JSON represents them.
-    """
-
-    weights: str
-    config: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, model: torch.nn.Module, cfg: CfgNode) -> Fingerprint:
-        """The fingerprint of a model and the config it was built from."""
-        config = {key: value for key, value in flatten(cfg).items() if changes_features(key)}
-        return cls(weights_digest(model), config)
-
-    def differences(self, other: Fingerprint) -> list[str]:
-        """What differs, each in a few words; empty if features may be compared."""
-        found = [] if self.weights == other.weights else ["other weights"]
-        for key in sorted({*self.config, *other.config}):
-            mine, theirs = self.config.get(key), other.config.get(key)
-            if mine != theirs:
-                found.append(f"{key} {mine} there, {theirs} here")
-        return found
-
-    def to_dict(self) -> dict:
-        """As JSON can hold it."""
-        return {"weights_sha256": self.weights, "config": dict(self.config)}
-
-    @classmethod
-    def from_dict(cls, data: Any) -> Fingerprint:
-        """From :meth:`to_dict`. Raises ValueError if `data` is something else."""
-        if not isinstance(data, dict) or not isinstance(data.get("weights_sha256"), str):
-            raise ValueError("no fingerprint of weights")
-        if not isinstance(data.get("config"), dict):
-            raise ValueError("no fingerprint of a config")
-        return cls(data["weights_sha256"], data["config"])
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's weights and buffers: their names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def flatten(cfg: Mapping, prefix: str = "") -> dict[str, Any]:

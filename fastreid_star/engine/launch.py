@@ -185,7 +185,8 @@ def run_command(
             for number, handler in before.items():  # torch has installed handlers of its own
                 signal.signal(number, handler)
         with SignalForwarder(processes.pids().values()) as forwarder:
-            failures = processes.wait(period=0.1).failures
+            result = processes.wait(period=0.1)
+        failures = result.failures if result else {}
         if not failures:
             return
         written = sorted(Path(folder).glob("error*"), key=lambda path: path.stat().st_mtime_ns)

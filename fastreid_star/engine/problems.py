@@ -14,6 +14,7 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from fastreid_star.data.build import build_dataset, is_video_dataset
+from fastreid_star.engine.failures import explain
 from fastreid_star.errors import UserError
 
 
@@ -105,7 +106,7 @@ def building(section: str) -> Iterator[None]:
         raise
     except (KeyError, AssertionError, AttributeError, IndexError, TypeError, ValueError, OSError,
             RuntimeError, NotImplementedError) as error:  # fmt: skip
-        if isinstance(error, RuntimeError) and "out of memory" in str(error):
+        if explain(error) is not None:  # the machine's fault, such as too little memory
             raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(

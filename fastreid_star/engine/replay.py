@@ -20,7 +20,7 @@ from fastreid_star.errors import UserError
 
 
 def replay(path: str, device: str = "cpu", *, float64: bool = False) -> str:
-    """Run a kept step again: the same weights, batch and random numbers, forward and backward.
+    """Run a kept step again with the same weights, batch and random numbers.
 
     Args:
         path: ``nonfinite-ITERATION.pth`` of a run's OUTPUT_DIR.
@@ -54,7 +54,7 @@ def replay(path: str, device: str = "cpu", *, float64: bool = False) -> str:
         try:
             with devices.autocast(chosen, amp_dtype):
                 losses = model(batch)
-            (sum(losses.values()) * scale).backward()
+            (sum(losses.values(), start=torch.zeros(())) * scale).backward()
         except RuntimeError as error:  # of the anomaly detection
             if "returned nan" not in str(error):
                 raise

@@ -18,6 +18,7 @@ from fastreid_star.engine.fingerprint import check_resumed
 from fastreid_star.engine.weights import read_weights, require_most
 from fastreid_star.errors import UserError
 from fastreid_star.files import locked
+from fastreid_star.upgrade import upgrade_config
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class Resumable(Builders):
 
     def _compare(self, saved: dict, allow_changed: bool) -> None:
         """Refuse a checkpoint that this config cannot continue."""
-        config = yaml.safe_load(saved.get("config") or "{}")
+        config = upgrade_config(yaml.safe_load(saved.get("config") or "{}"))
         check_resumed(config, self.cfg_as_written, allow=allow_changed)
         epoch = saved.get("epoch", -1) + 1
         length = saved.get("iters_per_epoch", self.iters_per_epoch)
@@ -129,14 +130,15 @@ class Resumable(Builders):
             return
         warmup = saved.get("warmup_sched", {}).get("warmup_iters", 0)
         if saved["within_epoch"]:
-            until = "that epoch"
+            place = "the middle of an epoch"
         elif done < warmup or epoch * self.iters_per_epoch < self.warmup_iters:
-            until = "the warm-up"
+            place = "the warm-up"
         else:
             return
         raise UserError(
-            f"--resume: the checkpoint's epochs have {length} steps, this config's have "
-            f"{self.iters_per_epoch}: keep the data and SOLVER.IMS_PER_BATCH until {until} is over"
+            f"--resume: the checkpoint is from {place} with {length} steps per epoch, this "
+            f"config has {self.iters_per_epoch}: keep the data and SOLVER.IMS_PER_BATCH "
+            "until it is over"
         )
 
     def _load_weights(self, path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import fastreid.solver.optim
 import torch
@@ -62,7 +63,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
 
 def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """The optimizer of that name in torch or fast-reid."""
-    found = getattr(torch.optim, name, None) or getattr(fastreid.solver.optim, name, None)
+    found: Any = getattr(torch.optim, name, None) or getattr(fastreid.solver.optim, name, None)
     known = isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
     if not known or name in _OTHER_INTERFACE:
         raise UserError(

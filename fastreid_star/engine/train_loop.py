@@ -113,7 +113,7 @@ class StepRunner(SimpleTrainer):
 
         if not self._before:
             self._before = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        _copy(self._before, self._buffers)
+        copy_all(self._before, self._buffers)
         devices.seed_everywhere(step_seed(self.seed, comm.get_rank(), self.iter))
         with devices.autocast(self._device, self._amp_dtype):
             losses = self.model(batch)
@@ -151,7 +151,7 @@ class StepRunner(SimpleTrainer):
             # not the scale's fault, so it stays; unscaling clears the chip's flag of an overflow
             scaler.unscale_(self.optimizer)
             scaler.update(before["scale"])
-            _copy(self._buffers, self._before)
+            copy_all(self._buffers, self._before)
             problem = _describe(numbers)
         self.skipped += 1
         self._skipped_in_a_row += 1
@@ -177,7 +177,7 @@ class StepRunner(SimpleTrainer):
         of_all = all(n.forward_is_finite for n in numbers)
         if self._cfg is not None and (of_all or not mine.forward_is_finite):
             path, problem = self._keep(self._cfg, batch, mine, scaler, rate)
-        _copy(self._buffers, self._before)
+        copy_all(self._buffers, self._before)
         inputs = not_finite({k: v for k, v in batch.items() if isinstance(v, torch.Tensor)})
         # a rank that ends ends all, so none may end before the last has written
         found = comm.all_gather((path, problem, inputs))
@@ -197,11 +197,7 @@ class StepRunner(SimpleTrainer):
     def _keep(
         self, cfg: CfgNode, batch: dict, numbers: StepNumbers, scaler: dict | None, rate: float
     ) -> tuple[str | None, str | None]:
-        """Keep this rank's step in a file.
-
-        Returns:
-            its path, or what went wrong: the other ranks wait, so nothing is raised.
-        """
+        """Keep this rank's step; return its path, or what went wrong (others wait for it)."""
         rank, world_size = comm.get_rank(), comm.get_world_size()
         of_rank = f"-rank{rank}" if world_size > 1 else ""
         path = os.path.join(cfg.OUTPUT_DIR, f"nonfinite-{self.iter}{of_rank}.pth")
@@ -291,7 +287,7 @@ def not_finite(tensors: dict[str, torch.Tensor]) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def _copy(to: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> None:
+def copy_all(to: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> None:
     """Copy all tensors in place, with one kernel for each data type."""
     for dtype in {buffer.dtype for buffer in source.values()}:
         names = [name for name, buffer in source.items() if buffer.dtype == dtype]

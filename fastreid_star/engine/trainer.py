@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import signal
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastreid.config import CfgNode
 from fastreid.engine import hooks
@@ -120,7 +120,7 @@ class Trainer(Resumable):
     def build_hooks(self) -> list:
         """fast-reid's hooks, with the plugin's for evaluation, checkpoints and the bar."""
         cfg = self.cfg
-        model = getattr(self.model, "module", self.model)
+        model: Any = getattr(self.model, "module", self.model)
 
         def test_and_keep_results():
             self._last_eval_results = self.test(self.cfg, self.model)

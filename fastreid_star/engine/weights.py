@@ -83,12 +83,11 @@ def read_file(path: str) -> dict:
             raise UserError(f"checkpoint {path} does not exist: check the path") from error
         except Exception as error:  # damaged content raises anything from EOFError on
             # torch seeks before the start of a file that was cut: EINVAL
-            of_disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
-            if of_disk and error.errno in _MOMENTARY and attempt < ATTEMPTS:
-                logger.warning(f"{path} could not be read ({error.strerror}); trying again")
-                time.sleep(PAUSE)
-                continue
-            if of_disk:
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                if error.errno in _MOMENTARY and attempt < ATTEMPTS:
+                    logger.warning(f"{path} could not be read ({error.strerror}); trying again")
+                    time.sleep(PAUSE)
+                    continue
                 raise UserError(
                     f"checkpoint {path} cannot be read ({error.strerror}): check the disk and the "
                     "file's permissions"

@@ -1,97 +1,70 @@
-"""Both directions of visible-infrared retrieval from one extraction of every tracklet.
+"""Both directions of visible-infrared retrieval from one extraction of all tracklets.
 
-I2V: the infrared tracklets query the visible ones. V2I: the reverse. Each tracklet's feature is computed once; it is
-a query in one direction and a gallery entry in the other, unless the dataset says which of both it is.
+I2V: infrared tracklets query visible ones. V2I: visible tracklets query infrared ones. The feature
+of each tracklet is computed once. It is a query in one direction and a gallery entry in the other,
+unless the dataset lists its queries.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from fastreid.evaluation.evaluator import DatasetEvaluator
 from fastreid.utils import comm
-from tabulate import tabulate
-from torch.nn import functional as F
 
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.retrieval import (
     DEFAULT_RANKS,
     RetrievalResult,
-    check_features,
     check_ranks,
     evaluate_retrieval,
     evaluate_similarity,
-    shorten,
 )
-from fastreid_star.files import write_whole
+from fastreid_star.evaluation.similarity import check_features, normalize, shorten
+from fastreid_star.evaluation.tables import format_table, mean_of_both, write_query_csv
 from fastreid_star.structures import Modality, Tracklet
 
 logger = logging.getLogger(__name__)
 
-MAX_SHARED = (
-    2**28
-)  # similarities, one GiB of them: more are not kept for the other direction, but computed twice
-CSV_COLUMNS = (
-    "direction",
-    "tracklet",
-    "pid",
-    "camid",
-    "modality",
-    "first_frame",
-    "n_matches",
-    "first_match_rank",
-    "AP",
-    "INP",
-    "top1_pid",
-    "top1_tracklet",
-    "top1_similarity",
-)
+# Up to so many similarities (1 GiB) are kept for the other direction; more are computed again.
+MAX_SHARED = 2**28
 
 
 class Sides(NamedTuple):
-    """Who looks for whom: positions among all test tracklets, ascending.
+    """Queries and gallery of both directions, as ascending positions among all test tracklets.
 
-    Usually each tracklet is a query of one direction and in the gallery of the other, and `i2v_query` equals
-    `v2i_gallery`, `v2i_query` equals `i2v_gallery`. Where the dataset lists its queries, no position is in two of them.
-
-    Args:
-        i2v_query, v2i_gallery: infrared tracklets.
-        i2v_gallery, v2i_query: visible ones.
+    Usually every tracklet is a query of one direction and a gallery entry of the other: `i2v_query`
+    equals `v2i_gallery`, and `v2i_query` equals `i2v_gallery`. If the dataset lists its queries,
+    the four are disjoint.
     """
 
-    i2v_query: np.ndarray
-    i2v_gallery: np.ndarray
-    v2i_query: np.ndarray
-    v2i_gallery: np.ndarray
+    i2v_query: np.ndarray  # infrared
+    i2v_gallery: np.ndarray  # visible
+    v2i_query: np.ndarray  # visible
+    v2i_gallery: np.ndarray  # infrared
 
     def same_tracklets(self) -> bool:
-        """Whether each tracklet is a query of one direction and in the gallery of the other."""
-        return np.array_equal(self.i2v_query, self.v2i_gallery) and np.array_equal(
-            self.v2i_query, self.i2v_gallery
-        )
+        """Whether the queries of each direction are the gallery of the other."""
+        pairs = ((self.i2v_query, self.v2i_gallery), (self.v2i_query, self.i2v_gallery))
+        return all(np.array_equal(query, gallery) for query, gallery in pairs)
 
 
 @dataclass(frozen=True, eq=False)
 class CrossModalResults:
-    """Both directions and the protocol they were measured under.
+    """The results of both directions, and their protocol.
 
     Args:
         i2v: infrared queries, visible gallery.
         v2i: visible queries, infrared gallery.
-        sides: which tracklets they are.
+        sides: the tracklets of each.
         dataset_name, min_frames, camera_filter: the protocol.
-
-    Raises:
-        ValueError: the directions are not those of `sides`, or not of the same ranks.
     """
 
     i2v: RetrievalResult
@@ -101,19 +74,12 @@ class CrossModalResults:
     min_frames: int
     camera_filter: bool
 
-    def __post_init__(self) -> None:
-        sizes = tuple(map(len, self.sides))
-        if (self.i2v.queries, self.i2v.gallery, self.v2i.queries, self.v2i.gallery) != sizes:
-            raise ValueError(
-                "I2V must use all of {} queries and {} gallery entries, V2I of {} and {}".format(
-                    *sizes
-                )
-            )
-        if self.i2v.ranks != self.v2i.ranks:
-            raise ValueError(f"I2V has ranks {self.i2v.ranks}, V2I {self.v2i.ranks}")
+    def directions(self) -> dict[str, tuple[RetrievalResult, np.ndarray, np.ndarray]]:
+        """Results, positions of the queries and positions of the gallery, by direction."""
+        return {"I2V": (self.i2v, *self.sides[:2]), "V2I": (self.v2i, *self.sides[2:])}
 
     def metrics(self) -> OrderedDict[str, float]:
-        """Plain numbers in percent, ``I2V/Rank-1`` to ``mean/mINP``, and ``metric``, which selects the best model."""
+        """Percentages, ``I2V/Rank-1`` to ``mean/mINP``; ``metric`` selects the best checkpoint."""
         metrics = OrderedDict()
         for direction, result in (("I2V", self.i2v), ("V2I", self.v2i)):
             for rank, value in zip(result.ranks, result.cmc, strict=True):
@@ -121,26 +87,26 @@ class CrossModalResults:
             metrics[f"{direction}/mAP"] = 100 * result.mAP
             metrics[f"{direction}/mINP"] = 100 * result.mINP
         for name in (f"Rank-{self.i2v.ranks[0]}", "mAP", "mINP"):
-            metrics[f"mean/{name}"] = _mean(metrics, name)
+            metrics[f"mean/{name}"] = mean_of_both(metrics, name)
         metrics["metric"] = metrics["mean/mAP"]
         return metrics
 
     def protocol(self) -> str:
-        """What the numbers were measured on and how, in three lines."""
-        length = (
-            f"tracklets of at least {self.min_frames} frames"
-            if self.min_frames > 1
-            else "tracklets of any length"
-        )
+        """The protocol and the numbers of queries and gallery entries, in three lines."""
+        frames = f"at least {self.min_frames} frames" if self.min_frames > 1 else "any length"
         camera = "removed from" if self.camera_filter else "kept in"
-        lines = [f"{self.dataset_name}: {length}; same identity and camera {camera} the gallery"]
-        for direction, result in (("I2V", self.i2v), ("V2I", self.v2i)):
-            query, gallery = (
-                ("infrared", "visible") if direction == "I2V" else ("visible", "infrared")
-            )
+        lines = [
+            f"{self.dataset_name}: tracklets of {frames}; same identity and camera {camera} the "
+            "gallery"
+        ]
+        for direction, result, query, gallery in (
+            ("I2V", self.i2v, "infrared", "visible"),
+            ("V2I", self.v2i, "visible", "infrared"),
+        ):
             lines.append(
-                f"{direction}: {result.queries:,} {query} queries x {result.gallery:,} {gallery} gallery tracklets, "
-                f"{result.identities:,} identities, {result.valid_queries:,} valid queries"
+                f"{direction}: {result.queries:,} {query} queries x {result.gallery:,} {gallery} "
+                f"gallery tracklets, {result.identities:,} identities, {result.valid_queries:,} "
+                "valid queries"
             )
         return "\n".join(lines)
 
@@ -155,277 +121,156 @@ def cross_modal_results(
     camera_filter: bool = True,
     keep_similarity: bool = False,
 ) -> CrossModalResults:
-    """Evaluate I2V and V2I by cosine similarity.
+    """Evaluate I2V and V2I.
 
     Args:
-        features: [N, D], one row a tracklet, of any length: they are L2-normalized here.
-        tracklets: N, of both modalities, in any order. One with a `role`, ``query`` or ``gallery``, is only that; all
-            others are a query of one direction and in the gallery of the other.
-        min_frames: the minimum length that the dataset has applied. Part of the protocol; checked, not applied.
+        features: ``[N, D]``, compared by cosine, or ``[N, P, D]``, compared by the mean distance of
+            the parts; see :func:`~fastreid_star.evaluation.similarity.similarity`.
+        tracklets: N, of both modalities, in any order. A tracklet whose `role` is ``query`` or
+            ``gallery`` is only that; any other is a query of one direction and a gallery entry of
+            the other.
+        min_frames: the minimum length that the dataset has applied. It is checked here, not
+            applied.
         dataset_name: for the protocol and for messages.
         ranks: the k at which CMC is reported.
-        camera_filter: leave gallery entries with the query's identity and camera out.
-        keep_similarity: return the similarities of both directions as well.
+        camera_filter: remove gallery entries with the query's identity and camera.
+        keep_similarity: also return the similarities of both directions.
 
     Raises:
-        UserError: a feature is NaN or infinite, one modality is missing, a tracklet is too short, no query has a match.
-        ValueError: not one feature a tracklet.
+        UserError: a feature is NaN or infinite, one modality is missing, a tracklet is too short,
+            or no query has a match.
+        ValueError: the number of features is not the number of tracklets.
     """
     sides = _check_tracklets(tracklets, min_frames, dataset_name)
     features = torch.as_tensor(features).detach().to("cpu", torch.float32)
-    if features.ndim != 2 or len(features) != len(tracklets):
+    if features.ndim not in (2, 3) or len(features) != len(tracklets):
         raise ValueError(
-            f"{len(tracklets)} tracklets need features [{len(tracklets)}, D], got {list(features.shape)}"
+            f"{len(tracklets)} tracklets need as many features [N, D] or [N, P, D], got "
+            f"{list(features.shape)}"
         )
     check_features(features, dataset_name)
-    features = F.normalize(features, dim=1)
+    features = normalize(features)
     pids = np.array([tracklet.pid for tracklet in tracklets])
     camids = np.array([tracklet.camid for tracklet in tracklets])
 
-    def direction(
-        name: str,
-        query: np.ndarray,
-        gallery: np.ndarray,
-        similarity: np.ndarray | None = None,
-        keep: bool = False,
-    ) -> RetrievalResult:
+    # If both directions have the same tracklets, the similarities of V2I are the transpose of those
+    # of I2V.
+    shared = sides.same_tracklets() and len(sides.i2v_query) * len(sides.i2v_gallery) <= MAX_SHARED
+    results: list[RetrievalResult] = []
+    for name, query, gallery in (("I2V", *sides[:2]), ("V2I", *sides[2:])):
         labels = (pids[query], pids[gallery], camids[query], camids[gallery])
+        options: dict[str, Any] = {"ranks": ranks, "camera_filter": camera_filter}
         try:
-            if similarity is not None:
-                return evaluate_similarity(
-                    similarity, *labels, ranks=ranks, camera_filter=camera_filter
+            if results and shared:
+                transposed = np.asarray(results[0].similarity).T
+                result = evaluate_similarity(transposed, *labels, **options)
+                results.append(replace(result, similarity=transposed))
+            else:
+                options["keep_similarity"] = keep_similarity or shared
+                query_features, gallery_features = features[query], features[gallery]
+                results.append(
+                    evaluate_retrieval(query_features, gallery_features, *labels, **options)
                 )
-            return evaluate_retrieval(
-                features[query],
-                features[gallery],
-                *labels,
-                ranks=ranks,
-                camera_filter=camera_filter,
-                keep_similarity=keep,
-            )
         except UserError as error:
             raise UserError(f"{dataset_name}, {name}, min_frames {min_frames}: {error}") from None
-
-    # One product serves both directions where both have the same tracklets: V2I's is the transpose of I2V's.
-    shared = sides.same_tracklets() and len(sides.i2v_query) * len(sides.i2v_gallery) <= MAX_SHARED
-    i2v = direction("I2V", sides.i2v_query, sides.i2v_gallery, keep=shared or keep_similarity)
-    transposed = i2v.similarity.T if shared and i2v.similarity is not None else None
-    v2i = direction("V2I", sides.v2i_query, sides.v2i_gallery, transposed, keep=keep_similarity)
-    return CrossModalResults(
-        i2v=i2v if keep_similarity else replace(i2v, similarity=None),
-        v2i=replace(v2i, similarity=transposed) if shared and keep_similarity else v2i,
-        sides=sides,
-        dataset_name=dataset_name,
-        min_frames=min_frames,
-        camera_filter=camera_filter,
-    )
+    if not keep_similarity:
+        results = [replace(result, similarity=None) for result in results]
+    i2v, v2i = results
+    return CrossModalResults(i2v, v2i, sides, dataset_name, min_frames, camera_filter)
 
 
 class CrossModalEvaluator(DatasetEvaluator):
-    """Collects each tracklet's feature, from all processes, and evaluates both directions.
+    """Collect the feature of each tracklet from all processes, and evaluate both directions.
 
     Args:
-        tracklets: what the test loader shows, in the dataset's order: queries, then gallery. See
-            :func:`cross_modal_results` for what their roles mean.
-        min_frames: the minimum length that the dataset has applied.
-        dataset_name: for the protocol and for messages.
-        ranks: the k at which CMC is reported.
-        camera_filter: leave gallery entries with the query's identity and camera out.
-        csv_path: where the per-query table goes; None writes none. See :func:`write_query_csv`.
+        tracklets: the tracklets of the test loader, in the dataset's order: queries, then gallery.
+        csv_path: where to write the results of each query, see :func:`write_query_csv`; None: they
+            are not written.
+        protocol: `min_frames`, `dataset_name`, `ranks` and `camera_filter` of
+            :func:`cross_modal_results`.
 
     Raises:
-        UserError: one modality is missing, a tracklet is shorter than `min_frames`, or `ranks` are no ranks. Known
-            before the first feature is extracted, so it is said before.
+        UserError: one modality is missing, a tracklet is shorter than `min_frames`, or `ranks` are
+            not valid.
     """
 
     def __init__(
         self,
         *,
         tracklets: Sequence[Tracklet],
-        min_frames: int,
-        dataset_name: str,
-        ranks: Sequence[int] = DEFAULT_RANKS,
-        camera_filter: bool = True,
         csv_path: str | os.PathLike | None = None,
+        **protocol: Any,
     ):
-        _check_tracklets(tracklets, min_frames, dataset_name)
-        self.tracklets = list(tracklets)
-        self.min_frames = min_frames
-        self.dataset_name = dataset_name
-        self.ranks = check_ranks(ranks)
-        self.camera_filter = camera_filter
-        self.csv_path = csv_path
+        # Before features are extracted, which may take an hour.
+        _check_tracklets(tracklets, protocol["min_frames"], protocol["dataset_name"])
+        check_ranks(protocol.get("ranks", DEFAULT_RANKS))
+        self.tracklets, self.csv_path, self.protocol = list(tracklets), csv_path, protocol
         self.reset()
 
     def reset(self) -> None:
-        """Forget every feature."""
+        """Forget all features."""
         self._indexes: list[torch.Tensor] = []
         self._features: list[torch.Tensor] = []
 
     def process(self, inputs: Mapping[str, torch.Tensor], outputs: torch.Tensor) -> None:
-        """Keep the features of one batch, as float32 on the CPU.
+        """Store the features of one batch, as float32 on the CPU.
 
         Args:
-            inputs: the batch; ``index`` [B] holds the positions of its clips in `tracklets`, as integers on the host.
-            outputs: [B, D], the model's features.
+            inputs: the batch; ``index`` ``[B]`` holds the positions of its clips in `tracklets`.
+            outputs: ``[B, D]`` or ``[B, P, D]``, the model's features.
 
         Raises:
-            ValueError: not one feature an index.
+            ValueError: the number of features is not the number of indexes.
         """
         index = inputs["index"]
-        if outputs.ndim != 2 or index.shape != outputs.shape[:1]:
+        if outputs.ndim not in (2, 3) or index.shape != outputs.shape[:1]:
             raise ValueError(
-                f"index {list(index.shape)} and features {list(outputs.shape)} must be [B] and [B, D]"
+                f"index {list(index.shape)} and features {list(outputs.shape)} do not match"
             )
         self._indexes.append(index.detach().to("cpu", torch.int64, copy=True))
         self._features.append(outputs.detach().to("cpu", torch.float32, copy=True))
 
     def evaluate(self) -> OrderedDict[str, float]:
-        """Gather, evaluate, log the table and write the CSV.
+        """Gather the features, evaluate, log the table and write the CSV file.
 
         Returns:
             :meth:`CrossModalResults.metrics` in the main process, an empty dict in the others.
 
         Raises:
-            AssertionError: the tracklets were not each seen exactly once.
+            AssertionError: a tracklet was not seen exactly once.
             UserError: see :func:`cross_modal_results`.
         """
-        # One tensor a process: pickling thousands of small ones would be slower than the gather itself.
+        # One tensor a process: pickling thousands of small ones takes longer than gathering them.
         own = (torch.cat(self._indexes), torch.cat(self._features)) if self._indexes else None
-        gathered = comm.gather(own, dst=0)
+        gathered = [part for part in comm.gather(own, dst=0) if part is not None]
         if not comm.is_main_process():
             return OrderedDict()
-        parts = [part for part in gathered if part is not None]
-        indexes = (
-            torch.cat([part[0] for part in parts]) if parts else torch.empty(0, dtype=torch.int64)
-        )
+        indexes = torch.cat([torch.empty(0, dtype=torch.int64), *(part[0] for part in gathered)])
         _check_coverage(indexes.tolist(), len(self.tracklets))
 
-        shuffled = torch.cat([part[1] for part in parts])
+        shuffled = torch.cat([part[1] for part in gathered])
         features = torch.empty_like(shuffled)
         features[indexes] = shuffled
-        results = cross_modal_results(
-            features,
-            self.tracklets,
-            min_frames=self.min_frames,
-            dataset_name=self.dataset_name,
-            ranks=self.ranks,
-            camera_filter=self.camera_filter,
-        )
-        logger.info("%s\n%s", results.protocol(), format_table({"": results}))
+        results = cross_modal_results(features, self.tracklets, **self.protocol)
+        logger.info("%s\n%s", results.protocol(), format_table({"": results.metrics()}))
         if self.csv_path is not None:
-            write_query_csv(self.csv_path, results, self.tracklets)
-            logger.info("per-query results: %s", self.csv_path)
+            write_query_csv(self.csv_path, results.directions(), self.tracklets)
+            logger.info("Results of each query: %s", self.csv_path)
         return results.metrics()
 
 
-def format_table(rows: Mapping[str, CrossModalResults | Mapping[str, float]]) -> str:
-    """Results as a plain-text table: three rows a run, I2V, V2I and their mean; values in percent.
-
-    Args:
-        rows: name of the run (may be empty) -> its results, or the metrics that an evaluator has returned.
-
-    Raises:
-        ValueError: no runs, or runs with different ranks.
-    """
-    table, columns = [], None
-    for name, run in rows.items():
-        metrics = run.metrics() if isinstance(run, CrossModalResults) else run
-        names = [key.partition("/")[2] for key in metrics if key.startswith("I2V/")]
-        if not names or (columns is not None and names != columns):
-            raise ValueError(
-                f"run {name!r} has the columns {names}, expected {columns or 'those of both directions'}"
-            )
-        columns = names
-        for direction in ("I2V", "V2I"):
-            table.append(
-                [
-                    f"{name} {direction}".strip(),
-                    *(metrics[f"{direction}/{column}"] for column in columns),
-                ]
-            )
-        table.append([f"{name} mean".strip(), *(_mean(metrics, column) for column in columns)])
-    if columns is None:
-        raise ValueError("no results to print")
-    return tabulate(table, headers=["%", *columns], tablefmt="pipe", floatfmt=".2f")
-
-
-def write_query_csv(
-    path: str | os.PathLike, results: CrossModalResults, tracklets: Sequence[Tracklet]
-) -> None:
-    """Write one row a query and direction, I2V first, queries in the order of `tracklets`.
-
-    `tracklet` and `top1_tracklet` are positions in `tracklets`; AP and INP are fractions, in full precision. Cells
-    without a value are empty: the rank, AP and INP of a query without a match, the top-1 of one with an empty gallery.
-    The file appears complete or not at all: an interrupted run leaves the previous one as it was.
-    """
-    path = os.path.abspath(path)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(CSV_COLUMNS)
-    sides = results.sides
-    writer.writerows(_csv_rows("I2V", results.i2v, sides.i2v_query, sides.i2v_gallery, tracklets))
-    writer.writerows(_csv_rows("V2I", results.v2i, sides.v2i_query, sides.v2i_gallery, tracklets))
-    write_whole(path, lambda file: file.write(text.getvalue().encode()))
-
-
-def _csv_rows(
-    direction: str,
-    result: RetrievalResult,
-    query: np.ndarray,
-    gallery: np.ndarray,
-    tracklets: Sequence[Tracklet],
-) -> Iterator[tuple[object, ...]]:
-    per_query = result.per_query
-    for row, index in enumerate(query.tolist()):
-        tracklet = tracklets[index]
-        measures: tuple[object, ...] = ("", "", "")
-        top1: tuple[object, ...] = ("", "", "")
-        if per_query.valid[row]:
-            measures = (
-                int(per_query.first_match[row]),
-                float(per_query.ap[row]),
-                float(per_query.inp[row]),
-            )
-        if per_query.top1[row] >= 0:
-            position = int(gallery[per_query.top1[row]])
-            top1 = (tracklets[position].pid, position, float(per_query.top1_similarity[row]))
-        yield (
-            direction,
-            index,
-            tracklet.pid,
-            tracklet.camid,
-            Modality(tracklet.modality).name.lower(),
-            tracklet.path(0),
-            int(per_query.n_matches[row]),
-            *measures,
-            *top1,
-        )
-
-
-def _mean(metrics: Mapping[str, float], name: str) -> float:
-    """Mean of both directions."""
-    return (metrics[f"I2V/{name}"] + metrics[f"V2I/{name}"]) / 2
-
-
 def _check_tracklets(tracklets: Sequence[Tracklet], min_frames: int, dataset_name: str) -> Sides:
-    """Who looks for whom, and that the protocol is the one it claims to be."""
-    # A tracklet always has a frame: the CSV names the first.
-    short = [
-        index for index, tracklet in enumerate(tracklets) if len(tracklet) < max(min_frames, 1)
-    ]
+    """Check the tracklets against the protocol, and split them into queries and gallery entries."""
+    least = max(min_frames, 1)
+    short = [index for index, tracklet in enumerate(tracklets) if len(tracklet) < least]
     if short:
         raise UserError(
-            f"{dataset_name}: {len(short)} of {len(tracklets)} tracklets have fewer than {max(min_frames, 1)} frames, "
-            f"index {shorten(short)}: apply DATASETS.MIN_FRAMES when the dataset is read"
+            f"{dataset_name}: {len(short)} of {len(tracklets)} tracklets have fewer than {least} "
+            f"frames, index {shorten(short)}: apply DATASETS.MIN_FRAMES when the dataset is read"
         )
-    infrared = np.array(
-        [tracklet.modality == Modality.INFRARED for tracklet in tracklets], dtype=bool
-    )
-    roles = [getattr(tracklet, "role", None) for tracklet in tracklets]
-    query = np.array([role != "gallery" for role in roles], dtype=bool)
-    gallery = np.array([role != "query" for role in roles], dtype=bool)
+    infrared = np.array([t.modality == Modality.INFRARED for t in tracklets], dtype=bool)
+    roles = np.array([getattr(tracklet, "role", None) for tracklet in tracklets], dtype=object)
+    query, gallery = roles != "gallery", roles != "query"
     sides = Sides(
         i2v_query=np.flatnonzero(infrared & query),
         i2v_gallery=np.flatnonzero(~infrared & gallery),
@@ -434,30 +279,25 @@ def _check_tracklets(tracklets: Sequence[Tracklet], min_frames: int, dataset_nam
     )
     if not all(map(len, sides)):
         raise UserError(
-            f"{dataset_name}: {len(sides.i2v_query)} infrared and {len(sides.v2i_query)} visible queries, "
-            f"{len(sides.v2i_gallery)} infrared and {len(sides.i2v_gallery)} visible gallery entries; all are needed: "
-            f"check the dataset's lists and the minimum length (DATASETS.MIN_FRAMES is {min_frames})"
+            f"{dataset_name}: {len(sides.i2v_query)} infrared and {len(sides.v2i_query)} visible "
+            f"queries, {len(sides.v2i_gallery)} infrared and {len(sides.i2v_gallery)} visible "
+            "gallery entries; all are needed: check the dataset's lists and the minimum length "
+            f"(DATASETS.MIN_FRAMES is {min_frames})"
         )
     return sides
 
 
 def _check_coverage(indexes: Sequence[int], size: int) -> None:
-    """Every position from 0 to `size` - 1 exactly once."""
+    """Check that every position from 0 to `size` - 1 was seen exactly once."""
     seen = Counter(indexes)
-    missing = [index for index in range(size) if index not in seen]
-    repeated = [index for index, times in seen.items() if times > 1]
-    unknown = [index for index in seen if not 0 <= index < size]
-    if missing or repeated or unknown:
-        found = [
-            f"{len(group)} {what} (index {shorten(group)})"
-            for what, group in (
-                ("missing", missing),
-                ("seen more than once", repeated),
-                ("unknown", unknown),
-            )
-            if group
-        ]
+    groups = {
+        "missing": [index for index in range(size) if index not in seen],
+        "seen more than once": [index for index, times in seen.items() if times > 1],
+        "unknown": [index for index in seen if not 0 <= index < size],
+    }
+    if any(groups.values()):
+        found = [f"{len(g)} {what} (index {shorten(g)})" for what, g in groups.items() if g]
         raise AssertionError(
-            f"{size} tracklets must each be seen exactly once: {'; '.join(found)}; the test loader must show the "
-            "whole dataset, once over all processes"
+            f"{size} tracklets must each be seen exactly once: {'; '.join(found)}; the test loader "
+            "must show the whole dataset, once over all processes"
         )

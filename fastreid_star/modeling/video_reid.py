@@ -304,7 +304,8 @@ class VideoReID(nn.Module):
         """Raise a UserError where a loss or the head needs an output that nothing provides."""
         corrector = () if self.corrector is None else self.corrector.provides
         provided = {*self.provides, *corrector, *self.heads.provides}
-        parts = {**dict(self.losses.items()), type(self.heads).__name__: self.heads}
+        parts: dict[str, Any] = dict(self.losses.items())
+        parts[type(self.heads).__name__] = self.heads
         for name, part in parts.items():
             missing = [output for output in part.needs if output not in provided]
             if missing:

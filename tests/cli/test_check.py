@@ -78,8 +78,11 @@ def test_every_planted_fault_is_found_and_named(root, tmp_path, call):
     store = SkeletonStore.open(folder / "skeletons")
     keys = store.keys()
     joints = store.raw(keys)
-    frames = {path.relative_to(folder / split).as_posix()[:-4]: path
-              for split in ("Train", "Test") for path in (folder / split).rglob("*.jpg")}  # fmt: skip
+    frames = {
+        path.relative_to(folder / split).as_posix()[:-4]: path
+        for split in ("Train", "Test")
+        for path in (folder / split).rglob("*.jpg")
+    }
     truncated, empty, missing, without, not_finite = keys[3], keys[17], keys[40], keys[50], keys[60]
     swapped = keys[70:73]
     frames[truncated].write_bytes(frames[truncated].read_bytes()[:-200])

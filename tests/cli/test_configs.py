@@ -10,7 +10,7 @@ from fastreid_star.cli.configs import MEANINGS, comments, explanations, flatten,
 from fastreid_star.cli.main import run
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.errors import UserError
-from fastreid_star.modeling import STAR
+from fastreid_star.methods.star import STAR
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yml"))

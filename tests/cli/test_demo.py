@@ -1,4 +1,4 @@
-"""The demo at a size that fits a test: interrupted, resumed, its table, its report, and what it refuses."""
+"""The demo at a size that fits a test: interrupted, resumed, its table, and what it refuses."""
 
 import signal
 import subprocess

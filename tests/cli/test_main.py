@@ -52,7 +52,9 @@ def test_every_help_text_appears_without_torch_and_has_an_example():
     for name, (module, summary) in COMMANDS.items():
         assert summary in done.stdout
         if module:
-            assert f"fastreid-star {name} " in done.stdout.replace(f"usage: fastreid-star {name}", "")
+            assert f"fastreid-star {name} " in done.stdout.replace(
+                f"usage: fastreid-star {name}", ""
+            )
     assert float(done.stdout.split()[-1]) < 2
 
 
@@ -62,7 +64,15 @@ def parsed(name, *words):
 
 def test_flags_and_pairs_in_any_order():
     first = parsed(
-        "train", "--config-file", CONFIG, "--num-devices", "2", "SOLVER.MAX_EPOCH", "3", "SEED", "-1"
+        "train",
+        "--config-file",
+        CONFIG,
+        "--num-devices",
+        "2",
+        "SOLVER.MAX_EPOCH",
+        "3",
+        "SEED",
+        "-1",
     )
     assert first["opts"] == ["SOLVER.MAX_EPOCH", "3", "SEED", "-1"]
     assert first == parsed(

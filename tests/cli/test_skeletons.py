@@ -1,4 +1,4 @@
-"""fastreid-star skeletons, with a backend that needs no pose environment; tests/pose has the others."""
+"""fastreid-star skeletons, with a backend that needs no pose environment."""
 
 import importlib.util
 import io
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastreid_star.cli.main import run
+from fastreid_star.cli.main import main, run
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
 from fastreid_star.data.io import read_frame
 from fastreid_star.data.skeletons import SkeletonStore
@@ -109,14 +109,16 @@ def test_the_datasets_folder_as_in_training(call, tmp_path, monkeypatch):
     )
 
 
-def test_a_name_that_is_no_text(call, tmp_path, monkeypatch):
+def test_a_name_that_is_no_text(stub, tmp_path, monkeypatch):
     (tmp_path / "crops").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "crops" / "good.png")
     open(os.fsencode(tmp_path / "crops") + b"/bad\xff.png", "wb").close()
     monkeypatch.setattr(
         sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
     )
-    call("--images", tmp_path / "crops", "--output", tmp_path / "store", "--workers", 0)
+    words = ["--images", str(tmp_path / "crops"), "--output", str(tmp_path / "store")]
+    with pytest.raises(SystemExit):
+        main(["skeletons", "--backend", "stub", "--device", "cpu", "--workers", "0", *words])
     sys.stdout.flush()
     assert b"1 of 2 images" in sys.stdout.buffer.getvalue()
 

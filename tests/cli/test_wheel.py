@@ -11,27 +11,44 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-OPTIONS = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.BACKBONE.DEPTH": "tiny",
-    "MODEL.LOSSES.CE_ONLY_EPOCHS": 0,
-    "INPUT.CLIP.LENGTH": 2,
-    "INPUT.SIZE_TRAIN": [32, 16],
-    "INPUT.SIZE_TEST": [32, 16],
-    "DATALOADER.NUM_WORKERS": 0,
-    "DATASETS.ROOT": "data",
-    "DATASETS.SYNTHETIC.TRAIN_IDS": 4,
-    "DATASETS.SYNTHETIC.TEST_IDS": 4,
-    "DATASETS.SYNTHETIC.TRACKLETS": 2,
-    "DATASETS.SYNTHETIC.FRAMES": 12,
-    "DATASETS.SYNTHETIC.SIZE": [32, 16],
-    "SOLVER.IMS_PER_BATCH": 8,
-    "SOLVER.MAX_EPOCH": 1,
-    "SOLVER.STEPS": [],
-    "TEST.EVAL_PERIOD": 1,
-    "OUTPUT_DIR": "run",
-}
-TINY = [str(part) for pair in OPTIONS.items() for part in pair]
+TINY = [
+    "MODEL.DEVICE",
+    "cpu",
+    "MODEL.BACKBONE.DEPTH",
+    "tiny",
+    "MODEL.LOSSES.CE_ONLY_EPOCHS",
+    "0",
+    "INPUT.CLIP.LENGTH",
+    "2",
+    "INPUT.SIZE_TRAIN",
+    "[32,16]",
+    "INPUT.SIZE_TEST",
+    "[32,16]",
+    "DATALOADER.NUM_WORKERS",
+    "0",
+    "TEST.EVAL_PERIOD",
+    "1",
+    "SOLVER.IMS_PER_BATCH",
+    "8",
+    "SOLVER.MAX_EPOCH",
+    "1",
+    "SOLVER.STEPS",
+    "[]",
+    "DATASETS.SYNTHETIC.TRAIN_IDS",
+    "4",
+    "DATASETS.SYNTHETIC.TEST_IDS",
+    "4",
+    "DATASETS.SYNTHETIC.TRACKLETS",
+    "2",
+    "DATASETS.SYNTHETIC.FRAMES",
+    "12",
+    "DATASETS.SYNTHETIC.SIZE",
+    "[32,16]",
+    "DATASETS.ROOT",
+    "data",
+    "OUTPUT_DIR",
+    "run",
+]
 
 
 def pip(*arguments, cwd):
@@ -61,7 +78,9 @@ def test_it_holds_the_package_the_configs_and_a_console_command(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     configs = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs").rglob("*.yml")]
     assert {f"fastreid_star/{path.as_posix()}" for path in configs} <= set(names)
-    modules = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "fastreid_star").rglob("*.py")]
+    modules = [
+        path.relative_to(REPOSITORY) for path in (REPOSITORY / "fastreid_star").rglob("*.py")
+    ]
     assert {path.as_posix() for path in modules} <= set(names)
     assert {"fastreid_star/py.typed", "fastreid_star/report/templates/report.html"} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "tools/"))]
@@ -98,7 +117,7 @@ def test_train_eval_report_and_export_without_the_clone(wheel, tmp_path):
 
 
 def test_the_parent_folder_of_a_clone_does_not_hide_an_editable_install(tmp_path):
-    """setuptools installs by a .pth file; a folder of the package's name, without __init__, loses."""
+    """setuptools installs by a .pth file; a folder with the name of the package then loses."""
     clone = tmp_path / "fastreid_star"
     (clone / "fastreid_star").mkdir(parents=True)
     (clone / "fastreid_star" / "__init__.py").write_text('__version__ = "0.0.0"\n')
@@ -107,7 +126,9 @@ def test_the_parent_folder_of_a_clone_does_not_hide_an_editable_install(tmp_path
         shutil.copy(REPOSITORY / name, clone)
     site = tmp_path / "site"
     pip("install", "--no-build-isolation", "--target", str(site), "-e", ".", cwd=clone)
-    code = f"import site; site.addsitedir({str(site)!r}); import fastreid_star as f; print(f.__file__)"
+    code = (
+        f"import site; site.addsitedir({str(site)!r}); import fastreid_star as f; print(f.__file__)"
+    )
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True

@@ -58,20 +58,6 @@ def test_unknown_dataset(cfg):
         build_dataset(cfg, "Market1501")
 
 
-def test_options_come_from_the_config(cfg, monkeypatch):
-    class WithOptions(HITSZVCM):
-        def __init__(self, root, *, options, **kwargs):
-            self.options = options
-            super().__init__(root, **kwargs)
-
-        @classmethod
-        def options_from_config(cls, cfg):
-            return cfg.INPUT.CLIP.LENGTH
-
-    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "WithOptions", WithOptions)
-    assert build_dataset(cfg, "WithOptions").options == 4
-
-
 def write_store(folder, data):
     tracklets = [*data.train, *data.query, *data.gallery]
     keys = [t.key(i) for t in tracklets for i in range(len(t))]
@@ -91,13 +77,6 @@ def test_open_store(cfg, make_vcm, tmp_path):
     assert next(iter(build_clip_test_loader(cfg, "HITSZVCM")))["has_skeleton"].all()
     cfg.DATASETS.SKELETONS = "none"
     with pytest.raises(UserError, match="does not exist"):
-        build_clip_train_loader(cfg, seed=0)
-
-
-def test_store_of_another_dataset(cfg, tmp_path):
-    write_skeleton_store(tmp_path / "store", ["0001/0001_RGB_1"], np.ones((1, 17, 3)))
-    cfg.DATASETS.SKELETONS = str(tmp_path / "store")
-    with pytest.raises(UserError, match="made for other data"):
         build_clip_train_loader(cfg, seed=0)
 
 
@@ -148,12 +127,6 @@ def test_batch_that_is_not_whole(cfg, clips, instances):
         build_clip_train_loader(cfg, seed=0)
 
 
-def test_more_identities_than_there_are(cfg):
-    cfg.SOLVER.IMS_PER_BATCH = 16
-    with pytest.raises(UserError, match="4 identities, but the training set has 3"):
-        build_clip_train_loader(cfg, seed=0)
-
-
 def test_several_datasets_keep_their_identities_apart(cfg, monkeypatch):
     class Second(HITSZVCM):
         pass
@@ -195,14 +168,6 @@ def test_device_loader(cfg):
     for batch in moved:
         there = {key for key, value in batch.items() if value.device.type == "meta"}
         assert there == {"images", "skeletons", "has_skeleton", "targets"}
-
-
-def test_device_loader_leaves_what_is_no_tensor():
-    (batch,) = DeviceLoader(
-        [{"images": torch.zeros(1), "img_paths": ["a.jpg"]}], torch.device("meta")
-    )
-    assert batch["img_paths"] == ["a.jpg"]
-    assert batch["images"].device.type == "meta"
 
 
 @pytest.mark.parametrize("workers", [0, 1])

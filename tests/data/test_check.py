@@ -89,13 +89,6 @@ def test_a_sound_dataset(folder, dataset):
     assert check.of_modality(Modality.INFRARED).coverage == 1
 
 
-def test_without_skeletons(dataset):
-    check = check_dataset(dataset)
-    assert check.good
-    assert check.store == ""
-    assert check.skeletons == {}
-
-
 def damage(folder):
     """Frames 1 to 5 of the first tracklet are missing, empty, truncated, text and a folder."""
     place = folder / "images" / "1" / "ir"
@@ -168,23 +161,11 @@ def test_skeletons_that_are_missing_not_finite_or_elsewhere(folder, dataset):
     assert not check.good
 
 
-def test_a_skeleton_of_a_frame_that_cannot_be_read_is_found_but_not_measured(folder, dataset):
-    (folder / "images/1/ir/0.png").write_bytes(b"")
-    check = check_dataset(dataset, store_of(folder, all_keys(dataset)))
-    assert check.skeletons[Modality.INFRARED, 4].found == 20
-    assert check.skeletons[Modality.INFRARED, 4].measured == 19
-
-
 def test_a_skeleton_of_a_file_in_no_tracklet_is_worth_a_note(folder, dataset):
     (folder / "images/1/ir/99.png").write_bytes(b"an image")
     check = check_dataset(dataset, store_of(folder, [*all_keys(dataset), "1/ir/99"]))
     assert found(check) == [(Kind.SPARE, "", "1/ir/99")]
     assert check.good
-
-
-def test_orphans_are_looked_for_among_all_frames_even_of_a_sample(folder, dataset):
-    check = check_dataset(dataset, store_of(folder, [*all_keys(dataset), "9/ir/0"]), every=9)
-    assert found(check) == [(Kind.ORPHAN, "", "9/ir/0")]
 
 
 def test_hdf5_with_a_skeleton_of_a_wrong_shape(folder, dataset):

@@ -1,7 +1,6 @@
 import errno
 import logging
 import os
-import pickle
 from functools import partial
 from pathlib import Path
 
@@ -72,11 +71,6 @@ def test_training_reaches_every_frame():
     assert len(set(map(tuple, drawn[:, :3].tolist()))) == 27  # the segments are drawn independently
 
 
-def test_no_frames():
-    with pytest.raises(ValueError, match="tracklet of 0"):
-        segment_indices(0, 4)
-
-
 @pytest.fixture
 def data(vcm_root):
     return HITSZVCM(vcm_root)
@@ -118,14 +112,6 @@ def test_item_in_testing(data, store):
         0,
         0,
     ]
-
-
-def test_item_without_a_store(data):
-    item = ClipDataset(data.train, length=3, transform=Resize((16, 8)))[2]
-    assert not item["has_skeleton"].any()
-    assert not item["skeletons"].any()
-    assert item["skeletons"].shape == (3, 17, 3)
-    assert item["modality"] == 1
 
 
 def test_a_transform_is_given_joints_of_one_kind_with_and_without_a_store(data, store):
@@ -203,14 +189,6 @@ def test_the_same_with_and_without_workers(data, store, training):
     for alone, together in zip(load(num_workers=0), load(num_workers=2), strict=True):
         assert alone.keys() == together.keys()
         assert all(torch.equal(alone[key], together[key]) for key in alone)
-
-
-def test_dataset_is_picklable(data, store):
-    dataset = ClipDataset(data.train, length=4, transform=AUGMENT, store=store)
-    request = ClipRequest(1, (3,))
-    assert torch.equal(
-        pickle.loads(pickle.dumps(dataset))[request]["images"], dataset[request]["images"]
-    )
 
 
 # --- broken frames ---

@@ -4,8 +4,6 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fastreid_star.data.folders import natural_key, tracklets_at, tracklets_in
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
@@ -31,12 +29,6 @@ def test_natural_order():
         "b2c10",
         "b10",
     ]
-
-
-@given(st.lists(st.integers(0, 10**6), min_size=1, unique=True))
-def test_natural_order_is_that_of_the_numbers(numbers):
-    names = [f"frame_{number}.png" for number in numbers]
-    assert sorted(names, key=natural_key) == [f"frame_{number}.png" for number in sorted(numbers)]
 
 
 def test_every_folder_with_images_is_a_tracklet(tmp_path):

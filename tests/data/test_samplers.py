@@ -90,14 +90,6 @@ def test_a_function_of_the_seed():
     assert take(sampler(seed=3), 12) != take(sampler(seed=4), 12)
 
 
-def test_epochs_differ():
-    stream = sampler()
-    epoch = stream.batches_per_epoch
-    batches = [[request.index for request in batch] for batch in take(stream, 6 * epoch)]
-    epochs = [tuple(map(tuple, batches[i : i + epoch])) for i in range(0, len(batches), epoch)]
-    assert len(set(epochs)) == 6
-
-
 def test_each_request_has_a_seed_of_its_own():
     seeds = [request.seed for batch in take(sampler(seed=7), 10) for request in batch]
     assert len(set(seeds)) == len(seeds)
@@ -156,8 +148,3 @@ def test_identity_in_one_modality_only():
 def test_one_identity():
     with pytest.raises(UserError, match="1 identity: training needs at least 2"):
         sampler([t for t in TRACKLETS if t.pid == TRACKLETS[0].pid], p=1)
-
-
-def test_empty_batch():
-    with pytest.raises(UserError, match="empty"):
-        sampler(k=0)

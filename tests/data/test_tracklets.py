@@ -65,14 +65,6 @@ def test_the_frames_are_those_of_a_test(files, kind):
     assert shown(TrackletInput(kinds(files)[kind], "visible"))[1] == [None] * 4
 
 
-def test_rgb_stays_rgb(tmp_path):
-    color = np.tile(np.array([200, 100, 50], np.uint8), (16, 8, 1))
-    Image.fromarray(color).save(tmp_path / "a.png")
-    for frames in ([color], [Image.fromarray(color)], [tmp_path / "a.png"]):
-        clip, _ = read_test_clip(TrackletInput(frames, "visible"), 1)
-        assert clip.frames[0][0, 0].tolist() == [200, 100, 50]
-
-
 def test_joints_of_a_store_and_missing_ones(tmp_path, files):
     keys = [f"p/{k}" for k in range(N)]
     write_skeleton_store(tmp_path / "store", keys[:6] + keys[7:], np.delete(JOINTS, 6, axis=0))

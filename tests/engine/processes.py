@@ -19,7 +19,7 @@ run_tool(lambda: launch(function, 2, device=device, args=tuple(json.loads(args))
 
 
 def call_in_processes(function, count, *args, device="cpu"):
-    """``function(*args)`` in `count` processes of a group; its arguments are strings and numbers."""
+    """``function(*args)`` in `count` processes; its arguments are strings and numbers."""
     module = sys.modules[function.__module__]
     repository = Path(__file__).parents[2]
     name = ".".join(Path(module.__file__).relative_to(repository).with_suffix("").parts)

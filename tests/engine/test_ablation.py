@@ -1,8 +1,7 @@
-"""Configs x seeds: the plan, the table, and a whole small ablation that is interrupted and goes on."""
+"""Ablations: the plan, the tables, and a small ablation that is interrupted and resumed."""
 
 import json
-import subprocess
-import sys
+import shutil
 import threading
 
 import pytest
@@ -46,33 +45,35 @@ def test_the_plan_keeps_the_runs_of_a_seed_together(runs, tmp_path):
     ]
 
 
-def test_the_plan_refuses_what_cannot_run(tmp_path):
+@pytest.mark.parametrize(
+    ("configs", "seeds", "retests", "message"),
+    [
+        (["none.yml"], [0], [], r"none\.yml"),
+        (["A.yml"], [0, 1, 0], [], "seeds"),
+        (["A.yml", "x/A.yml"], [0], [], "names"),
+        (["A.yml"], [0], [("B", "x", "K", "V")], "--retest B x: this config"),
+        (["A.yml"], [0], [("A", "x", "K", "V")] * 2, "its own name"),
+        (["A.yml"], [0], [("A", "../x", "K", "V")], "its own name"),
+        (["A.yml"], [0], [("A", "x", "K", "V", "L")], "pairs"),
+        (["A.yml"], [0], [("A", "x", "K")], "--retest needs"),
+    ],
+)
+def test_what_cannot_be_planned(tmp_path, monkeypatch, configs, seeds, retests, message):
     (tmp_path / "x").mkdir()
-    for path in (tmp_path / "a.yml", tmp_path / "x" / "a.yml"):
-        path.write_text("")
-    with pytest.raises(UserError, match=r"no such config: none\.yml"):
-        ablation.plan(["none.yml"], [0], [None], tmp_path)
-    with pytest.raises(UserError, match="each may be there once"):
-        ablation.plan([str(tmp_path / "a.yml")], [0, 1, 0], [None], tmp_path)
-    with pytest.raises(UserError, match="two configs have one name"):
-        ablation.plan(
-            [str(tmp_path / "a.yml"), str(tmp_path / "x" / "a.yml")], [0], [None], tmp_path
-        )
+    for path in (tmp_path / "A.yml", tmp_path / "x" / "A.yml"):
+        path.write_text("SEED: 0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        ablation.ablate(configs, "out", seeds=seeds, retests=retests)
 
 
-def test_options_of_a_run(runs, tmp_path):
+def test_options_of_a_run(tmp_path, runs):
     run = ablation.plan([str(tmp_path / "A.yml")], [3], [7], "out")[0]
-    assert ablation.options_of(run, ["K", "V"], tmp_path / "w.pth", "data") == [
+    assert ablation.options_of(run, ["K", "V"], tmp_path, "data") == [
         "K", "V", "SEED", "3", "OUTPUT_DIR", "out/data7-seed3/A",
         "DATASETS.SYNTHETIC.SEED", "7", "DATASETS.ROOT", "data/data7",
-        "MODEL.WEIGHTS", str(tmp_path / "w.pth"), "MODEL.LOSSES.CE_ONLY_EPOCHS", "0",
+        "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"), "MODEL.LOSSES.CE_ONLY_EPOCHS", "0",
     ]  # fmt: skip
-    assert ablation.options_of(runs[0], [], None, "") == [
-        "SEED",
-        "0",
-        "OUTPUT_DIR",
-        str(runs[0].folder),
-    ]
 
 
 def test_the_table_has_mean_spread_and_the_papers_numbers(runs):
@@ -99,19 +100,10 @@ def test_the_csv_has_every_number_of_every_run(runs):
     assert len(lines) == 4
 
 
-def test_a_failing_run_names_its_folder_and_leaves_no_result(tmp_path):
-    run = ablation.plan([str(SYNTHETIC / "SAD_demo.yml")], [0], [None], tmp_path)[0]
-    with pytest.raises(
-        UserError, match=r"SAD_demo failed \(error: no dataset is named .*see console\.txt"
-    ):
-        ablation.execute(run, ["DATASETS.NAMES", "('none',)"])
-    assert run.result is None
-
-
-def test_pairs_are_compared_seed_by_seed(runs, tmp_path):
-    (retest, _), *_ = ablation.plan_retests(runs, [ablation.Retest("A", "blind", ("K", "V"))])
-    retest.folder.mkdir()
-    (retest.folder / ablation.RESULT).write_text(json.dumps({"mean/mAP": 1.25}))
+def test_pairs_are_compared_seed_by_seed(runs):
+    ((retest, changed), *_) = ablation.plan_retests(runs, [("A", "blind", "K", "V")])
+    assert (retest.folder, changed) == (runs[0].folder / "retest-blind", ("K", "V"))
+    finish(retest, 1.25)
     lines = ablation.pairs_to_markdown([*runs, retest], "A").splitlines()
     assert [
         [cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])
@@ -122,82 +114,10 @@ def test_pairs_are_compared_seed_by_seed(runs, tmp_path):
         ["A, blind", "-2.75", "", "-2.75", "-2.75"],
     ]
     finish(runs[-1], 21.0)
-    assert (
-        "| STAR_R50              | +10.00  | -3.00   | +3.50  | -3.00   |"
-        in ablation.pairs_to_markdown(runs, "A")
-    )
-    with pytest.raises(UserError, match="--against B: no such run has finished"):
+    row = ablation.pairs_to_markdown(runs, "A").splitlines()[3]
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["+10.00", "-3.00", "+3.50", "-3.00"]
+    with pytest.raises(UserError, match="--against B"):
         ablation.pairs_to_markdown(runs, "B")
-
-
-def test_retests_are_kept_beside_what_they_test(runs):
-    planned = ablation.plan_retests(
-        runs,
-        [ablation.Retest("A", "swapped", ("K", "V")), ablation.Retest("A", "blind", ("L", "W"))],
-    )
-    assert [
-        (run.name, run.seed, run.folder.name, run.folder.parent, options)
-        for run, options in planned
-    ] == [
-        ("A, swapped", 0, "retest-swapped", runs[0].folder, ("K", "V")),
-        ("A, blind", 0, "retest-blind", runs[0].folder, ("L", "W")),
-        ("A, swapped", 1, "retest-swapped", runs[2].folder, ("K", "V")),
-        ("A, blind", 1, "retest-blind", runs[2].folder, ("L", "W")),
-    ]
-    run, options = planned[0]
-    made_with = {"options": ["SEED", "0", "MODEL.WEIGHTS", "first.pth"], "config": "..."}
-    (runs[0].folder / ablation.OPTIONS).write_text(json.dumps(made_with))
-    assert ablation.retest_options(run, options)[-6:] == [
-        "OUTPUT_DIR", str(run.folder), "MODEL.WEIGHTS", str(runs[0].folder / "model_final.pth"), "K", "V"
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("retests", "message"),
-    [
-        ([("B", "x", ("K", "V"))], "--retest B: no such config is trained; there are A, STAR_R50"),
-        ([("A", "x", ("K", "V"))] * 2, "--retest A x: each test needs a name of its own"),
-        (
-            [("A", "../x", ("K", "V"))],
-            r"--retest A \.\./x: each test needs a name of its own, in plain letters",
-        ),
-        ([("A", "x", ("K",))], "--retest A x: what is to be changed"),
-    ],
-)
-def test_bad_retests_are_refused(runs, retests, message):
-    with pytest.raises(UserError, match=message):
-        ablation.plan_retests(runs, [ablation.Retest(*retest) for retest in retests])
-
-
-def test_a_run_is_its_config_and_its_options(tmp_path):
-    config = tmp_path / "A.yml"
-    config.write_text("SEED: 0\n")
-    (run,) = ablation.plan([str(config)], [0], [None], tmp_path)
-    with pytest.raises(UserError, match="failed"):
-        ablation.execute(run, ["DATASETS.NAMES", "('none',)"])
-    ablation.check_options(run, ["DATASETS.NAMES", "('none',)"])
-    with pytest.raises(UserError, match="another config or options: delete it"):
-        ablation.check_options(run, ["DATASETS.NAMES", "('other',)"])
-    config.write_text("SEED: 0\nINPUT: {BLANK: True}\n")
-    with pytest.raises(UserError, match="another config or options: delete it"):
-        ablation.check_options(run, ["DATASETS.NAMES", "('none',)"])
-
-
-def test_an_interruption_starts_no_more(tmp_path, monkeypatch):
-    (tmp_path / "A.yml").write_text("SEED: 0\n")
-    runs = ablation.plan([str(tmp_path / "A.yml")], range(4), [None], tmp_path / "out")
-    started = []
-
-    def execute(run, options):
-        started.append(run.seed)
-        if run.seed == 0:
-            raise KeyboardInterrupt
-        finish(run, 1.0)
-
-    monkeypatch.setattr(ablation, "execute", execute)
-    with pytest.raises(KeyboardInterrupt):
-        ablation.execute_all([(run, []) for run in runs], 1, print)
-    assert started == [0]
 
 
 def test_two_at_a_time_and_none_after_a_failure(tmp_path, monkeypatch):
@@ -214,7 +134,7 @@ def test_two_at_a_time_and_none_after_a_failure(tmp_path, monkeypatch):
         if run.seed in (0, 2):
             together.wait(timeout=20)
         if run.seed == 3:
-            raise UserError("seed 3 failed")
+            raise KeyboardInterrupt
         finish(run, 7.0)
 
     monkeypatch.setattr(ablation, "execute", execute)
@@ -222,73 +142,45 @@ def test_two_at_a_time_and_none_after_a_failure(tmp_path, monkeypatch):
     ablation.execute_all([(run, []) for run in runs[:3]], 2, said.append)
     assert sorted(started) == [0, 2]
     assert len(said) == 4
-    with pytest.raises(UserError, match="seed 3 failed"):
+    with pytest.raises(KeyboardInterrupt):
         ablation.execute_all([(run, []) for run in runs], 1, said.append)
     assert sorted(started) == [0, 2, 3], "runs were started after one had failed"
 
 
-def test_whole_ablation_stops_and_goes_on(tiny_root, tmp_path):
+def test_a_whole_ablation_fails_and_is_resumed(tiny_root, tmp_path):
     output = tmp_path / "out"
-    options = tiny_options(tiny_root, "unused", "SOLVER.MAX_EPOCH", "1", "SOLVER.STEPS", "()")
-    pairs = list(zip(options[::2], options[1::2], strict=True))
-    options = [
-        part
-        for key, value in pairs
-        if key not in ("OUTPUT_DIR", "DATASETS.ROOT")
-        for part in (key, value)
-    ]
+    pairs = iter(tiny_options(tiny_root, "x", "SOLVER.MAX_EPOCH", "1", "SOLVER.STEPS", "()"))
+    pairs = [(key, next(pairs)) for key in pairs]
+    own = ("OUTPUT_DIR", "DATASETS.ROOT")
+    opts = [part for pair in pairs if pair[0] not in own for part in pair]
 
-    def ablate(*configs, then=()):
-        command = [
-            sys.executable,
-            "tools/ablate.py",
-            "--configs",
-            *(str(SYNTHETIC / name) for name in configs),
-        ]
-        command += [
-            "--output",
-            str(output),
-            "--root",
-            str(tiny_root),
-            "--warm-start",
-            str(SYNTHETIC / "SAD_demo.yml"),
-        ]
-        done = subprocess.run(
-            [*command, *then, "--set", *options], cwd=REPOSITORY, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def ablate(*names, more=(), **options):
+        said = []
+        configs = [str(SYNTHETIC / f"{name}.yml") for name in names]
+        options = {"root": str(tiny_root), "opts": [*opts, *more], **options}
+        table = ablation.ablate(configs, str(output), report=said.append, **options)
+        return table, said
 
-    assert "seed0/warm-start ..." in ablate("SAD_demo.yml")
+    with pytest.raises(UserError, match=r"SAD_demo failed .*none"):
+        ablate("SAD_demo", more=("DATASETS.NAMES", "('none',)"))
+    with pytest.raises(UserError, match="another config or options"):
+        ablate("SAD_demo")
+    shutil.rmtree(output)
+
+    warm = {"warm_start": str(SYNTHETIC / "SAD_demo.yml")}
+    _, said = ablate("SAD_demo", **warm)
+    assert "warm-start" in said[0]
     first = (output / "seed0" / "SAD_demo" / "result.json").stat().st_mtime_ns
-    # with the joints of nobody at hand, a network that was trained with them must give other numbers
-    retest = (
-        "--retest",
-        "STAR_demo",
-        "missing",
-        "DATASETS.SKELETONS_TEST",
-        "none",
-        "--against",
-        "SAD_demo",
-    )
-    said = ablate("SAD_demo.yml", "STAR_demo.yml", then=("--jobs", "2", *retest))
-    assert "warm-start" not in said
-    assert said.count("run 1 of 1") == 2, "the second config, then its test; nothing again"
+    # Without skeletons a network that was trained with them must give other numbers.
+    retests = [("STAR_demo", "missing", "DATASETS.SKELETONS_TEST", "none")]
+    options = {"jobs": 2, "retests": retests, "against": "SAD_demo", **warm}
+    table, said = ablate("SAD_demo", "STAR_demo", **options)
+    assert [line.split(":")[0] for line in said if line.startswith("run")] == ["run 1 of 1"] * 2
     assert (output / "seed0" / "SAD_demo" / "result.json").stat().st_mtime_ns == first
-    assert [
-        line.split("|")[1].strip()
-        for line in (output / "table.md").read_text().splitlines()[2:]
-        if line
-    ] == [
-        "SAD_demo",
-        "STAR_demo",
-        "STAR_demo, missing",
-        "mean mAP against it",
-        ":----------------------",
-        "SAD_demo",
-        "STAR_demo",
-        "STAR_demo, missing",
-    ]
+    names = [line.split("|")[1].strip() for line in table.splitlines() if line]
+    rows = ["SAD_demo", "STAR_demo", "STAR_demo, missing"]
+    assert [name for name in names if name in rows] == rows * 2
+    assert (output / "table.md").read_text() == f"{table}\n"
     intact, missing = (
         json.loads((output / "seed0" / "STAR_demo" / folder / "result.json").read_text())
         for folder in (".", "retest-missing")

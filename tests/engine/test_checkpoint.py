@@ -131,7 +131,7 @@ def test_a_scalers_state_travels_between_kinds_of_devices():
     assert other.get_scale() == 8.0
 
 
-# --- damage ---------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 def saved(folder, name="model_last", **values):
@@ -177,7 +177,7 @@ def test_a_config_of_another_version_is_read_as_far_as_it_is_known(tmp_path, cap
     assert checkpoint_config(str(saved(tmp_path))) is None
 
 
-# --- what is kept, and what a run goes on from ----------------------------------------------------------------------
+# --- what is kept, and what a run goes on from ----------------------------------------------------
 
 
 def epochs(folder):
@@ -247,7 +247,7 @@ def test_where_the_newest_is_damaged_the_last_good_one_is_found(tmp_path, caplog
     assert "model_last.pth" in line
     assert f"Resuming from {tmp_path}/model_last-1.pth" in line
     assert "\n" not in line
-    # the damaged one is out of the way: the next to be written does not push out the good one for it
+    # the damaged file is out of the way: the next one does not replace the good one
     checkpointer.save("model_last", epoch=3)
     left = {"model_last.pth": 3, "model_best.pth": 1, "model_last-1.pth": 2}
     assert epochs(tmp_path) == left
@@ -341,11 +341,11 @@ def test_an_earlier_run_is_put_aside_whole(tmp_path):
     assert {*os.listdir(tmp_path / "earlier-1")} == {*os.listdir(tmp_path / "earlier-2")} == names
 
 
-# --- killed while writing -------------------------------------------------------------------------------------------
+# --- killed while writing -------------------------------------------------------------------------
 
 
 def save_until_killed(folder, call):
-    """Save three times, and be killed just before the `call`-th time the disk is asked for anything."""
+    """Save three times, and be killed just before the `call`-th request to the disk."""
     calls = itertools.count()
 
     def counted(function):

@@ -23,7 +23,7 @@ def assert_one_line(caught):
     assert len(str(caught.value)) < 600
 
 
-# --- arguments --------------------------------------------------------------------------------------
+# --- arguments -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -59,16 +59,17 @@ def test_words_that_are_neither_flags_nor_options(words, hint):
     assert_one_line(caught)
 
 
-# --- configs ----------------------------------------------------------------------------------------
+# --- configs -------------------------------------------------------------------------------------
 
 
 def test_file_and_options(tmp_path):
     (tmp_path / "base.yml").write_text("SOLVER:\n  BASE_LR: 0.5\n  MAX_EPOCH: 7\n")
     (tmp_path / "own.yml").write_text("_BASE_: base.yml\nSOLVER:\n  MAX_EPOCH: 9\nSEED: 3\n")
     options = ["SOLVER.IMS_PER_BATCH", "8", "SOLVER.GAMMA", "1", "DATASETS.NAMES", "A,B"]
+    options += ["OUTPUT_DIR", "'1'"]
     cfg = load_config(str(tmp_path / "own.yml"), options)
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_EPOCH, cfg.SOLVER.IMS_PER_BATCH) == (0.5, 9, 8)
-    assert (cfg.SEED, cfg.DATASETS.NAMES) == (3, ("A", "B"))
+    assert (cfg.SEED, cfg.DATASETS.NAMES, cfg.OUTPUT_DIR) == (3, ("A", "B"), "1")
     assert type(cfg.SOLVER.GAMMA) is float
     assert cfg.is_frozen()
 

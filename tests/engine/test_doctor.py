@@ -12,7 +12,7 @@ import torch
 
 from fastreid_star.engine import device as devices
 from fastreid_star.errors import UserError
-from fastreid_star.modeling import STAR
+from fastreid_star.methods.star import STAR
 
 from .conftest import DEMO, REPOSITORY, tiny_options
 
@@ -44,7 +44,7 @@ def test_a_device_that_is_not_there():
 def test_a_plugin_that_does_not_import_is_a_finding(tmp_path):
     (tmp_path / "fastreid").mkdir()
     (tmp_path / "fastreid" / "__init__.py").write_text("raise ImportError('no fastreid')")
-    command = [sys.executable, str(REPOSITORY / "tools" / "doctor.py"), "--device", "cpu"]
+    command = [sys.executable, "-m", "fastreid_star_command", "doctor", "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1
@@ -92,7 +92,7 @@ def test_a_sum_that_is_wrong(monkeypatch):
         doctor.all_reduce("cpu", 2)
 
 
-# --- a run --------------------------------------------------------------------------------------------
+# --- a run ---------------------------------------------------------------------------------------
 
 
 def of_run(config, options, num_devices=1):
@@ -123,7 +123,7 @@ def test_a_config_that_cannot_be_read_is_a_finding():
 
 def test_the_command(tiny_root, tmp_path):
     options = tiny_options(tiny_root, tmp_path, "SOLVER.BASE_LR", "0.0")
-    command = [sys.executable, str(REPOSITORY / "tools" / "doctor.py"), "--config-file", DEMO]
+    command = [sys.executable, "-m", "fastreid_star", "doctor", "--config-file", DEMO]
     done = subprocess.run([*command, "--device", "cpu", *options], capture_output=True, text=True)
     assert done.returncode == 1
     assert " ok   training step" in done.stdout

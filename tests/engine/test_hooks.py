@@ -95,7 +95,7 @@ def test_a_failed_training_is_not_evaluated(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- freezing -------------------------------------------------------------------------------------------------------
+# --- freezing -------------------------------------------------------------------------------------
 
 
 class Net(torch.nn.Module):

@@ -33,8 +33,8 @@ OPTIONS = (
     "SOLVER.LOG_PERIOD", "1",
 )  # fmt: skip
 ENDLESS = (
-    "SOLVER.MAX_EPOCH", "10000", "SOLVER.STEPS", "()", "TEST.EVAL_PERIOD", "0", "SOLVER.IMS_PER_BATCH", "16",
-    "SOLVER.CHECKPOINT_PERIOD", "3",
+    "SOLVER.MAX_EPOCH", "10000", "SOLVER.STEPS", "()", "TEST.EVAL_PERIOD", "0",
+    "SOLVER.IMS_PER_BATCH", "16", "SOLVER.CHECKPOINT_PERIOD", "3",
 )  # fmt: skip
 
 
@@ -106,7 +106,8 @@ def test_a_run_that_dies_in_its_evaluation_has_its_steps(
 
 def test_the_scaler_of_mixed_precision_continues_too(tiny_root, tmp_path):
     options = (
-        "SOLVER.AMP.ENABLED", "True", "SOLVER.MAX_EPOCH", "1", "SOLVER.STEPS", "()", "TEST.EVAL_PERIOD", "0",
+        "SOLVER.AMP.ENABLED", "True", "SOLVER.MAX_EPOCH", "1", "SOLVER.STEPS", "()",
+        "TEST.EVAL_PERIOD", "0",
         # torch 2.13's float16 convolution on the CPU gives NaN for maps of 4x2 with stride 2: keep
         # the maps larger
         "INPUT.SIZE_TRAIN", "[64, 32]", "INPUT.SIZE_TEST", "[64, 32]",
@@ -148,7 +149,7 @@ def test_the_middle_of_an_epoch_of_another_length_is_refused_and_its_end_is_not(
     assert (trainer.start_epoch, trainer.start_iter) == (1, 2)
 
 
-# --- several processes ------------------------------------------------------------------------------
+# --- several processes ---------------------------------------------------------------------------
 
 
 def interrupted_twice(root, output):
@@ -234,7 +235,7 @@ def test_torchrun_ends_them_with_a_checkpoint(tiny_root, tmp_path, amount):
     assert f"SIGTERM: stopped after step {saved['iteration']} of" in text
 
 
-# --- catching ---------------------------------------------------------------------------------------
+# --- catching ------------------------------------------------------------------------------------
 
 
 def test_the_first_signal_is_noted_and_echoes_of_it_are_not():

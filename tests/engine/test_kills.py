@@ -1,4 +1,4 @@
-"""kill -9 at any moment of a training by the command line: resumed, it ends with the same weights bit for bit."""
+"""A training that is killed at any moment and resumed ends with the same weights bit for bit."""
 
 import random
 import re
@@ -65,10 +65,10 @@ def whole_run(tiny_root, tmp_path_factory):
 
 
 def test_killed_at_any_moment_and_resumed(tiny_root, whole_run, tmp_path, amount, record_property):
-    """One run is killed again and again until it is through; then another, until there were kills enough.
+    """One run is killed again and again until it is complete; then another, until the last kill.
 
-    Of five kills one falls into the start-up and three at random into the training; one is planted where a checkpoint,
-    or one of the files beside it, is written and not yet in its place.
+    Of five kills one falls into the start-up and three at random into the training; one is planted
+    where a checkpoint, or a file beside it, is written and not yet in its place.
     """
     whole, start_up, training = whole_run
     rng = random.Random(0)

@@ -21,7 +21,7 @@ from .processes import call_in_processes
 
 
 def report(folder):
-    """Write what this process knows about the group, and its threads when its interpreter closes."""
+    """Write what this process knows about the group, and its threads when it ends."""
     total = torch.tensor([float(comm.get_rank() + 1)])
     dist.all_reduce(total)
     trainer = [dist.group.WORLD]
@@ -183,7 +183,7 @@ def test_srun_on_one_machine_joins_its_processes(environment, tmp_path):
     assert (tmp_path / "rank1").read_text().startswith("2 1 2 3.0")
 
 
-# --- wrong requests ---------------------------------------------------------------------------------
+# --- wrong requests ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
 """A kept step runs again bit for bit, and the module where it began is named."""
 
 import math
-import runpy
-import sys
 
 import pytest
 import torch
 from fastreid.utils.events import EventStorage
 
+from fastreid_star.cli.main import main, run
 from fastreid_star.engine import builders
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.replay import read_step, replay
@@ -17,14 +16,15 @@ from fastreid_star.errors import UserError
 from .conftest import REPOSITORY, tiny_options
 
 STAR = str(REPOSITORY / "configs" / "Synthetic" / "STAR_demo.yml")
-BFLOAT16 = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16", "INPUT.SIZE_TRAIN", "[64,32]"]
-FLOAT16 = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16", "SOLVER.AMP.MAX_SKIPPED", "1"]
+AMP = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE")
+BFLOAT16 = (*AMP, "bfloat16", "INPUT.SIZE_TRAIN", "[64,32]")
+FLOAT16 = (*AMP, "float16", "SOLVER.AMP.MAX_SKIPPED", "1")
 STAGE = "backbone.stages.1.conv2"
 
 
 @pytest.fixture
 def fail(tiny_root, tmp_path):
-    """``fail(spoil, *options)``: a good step, then one of a trainer that `spoil` changed; its file."""
+    """``fail(spoil, *options)``: a good step, then one after `spoil(trainer)`; its file."""
 
     def failed(spoil, *more):
         options = tiny_options(tiny_root, tmp_path, "MODEL.LOSSES.CE_ONLY_EPOCHS", "0", *more)
@@ -146,17 +146,13 @@ def test_files_that_are_no_step_are_refused(tmp_path):
             read_step(str(tmp_path / name))
 
 
-def test_divergence_ends_in_one_line_and_spoils_no_checkpoint(
-    tiny_root, tmp_path, monkeypatch, capsys
-):
+def test_divergence_ends_in_one_line_and_spoils_no_checkpoint(tiny_root, tmp_path, capsys):
     """From the command line: a rate that is far too high, and the replay of where it ended."""
     more = "SOLVER.OPT SGD SOLVER.BASE_LR 100.0 SOLVER.WARMUP_EPOCHS 3 SOLVER.STEPS () "
     more += "SOLVER.MAX_EPOCH 5 TEST.EVAL_PERIOD 0"
     options = tiny_options(tiny_root, tmp_path, *more.split())
-    monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", STAR, *options])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path("tools/train_net.py", run_name="__main__")
+        main(["train", "--config-file", STAR, *options])
     assert ended.value.code == 2
     (kept,) = tmp_path.glob("nonfinite-*.pth")
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -166,6 +162,5 @@ def test_divergence_ends_in_one_line_and_spoils_no_checkpoint(
     last = torch.load(tmp_path / "model_last.pth", weights_only=True)
     assert all(value.isfinite().all() for value in last["model"].values())
     assert not (tmp_path / "model_final.pth").exists()
-    monkeypatch.setattr(sys, "argv", ["replay.py", str(kept)])
-    runpy.run_path("tools/replay.py", run_name="__main__")
+    run("replay", kept)
     assert "First output that is not finite" in capsys.readouterr().out

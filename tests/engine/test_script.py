@@ -90,8 +90,9 @@ class Note:
 
 class Sign(HookBase):
     def after_train(self):
-        with open(os.path.join(self.trainer.cfg.OUTPUT_DIR, f"rank{comm.get_rank()}{ENDING}"), "w") as file:
-            file.write(self.trainer.cfg.PROJECT.NOTE)
+        cfg = self.trainer.cfg
+        with open(os.path.join(cfg.OUTPUT_DIR, f"rank{comm.get_rank()}{ENDING}"), "w") as file:
+            file.write(cfg.PROJECT.NOTE)
 
 
 class Evaluator(ReidEvaluator):
@@ -152,14 +153,16 @@ if __name__ == "__main__":
 IMAGES = """
 MODEL:
   META_ARCHITECTURE: Baseline
-  BACKBONE: {NAME: build_resnet_backbone, NORM: BN, DEPTH: 18x, LAST_STRIDE: 1, FEAT_DIM: 512, PRETRAIN: False}
-  HEADS: {NAME: EmbeddingHead, NORM: BN, WITH_BNNECK: True, POOL_LAYER: GlobalAvgPool, NECK_FEAT: before,
-          CLS_LAYER: Linear}
+  BACKBONE: {NAME: build_resnet_backbone, NORM: BN, DEPTH: 18x, LAST_STRIDE: 1, FEAT_DIM: 512,
+             PRETRAIN: False}
+  HEADS: {NAME: EmbeddingHead, NORM: BN, WITH_BNNECK: True, POOL_LAYER: GlobalAvgPool,
+          NECK_FEAT: before, CLS_LAYER: Linear}
   LOSSES:
     NAME: ("CrossEntropyLoss", "TripletLoss",)
 INPUT: {SIZE_TRAIN: [32, 16], SIZE_TEST: [32, 16], FLIP: {ENABLED: True}}
 DATALOADER: {SAMPLER_TRAIN: NaiveIdentitySampler, NUM_INSTANCE: 4, NUM_WORKERS: 0}
-SOLVER: {AMP: {ENABLED: False}, OPT: Adam, MAX_EPOCH: 2, BASE_LR: 0.00035, WARMUP_ITERS: 2, IMS_PER_BATCH: 16}
+SOLVER: {AMP: {ENABLED: False}, OPT: Adam, MAX_EPOCH: 2, BASE_LR: 0.00035, WARMUP_ITERS: 2,
+         IMS_PER_BATCH: 16}
 TEST: {EVAL_PERIOD: 2, IMS_PER_BATCH: 16, FLIP: {ENABLED: True}}
 DATASETS:
   NAMES: ("Market1501",)
@@ -191,7 +194,7 @@ def train_net(tmp_path_factory):
     return path
 
 
-# --- clips ----------------------------------------------------------------------------------------
+# --- clips ---------------------------------------------------------------------------------------
 
 
 def star_options(*arguments):
@@ -247,7 +250,7 @@ def test_two_processes_of_ours_or_of_torchrun(train_net, tiny_root, tmp_path):
         assert "2 process(es) on cpu" in (tmp_path / name / "log.txt").read_text()
 
 
-# --- images ---------------------------------------------------------------------------------------
+# --- images --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +328,7 @@ def test_a_projects_own_trainer_in_two_processes(project, market, tmp_path):
     assert "42" in result_line(tmp_path)
 
 
-# --- errors ---------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 def test_a_wrong_key_is_one_line(train_net):
@@ -355,7 +358,7 @@ def test_usage(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("usage: python -m fastreid_star SCRIPT")
 
 
-# --- the parts ------------------------------------------------------------------------------------
+# --- the parts -----------------------------------------------------------------------------------
 
 
 def test_arguments_are_those_of_fastreids_scripts():

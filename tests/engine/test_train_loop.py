@@ -1,4 +1,4 @@
-"""A step that is not finite changes nothing: it ends the run on every rank, or with a gradient scaler is skipped."""
+"""A step that is not finite changes nothing: it ends the run, or is skipped with a scaler."""
 
 import logging
 import math
@@ -28,7 +28,7 @@ LOSSES = (
     "loss_defense",
     "loss_skeleton",
 )
-# torch's bfloat16 convolution on the CPU gives NaN for maps of 4x2 with stride 2: keep the maps larger
+# torch's bfloat16 convolution on the CPU gives NaN for maps of 4x2 with stride 2
 BFLOAT16 = (
     "SOLVER.AMP.ENABLED",
     "True",
@@ -67,7 +67,7 @@ def same(one, other):
 
 
 def take_steps(trainer, *, bad=(), count=1, first=0, losses=("loss_cls",), value=math.nan):
-    """Run `count` steps from number `first` on, the losses of those in `bad` planted; the storage."""
+    """Run `count` steps from `first` on, with planted losses in those of `bad`; the storage."""
     runner, model = trainer._trainer, trainer.model
     honest = type(model).losses
 
@@ -137,7 +137,7 @@ def test_a_gradient_is_caught_where_the_losses_are_finite(build, tmp_path, value
 
 
 def test_statistics_that_overflow_are_caught_where_losses_and_gradients_are_finite(build):
-    """A variance that overflows hides in training, where a BatchNorm divides by it, and spoils every evaluation."""
+    """A variance that overflows does not show in training, and spoils every evaluation."""
     trainer = build()
     norm = next(
         m
@@ -272,7 +272,7 @@ def test_a_loss_that_overflows_in_float16_is_skipped_and_the_next_step_taken(bui
 
 @pytest.fixture(scope="module")
 def on_rank_1(tiny_root, tmp_path_factory):
-    """Three runs in two processes, ended by something on rank 1 only: their folder, and how the program ended."""
+    """Three runs in two processes, ended by rank 1 only: their folder, and the program's end."""
     folder = tmp_path_factory.mktemp("ranks")
     program = Path(__file__).parent / "programs" / "nonfinite.py"
     options = tiny_options(
@@ -315,7 +315,7 @@ def test_every_rank_is_told_the_same(on_rank_1, what, told, kept):
     assert all(value.isfinite().all() for value in last["model"].values())
 
 
-# --- what is measured -------------------------------------------------------------------------------------------------
+# --- what is measured -----------------------------------------------------------------------------
 
 
 def test_losses_come_to_the_host_exactly_and_what_is_not_finite_by_name():

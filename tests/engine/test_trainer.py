@@ -165,7 +165,7 @@ def test_trained_weights_evaluate_to_what_training_reported(tiny_root, whole_run
     assert Trainer.test(cfg, model) == whole_run[1]
 
 
-# --- what is refused, and leaves the folder alone -------------------------------------------------------------------
+# --- what is refused, and leaves the folder alone -------------------------------------------------
 
 
 def content(folder):
@@ -277,7 +277,7 @@ def test_resuming_inside_the_warm_up_with_longer_epochs_is_refused(tiny_root, tm
     """The rate stayed below BASE_LR for the rest of the run."""
     warm = ("SOLVER.WARMUP_EPOCHS", "2", *NO_EVALUATION)
     stopped(tiny_root, tmp_path, 4, *warm)
-    with pytest.raises(UserError, match="until the warm-up is over"):
+    with pytest.raises(UserError, match="from the warm-up with 3 steps"):
         resumed(tiny_root, tmp_path, *warm, "SOLVER.IMS_PER_BATCH", "12")
     resumed(tiny_root, tmp_path, *warm)
 
@@ -308,7 +308,7 @@ def test_features_asked_for_without_effect_are_refused_in_evaluation(tiny_root, 
             train_or_evaluate(arguments(tiny_root, copied, "--eval-only", *weights, key, "True"))
 
 
-# --- weights from elsewhere -----------------------------------------------------------------------------------------
+# --- weights from elsewhere -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +395,7 @@ def test_a_read_that_fails_for_a_moment_is_repeated_and_nothing_is_renamed(
     assert sorted(os.listdir(tmp_path)) == sorted({*names, ".lock"})
 
 
-# --- losses, precision, layout --------------------------------------------------------------------------------------
+# --- losses, precision, layout --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -465,7 +465,7 @@ def test_channels_last_gives_the_same_step_in_another_layout(tiny_root, tmp_path
         assert (gradient - expected).norm() < 1e-4 * expected.norm() + 1e-7, name
 
 
-# --- several processes ----------------------------------------------------------------------------------------------
+# --- several processes ----------------------------------------------------------------------------
 
 
 def train_on_ranks(root, output, config, *more):

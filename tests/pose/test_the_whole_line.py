@@ -19,11 +19,11 @@ DATA = SyntheticOptions(train_ids=4, test_ids=2, tracklets=1, frames=12, size=(3
 MODEL = "rtmpose-t_8xb256-420e_coco-256x192"
 # the checkpoint of an untrained network that tells crops apart, then the tool, in one process: its imports take long
 PROGRAM = """
-import runpy, sys, torch
+import sys, torch
+from fastreid_star.cli.main import run
 from mmpose_checks import network
 torch.save(network(sys.argv[1])[0].state_dict(), sys.argv[2])
-sys.argv = ["extract_skeletons.py", "--model", sys.argv[1], "--checkpoint", *sys.argv[2:]]
-runpy.run_path("tools/extract_skeletons.py", run_name="__main__")
+run("skeletons", "--model", sys.argv[1], "--checkpoint", *sys.argv[2:])
 """
 
 

@@ -32,8 +32,9 @@ def add_config(cfg: CN) -> None:
     # Eq. (8)-(9): paper (bones in every frame, normalized joints) | release (bones in frame 0 only,
     # raw joints).
     cfg.MODEL.STAR.GRAPH = "paper"
-    # Dropout of the graph attention, and between its two layers, eq. (10).
+    # Dropout of the graph attention, eq. (10).
     cfg.MODEL.STAR.ATTENTION_DROPOUT = 0.6
+    # Dropout between the two layers of graph attention, eq. (10).
     cfg.MODEL.STAR.GAT_DROPOUT = 0.3
     # P of eq. (14): last_step (output at t = T) | final_states (both directions after all frames).
     cfg.MODEL.STAR.KL_LAST = "last_step"

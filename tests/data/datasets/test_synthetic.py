@@ -1,7 +1,7 @@
 """The synthetic dataset: its files, and the joints and pictures of its people."""
 
 import dataclasses
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -14,9 +14,7 @@ from fastreid_star.data.datasets import synthetic
 from fastreid_star.data.datasets.synthetic import (
     SyntheticOptions,
     SyntheticVCM,
-    Track,
     body,
-    frame_paths,
     people,
     render,
     scene,
@@ -29,12 +27,6 @@ from fastreid_star.structures import Modality
 SMALL = SyntheticOptions(train_ids=2, test_ids=2, tracklets=3, frames=4, size=(32, 16))
 CLEAN = dataclasses.replace(
     SMALL, frames=24, size=(64, 32), occlusion=0.0, blur=0.0, background=False, joint_noise=0.0
-)
-SYMMETRIC_BONES = (
-    (people.LEFT_SHOULDER, people.LEFT_ELBOW),
-    (people.LEFT_ELBOW, people.LEFT_WRIST),
-    (people.LEFT_HIP, people.LEFT_KNEE),
-    (people.LEFT_KNEE, people.LEFT_ANKLE),
 )
 LEFT = (people.LEFT_SHOULDER, people.LEFT_HIP)
 
@@ -61,22 +53,6 @@ def straight_view(who, frames, *, away=False, yaw=0.0, size=(64, 32)):
     center = np.tile([width / 2, height / 2], (frames, 1))
     angle = np.full(frames, yaw + (np.pi if away else 0.0))
     return body.View(angle, 0.1, 0.8 * height / who.body.stature, center, who.body.stature)
-
-
-def test_frames_count_on_where_tracklets_share_a_folder():
-    infrared, visible = Modality.INFRARED, Modality.VISIBLE
-    tracks = [
-        Track(1, visible, 3, 2),
-        Track(1, visible, 3, 1),
-        Track(1, infrared, 3, 1),
-        Track(2, visible, 3, 1),
-    ]
-    assert frame_paths(tracks) == [
-        ["0001/rgb/D3/1.jpg", "0001/rgb/D3/2.jpg"],
-        ["0001/rgb/D3/3.jpg"],
-        ["0001/ir/D3/1.jpg"],
-        ["0002/rgb/D3/1.jpg"],
-    ]
 
 
 def test_the_dataset(small):
@@ -221,32 +197,6 @@ def test_bad_options_are_refused_by_their_config_key(name, value):
         SyntheticOptions(**{name: value})
 
 
-def test_bones_keep_their_length_and_are_symmetric():
-    for number in range(8):
-        who = person(number)
-        points = people.walk(who, np.linspace(0, 2 * np.pi, 24))
-        lengths = [who.body.upper_arm, who.body.forearm, who.body.thigh, who.body.shin]
-        for (start, end), length in zip(SYMMETRIC_BONES, lengths, strict=True):
-            for right in (0, 1):
-                bone = np.linalg.norm(points[:, start + right] - points[:, end + right], axis=-1)
-                np.testing.assert_allclose(bone, length, rtol=1e-9)
-        for left, length in (
-            (people.LEFT_SHOULDER, who.body.shoulders),
-            (people.LEFT_HIP, who.body.hips),
-        ):
-            np.testing.assert_allclose(
-                np.linalg.norm(points[:, left] - points[:, left + 1], axis=-1), length
-            )
-
-
-def test_half_a_cycle_later_the_body_is_its_mirror_image():
-    phase = np.linspace(0, 2 * np.pi, 24)
-    points = people.walk(person(0), phase)[:, :NUM_JOINTS]
-    later = people.walk(person(0), phase + np.pi)[:, :NUM_JOINTS]
-    mirrored = [0, *(joint + 1 if joint % 2 else joint - 1 for joint in range(1, 17))]
-    np.testing.assert_allclose(later[:, mirrored] * (-1, 1, 1), points, atol=1e-9)
-
-
 @pytest.mark.parametrize("modality", list(Modality))
 def test_joints_are_on_the_body(modality):
     on_body, in_frame, rng = [], [], np.random.default_rng(0)
@@ -276,32 +226,6 @@ def test_left_is_left_in_front_and_back_views():
             face_hidden = render.looks_away(points, view)
             assert face_hidden[:, people.NOSE].all() == away
             assert not face_hidden[:, people.LEFT_EAR :].any()
-
-
-def test_hidden_joints_have_low_scores_and_three_times_the_noise():
-    joints, rng = np.full((4000, 17, 2), 10.0), np.random.default_rng(0)
-    hidden = rng.random((4000, 17)) < 0.5
-    found = render.estimate(joints, hidden, 1.5, rng)
-    error, score = found[..., :2] - 10, found[..., 2]
-    assert error[~hidden].std() == pytest.approx(1.5, rel=0.02)
-    assert error[hidden].std() == pytest.approx(4.5, rel=0.02)
-    assert score[hidden].max() <= 0.5 < 0.6 <= score[~hidden].min()
-
-
-def test_what_covers_a_joint_hides_it():
-    options = dataclasses.replace(CLEAN, occlusion=1.0)
-    covered = Counter()
-    for seed in range(12):
-        without = render.film(person(0), 2, Modality.VISIBLE, CLEAN, np.random.default_rng(seed))
-        with_something = render.film(
-            person(0), 2, Modality.VISIBLE, options, np.random.default_rng(seed)
-        )
-        extra = with_something.hidden & ~without.hidden
-        covered[bool(extra.any())] += 1
-        assert (with_something.hidden | ~without.hidden).all()
-        assert (with_something.joints[..., 2][with_something.hidden] <= 0.5).all()
-        assert extra.mean() < 0.7  # a part of the person, not all of it
-    assert covered[True] >= 10
 
 
 def test_stored_joints_count_from_the_middle_of_the_first_pixel():

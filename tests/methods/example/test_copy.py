@@ -71,7 +71,9 @@ def test_a_copied_method_trains_evaluates_exports_and_reports(tmp_path):
     folder = tmp_path / "logs" / "example"
     metrics = (folder / "metrics.json").read_text(encoding="utf-8")
     assert "loss_center" in metrics
-    assert {"loss_cls", "I2V/mAP"} <= {key for line in metrics.splitlines() for key in json.loads(line)}
+    assert {"loss_cls", "I2V/mAP"} <= {
+        key for line in metrics.splitlines() for key in json.loads(line)
+    }
 
     weights = str(folder / "model_final.pth")
     commands = [

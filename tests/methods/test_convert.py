@@ -1,14 +1,13 @@
 """Converted checkpoints give the features of the programs they come from.
 
-The evaluation of both programs is written down here once more, in plain torch, with the names of their modules.
+The evaluation of both programs is written down here once more, in plain torch, with the names of
+their modules.
 """
 
 import math
 import os
 import pickle
 import re
-import runpy
-import sys
 import zipfile
 from pathlib import Path
 
@@ -19,12 +18,10 @@ import torch.nn.functional as F
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from torch import nn
 
-from fastreid_star.engine import convert as conversion_of
-from fastreid_star.engine.convert import convert, convert_sdtg, detect, read_published, require_fit
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
-from fastreid_star.modeling import build_two_stream
+from fastreid_star.methods.convert import convert, convert_weights, read_published
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = {
@@ -43,7 +40,7 @@ SMALL = [
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
-# --- their programs -----------------------------------------------------------------------------------------------
+# --- their programs ---
 
 
 class Unit(nn.Module):
@@ -99,7 +96,7 @@ class Stages(nn.Module):
 
 
 class Saadg(nn.Module):
-    """SAADG in evaluation: frames of one modality, mean over the map, GeM over the frames, BatchNorm, unit length."""
+    """SAADG in evaluation: mean over the map, GeM over the frames, BatchNorm, unit length."""
 
     def __init__(self):
         super().__init__()
@@ -235,8 +232,8 @@ def make(cls):
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 2.0)
             module.num_batches_tracked.fill_(7)
-    # As after training, what goes into the last norms is about centerd: the clips are told apart, and the guide is
-    # neither flat nor one exponent alone.
+    # As after training, what goes into the last norms is about centerd: the clips are told apart,
+    # and the guide is neither flat nor one exponent alone.
     for name in ("pose_bottleneck", "global_bottleneck"):
         if hasattr(network, name):
             norm, inputs = getattr(network, name), []
@@ -252,7 +249,7 @@ def make(cls):
 
 
 def as_saved(network, kind):
-    """Its state dict as the program saves it: three whole ResNets and what is only trained, filled with scalars."""
+    """Its state dict as the program saves it: unused weights of three ResNets are scalars."""
     state, nothing = dict(network.state_dict()), torch.zeros(())
     for name in list(state):
         if name.startswith("base_resnet.base.layer"):
@@ -290,11 +287,11 @@ def sdtg():
     return make(Sdtg)
 
 
-# --- the features -------------------------------------------------------------------------------------------------
+# --- the features ---
 
 
 def clips():
-    """Two visible and two infrared clips, in mixed order; one skeleton is stored as zeros, one lies in one point."""
+    """Two visible and two infrared clips; one skeleton is zeros, the joints of one coincide."""
     torch.manual_seed(2)
     scale = torch.tensor([SIZE[1], SIZE[0], 1.0])
     skeletons = torch.rand(4, LENGTH, JOINTS, 3) * scale
@@ -340,7 +337,7 @@ def ours(kind, weights, *options):
 def test_features_agree(kind, request):
     theirs, batch = request.getfixturevalue(kind), clips()
     conversion = convert(as_saved(theirs, kind))
-    assert conversion.kind == kind
+    assert conversion.source == kind.upper()
     model = ours(kind, conversion.weights)
     expected = features_of_theirs(theirs, batch)
     with torch.no_grad():
@@ -359,54 +356,28 @@ def test_features_agree(kind, request):
     assert moved.min() > 0.05 if kind == "sdtg" else moved.max() == 0
 
 
-# --- the names ----------------------------------------------------------------------------------------------------
+# --- the names ---
 
 
 @pytest.mark.parametrize("kind", ["saadg", "sdtg"])
-def test_every_name_is_accounted_for(kind, request):
+def test_every_name_is_used_dropped_or_not_recognized(kind, request):
     state = as_saved(request.getfixturevalue(kind), kind)
-    extra = {
-        "visible_module.gate.weight": torch.zeros(1),
-        "cross_modal_attention.bias": torch.zeros(1),
-    }
-    conversion = convert({**state, **extra})
+    extra = {"visible_module.gate.weight": torch.zeros(1), "attention.bias": torch.zeros(1)}
+    conversion = convert({f"module.{name}": value for name, value in {**state, **extra}.items()})
     assert conversion.unknown == list(extra)
-    assert sorted([*conversion.used, *conversion.dropped, *conversion.unknown]) == sorted(
-        [*state, *extra]
-    )
-    for own, name in (("heads", "global"), ("frame_heads", "local")):
-        assert torch.equal(conversion.weights[f"{own}.weight"], state[f"{name}_classifier.weight"])
-        assert torch.equal(
-            conversion.weights[f"{own}.bottleneck.0.weight"], state[f"{name}_bottleneck.weight"]
-        )
+    assert sorted([*conversion.used, *conversion.dropped, *extra]) == sorted([*state, *extra])
+    for ours, theirs in (("heads", "global"), ("frame_heads", "local")):
+        weights = conversion.weights
+        assert torch.equal(weights[f"{ours}.weight"], state[f"{theirs}_classifier.weight"])
+        norm = weights[f"{ours}.bottleneck.0.weight"]
+        assert torch.equal(norm, state[f"{theirs}_bottleneck.weight"])
     report = conversion.report()
-    assert all(f"unknown, not used: {name}" in report for name in extra)
-    assert (
-        "dropped visible_module.visible.layer4.* (60 names): only the stem of this ResNet is run"
-        in report
-    )
+    assert all(f"not recognized: {name}" in report for name in extra)
+    assert "dropped: visible_module.visible.layer4.* (60 weights): only the stem" in report
     if kind == "saadg":
-        assert (
-            "dropped inter_gcn_conv.lin.* (1 names): the graph interaction takes part in training only"
-            in report
-        )
+        assert "dropped: inter_gcn_conv.lin.* (1 weights)" in report
     else:
-        assert torch.equal(
-            conversion.weights["heads.pose_classifier.bias"], state["pose_classifier.bias"]
-        )
         assert {"bn.weight", "time_guide.bn_enhanced_origin.bias"} <= set(conversion.dropped)
-
-
-@pytest.mark.parametrize("kind", ["saadg", "sdtg"])
-def test_the_prefix_of_data_parallel_training_is_stripped(kind, request):
-    state = as_saved(request.getfixturevalue(kind), kind)
-    names = list(state)
-    plain = convert(state)
-    assert list(state) == names, "the caller's dict stays as it is"
-    wrapped = convert({f"module.{name}": value for name, value in state.items()})
-    assert wrapped.used == plain.used
-    assert wrapped.weights.keys() == plain.weights.keys()
-    assert all(torch.equal(wrapped.weights[name], value) for name, value in plain.weights.items())
 
 
 def test_a_missing_or_misshapen_weight_is_refused_by_name(sdtg):
@@ -415,34 +386,13 @@ def test_a_missing_or_misshapen_weight_is_refused_by_name(sdtg):
     state["fc1.bias"] = torch.zeros(63)
     state["lstm_edge.weight_ih_l1"] = torch.zeros(1)
     with pytest.raises(UserError) as caught:
-        require_fit(convert(state), config("sdtg"))
+        convert(state).require_fit(config("sdtg"))
     message = str(caught.value)
     assert "corrector.ffn.2.bias is missing" in message
-    assert "corrector.encoder.fc.bias is (63,), the model's is (64,)" in message
-    assert "corrector.encoder.lstm.weight_ih_l1 has no place in the model" in message
+    assert "corrector.encoder.fc.bias has shape (63,), the model needs (64,)" in message
+    assert "corrector.encoder.lstm.weight_ih_l1 does not exist" in message
     assert message.count(";") == 2
     assert "\n" not in message
-
-
-def test_settings_that_no_shape_gives_away_are_checked():
-    conversion = conversion_of.Conversion("sdtg")
-    changed = (
-        "MODEL.STAR.GRAPH",
-        "paper",
-        "MODEL.STAR.EXPONENTS",
-        "[1.0,0.7,3.0,5.0,7.0]",
-        "MODEL.HEADS.GEM_P",
-        "2.0",
-    )
-    with pytest.raises(
-        UserError, match=r"GEM_P is 2.0, theirs 3.0; .*GRAPH is paper.*EXPONENTS is \[1.0, 0.7"
-    ):
-        require_fit(conversion, config("sdtg", *changed))
-    with pytest.raises(UserError, match="PADDED_POOL is False, theirs True"):
-        require_fit(
-            conversion_of.Conversion("saadg"),
-            config("saadg", "MODEL.BACKBONE.PADDED_POOL", "False"),
-        )
 
 
 def test_an_older_torch_geometric_is_read(sdtg):
@@ -455,7 +405,7 @@ def test_an_older_torch_geometric_is_read(sdtg):
         for name, value in older.items()
         if "lin_src" in name
     }
-    conversion = convert_sdtg(older)
+    conversion = convert(older)
     assert torch.equal(
         conversion.weights["heads.gat.conv2.lin.weight"], sdtg.gat["conv2"].lin.weight
     )
@@ -463,25 +413,27 @@ def test_an_older_torch_geometric_is_read(sdtg):
     assert not conversion.unknown
     older["gat.conv1.lin_dst.weight"] = torch.zeros(32, 3)
     with pytest.raises(UserError, match=r"gat\.conv1\.lin_dst\.weight differs"):
-        convert_sdtg(older)
+        convert(older)
 
 
-def test_a_hole_in_the_pooling_layers_is_refused(sdtg):
+def test_settings_that_no_shape_reveals_are_checked(sdtg):
+    conversion = convert(as_saved(sdtg, "sdtg"))
+    changed = ("MODEL.STAR.GRAPH", "paper", "MODEL.STAR.EXPONENTS", "[1.0,0.7,3.0,5.0,7.0]")
+    with pytest.raises(UserError, match=r"GEM_P is 2.0.*GRAPH is paper.*EXPONENTS is \[1.0, 0.7"):
+        conversion.require_fit(config("sdtg", *changed, "MODEL.HEADS.GEM_P", "2.0"))
+
+
+def test_what_is_not_converted(sdtg):
+    for foreign in ({}, {"conv1.weight": torch.zeros(1)}, {"heads.weight": torch.zeros(1)}):
+        with pytest.raises(UserError, match="neither"):
+            convert(foreign)
     state = dict(sdtg.state_dict())
     del state["GuidedAggModule.fc_layers.2.bias"]
     with pytest.raises(UserError, match=r"layers \[0, 1, 3, 4\]"):
-        convert_sdtg(state)
+        convert(state)
 
 
-def test_whose_it_is(saadg, sdtg):
-    assert detect(saadg.state_dict()) == "saadg"
-    assert detect(sdtg.state_dict()) == "sdtg"
-    for foreign in ({}, {"conv1.weight": torch.zeros(1)}, {"heads.weight": torch.zeros(1)}):
-        with pytest.raises(UserError, match=r"neither SAADG's nor SDTG's"):
-            detect(foreign)
-
-
-# --- the files ----------------------------------------------------------------------------------------------------
+# --- the files ---
 
 
 @pytest.mark.parametrize("numpy_1", [False, True])
@@ -524,78 +476,19 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.t")
     with pytest.raises(UserError, match="no state dict"):
         read_published(str(tmp_path / "x.t"))
-    with pytest.raises(UserError, match="does not exist"):
-        read_published(str(tmp_path / "y.t"))
 
 
-def run_tool(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["convert_weights.py", *map(str, arguments)])
-    runpy.run_path(str(REPOSITORY / "tools" / "convert_weights.py"), run_name="__main__")
-
-
-def test_the_tool_writes_what_train_net_evaluates(tmp_path, monkeypatch, capsys):
-    options = [*SMALL, "MODEL.BACKBONE.DEPTH", "18x"]
-    cfg = load_config(CONFIGS["saadg"], [*options, "MODEL.HEADS.NUM_CLASSES", str(CLASSES)])
-    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-    back = (
-        (r"backbone\.visible_stem\.0", "visible_module.visible.conv1"),
-        (r"backbone\.visible_stem\.1", "visible_module.visible.bn1"),
-        (r"backbone\.infrared_stem\.0", "thermal_module.thermal.conv1"),
-        (r"backbone\.infrared_stem\.1", "thermal_module.thermal.bn1"),
-        (r"backbone\.stages\.(\d)", lambda match: f"base_resnet.base.layer{int(match[1]) + 1}"),
-        (r"^heads\.bottleneck\.0", "global_bottleneck"),
-        (r"frame_heads\.bottleneck\.0", "local_bottleneck"),
-        (r"^heads\.weight", "global_classifier.weight"),
-        (r"frame_heads\.weight", "local_classifier.weight"),
-    )
-    state = {}
-    for name, value in model.state_dict().items():
-        for pattern, theirs in back:
-            name = re.sub(pattern, theirs, name)
-        state[name] = value
-    state["visible_module.visible.layer1.0.bn1.bias"] = state["something.else"] = torch.zeros(1)
-    theirs, result = tmp_path / "best.t", tmp_path / "ours.pth"
-    torch.save({"net": state, "mAP": np.float64(0.5), "epoch": 7}, theirs)
-
-    run_tool(monkeypatch, theirs, result, "--config-file", CONFIGS["saadg"], "--set", *options)
-    printed = capsys.readouterr().out
-    assert "dropped visible_module.visible.layer1.* (1 names)" in printed
-    assert "unknown, not used: something.else" in printed
-    loaded = load_trained(load_config(CONFIGS["saadg"], options), str(result)).state_dict()
-    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
-
-    del state["local_classifier.weight"]
-    torch.save({"net": state}, theirs)
-    result.unlink()
-    for arguments, reason in (
-        ((theirs, result), "frame_heads.weight is missing"),
-        ((theirs, theirs), "is the published checkpoint itself"),
-        ((theirs, tmp_path / "none" / "x.pth"), "does not exist"),
-        ((tmp_path / "none.t", result), "does not exist"),
+def test_a_converted_file_is_loaded_as_a_checkpoint(tmp_path, saadg):
+    theirs, ours = str(tmp_path / "best.t"), str(tmp_path / "ours.pth")
+    torch.save({"net": as_saved(saadg, "saadg"), "mAP": np.float64(0.5), "epoch": 7}, theirs)
+    conversion = convert_weights(theirs, ours, load_config(CONFIGS["saadg"], SMALL))
+    loaded = load_trained(load_config(CONFIGS["saadg"], SMALL), ours).state_dict()
+    assert loaded.keys() == conversion.weights.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in conversion.weights.items())
+    for source, target, reason in (
+        (theirs, theirs, "published checkpoint itself"),
+        (theirs, str(tmp_path / "none" / "x.pth"), "folder .* does not exist"),
+        (str(tmp_path / "none.t"), ours, "does not exist"),
     ):
-        with pytest.raises(SystemExit) as caught:
-            run_tool(monkeypatch, *arguments, "--config-file", CONFIGS["saadg"], "--set", *options)
-        error = capsys.readouterr().err
-        assert caught.value.code == 2
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        assert reason in error
-    assert os.listdir(tmp_path) == ["best.t"]
-
-
-# --- the switch ---------------------------------------------------------------------------------------------------
-
-
-def test_the_padded_pool():
-    backbone = build_two_stream(config("saadg", "MODEL.BACKBONE.DEPTH", "18x"))
-    for stem in (backbone.visible_stem, backbone.infrared_stem):
-        assert (stem[3].padding, stem[3].ceil_mode) == (1, False)
-    plain = build_two_stream(
-        config("saadg", "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.PADDED_POOL", "False")
-    )
-    assert (plain.visible_stem[3].padding, plain.visible_stem[3].ceil_mode) == (0, True)
-    for name, depth in (("build_small_resnet_backbone", "tiny"), ("build_resnest_backbone", "50x")):
-        with pytest.raises(UserError, match=r"PADDED_POOL: \w+ has no max-pool with ceil_mode"):
-            build_two_stream(
-                config("saadg", "MODEL.BACKBONE.NAME", name, "MODEL.BACKBONE.DEPTH", depth)
-            )
+        with pytest.raises(UserError, match=reason):
+            convert_weights(source, target, config("saadg"))

@@ -1,6 +1,5 @@
-"""A predictor's features are the evaluator's, and what it is given wrong it says of the tracklet that it is of."""
+"""The features of a predictor are those of the evaluation; errors name the tracklet."""
 
-import gc
 import logging
 import shutil
 
@@ -14,41 +13,16 @@ from PIL import Image
 from fastreid_star.data.build import build_dataset, open_store
 from fastreid_star.data.io import read_frame, read_video
 from fastreid_star.data.tracklets import TrackletInput
-from fastreid_star.engine.fingerprint import Fingerprint
-from fastreid_star.engine.predictor import StarPredictor
-from fastreid_star.engine.setup import argument_parser, load_config
-from fastreid_star.engine.train import train_or_evaluate
+from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation import cross_modal
-
-from .conftest import REPOSITORY, tiny_options
-
-NAMES = ("SAD", "STAR")
-
-
-@pytest.fixture(scope="module")
-def runs(tiny_root, tmp_path_factory):
-    """A folder with a short run of each network."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name in NAMES:
-        config = str(REPOSITORY / "configs" / "Synthetic" / f"{name}_demo.yml")
-        more = (
-            "SOLVER.MAX_EPOCH",
-            1,
-            "SOLVER.STEPS",
-            "[]",
-            "TEST.EVAL_PERIOD",
-            1,
-            "TEST.IMS_PER_BATCH",
-            5,
-        )
-        arguments = ["--config-file", config, *tiny_options(tiny_root, folder / name, *more)]
-        train_or_evaluate(argument_parser("test").parse_args(arguments))
-    return folder
+from fastreid_star.inference import StarPredictor
+from fastreid_star.inference.fingerprint import differences, fingerprint
+from fastreid_star.inference.predictor import load_predictor
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=["SAD", "STAR"])
 def predictor(request, runs):
     return StarPredictor.from_run(runs / request.param, device="cpu")
 
@@ -88,10 +62,6 @@ def from_memory(tracklets, store, image=np.asarray):
     ]
 
 
-def warnings(caplog):
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
-
 @pytest.fixture(scope="module")
 def compared(predictor):
     """The features that the evaluator compares, of all test tracklets in the dataset's order."""
@@ -118,6 +88,7 @@ def test_features_are_the_evaluators_to_the_bit(predictor, compared, data, make)
     assert (features.dtype, features.device.type) == (torch.float32, "cpu")
     assert torch.equal(features, compared)
     assert len(torch.unique(features, dim=0)) == len(compared)  # and not all the same
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(len(features)))
 
 
 def test_batches_and_workers_change_nothing(predictor, compared, data):
@@ -130,41 +101,6 @@ def test_batches_and_workers_change_nothing(predictor, compared, data):
     assert torch.equal(predictor.features(inputs, num_workers=2), compared)
     backwards = predictor.features(inputs[::-1]).flip(0)
     torch.testing.assert_close(backwards, compared, atol=1e-6, rtol=0)
-
-
-def test_features_are_of_unit_length_and_leave_the_random_stream_alone(predictor, data):
-    torch.manual_seed(3)
-    state = torch.get_rng_state()
-    features = predictor.features(from_files(*data)[:3])
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
-    assert not predictor.model.training
-
-
-def test_star_without_skeletons_is_a_clip_without_and_says_so_once(runs, data, caplog):
-    star = StarPredictor.from_run(runs / "STAR", device="cpu")
-    tracklets, store = data
-    inputs = from_memory(tracklets[:4], store)
-    bare = [TrackletInput(tracklet.frames, tracklet.modality) for tracklet in inputs]
-    missing = [
-        TrackletInput(i.frames, i.modality, np.full_like(i.skeletons, np.nan)) for i in inputs
-    ]
-    with caplog.at_level(logging.WARNING, logger="fastreid_star"):
-        without = star.features([inputs[0], *bare[1:]])
-        star.features(bare)
-    assert warnings(caplog) == [
-        "3 of 4 tracklets come without skeletons, which this model reads: they take the baseline's path"
-    ]
-    torch.testing.assert_close(star.features(missing)[1:], without[1:], atol=1e-6, rtol=0)
-    torch.testing.assert_close(star.features(inputs)[:1], without[:1], atol=1e-6, rtol=0)
-    assert not torch.allclose(star.features(inputs)[1:], without[1:], atol=1e-4)
-
-
-def test_sad_without_skeletons_says_nothing(runs, data, caplog):
-    sad = StarPredictor.from_run(runs / "SAD", device="cpu")
-    with caplog.at_level(logging.WARNING, logger="fastreid_star"):
-        sad.features([TrackletInput([data[0][0].path(0)], "visible")])
-    assert not warnings(caplog)
 
 
 def test_a_video_is_its_frames(star, tmp_path):
@@ -185,14 +121,6 @@ def test_a_video_is_its_frames(star, tmp_path):
     )
     torch.testing.assert_close(video, images, atol=1e-6, rtol=0)
     torch.testing.assert_close(spread, every_third, atol=1e-6, rtol=0)
-
-
-def test_the_modality_chooses_the_stem(predictor, data):
-    frames = [data[0][0].path(0)]
-    visible, infrared = predictor.features(
-        [TrackletInput(frames, "visible"), TrackletInput(frames, "infrared")]
-    )
-    assert not torch.allclose(visible, infrared, atol=1e-3)
 
 
 def test_broken_frames_are_replaced_and_counted(predictor, data, caplog):
@@ -217,8 +145,8 @@ GOOD = {"frames": [np.zeros((8, 4, 3), np.uint8)] * 2, "modality": "visible"}
     ("wrong", "message"),
     [
         ({"frames": []}, r"it has no frames"),
-        ({"modality": "thermal"}, r"unknown modality 'thermal'"),
-        ({"frames": [None, None]}, r"none of its 2 images can be read"),
+        ({"modality": "thermal"}, r"modality 'thermal' is none"),
+        ({"frames": [None, None]}, r"none of its 2 images is good"),
         ({"frames": ["nowhere/1.jpg"]}, r"none of the 1 frames .* can be read"),
         ({"frames": "nowhere.mp4"}, r"video nowhere\.mp4 does not exist"),
         ({"skeletons": np.zeros((3, 17, 3))}, r"it has 2 frames and 3 skeletons"),
@@ -231,25 +159,6 @@ def test_what_is_wrong_is_said_of_the_tracklet(star, wrong, message):
     assert "\n" not in str(caught.value)
 
 
-def test_what_goes_wrong_in_a_worker_is_one_line_too(star, monkeypatch):
-    # how long torch waits for a worker that has failed
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
-    message = ""
-    try:
-        star.features([TrackletInput("nowhere.mp4", "visible")], num_workers=1)
-    except UserError as error:
-        message = str(error)
-    gc.collect()  # the loader, and with it the worker
-    assert message == "tracklet 0: video nowhere.mp4 does not exist"
-
-
-def test_nothing_to_do_and_wrong_batches(star):
-    with pytest.raises(UserError, match="there are no tracklets"):
-        star.features([])
-    with pytest.raises(UserError, match="batch size 0"):
-        star.features([TrackletInput(**GOOD)], batch_size=0)
-
-
 def test_features_that_are_not_finite_are_refused(runs):
     sad = StarPredictor.from_run(runs / "SAD", device="cpu")
     with torch.no_grad():
@@ -258,16 +167,89 @@ def test_features_that_are_not_finite_are_refused(runs):
         sad.features([TrackletInput(**GOOD)])
 
 
-# --- where the model comes from -------------------------------------------------------------------------------------
+def test_the_users_process_is_left_as_it_is(star, data):
+    """Random numbers, threads of torch and of OpenCV, with worker processes too."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    torch.manual_seed(3)
+    state = torch.get_rng_state(), torch.get_num_threads()
+    try:
+        StarPredictor(star.cfg, star.cfg.OUTPUT_DIR + "/model_best.pth", "cpu")
+        star.features(from_files(*data)[:3], num_workers=1)
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(threads)
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert torch.get_num_threads() == state[1]
+    assert not star.model.training
 
 
-def test_the_best_weights_come_before_the_final_ones(runs, tmp_path):
+# --- warnings ---
+
+
+def test_star_without_skeletons_warns_once(runs, data, caplog):
+    star = StarPredictor.from_run(runs / "STAR", device="cpu")
+    sad = StarPredictor.from_run(runs / "SAD", device="cpu")
+    inputs = from_memory(data[0][:4], data[1])
+    bare = [TrackletInput(tracklet.frames, tracklet.modality) for tracklet in inputs]
+    missing = [
+        TrackletInput(i.frames, i.modality, np.full_like(i.skeletons, np.nan)) for i in inputs
+    ]
+    with caplog.at_level(logging.WARNING, logger="fastreid_star"):
+        sad.features(bare)
+        star.features(inputs)
+        assert not caplog.records
+        without = star.features([inputs[0], bare[1], *missing[2:]])
+        star.features(bare)
+    (record,) = caplog.records
+    assert "3 of 4 tracklets have no skeletons" in record.getMessage()
+    assert "worse" in record.getMessage()
+    torch.testing.assert_close(star.features(missing)[1:], without[1:], atol=1e-6, rtol=0)
+    torch.testing.assert_close(star.features(inputs)[:1], without[:1], atol=1e-6, rtol=0)
+    assert not torch.allclose(star.features(inputs)[1:], without[1:], atol=1e-4)
+
+
+def test_whole_scenes_are_warned_of(runs, caplog):
+    sad = StarPredictor.from_run(runs / "SAD", device="cpu")
+    crop, scene = np.zeros((40, 20, 3), np.uint8), np.zeros((90, 160, 3), np.uint8)
+    with caplog.at_level(logging.WARNING, logger="fastreid_star"):
+        sad.features([TrackletInput([crop, crop], "visible")])
+        assert not caplog.records
+        sad.features([TrackletInput([crop], "visible"), TrackletInput([scene, scene], "visible")])
+    assert "1 of 2 tracklets have frames that are wider than high" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"),
+    [
+        (["0002_c1s1_000451_03.jpg", "0007_c3s1_000451_01.jpg"], True),  # Market-1501
+        (["0002_c1_f0044158.jpg", "0002_c2_f0044158.jpg"], True),  # DukeMTMC, two cameras
+        (["0001M1D1T1F1.jpg", "0003M1D1T1F1.jpg"], True),  # HITSZ-VCM before it is sorted
+        (["0001C1T0001F001.jpg", "0001C1T0001F002.jpg"], False),  # a tracklet of MARS
+        (["0001_c1.jpg", "0002_c1.jpg"], False),
+        (["1.jpg", "2.jpg"], False),
+    ],
+)
+def test_a_folder_of_several_persons_is_no_tracklet(star, tmp_path, names, refused):
+    for name in names:
+        Image.new("RGB", (16, 32)).save(tmp_path / name)
+    tracklet = TrackletInput([tmp_path / name for name in names], "visible", name="crops")
+    if refused:
+        with pytest.raises(UserError, match=r"tracklet 0 \(crops\): .*one person in one camera"):
+            star.features([tracklet])
+    else:
+        star.features([tracklet])
+
+
+# --- where the model comes from ---
+
+
+def test_which_weights_and_config_of_a_run_are_used(runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(runs / "SAD", folder)
     other = torch.load(folder / "model_final.pth", weights_only=True)
     other["model"]["heads.bottleneck.0.running_mean"] += 1
     torch.save(other, folder / "model_final.pth")
-    torch.save(other, folder / "model_last.pth")
 
     def mean(predictor):
         return predictor.model.heads.bottleneck[0].running_mean
@@ -277,24 +259,26 @@ def test_the_best_weights_come_before_the_final_ones(runs, tmp_path):
     torch.testing.assert_close(mean(final), mean(best) + 1)
     (folder / "model_best.pth").unlink()
     assert torch.equal(mean(StarPredictor.from_run(folder, "cpu")), mean(final))
-    by_hand = StarPredictor(
-        load_config(str(folder / "config.yaml")), folder / "model_final.pth", "cpu"
+    by_hand = load_predictor(
+        config_file=str(folder / "config.yaml"),
+        weights=str(folder / "model_final.pth"),
+        device="cpu",
     )
     assert by_hand.fingerprint == final.fingerprint != best.fingerprint
 
-    (folder / "model_final.pth").unlink()
-    with pytest.raises(
-        UserError, match=r"neither model_best\.pth nor model_final\.pth: there is model_last\.pth"
-    ):
-        StarPredictor.from_run(folder, "cpu")
-    assert torch.equal(
-        mean(StarPredictor.from_run(folder, "cpu", weights="model_last.pth")), mean(final)
-    )
-    with pytest.raises(UserError, match=r"holds no model_7\.pth"):
-        StarPredictor.from_run(folder, "cpu", weights="model_7.pth")
+    # A later run that was refused may have left its config: the checkpoint's counts.
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("LENGTH: 3", "LENGTH: 6"))
+    assert StarPredictor.from_run(folder, "cpu").cfg.INPUT.CLIP.LENGTH == 3
+    changed = StarPredictor.from_run(folder, "cpu", opts=["INPUT.CLIP.LENGTH", "2"])
+    assert changed.cfg.INPUT.CLIP.LENGTH == 2
+    torch.save({"model": other["model"]}, folder / "model_final.pth")
+    assert StarPredictor.from_run(folder, "cpu").cfg.INPUT.CLIP.LENGTH == 6
     (folder / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"holds no config\.yaml"):
+    with pytest.raises(UserError, match="contains a config"):
         StarPredictor.from_run(folder, "cpu")
+    with pytest.raises(UserError, match=r"model_7\.pth: choose one of model_final\.pth"):
+        StarPredictor.from_run(folder, "cpu", weights="model_7.pth")
     with pytest.raises(UserError, match="does not exist"):
         StarPredictor.from_run(tmp_path / "none", "cpu")
 
@@ -302,47 +286,40 @@ def test_the_best_weights_come_before_the_final_ones(runs, tmp_path):
 def test_models_that_do_not_fit_are_refused(runs):
     config, weights = str(runs / "SAD" / "config.yaml"), runs / "SAD" / "model_best.pth"
     for options, message in (
-        (["MODEL.META_ARCHITECTURE", "Baseline"], "is no model of clips"),
-        (["MODEL.META_ARCHITECTURE", "Nothing"], "is no model of clips"),
+        (["MODEL.META_ARCHITECTURE", "Baseline"], "does not read clips"),
         (["INPUT.CLIP.LENGTH", "0"], r"INPUT\.CLIP\.LENGTH is 0"),
-        (["MODEL.META_ARCHITECTURE", "STAR"], "is of another model"),
+        (["MODEL.META_ARCHITECTURE", "STAR"], "META_ARCHITECTURE"),
     ):
         with pytest.raises(UserError, match=message):
             StarPredictor(load_config(config, options), weights, "cpu")
-    with pytest.raises(UserError, match="is not a device"):
-        StarPredictor(load_config(config), weights, "tpu")
+    for arguments in ({}, {"config_file": config}, {"run": "x", "config_file": config}):
+        with pytest.raises(UserError, match="--run"):
+            load_predictor(**arguments)
 
 
-# --- fingerprints ---------------------------------------------------------------------------------------------------
+# --- fingerprints ---
 
 
-def test_fingerprints_tell_what_differs(runs, star):
-    def fingerprint(*options):
-        return Fingerprint.of(
-            star.model, load_config(str(runs / "STAR" / "config.yaml"), list(options))
-        )
+def test_fingerprints_differ_where_features_do(runs, star):
+    def of(*options):
+        cfg = load_config(str(runs / "STAR" / "config.yaml"), list(options))
+        return fingerprint(star.model, cfg)
 
     own = star.fingerprint
-    assert own == fingerprint() == Fingerprint.from_dict(own.to_dict())
     for harmless in (
-        ("MODEL.DEVICE", "npu"),
-        ("DATASETS.ROOT", "elsewhere"),
-        ("TEST.IMS_PER_BATCH", "7"),
-        ("MODEL.LOSSES.TRI.MARGIN", "9.0"),
-        ("MODEL.STAR.SPLIT_LSTM", "True"),
+        ("MODEL.DEVICE", "npu", "DATASETS.ROOT", "elsewhere"),
+        ("MODEL.LOSSES.TRI.MARGIN", "9.0", "SOLVER.BASE_LR", "7.0"),
     ):
-        assert own.differences(fingerprint(*harmless)) == []
-    for options, told in (
-        (("INPUT.CLIP.LENGTH", "5"), "INPUT.CLIP.LENGTH 3 there, 5 here"),
-        (("INPUT.SIZE_TEST", "[64,32]"), "INPUT.SIZE_TEST [32, 16] there, [64, 32] here"),
-        (("INPUT.BLANK", "True"), "INPUT.BLANK False there, True here"),
-        (("MODEL.HEADS.GEM_P", "1.0"), "MODEL.HEADS.GEM_P 3.0 there, 1.0 here"),
-        (("MODEL.PIXEL_MEAN", "[0,0,0]"), None),
-        (("SOLVER.FAST_FLOAT32", "True"), "SOLVER.FAST_FLOAT32 False there, True here"),
+        assert differences(own, of(*harmless)) == []
+    for key, value in (
+        ("INPUT.CLIP.LENGTH", "5"),
+        ("INPUT.SIZE_TEST", "[64,32]"),
+        ("INPUT.BLANK", "True"),
+        ("MODEL.HEADS.GEM_P", "1.0"),
+        ("MODEL.PIXEL_MEAN", "[0,0,0]"),
     ):
-        differences = own.differences(fingerprint(*options))
-        assert len(differences) == 1
-        assert told is None or differences == [told]
+        (found,) = differences(own, of(key, value))
+        assert found.startswith(key)
 
 
 def test_any_weight_or_buffer_changes_the_fingerprint(runs, star):
@@ -351,16 +328,6 @@ def test_any_weight_or_buffer_changes_the_fingerprint(runs, star):
     for name, value in other.model.state_dict().items():
         before = value.clone()
         value.view(-1)[-1] += 1
-        assert Fingerprint.of(other.model, other.cfg).differences(star.fingerprint) == [
-            "other weights"
-        ], name
+        found = differences(fingerprint(other.model, other.cfg), star.fingerprint)
+        assert found == ["other weights"], name
         value.copy_(before)
-    assert Fingerprint.of(other.model, other.cfg) == star.fingerprint
-
-
-@pytest.mark.parametrize(
-    "data", [None, [], {}, {"weights_sha256": 1, "config": {}}, {"weights_sha256": "a"}]
-)
-def test_what_is_no_fingerprint(data):
-    with pytest.raises(ValueError, match="no fingerprint"):
-        Fingerprint.from_dict(data)

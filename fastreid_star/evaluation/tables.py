@@ -1,0 +1,92 @@
+"""Results of both directions as a text table, and the results of each query as a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from tabulate import tabulate
+
+from fastreid_star.evaluation.retrieval import RetrievalResult
+from fastreid_star.files import write_whole
+from fastreid_star.structures import Modality, Tracklet
+
+_QUERY = ("direction", "tracklet", "pid", "camid", "modality", "first_frame", "n_matches")
+_RESULT = ("first_match_rank", "AP", "INP", "top1_pid", "top1_tracklet", "top1_similarity")
+CSV_COLUMNS = (*_QUERY, *_RESULT)
+
+
+def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Format results as a plain-text table: three rows a run, I2V, V2I and their mean, in percent.
+
+    Args:
+        rows: name of the run (may be empty) -> the metrics that an evaluator has returned.
+
+    Raises:
+        ValueError: the runs have different ranks, or a run has no metrics of both directions.
+    """
+    table, columns = [], None
+    for name, metrics in rows.items():
+        names = [key.partition("/")[2] for key in metrics if key.startswith("I2V/")]
+        columns = columns or names
+        if not names or names != columns:
+            raise ValueError(f"run {name!r} has the columns {names}, expected {columns}")
+        for direction in ("I2V", "V2I"):
+            values = [metrics[f"{direction}/{column}"] for column in columns]
+            table.append([f"{name} {direction}".strip(), *values])
+        table.append([f"{name} mean".strip(), *(mean_of_both(metrics, name) for name in columns)])
+    return tabulate(table, headers=["%", *(columns or ())], tablefmt="pipe", floatfmt=".2f")
+
+
+def mean_of_both(metrics: Mapping[str, float], name: str) -> float:
+    """The mean of a measure over both directions."""
+    return (metrics[f"I2V/{name}"] + metrics[f"V2I/{name}"]) / 2
+
+
+def write_query_csv(
+    path: str | os.PathLike,
+    directions: Mapping[str, tuple[RetrievalResult, np.ndarray, np.ndarray]],
+    tracklets: Sequence[Tracklet],
+) -> None:
+    """Write one row for each direction and query.
+
+    `tracklet` and `top1_tracklet` are positions in `tracklets`; AP and INP are fractions in full
+    precision. The rank, AP and INP of a query without a match are empty, and so is the top 1 of a
+    query with an empty gallery.
+
+    Args:
+        path: the file; its folder is created.
+        directions: name -> results, positions of the queries, positions of the gallery entries.
+        tracklets: all test tracklets.
+    """
+    path = os.path.abspath(path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(CSV_COLUMNS)
+    for name, direction in directions.items():
+        writer.writerows([name, *cells] for cells in _csv_rows(*direction, tracklets))
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _csv_rows(
+    result: RetrievalResult, query: np.ndarray, gallery: np.ndarray, tracklets: Sequence[Tracklet]
+) -> Iterator[list[object]]:
+    found = result.per_query
+    for row, index in enumerate(query.tolist()):
+        tracklet = tracklets[index]
+        cells: list[object] = [index, tracklet.pid, tracklet.camid]
+        cells += [Modality(tracklet.modality).name.lower(), tracklet.path(0), found.n_matches[row]]
+        if found.valid[row]:
+            cells += [found.first_match[row], float(found.ap[row]), float(found.inp[row])]
+        else:
+            cells += ["", "", ""]
+        if found.top1[row] >= 0:
+            position = int(gallery[found.top1[row]])
+            cells += [tracklets[position].pid, position, float(found.top1_similarity[row])]
+        else:
+            cells += ["", "", ""]
+        yield cells

@@ -1,0 +1,294 @@
+"""Export of a trained model as an ONNX file that gives the same features as the model.
+
+docs/export.md describes the graph's inputs and outputs, the models that were tried, and the way to
+Ascend's .om.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fastreid.config import CfgNode
+
+import fastreid_star
+from fastreid_star.coco import NUM_JOINTS
+from fastreid_star.errors import UserError
+from fastreid_star.evaluation.similarity import check_features
+from fastreid_star.files import write_whole
+from fastreid_star.inference.features import check_output
+from fastreid_star.inference.fingerprint import fingerprint
+from fastreid_star.inference.onnx_graph import ExportedModel, trace
+from fastreid_star.modeling.video_reid import VideoReID
+from fastreid_star.structures import Modality
+
+logger = logging.getLogger(__name__)
+
+# Opset 13 is documented for every compiler for Ascend since CANN 5.0; no opset above 18 is
+# documented for any.
+OPSETS, DEFAULT_OPSET = range(13, 19), 13
+TOLERANCE = 1e-4  # the largest difference of a value of a feature, which has unit length
+BATCHES = (
+    1,
+    2,
+    5,
+)  # numbers of clips that are compared; two clips without skeletons are compared too
+
+_DESCRIPTIONS = {
+    "images": "frames, RGB, 0 to 255; the graph normalizes them",
+    "is_visible": "1 for a clip of a visible camera, 0 for one of an infrared camera",
+    "skeletons": "COCO joints (x, y, score), x and y in pixels of images; zeros: a missing joint",
+    "has_skeleton": "1 for a frame that has a skeleton, else 0",
+    "features": "of unit length: their dot product is the similarity",
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported file.
+
+    Args:
+        path: the file.
+        opset: the version of ONNX's operators.
+        inputs: name -> shape without the batch.
+        width: D, of the feature.
+        clips: the number of clips that were compared.
+        difference: the largest difference of a value to the model's.
+        runtime: the version of onnxruntime that computed the features.
+        metadata: the file's own description.
+    """
+
+    path: str
+    opset: int
+    inputs: dict[str, tuple[int, ...]]
+    width: int
+    clips: int
+    difference: float
+    runtime: str
+    metadata: dict[str, str]
+
+    def __str__(self) -> str:
+        shapes = [
+            f"{name} {['batch', *sizes]}".replace("'", "") for name, sizes in self.inputs.items()
+        ]
+        about = self.metadata
+        clips = (
+            "both modalities" if about["modality"] == "both" else f"{about['modality']} clips only"
+        )
+        return (
+            f"{self.path}: {os.path.getsize(self.path) / 1e6:.1f} MB, opset {self.opset}, "
+            f"{about['model']}, {clips}\ninputs:  {', '.join(shapes)}; all float32\n"
+            f"output:  features [batch, {self.width}], of unit length\n"
+            f"parity:  {self.difference:.1e} at most on {self.clips} clips in onnxruntime "
+            f"{self.runtime}, {TOLERANCE:.0e} is allowed"
+        )
+
+
+def export_onnx(
+    model: torch.nn.Module,
+    cfg: CfgNode,
+    path: str | os.PathLike,
+    *,
+    modality: Modality | str | None = None,
+    length: int | None = None,
+    opset: int = DEFAULT_OPSET,
+) -> Export:
+    """Export a model to ONNX, and keep the file only if onnxruntime computes the model's features
+    with it.
+
+    The file is written whole or not at all; an earlier file stays until then.
+
+    Args:
+        model: a model of clips in evaluation mode, such as `StarPredictor.model`.
+        cfg: its config; ``INPUT.SIZE_TEST`` is the size of the images.
+        path: an ``.onnx`` file in a folder that exists.
+        modality: of all clips, for a graph with one stem; None: both, and an input tells the
+            modality of each clip.
+        length: T, the number of frames; None: ``INPUT.CLIP.LENGTH``.
+        opset: one of `OPSETS`.
+
+    Raises:
+        UserError: an argument is not valid, onnx or onnxruntime is not installed, or no graph gives
+            the features.
+    """
+    path, length = os.fspath(path), cfg.INPUT.CLIP.LENGTH if length is None else length
+    kind = Modality[modality.upper()] if isinstance(modality, str) else modality
+    if not isinstance(model, VideoReID):
+        raise UserError(f"{type(model).__name__} is not a model of clips, such as SAD and STAR")
+    if model.training:
+        raise ValueError("the model is in training mode")
+    if opset not in OPSETS:
+        raise UserError(f"opset {opset}: choose one from {OPSETS[0]} to {OPSETS[-1]}")
+    if length < 1:
+        raise UserError(f"{length} frames: a clip has at least one")
+    check_output(path, ".onnx")
+    onnx, runtime = _packages()
+    batches = comparison_batches(length, cfg.INPUT.SIZE_TEST, kind)
+    with torch.no_grad():
+        expected = [model(batch).to("cpu", torch.float32) for batch in batches]
+    check_features(torch.cat(expected), "the model's")
+    module = ExportedModel(model, modality=kind).eval()
+    inputs = [module.inputs(batch) for batch in batches]
+    try:
+        graph = trace(module, inputs[1], opset)
+        onnx.checker.check_model(graph, full_check=True)
+        difference = _difference(runtime, graph, module.input_names, inputs, expected)
+    except (
+        Exception
+    ) as error:  # the exporter, the checker and the runtime raise errors of many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"this model cannot be exported with opset {opset} ({reason}): train one with a "
+            "backbone and a head of the table in docs/export.md; this one has MODEL.BACKBONE.NAME "
+            f"{cfg.MODEL.BACKBONE.NAME} and MODEL.HEADS.NAME {cfg.MODEL.HEADS.NAME}"
+        ) from error
+    if difference > TOLERANCE:
+        raise UserError(
+            f"the exported graph's features differ from the model's by {difference:.1e}, "
+            f"{TOLERANCE:.0e} is allowed: no file is kept; try another opset from {OPSETS[0]} to "
+            f"{OPSETS[-1]}, or another backbone and head of the table in docs/export.md"
+        )
+    _warn_if_features_are_equal(expected)
+    metadata = {
+        "modality": "both" if kind is None else kind.name.lower(),
+        "frames": str(length),
+        "feature_width": str(expected[0].shape[1]),
+        "largest_difference": f"{difference:.1e}",
+        **_about(model, cfg),
+    }
+    content = _describe(onnx, graph, metadata)
+    try:
+        write_whole(path, lambda file: file.write(content))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    return Export(
+        path=path,
+        opset=opset,
+        inputs={
+            name: tuple(x.shape[1:]) for name, x in zip(module.input_names, inputs[0], strict=True)
+        },
+        width=expected[0].shape[1],
+        clips=sum(map(len, expected)),
+        difference=difference,
+        runtime=runtime.__version__,
+        metadata=metadata,
+    )
+
+
+def comparison_batches(
+    length: int, size: Sequence[int], modality: Modality | None = None
+) -> list[dict[str, torch.Tensor]]:
+    """Batches of random clips on which a graph is compared with its model; always the same.
+
+    They contain what a graph may compute differently: numbers of clips other than the traced one,
+    both modalities in a batch, frames and clips without a skeleton, joints that are missing, have a
+    low score, are not finite or coincide, and level bones.
+
+    Args:
+        length: T, frames of a clip.
+        size: height and width.
+        modality: of all clips; None: both.
+    """
+    generator = torch.Generator().manual_seed(0)
+    batches = [_clips(clips, length, size, generator) for clips in (*BATCHES, 2)]
+    batches[-1]["has_skeleton"][:] = False
+    if modality is not None:
+        for batch in batches:
+            batch["modality"][:] = int(modality)
+    return batches
+
+
+def _clips(
+    clips: int, length: int, size: Sequence[int], generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    coarse = torch.randint(0, 256, (clips * length, 3, 8, 4), generator=generator).float()
+    images = F.interpolate(coarse, tuple(size), mode="bilinear").round().to(torch.uint8)
+    scale = torch.tensor([size[1], size[0], 1.0])
+    skeletons = torch.rand(clips, length, NUM_JOINTS, 3, generator=generator) * scale
+    has_skeleton = torch.rand(clips, length, generator=generator) < 0.8
+    has_skeleton[0, 0] = True
+    has_skeleton[2:3] = False  # the third clip, if there is one
+    skeletons[-1, -1, 0] = 0  # a missing joint
+    skeletons[-1, -1, 1, 0] = float("nan")
+    skeletons[0, 0, :, 2] = 0.9
+    skeletons[0, 0, 9] = skeletons[0, 0, 7]  # a bone without length
+    # A level bone that points to the left.
+    skeletons[0, 0, 6] = skeletons[0, 0, 5] - torch.tensor([5.0, 0.0, 0.0])
+    return {
+        "images": images.unflatten(0, (clips, length)),
+        "modality": torch.tensor([Modality.VISIBLE, Modality.INFRARED]).repeat(clips)[:clips],
+        "skeletons": skeletons,
+        "has_skeleton": has_skeleton,
+    }
+
+
+def _difference(
+    runtime: Any,
+    graph: bytes,
+    names: Sequence[str],
+    inputs: list[tuple[torch.Tensor, ...]],
+    expected: list[torch.Tensor],
+) -> float:
+    """The largest difference of onnxruntime's features to the expected ones."""
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised, and need not be printed too
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for batch, features in zip(inputs, expected, strict=True):
+        arrays = {name: value.cpu().numpy() for name, value in zip(names, batch, strict=True)}
+        found = torch.from_numpy(session.run(None, arrays)[0])
+        if found.shape != features.shape:
+            raise ValueError(f"{len(features)} clips give features {list(found.shape)}")
+        largest = max(largest, float((found - features).abs().nan_to_num(nan=torch.inf).max()))
+    return largest
+
+
+def _about(model: VideoReID, cfg: CfgNode) -> dict[str, str]:
+    identity = fingerprint(model, cfg)
+    return {
+        "fastreid_star_version": fastreid_star.__version__,
+        "model": type(model).__name__,
+        "image_size": "x".join(map(str, cfg.INPUT.SIZE_TEST)),
+        "weights_sha256": identity["weights_sha256"],
+        "config": json.dumps(identity["config"], sort_keys=True),
+    }
+
+
+def _describe(onnx: Any, graph: bytes, metadata: dict[str, str]) -> bytes:
+    """The graph with its metadata, and with a description of each input and output."""
+    proto = onnx.load_from_string(graph)
+    onnx.helper.set_model_props(proto, metadata)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.doc_string = _DESCRIPTIONS[value.name]
+    width = proto.graph.output[0].type.tensor_type.shape.dim[1]
+    width.dim_value = int(metadata["feature_width"])
+    return proto.SerializeToString()
+
+
+def _warn_if_features_are_equal(expected: list[torch.Tensor]) -> None:
+    distance = min(float(F.pdist(features).min()) for features in expected if len(features) > 1)
+    if distance < 100 * TOLERANCE:
+        logger.warning(
+            "the model gives nearly equal features for random clips (distance %.1e), so the "
+            "comparison proves little: are these trained weights?",
+            distance,
+        )
+
+
+def _packages() -> tuple[Any, Any]:
+    """onnx and onnxruntime, which only an export needs."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            f"export needs onnx and onnxruntime ({error}): pip install onnx onnxruntime"
+        ) from error
+    return onnx, onnxruntime

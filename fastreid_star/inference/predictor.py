@@ -1,0 +1,331 @@
+"""Features of tracklets that a program has: images in memory, image files, videos.
+
+    predictor = StarPredictor.from_run("logs/run")
+    anna = TrackletInput(["1.jpg", "2.jpg"], "infrared", name="anna")
+    features = predictor.features([anna])  # [1, D]
+
+A feature equals the one that the evaluation computes from the same frames and skeletons, bit for
+bit if the batches are the same too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from fastreid.config import CfgNode
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from torch.utils.data import DataLoader, Dataset
+
+from fastreid_star.data.build import DeviceLoader
+from fastreid_star.data.clips import clip_tensors, collate_clips
+from fastreid_star.data.tracklets import (
+    TrackletInput,
+    as_modality,
+    check_input,
+    read_test_clip,
+)
+from fastreid_star.data.transforms import Transform, build_transforms
+from fastreid_star.data.workers import one_thread, ready_to_fork
+from fastreid_star.engine import device as devices
+from fastreid_star.engine.checkpoint import checkpoint_config
+from fastreid_star.engine.configs import load_config, merge_options
+from fastreid_star.engine.trainer import load_trained
+from fastreid_star.errors import UserError
+from fastreid_star.evaluation.similarity import check_features, normalize, shorten
+from fastreid_star.inference.fingerprint import fingerprint
+
+logger = logging.getLogger(__name__)
+
+# The best checkpoint by the evaluation, or the last one of a run that was never evaluated.
+RUN_WEIGHTS = ("model_best.pth", "model_final.pth")
+# File names that begin with an identity and a camera: Market-1501, DukeMTMC, MARS, HITSZ-VCM.
+_LISTED_NAME = re.compile(r"(-?\d+)(?:_c(\d+)(?:s\d+)?_f?\d+|C(\d+)T\d+F\d+|M\dD(\d+)T\d+F\d+)")
+
+
+class StarPredictor:
+    """A trained model of clips that turns tracklets into features.
+
+    Building a predictor changes no settings of the process except those of a GPU or NPU that the
+    model's config names (TF32, cuDNN's benchmark). The program's random numbers and threads stay as
+    they are.
+
+    Args:
+        cfg: the config that the model was trained with.
+        weights: its checkpoint.
+        device: replaces ``MODEL.DEVICE``.
+        allow_changed: load the weights although ``MODEL`` differs from the config they were
+            trained with, which the checkpoint contains.
+
+    Raises:
+        UserError: the model does not read clips, the checkpoint is missing, damaged or of another
+            model, or the device is not usable.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        weights: str | os.PathLike,
+        device: str = "auto",
+        *,
+        allow_changed: bool = False,
+    ):
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = device
+        cfg.freeze()
+        architecture = META_ARCH_REGISTRY._obj_map.get(cfg.MODEL.META_ARCHITECTURE)
+        if not getattr(architecture, "takes_clips", False):
+            raise UserError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read clips: use a "
+                "model such as SAD or STAR"
+            )
+        if cfg.INPUT.CLIP.LENGTH < 1:
+            raise UserError(
+                f"INPUT.CLIP.LENGTH is {cfg.INPUT.CLIP.LENGTH}: a clip has at least one frame"
+            )
+        self.cfg = cfg
+        self.device = devices.choose_device(device)
+        self.transform = build_transforms(cfg, is_train=False)
+        with torch.random.fork_rng(devices=[]):  # building a model draws its first weights
+            self.model = load_trained(cfg, os.fspath(weights), allow_changed=allow_changed)
+        self._warned: set[str] = set()
+
+    @classmethod
+    def from_run(
+        cls,
+        folder: str | os.PathLike,
+        device: str = "auto",
+        weights: str = "",
+        opts: Sequence[str] = (),
+    ) -> StarPredictor:
+        """Load the model of a training run.
+
+        The config is the one stored in the checkpoint; ``config.yaml`` of the folder is used only
+        if the checkpoint has none.
+
+        Args:
+            folder: the run's OUTPUT_DIR.
+            device: replaces ``MODEL.DEVICE``.
+            weights: a file in the folder, such as ``model_last.pth`` of an unfinished run; empty:
+                ``model_best.pth``, or ``model_final.pth`` if no evaluation has written one.
+            opts: config keys and values to change, ``[KEY, VALUE, ...]``.
+
+        Raises:
+            UserError: the folder, its weights or its config do not exist; and see the constructor.
+        """
+        folder = os.fspath(folder)
+        if not os.path.isdir(folder):
+            raise UserError(f"run folder {folder} does not exist")
+        names = [weights] if weights else RUN_WEIGHTS
+        paths = [os.path.join(folder, name) for name in names]
+        path = next((path for path in paths if os.path.isfile(path)), None)
+        if path is None:
+            others = sorted(name for name in os.listdir(folder) if name.endswith(".pth"))
+            cure = f"choose one of {', '.join(others)}" if others else "train the model first"
+            raise UserError(f"{folder} does not contain {' or '.join(names)}: {cure}")
+        logger.info("Weights: %s", path)
+        cfg = _run_config(folder, path, list(opts))
+        return cls(cfg, path, device, allow_changed=bool(opts))
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Identifies the model, see :func:`~fastreid_star.inference.fingerprint.fingerprint`."""
+        return fingerprint(self.model, self.cfg)
+
+    def features(
+        self,
+        tracklets: Sequence[TrackletInput],
+        *,
+        batch_size: int | None = None,
+        num_workers: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> torch.Tensor:
+        """Compute one feature for each tracklet.
+
+        A warning is logged if tracklets have no skeletons but the model was trained with skeletons,
+        and if frames look like whole scenes instead of crops of a person.
+
+        Args:
+            tracklets: N tracklets.
+            batch_size: tracklets in a batch; None: TEST.IMS_PER_BATCH, as in the evaluation.
+            num_workers: processes that decode images; 0: this process does.
+            progress: called after each batch with the number of its tracklets.
+
+        Returns:
+            float32 ``[N, D]`` on the CPU, of unit length, or ``[N, P, D]`` of a model with parts.
+
+        Raises:
+            UserError: there are no tracklets; a tracklet has no readable frames, a wrong modality,
+                images of several persons or skeletons that do not match its frames; or a feature is
+                not finite.
+        """
+        if len(tracklets) == 0:
+            raise UserError("there are no tracklets to compute features of")
+        batch_size = max(1, self.cfg.TEST.IMS_PER_BATCH) if batch_size is None else batch_size
+        if batch_size < 1:
+            raise UserError(f"batch size {batch_size}: at least one tracklet at a time")
+        for position, tracklet in enumerate(tracklets):
+            _named(tracklet, position, check_input)
+            _named(tracklet, position, _check_one_person)
+        loader = DeviceLoader(
+            DataLoader(
+                _TestClips(tracklets, self.cfg.INPUT.CLIP.LENGTH, self.transform),
+                batch_size=batch_size,
+                num_workers=num_workers,
+                collate_fn=collate_clips,
+                worker_init_fn=one_thread,
+                pin_memory=devices.needs_pinned_memory(self.device),
+                generator=torch.Generator(),  # the program's random numbers stay as they are
+            ),
+            self.device,
+        )
+        parts, without_skeletons, wide = [], [], []
+        with torch.no_grad(), _opencv_ready_to_fork(num_workers):
+            for batch in loader:
+                without_skeletons += batch.pop("without_skeletons").tolist()
+                wide += batch.pop("wide").tolist()
+                parts.append(self.model(batch).to("cpu", torch.float32))
+                if progress is not None:
+                    progress(len(parts[-1]))
+        if loader.replaced:
+            logger.warning(
+                "%d broken frames were replaced by their nearest good neighbor", loader.replaced
+            )
+        if getattr(self.model, "reads_skeletons", False):
+            self._warn(
+                without_skeletons,
+                "have no skeletons, but this model was trained with skeletons: without them it "
+                "ranks worse than the baseline SAD; extract skeletons first, or use a SAD model",
+            )
+        self._warn(
+            wide,
+            "have frames that are wider than high: a tracklet consists of crops of one person, not "
+            "of whole scenes; detect and track persons first",
+        )
+        features = torch.cat(parts)
+        check_features(features, "the tracklets'")
+        return normalize(features)
+
+    def _warn(self, flags: list[int], message: str) -> None:
+        """Warn once of the tracklets whose flag is set."""
+        if any(flags) and message not in self._warned:
+            self._warned.add(message)
+            found = [position for position, flag in enumerate(flags) if flag]
+            logger.warning(
+                "%d of %d tracklets %s (index %s)", len(found), len(flags), message, shorten(found)
+            )
+
+
+def load_predictor(
+    *,
+    run: str = "",
+    config_file: str = "",
+    weights: str = "",
+    opts: Sequence[str] = (),
+    device: str = "auto",
+) -> StarPredictor:
+    """The predictor of a run's folder, or of a config and weights, as the command line names them.
+
+    Raises:
+        UserError: neither or both are given; and see :class:`StarPredictor`.
+    """
+    if run and config_file:
+        raise UserError(
+            "--run has its own config: leave out --config-file, or give --config-file and --weights"
+        )
+    if run:
+        return StarPredictor.from_run(run, device, weights, opts)
+    if not (config_file and weights):
+        raise UserError(
+            "no model is given: add --run FOLDER, or --config-file FILE and --weights FILE"
+        )
+    return StarPredictor(load_config(config_file, list(opts)), weights, device)
+
+
+class _TestClips(Dataset):
+    """Tracklets as test clips, with the keys of :class:`~fastreid_star.data.clips.ClipDataset`."""
+
+    def __init__(self, tracklets: Sequence[TrackletInput], length: int, transform: Transform):
+        self.tracklets, self.length, self.transform = tracklets, length, transform
+
+    def __len__(self) -> int:
+        return len(self.tracklets)
+
+    def __getitem__(self, index: int) -> dict:
+        tracklet = self.tracklets[index]
+        clip, replaced = _named(tracklet, index, lambda it: read_test_clip(it, self.length))
+        wide = all(frame.shape[1] > frame.shape[0] for frame in clip.frames)
+        tensors = clip_tensors(self.transform(clip, np.random.default_rng(0)))
+        return {
+            **tensors,
+            "modality": int(as_modality(tracklet.modality)),
+            "replaced": replaced,
+            "without_skeletons": int(not tensors["has_skeleton"].any()),
+            "wide": int(wide),
+        }
+
+
+def _run_config(folder: str, weights: str, opts: list[str]) -> CfgNode:
+    """The config in a checkpoint, or else ``config.yaml`` of the run's folder."""
+    cfg = checkpoint_config(weights)
+    if cfg is None:
+        path = os.path.join(folder, "config.yaml")
+        if not os.path.isfile(path):
+            raise UserError(
+                f"neither {folder} nor {weights} contains a config: give --config-file and "
+                "--weights instead"
+            )
+        return load_config(path, opts)
+    cfg = cfg.clone()
+    cfg.defrost()
+    merge_options(cfg, opts)
+    cfg.freeze()
+    return cfg
+
+
+@contextlib.contextmanager
+def _opencv_ready_to_fork(num_workers: int) -> Iterator[None]:
+    """Stop OpenCV's threads while worker processes are forked, and start them again afterwards."""
+    if not num_workers or "cv2" not in sys.modules:
+        yield
+        return
+    opencv = sys.modules["cv2"]
+    threads = opencv.getNumThreads()
+    ready_to_fork()
+    try:
+        yield
+    finally:
+        opencv.setNumThreads(threads)
+
+
+def _check_one_person(tracklet: TrackletInput) -> None:
+    """Raise an error if file names are of several persons or cameras, as in Market-1501."""
+    if tracklet.is_video or not tracklet.is_files:
+        return
+    names = (os.path.basename(os.fspath(frame)) for frame in tracklet.images)
+    matches = [match for match in map(_LISTED_NAME.match, names) if match]
+    persons = sorted({match[1] for match in matches})
+    if len(persons) > 1 or len({match.groups() for match in matches}) > 1:
+        raise UserError(
+            f"its file names are of {len(persons)} identities ({shorten(persons, 4)}) or several "
+            "cameras: a tracklet shows one person in one camera; put the images of each identity "
+            "and camera into a folder of its own"
+        )
+
+
+def _named(tracklet: TrackletInput, position: int, act: Callable):
+    """``act(tracklet)``; an error names the tracklet."""
+    try:
+        return act(tracklet)
+    except UserError as error:
+        name = f"tracklet {position}" + (f" ({tracklet.name})" if tracklet.name else "")
+        raise UserError(f"{name}: {error}") from error

@@ -1,0 +1,202 @@
+"""Ranked lists of a gallery for query tracklets: as text, JSON, CSV and pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from fastreid_star.errors import UserError
+from fastreid_star.files import write_whole
+from fastreid_star.inference.features import PICTURE, check_output, compute, find_tracklets
+from fastreid_star.inference.gallery import Gallery, RankedList
+from fastreid_star.inference.pictures import write_pictures
+from fastreid_star.inference.predictor import StarPredictor
+from fastreid_star.structures import Modality
+
+AMONG = ("other", "visible", "infrared", "all")
+CSV_COLUMNS = ("query", "query_modality", "rank", "similarity", "name", "index")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The ranked list of one query.
+
+    Args:
+        query: the query's name.
+        modality: the query's modality.
+        among: which entries were ranked: visible, infrared or all.
+        ranked: the entries most similar to it.
+    """
+
+    query: str
+    modality: Modality
+    among: str
+    ranked: RankedList
+
+    def rows(self) -> list[tuple[int, float, str, int]]:
+        """Rank, similarity, name and position in the gallery of each entry."""
+        found = self.ranked
+        values = zip(found.similarities.tolist(), found.names, found.indices.tolist(), strict=True)
+        return [(rank, *value) for rank, value in enumerate(values, start=1)]
+
+
+def search(
+    predictor: StarPredictor,
+    gallery: str,
+    queries: Sequence[str],
+    *,
+    modality: str | None = None,
+    skeletons: str = "",
+    top: int = 10,
+    among: str = "other",
+    json_file: str = "",
+    csv_file: str = "",
+    pictures: str = "",
+    batch_size: int | None = None,
+    num_workers: int = 2,
+) -> list[Answer]:
+    """Rank a saved gallery for own tracklets.
+
+    Args:
+        predictor: the model that the gallery was made with.
+        gallery: the gallery's folder.
+        queries: folders of tracklets and videos, see
+            :func:`~fastreid_star.inference.features.find_tracklets`.
+        modality: of all queries; None: folders named rgb, visible, ir or infrared tell it.
+        skeletons: the skeleton store of the queries' images.
+        top: the length of each list.
+        among: which entries are ranked: ``other``, those of the modality that the query does not
+            have; ``visible``, ``infrared`` or ``all``.
+        json_file, csv_file: also write the lists to these files.
+        pictures: also write a picture of each query and its first ten entries into this folder.
+        batch_size: tracklets in a batch; None: TEST.IMS_PER_BATCH.
+        num_workers: processes that decode images.
+
+    Returns:
+        a ranked list for each query. :func:`to_table` formats them.
+
+    Raises:
+        UserError: an argument is wrong, the gallery was made with another model, a query cannot be
+            used, or a file cannot be written.
+    """
+    for path in filter(None, (json_file, csv_file)):
+        check_output(path)
+    entries = Gallery.load(gallery, predictor)
+    found = find_tracklets(queries, modality, skeletons)
+    features = compute(predictor, found.tracklets, batch_size, num_workers)
+    answers = rank(entries, features, found.names, found.modalities, k=top, among=among)
+    for path, text in ((json_file, to_json(answers, entries)), (csv_file, to_csv(answers))):
+        if path:
+            _write(path, text)
+    if pictures:
+        lists = []
+        for answer, known in zip(answers, found.metadata, strict=True):
+            paths = [
+                known[PICTURE],
+                *(entries.metadata[row[3]].get(PICTURE) for row in answer.rows()),
+            ]
+            captions = [("query", answer.query)]
+            captions += [(f"{rank}: {value:.3f}", name) for rank, value, name, _ in answer.rows()]
+            lists.append((answer.query, paths, captions))
+        write_pictures(pictures, lists)
+    return answers
+
+
+def rank(
+    gallery: Gallery,
+    features: torch.Tensor,
+    names: Sequence[str],
+    modalities: Sequence[Modality],
+    *,
+    k: int = 10,
+    among: str = "other",
+) -> list[Answer]:
+    """Rank a gallery for queries of both modalities.
+
+    Args:
+        gallery: the gallery.
+        features: ``[Q, D]`` or ``[Q, P, D]``.
+        names, modalities: of the Q queries.
+        k: the length of each list.
+        among: see :func:`search`.
+
+    Raises:
+        UserError: `among` is unknown; and see :meth:`Gallery.search`.
+    """
+    if among not in AMONG:
+        raise UserError(f"among is {among!r}: choose one of {', '.join(AMONG)}")
+    answers: dict[int, Answer] = {}  # by query
+    for modality in sorted(set(modalities)):
+        rows = [row for row, other in enumerate(modalities) if other == modality]
+        kind = among
+        if among == "other":
+            kind = "infrared" if modality == Modality.VISIBLE else "visible"
+        found = gallery.search(features[rows], k, modality=None if kind == "all" else kind)
+        for row, ranked in zip(rows, found, strict=True):
+            answers[row] = Answer(names[row], modality, kind, ranked)
+    return [answers[row] for row in range(len(names))]
+
+
+def to_table(answers: Sequence[Answer]) -> str:
+    """A text table for each query, below a line that names it."""
+    parts = []
+    for answer in answers:
+        among = "entries of both modalities" if answer.among == "all" else f"{answer.among} entries"
+        table = tabulate(
+            [(rank, f"{value:.4f}", name) for rank, value, name, _ in answer.rows()],
+            headers=("rank", "similarity", "name"),
+            colalign=("right", "right", "left"),
+            disable_numparse=True,
+        )
+        parts.append(f"{answer.query} ({answer.modality.name.lower()}) among {among}:\n{table}")
+    return "\n\n".join(parts)
+
+
+def to_json(answers: Sequence[Answer], gallery: Gallery) -> str:
+    """A JSON list of queries, each with its ranked entries and their metadata."""
+    modalities = gallery.modalities
+    content: list[dict[str, Any]] = [
+        {
+            "query": answer.query,
+            "modality": answer.modality.name.lower(),
+            "among": answer.among,
+            "results": [
+                {
+                    "rank": rank,
+                    "similarity": value,
+                    "name": name,
+                    "index": index,
+                    "modality": modalities[index].name.lower(),
+                    "metadata": gallery.metadata[index],
+                }
+                for rank, value, name, index in answer.rows()
+            ],
+        }
+        for answer in answers
+    ]
+    return json.dumps(content, indent=1) + "\n"
+
+
+def to_csv(answers: Sequence[Answer]) -> str:
+    """CSV with a header, and a line for each query and entry."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for answer in answers:
+        modality = answer.modality.name.lower()
+        writer.writerows([answer.query, modality, *row] for row in answer.rows())
+    return text.getvalue()
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        write_whole(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error

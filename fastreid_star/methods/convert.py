@@ -1,0 +1,118 @@
+"""Conversion of published checkpoints to checkpoints of this project.
+
+The published programs write ``torch.save({"net": state_dict, "mAP": ..., "epoch": ...})``. A
+converted checkpoint gives their features with a config that has their settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from fastreid.config import CfgNode
+
+from fastreid_star.engine.weights import load_plain
+from fastreid_star.errors import UserError
+from fastreid_star.files import write_whole
+from fastreid_star.methods.sad import convert as saadg
+from fastreid_star.methods.star import convert as sdtg
+from fastreid_star.modeling.convert import Conversion
+
+CONVERTERS = (saadg, sdtg)
+
+
+def convert_weights(
+    source: str, target: str, cfg: CfgNode, *, report: Callable[[str], object] | None = None
+) -> Conversion:
+    """Convert a published checkpoint.
+
+    Args:
+        source: the published checkpoint.
+        target: the file to write, in a folder that exists.
+        cfg: a config with the settings of the published program.
+        report: is called with :meth:`Conversion.report` before the weights are checked.
+
+    Raises:
+        UserError: the checkpoint cannot be read or is not recognized, a weight is missing or has
+            the wrong shape, or the config gives other features.
+    """
+    folder = os.path.dirname(os.path.abspath(target))
+    if not os.path.isdir(folder):
+        raise UserError(f"the folder {folder} does not exist: create it, or choose another file")
+    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
+        raise UserError(f"{target} is the published checkpoint itself: choose another file")
+    conversion = convert(read_published(source))
+    if report is not None:
+        report(conversion.report())
+    conversion.require_fit(cfg)
+    write_whole(target, lambda file: torch.save({"model": conversion.weights}, file))
+    return conversion
+
+
+def convert(state: Mapping[str, torch.Tensor]) -> Conversion:
+    """Convert a published state dict, with or without the prefix ``module.``.
+
+    Raises:
+        UserError: no converter recognizes it.
+    """
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    modules = {name.split(".")[0] for name in state}
+    for converter in CONVERTERS:
+        if converter.recognizes(modules):
+            return converter.convert(state)
+    raise UserError(
+        "the checkpoint is neither SAADG's nor SDTG's: expected weights of base_resnet and "
+        "global_bottleneck (and of time_guide and GuidedAggModule), found those of "
+        f"{', '.join(sorted(modules)[:8]) or 'nothing'}"
+    )
+
+
+def read_published(path: str) -> dict[str, torch.Tensor]:
+    """The state dict in a published checkpoint, on the CPU. No code in the file is run.
+
+    Raises:
+        UserError: the file does not exist, is damaged, contains more than tensors and numbers, or
+            contains no state dict.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"checkpoint {path} does not exist")
+    try:
+        with _numpy_numbers():
+            data = load_plain(path)
+    except (
+        Exception
+    ) as error:  # a damaged file can raise any error, from EOFError to UnpicklingError
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"checkpoint {path} cannot be read ({reason}): it is damaged, or contains more than "
+            "tensors and numbers"
+        ) from error
+    state = data.get("net", data) if isinstance(data, dict) else None
+    if not (isinstance(state, dict) and state and all(map(torch.is_tensor, state.values()))):
+        raise UserError(
+            f"checkpoint {path} contains no state dict under 'net': SAADG and SDTG write one"
+        )
+    return {name: value.detach() for name, value in state.items()}
+
+
+def _numpy_numbers() -> contextlib.AbstractContextManager:
+    """Let ``weights_only`` read numbers of numpy, such as their ``mAP``, saved by numpy 1 or 2."""
+    if not hasattr(torch.serialization, "safe_globals"):
+        return contextlib.nullcontext()
+    makers = []
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+
+        def scalar(dtype, value):
+            if not isinstance(dtype, np.dtype) or dtype.kind not in "biuf":
+                raise TypeError("a numpy value that is not a number")
+            return np.frombuffer(value, dtype, count=1)[0]
+
+        scalar.__module__, scalar.__qualname__ = module, "scalar"
+        makers.append(scalar)
+    codes = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
+    types = {type(np.dtype(code)) for code in codes}
+    return torch.serialization.safe_globals([np.dtype, *types, *makers])
