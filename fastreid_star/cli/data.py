@@ -111,6 +111,7 @@ def add_skeletons(parser: argparse.ArgumentParser) -> Action:
 
 def _skeletons(args: argparse.Namespace) -> None:
     import re
+    import sys
 
     from fastreid_star.data.skeletons import FlatStore
     from fastreid_star.errors import UserError
@@ -122,6 +123,7 @@ def _skeletons(args: argparse.Namespace) -> None:
     if not extract_skeletons(**{**vars(args), "shard": (int(found[1]), int(found[2]))}):
         print(f"shard {args.shard} is complete; the last shard to end writes {args.output}")
         return
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     meta = FlatStore(args.output).meta
     counts, missing = meta["counts"], list(meta["missing"].items())
     print(

@@ -40,7 +40,7 @@ from fastreid_star.pose.estimator import PoseEstimator, build_estimator
 from fastreid_star.pose.frames import Frames, frames_of_dataset, frames_of_folder
 from fastreid_star.pose.parts import Part, Parts, differences
 
-PART = 256  # crops per part, rounded up to whole batches
+PART = 128  # crops per part, rounded up to whole batches
 SUSPICIOUS = 100  # so many crops without a readable one: the disk is at fault, not the crops
 _KEPT = "repeat the command; finished parts are kept"
 
@@ -268,10 +268,12 @@ def finish(frames: Frames, output: str | os.PathLike, *, overwrite: bool = False
     try:
         plan = parts.plan()
         parts.size = plan["size"]
-        if overwrite or not _was_made_by(plan, output):
+        if overwrite or not os.path.exists(output):
             if len(parts.done()) < len(parts):
                 return False
             _write_store(frames, parts, plan, output)
+        elif not _was_made_by(plan, output):
+            return True  # these are parts of a store that is going to replace the complete one
     except UserError:
         # without parts the store was complete before, or another process has just completed it
         if parts.exist() or not os.path.exists(output):

@@ -316,7 +316,7 @@ def load_weights(model: torch.nn.Module, path: str, config: str, codec: Mapping[
     )
     text = "".join(said[1].split()) if said else ""
     kind, size = codec["type"], [int(side) for side in codec["input_size"]]
-    theirs = re.search(r"type='(\w+)'", text), re.search(r"input_size=[(\[](\d+),(\d+)", text)
+    theirs = re.search(r"\btype='(\w+)'", text), re.search(r"input_size=[(\[](\d+),(\d+)", text)
     if theirs[0] and theirs[0][1] != kind:
         wrong = f"codec {theirs[0][1]}, not {kind}"
     elif theirs[1] and [int(side) for side in theirs[1].groups()] != size:

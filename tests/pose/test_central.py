@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastreid_star.pose.central import FALL_OFF, keep_central_peaks
+from fastreid_star.pose.estimator import FALL_OFF, keep_central_peaks
 
 WIDTH, HEIGHT = 48, 64
 WHOLE = torch.ones(1)

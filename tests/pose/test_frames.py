@@ -2,13 +2,8 @@ import pytest
 
 from fastreid_star.data.datasets.synthetic import Track, frame_paths, write_info_files
 from fastreid_star.errors import UserError
-from fastreid_star.pose.frames import (
-    Frames,
-    frames_of_dataset,
-    frames_of_folder,
-    frames_of_tracklets,
-)
-from fastreid_star.structures import Modality, Tracklet
+from fastreid_star.pose.frames import Frames, frames_of_dataset, frames_of_folder
+from fastreid_star.structures import Modality
 
 
 def touch(folder, *names):
@@ -38,20 +33,13 @@ def test_folder_in_natural_order_with_keys_without_suffix(tmp_path):
     assert frames.path(4) == str(tmp_path / "b/2.JPG")
 
 
-def test_names_of_digits_and_letters_can_be_ordered(tmp_path):
-    touch(tmp_path, "a.jpg", "1.jpg", "1a.jpg", "b2/1.jpg", "bb/1.jpg", "٣.jpg")
-    assert len(frames_of_folder(tmp_path)) == 6
-
-
 def test_folder_refusals(tmp_path):
     with pytest.raises(UserError, match="there is no such folder"):
         frames_of_folder(tmp_path / "none")
-    with pytest.raises(UserError, match="no image is in there"):
+    with pytest.raises(UserError, match="no image"):
         frames_of_folder(tmp_path)
     touch(tmp_path, "a/1.jpg", "a/1.png")
-    with pytest.raises(
-        UserError, match=r"a/1\.(jpg|png) and a/1\.(jpg|png) would share the skeleton a/1"
-    ):
+    with pytest.raises(UserError, match=r"a/1\.(jpg|png) and a/1\.(jpg|png) have the same key"):
         frames_of_folder(tmp_path)
 
 
@@ -76,27 +64,10 @@ def test_datasets_that_have_no_tracklets_or_do_not_exist():
         frames_of_dataset("HITSZVMC", "datasets")
 
 
-def tracklet(root, *frames):
-    return Tracklet(1, 1, Modality.VISIBLE, str(root), frames)
-
-
-def test_tracklets_that_share_frames_and_names(tmp_path):
-    shared = [
-        tracklet(tmp_path / "a", "1.jpg", "2.jpg"),
-        tracklet(tmp_path / "a", "2.jpg", "3.jpg"),
-    ]
-    assert frames_of_tracklets(shared, str(tmp_path)).paths == ["a/1.jpg", "a/2.jpg", "a/3.jpg"]
-    with pytest.raises(UserError, match=r"a/1\.jpg and b/1\.jpg would share"):
-        frames_of_tracklets(
-            [tracklet(tmp_path / "a", "1.jpg"), tracklet(tmp_path / "b", "1.jpg")], str(tmp_path)
-        )
-    with pytest.raises(UserError, match="no tracklets"):
-        frames_of_tracklets([], str(tmp_path))
-
-
 def test_digest_tells_lists_apart():
     digests = {
-        Frames("r", keys, keys).digest for keys in (["a", "b"], ["b", "a"], ["ab"], ["a\nb"], ["a"])
+        Frames("r", keys, keys).digest()
+        for keys in (["a", "b"], ["b", "a"], ["ab"], ["a\nb"], ["a"])
     }
     assert len(digests) == 5
-    assert Frames("x", ["a"], ["1.jpg"]).digest == Frames("y", ["a"], ["2.jpg"]).digest
+    assert Frames("x", ["a"], ["1.jpg"]).digest() == Frames("y", ["a"], ["2.jpg"]).digest()

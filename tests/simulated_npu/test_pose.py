@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 
 def check_choosing_and_finding():
     simulated_npu.load()
-    from fastreid_star.pose.central import keep_central_peaks
+    from fastreid_star.pose.estimator import keep_central_peaks
     from fastreid_star.pose.vitpose import find_joints
 
     torch.manual_seed(0)

@@ -18,11 +18,11 @@ from mmpose.codecs import MSRAHeatmap, SimCCLabel
 from torch.utils.data import DataLoader
 
 from fastreid_star.coco import LEFT_RIGHT, NUM_JOINTS
-from fastreid_star.pose import mmpose_backend, mmpose_shims, mmpose_weights
+from fastreid_star.pose import mmpose as backend
 from fastreid_star.pose.estimator import build_estimator
 
 CPU = torch.device("cpu")
-HRNET = mmpose_backend.DEFAULT_MODEL
+HRNET = backend.DEFAULT_MODEL
 DARK = "td-hm_res50_dark-8xb64-210e_coco-256x192"
 UDP = "cspnext-tiny_udp_8xb256-210e_coco-256x192"
 UDP_OFFSETS = "td-hm_hrnet-w32_udp-regress-8xb64-210e_coco-256x192"
@@ -32,17 +32,17 @@ RTMPOSE = "rtmpose-t_8xb256-420e_coco-256x192"
 @functools.lru_cache
 def network(name):
     """The real architecture with random weights, those that are run with features that differ from place to place."""
-    path = mmpose_backend.config_path(name)
-    config = mmpose_backend.read_config(path)
+    path = backend.config_path(name)
+    config = backend.read_config(path)
     torch.manual_seed(0)
-    model = mmpose_backend._build(config, path, CPU, False)
+    model = backend._build(config, path, CPU, False)
     if name in (HRNET, RTMPOSE):
         # after one batch the normalized features have mean 0 and variance 1, as in a trained network
         for layer in model.modules():
             if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
                 layer.momentum = 1.0
         noise = torch.nn.functional.interpolate(torch.randn(2, 3, 16, 12), scale_factor=16)
-        with torch.no_grad(), mmpose_shims.quiet():
+        with torch.no_grad(), backend.quiet():
             model.train()(noise, None, mode="tensor")
     return model.eval(), config
 
@@ -302,10 +302,8 @@ def check_preparing_in_other_processes(folder):
 
 
 def check_devices_are_never_chosen(folder):
-    path = mmpose_backend.config_path(RTMPOSE)
-    model = mmpose_backend._build(
-        mmpose_backend.read_config(path), path, torch.device("meta"), False
-    )
+    path = backend.config_path(RTMPOSE)
+    model = backend._build(backend.read_config(path), path, torch.device("meta"), False)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
@@ -366,7 +364,7 @@ def check_nothing_in_a_checkpoint_is_run(folder):
     before = torch.serialization.get_safe_globals()
     path = str(folder / "reached.pth")
     torch.save({"state_dict": {"a": torch.ones(1)}, "meta": {"cfg": Reached()}}, path)
-    assert mmpose_weights.read_checkpoint(path)[1] == ""
+    assert backend.read_checkpoint(path)[1] == ""
     assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
@@ -403,7 +401,7 @@ def check_checkpoints_that_are_refused(folder):
         refuses(file.read(100_000), "damaged", "download it again")
     other = published(RTMPOSE)
     other["meta"]["cfg"] = other["meta"]["cfg"].replace("192,", "288,").replace("256,", "384,")
-    refuses(other, "trained with the input_size (288, 384)", "--model")
+    refuses(other, "trained with input_size 288 x 384", "--model")
     refused(
         lambda: build_estimator(
             "mmpose", model=HRNET, checkpoint=checkpoint(folder, RTMPOSE), device=CPU
@@ -441,7 +439,7 @@ def check_configs_that_are_refused(folder):
 
 def check_a_config_file_of_ones_own(folder):
     path = folder / "mine.py"
-    base = mmpose_backend.config_path(RTMPOSE)
+    base = backend.config_path(RTMPOSE)
     path.write_text(f"_base_ = [{str(base)!r}]\nmodel = dict(test_cfg=None)\n")
     estimator = build_estimator(
         "mmpose", model=str(path), checkpoint=checkpoint(folder, RTMPOSE), device=CPU

@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from fastreid_star.coco import NUM_JOINTS
-from fastreid_star.pose import mmpose_shims, vitpose
+from fastreid_star.pose import mmpose, vitpose
 from fastreid_star.pose.estimator import build_estimator
 
-with mmpose_shims.importable():
+with mmpose.importable():
     from mmpose.codecs import UDPHeatmap
     from mmpose.datasets.transforms import GetBBoxCenterScale, TopdownAffine
 
@@ -262,7 +262,7 @@ def check_folders_that_are_refused(folder):
         refused(lambda: build(path), str(path), *words)
 
     refused(lambda: build_estimator("vitpose", device=CPU), "--checkpoint", "usyd-community")
-    refused(lambda: build(good, model="base"), "takes no --model")
+    refused(lambda: build(good, model="base"), "has no --model")
     refuses(folder / "nowhere", "does not exist")
 
     class Touch:
@@ -301,7 +301,7 @@ def check_folders_that_are_refused(folder):
     path = folder / "classifier"
     vit = ViTConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=4)
     ViTForImageClassification(vit).save_pretrained(path)
-    refuses(path, "holds a vit, not a ViTPose")
+    refuses(path, "contains a vit, not a ViTPose")
 
     path = copy("hands")
     settings = json.loads((path / "config.json").read_text())

@@ -32,7 +32,7 @@ class Stub:
 
 
 sys.modules.setdefault("extract_stub", sys.modules[__name__])
-estimator.BACKENDS["stub"] = estimator._Backend("extract_stub", "Stub", ())
+estimator.BACKENDS["stub"] = ("extract_stub", "Stub", ())
 
 if __name__ == "__main__":
     from fastreid_star.cli.main import main
