@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
 
 from fastreid_star.data.build import is_video_dataset
 from fastreid_star.data.check import open_dataset
 from fastreid_star.data.folders import IMAGE_SUFFIXES, natural_key
+from fastreid_star.data.io import PAUSES, BrokenImage, LostImage, read_frame
 from fastreid_star.errors import UserError
 
 
@@ -93,3 +99,45 @@ def _add(files: dict[str, str], key: str, path: str) -> None:
 
 def _refuse(error: OSError) -> None:
     raise UserError(f"--images: {error.filename} cannot be listed: {error.strerror}")
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A crop prepared for the network, or why it is not; `lost` if the disk is the reason."""
+
+    prepared: Any
+    size: tuple[int, int]
+    problem: str = ""
+    lost: bool = False
+
+
+class Crops(Dataset):
+    """The crops of an extraction, read and prepared in worker processes.
+
+    Args:
+        frames: the crops.
+        prepare: an image to what the network takes.
+    """
+
+    def __init__(self, frames: Frames, prepare: Callable[[np.ndarray], Any]):
+        self.frames, self.prepare = frames, prepare
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Crop:
+        path = self.frames.path(index)
+        for pause in (*PAUSES, None):
+            try:
+                image = read_frame(path)
+            except LostImage as error:
+                if pause is None:
+                    return Crop(None, (0, 0), str(error), lost=True)
+                time.sleep(pause)
+            except BrokenImage as error:
+                # the same text on each machine: without the folder of the crops
+                return Crop(None, (0, 0), str(error).replace(path, self.frames.paths[index]))
+            else:
+                height, width = image.shape[:2]
+                return Crop(self.prepare(image), (width, height))
+        raise AssertionError

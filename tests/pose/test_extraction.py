@@ -371,7 +371,7 @@ def test_a_disk_that_fails(images, tmp_path, whole, monkeypatch, workers, failur
 
     with monkeypatch.context() as patch:
         patch.setattr(data_io, "read_bytes", fail)
-        patch.setattr(module, "PAUSES", (0.01, 0.01, 0.01))
+        patch.setattr("fastreid_star.pose.frames.PAUSES", (0.01, 0.01, 0.01))
         if failures == 2:
             assert extract(images, tmp_path / "store", workers=workers)
         else:
