@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import json
 import re
 import subprocess
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from fastreid_star.engine.ablation_tables import (
     COLUMNS,
@@ -106,7 +108,9 @@ def ablate(
             execute_all(
                 [(r, options_of(r, opts, None, root)) for r in dict.fromkeys(warm)], jobs, report
             )
-        trained = [(r, options_of(r, opts, start and r.folder.parent / start, root)) for r in runs]
+        trained = [
+            (r, options_of(r, opts, r.folder.parent / start if start else None, root)) for r in runs
+        ]
         execute_all(trained, jobs, report)
         execute_all([(run, _retest_options(run, changed)) for run, changed in tests], jobs, report)
     everything = [*runs, *(run for run, _ in tests)]
@@ -116,8 +120,12 @@ def ablate(
         table += f"\n\n{pairs_to_markdown(everything, against)}"
     Path(output).mkdir(parents=True, exist_ok=True)
     for name, text in (("table.md", f"{table}\n"), ("runs.csv", to_csv(everything))):
-        write_whole(Path(output) / name, lambda file, text=text: file.write(text.encode()))
+        write_whole(Path(output) / name, functools.partial(_write_text, text))
     return table
+
+
+def _write_text(text: str, file: BinaryIO) -> None:
+    file.write(text.encode())
 
 
 def plan(

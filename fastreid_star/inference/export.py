@@ -199,7 +199,7 @@ def comparison_batches(
     batches = [_clips(clips, length, size, generator) for clips in (*BATCHES, 2)]
     batches[-1]["has_skeleton"][:] = False
     for batch in batches if modality is not None else ():
-        batch["modality"][:] = modality
+        batch["modality"][:] = int(modality)  # type: ignore[arg-type] # there is one, see above
     return batches
 
 

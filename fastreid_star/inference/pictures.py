@@ -53,7 +53,7 @@ def write_pictures(
     try:
         os.makedirs(folder, exist_ok=True)
         for number, (query, paths, captions) in enumerate(lists, start=1):
-            picture = draw_list([path and read(path) for path in paths], captions)
+            picture = draw_list([read(path) if path else None for path in paths], captions)
             name = re.sub(r"[^\w.-]+", "_", query)[-60:]
             files.append(os.path.join(folder, f"{number:03d}-{name}.jpg"))
             write_whole(files[-1], functools.partial(picture.save, format="JPEG", quality=90))
