@@ -161,7 +161,7 @@ def test_a_whole_ablation_fails_and_is_resumed(tiny_root, tmp_path):
         table = ablation.ablate(configs, str(output), report=said.append, **options)
         return table, said
 
-    with pytest.raises(UserError, match=r"SAD_demo failed .*none"):
+    with pytest.raises(UserError, match="SAD_demo failed"):
         ablate("SAD_demo", more=("DATASETS.NAMES", "('none',)"))
     with pytest.raises(UserError, match="another config or options"):
         ablate("SAD_demo")
