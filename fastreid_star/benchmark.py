@@ -314,7 +314,7 @@ def measure_ranking(device: torch.device, quick: bool, opts: Sequence[str]) -> I
             evaluate_rank(distances, *labels, use_cython=False)
 
     rank = partial(cross_modal_results, features, tracklets, min_frames=1, dataset_name="noise")
-    sides = {"rank": rank, "loop": rank_by_loop}
+    sides: dict[str, Callable] = {"rank": rank, "loop": rank_by_loop}
     seconds = in_turns(sides, repeats=1 if quick else 3, warm_up=0)
     note = f"the plain loop, from each {every}th query; {infrared} x {visible} x {width}"
     yield Figure("ranking", "s", seconds["rank"], seconds["loop"] * every, "<= 0.05", note)

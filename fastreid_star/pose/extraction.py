@@ -15,17 +15,16 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fastreid.utils import comm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from fastreid_star.coco import NUM_JOINTS
-from fastreid_star.data.io import PAUSES, BrokenImage, LostImage, progress_bar, read_frame
+from fastreid_star.data.io import PAUSES, progress_bar
 from fastreid_star.data.skeletons import (
     INDEX_FILE,
     FlatStore,
@@ -37,7 +36,7 @@ from fastreid_star.engine.device import choose_device
 from fastreid_star.engine.launch import launch
 from fastreid_star.errors import UserError
 from fastreid_star.pose.estimator import PoseEstimator, build_estimator
-from fastreid_star.pose.frames import Frames, frames_of_dataset, frames_of_folder
+from fastreid_star.pose.frames import Crops, Frames, frames_of_dataset, frames_of_folder
 from fastreid_star.pose.parts import Part, Parts, differences
 
 PART = 128  # crops per part, rounded up to whole batches
@@ -156,7 +155,7 @@ class Extraction:
             raise UserError(f"{output} is not only a skeleton store: choose another --output")
         self.complete = exists and not overwrite
         if self.complete and not _was_made_by(plan, output):
-            differ = differences(FlatStore(output).meta.get("plan") or {}, plan)
+            differ = differences(FlatStore(os.fspath(output)).meta.get("plan") or {}, plan)
             raise UserError(
                 f"{output} contains other skeletons ({differ}): choose another --output, or add "
                 "--overwrite to replace them"
@@ -194,7 +193,7 @@ class Extraction:
         ]
         ready_to_fork()
         loader = DataLoader(
-            _Crops(self.frames, estimator.prepare),
+            Crops(self.frames, estimator.prepare),
             batch_sampler=batches,
             num_workers=min(workers, len(batches)),
             # as bytes: tensors would take an open file each
@@ -286,7 +285,9 @@ def finish(frames: Frames, output: str | os.PathLike, *, overwrite: bool = False
 
 
 def _was_made_by(plan: dict, output: str | os.PathLike) -> bool:
-    return Path(output, INDEX_FILE).exists() and FlatStore(output).meta.get("plan") == plan
+    return (
+        Path(output, INDEX_FILE).exists() and FlatStore(os.fspath(output)).meta.get("plan") == plan
+    )
 
 
 def _write_store(frames: Frames, parts: Parts, plan: dict, output: str) -> None:
@@ -327,38 +328,3 @@ def _manifest(plan: dict, sizes: Counter, missing: dict[str, str]) -> dict:
         },
         "missing": missing,
     }
-
-
-@dataclass(frozen=True)
-class _Crop:
-    """A crop prepared for the network, or why it is not; `lost` if the disk is the reason."""
-
-    prepared: Any
-    size: tuple[int, int]
-    problem: str = ""
-    lost: bool = False
-
-
-class _Crops(Dataset):
-    def __init__(self, frames: Frames, prepare: Callable[[np.ndarray], Any]):
-        self.frames, self.prepare = frames, prepare
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, index: int) -> _Crop:
-        path = self.frames.path(index)
-        for pause in (*PAUSES, None):
-            try:
-                image = read_frame(path)
-            except LostImage as error:
-                if pause is None:
-                    return _Crop(None, (0, 0), str(error), lost=True)
-                time.sleep(pause)
-            except BrokenImage as error:
-                # the same text on each machine: without the folder of the crops
-                return _Crop(None, (0, 0), str(error).replace(path, self.frames.paths[index]))
-            else:
-                height, width = image.shape[:2]
-                return _Crop(self.prepare(image), (width, height))
-        raise AssertionError

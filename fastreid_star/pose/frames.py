@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
 
 from fastreid_star.data.build import is_video_dataset
 from fastreid_star.data.check import open_dataset
 from fastreid_star.data.folders import IMAGE_SUFFIXES, natural_key
+from fastreid_star.data.io import PAUSES, BrokenImage, LostImage, read_frame
 from fastreid_star.errors import UserError
 
 
@@ -38,6 +44,43 @@ class Frames:
         """SHA-256 of the keys in their order."""
         names = (key.encode("utf-8", "surrogateescape") + b"\0" for key in self.keys)
         return hashlib.sha256(b"".join(names)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A crop prepared for the network, or why it is not; `lost` if the disk is the reason."""
+
+    prepared: Any
+    size: tuple[int, int]
+    problem: str = ""
+    lost: bool = False
+
+
+class Crops(Dataset):
+    """Reads frames and prepares them, in the worker processes of a loader."""
+
+    def __init__(self, frames: Frames, prepare: Callable[[np.ndarray], Any]):
+        self.frames, self.prepare = frames, prepare
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Crop:
+        path = self.frames.path(index)
+        for pause in (*PAUSES, None):
+            try:
+                image = read_frame(path)
+            except LostImage as error:
+                if pause is None:
+                    return Crop(None, (0, 0), str(error), lost=True)
+                time.sleep(pause)
+            except BrokenImage as error:
+                # the same text on each machine: without the folder of the crops
+                return Crop(None, (0, 0), str(error).replace(path, self.frames.paths[index]))
+            else:
+                height, width = image.shape[:2]
+                return Crop(self.prepare(image), (width, height))
+        raise AssertionError
 
 
 def frames_of_dataset(name: str, root: str) -> Frames:

@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -113,7 +114,7 @@ class Parts:
 
     def write(self, number: int, part: Part) -> None:
         """Write a part: completely, or not at all."""
-        arrays = {
+        arrays: dict[str, Any] = {
             "joints": part.joints.astype(np.float32),
             "sizes": part.sizes.astype(np.int32),
             "problems": np.array(part.problems, np.str_),
