@@ -46,6 +46,43 @@ class Frames:
         return hashlib.sha256(b"".join(names)).hexdigest()
 
 
+@dataclass(frozen=True)
+class Crop:
+    """A crop prepared for the network, or why it is not; `lost` if the disk is the reason."""
+
+    prepared: Any
+    size: tuple[int, int]
+    problem: str = ""
+    lost: bool = False
+
+
+class Crops(Dataset):
+    """Reads frames and prepares them, in the worker processes of a loader."""
+
+    def __init__(self, frames: Frames, prepare: Callable[[np.ndarray], Any]):
+        self.frames, self.prepare = frames, prepare
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Crop:
+        path = self.frames.path(index)
+        for pause in (*PAUSES, None):
+            try:
+                image = read_frame(path)
+            except LostImage as error:
+                if pause is None:
+                    return Crop(None, (0, 0), str(error), lost=True)
+                time.sleep(pause)
+            except BrokenImage as error:
+                # the same text on each machine: without the folder of the crops
+                return Crop(None, (0, 0), str(error).replace(path, self.frames.paths[index]))
+            else:
+                height, width = image.shape[:2]
+                return Crop(self.prepare(image), (width, height))
+        raise AssertionError
+
+
 def frames_of_dataset(name: str, root: str) -> Frames:
     """Each frame of each tracklet of a dataset: training and test, short tracklets too.
 

@@ -1,4 +1,4 @@
-"""Read the published checkpoints of mmpose without running the code that a file may carry."""
+"""Load the weights of a published mmpose checkpoint without running code from it."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from fastreid_star.data.io import read_frame
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.errors import UserError
 from fastreid_star.pose import extraction as module
+from fastreid_star.pose import frames as frames_module
 from fastreid_star.pose.extraction import Extraction, finish
 from fastreid_star.pose.frames import frames_of_folder
 
@@ -371,7 +372,7 @@ def test_a_disk_that_fails(images, tmp_path, whole, monkeypatch, workers, failur
 
     with monkeypatch.context() as patch:
         patch.setattr(data_io, "read_bytes", fail)
-        patch.setattr("fastreid_star.pose.frames.PAUSES", (0.01, 0.01, 0.01))
+        patch.setattr(frames_module, "PAUSES", (0.01, 0.01, 0.01))
         if failures == 2:
             assert extract(images, tmp_path / "store", workers=workers)
         else:

@@ -59,7 +59,7 @@ def root(tmp_path):
         command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, env=env
     )
     assert done.returncode == 0, done.stderr
-    assert "estimated: 143 of 144 crops have a skeleton\n  none: " in done.stdout
+    assert "estimated: 143 of 144 images have a skeleton\n  none: " in done.stdout
     return tmp_path
 
 
