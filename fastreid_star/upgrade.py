@@ -40,9 +40,9 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     Args:
         config: nested dicts, as YAML gives them.
     """
-    model = config.get("MODEL") or {}
-    star = model.get("STAR") or {}
-    if "FRAME_LEVEL" not in star:
+    model = config.get("MODEL")
+    star = model.get("STAR") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(star, dict) or "FRAME_LEVEL" not in star:
         return config
     losses = list(model["LOSSES"]["NAME"])
     consistent = "SkeletonConsistencyLoss" in losses

@@ -129,7 +129,9 @@ def read_yaml(path: str) -> dict[str, Any]:
     ``_BASE_`` is a path relative to the file, or the name of a config of the project.
     """
     with open(path, encoding="utf-8") as file:
-        content = yaml.safe_load(file) or {}
+        content = yaml.safe_load(file)
+    if not isinstance(content, dict):
+        raise TypeError(f"{path} has no sections of keys and values")
     base = content.pop("_BASE_", None)
     if base is None:
         return content

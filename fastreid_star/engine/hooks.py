@@ -219,7 +219,7 @@ class SetEpoch(HookBase):
         self._model.epoch = self.trainer.epoch
 
     def after_train(self):
-        self._model.epoch = self.trainer.max_epoch
+        self._model.epoch = None
 
 
 class ReplacedFrames(HookBase):

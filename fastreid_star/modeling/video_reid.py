@@ -56,7 +56,8 @@ class VideoReID(nn.Module):
         skeleton_dropout: share of training clips that lose their skeletons.
 
     Attributes:
-        epoch: set by the trainer; a loss trains from its `first_epoch` on.
+        epoch: set by the trainer: a loss is active from its `first_epoch` on. None: all losses are
+            active.
         provides: names of the outputs in training, beside those of the corrector and of the head.
 
     Raises:
@@ -94,7 +95,7 @@ class VideoReID(nn.Module):
         self.corrector = corrector
         self.losses = nn.ModuleDict(losses)
         self.skeleton_dropout = skeleton_dropout
-        self.epoch = 0
+        self.epoch: int | None = None
         self.pixel_mean: torch.Tensor
         self.pixel_std: torch.Tensor
         for name, numbers in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
@@ -137,6 +138,8 @@ class VideoReID(nn.Module):
     def active_losses(self) -> dict[str, Loss]:
         """The losses that train in the current epoch, by name."""
         losses: dict[str, Any] = dict(self.losses.items())
+        if self.epoch is None:
+            return losses
         return {name: loss for name, loss in losses.items() if loss.first_epoch <= self.epoch}
 
     @property
@@ -147,10 +150,10 @@ class VideoReID(nn.Module):
     @property
     def has_idle_parameters(self) -> bool:
         """Whether some parameters may get no gradient in some step: DDP must be told so."""
-        losses = list(self.active_losses.values())
-        needs = {name for loss in losses for name in loss.needs}
+        losses: dict[str, Any] = dict(self.losses.items())
+        needs = {name for loss in losses.values() for name in loss.needs}
         idle = "clip_logits" not in needs or not needs & set(FRAME_OUTPUTS)
-        return idle or len(losses) < len(self.losses)
+        return idle or any(loss.first_epoch > (self.epoch or 0) for loss in losses.values())
 
     def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor] | torch.Tensor:
         """One training or evaluation step; see :meth:`encode` for the batch.

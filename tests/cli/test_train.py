@@ -57,7 +57,7 @@ def test_the_hitsz_vcm_config_trains_from_imagenet_weights(tmp_path, monkeypatch
     (tmp_path / "home" / "checkpoints").mkdir(parents=True)
     torch.save(weights, tmp_path / "home" / "checkpoints" / "resnet50-19c8e357.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    write_synthetic_vcm(tmp_path / "HITSZ-VCM", SMALL, layout="flat_merged")
+    write_synthetic_vcm(tmp_path / "HITSZ-VCM", SMALL)
     trainer = Trainer(load_config(SAD, words(small(tmp_path, tmp_path / "out"))))
     for stem in (trainer.model.backbone.visible_stem, trainer.model.backbone.infrared_stem):
         assert torch.equal(stem[0].weight, weights["conv1.weight"])

@@ -145,8 +145,8 @@ GOOD = {"frames": [np.zeros((8, 4, 3), np.uint8)] * 2, "modality": "visible"}
     ("wrong", "message"),
     [
         ({"frames": []}, r"it has no frames"),
-        ({"modality": "thermal"}, r"modality 'thermal' is none"),
-        ({"frames": [None, None]}, r"none of its 2 images is good"),
+        ({"modality": "thermal"}, r"unknown modality 'thermal'"),
+        ({"frames": [None, None]}, r"none of its 2 images can be read"),
         ({"frames": ["nowhere/1.jpg"]}, r"none of the 1 frames .* can be read"),
         ({"frames": "nowhere.mp4"}, r"video nowhere\.mp4 does not exist"),
         ({"skeletons": np.zeros((3, 17, 3))}, r"it has 2 frames and 3 skeletons"),

@@ -179,6 +179,12 @@ def _read_track_info(path: str) -> list[_Line]:
 def _read_frames(path: str, lines: Sequence[_Line]) -> list[tuple[str, ...]]:
     """The relative paths of each tracklet's frames; each name is compared with its line."""
     names = read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        if line.first < 1 or line.last > len(names):
+            raise UserError(
+                f"{path} has {len(names)} names, but tracklet {number} spans {line.first} to "
+                f"{line.last}: indices are 1-based and inclusive, and {_SAME_COPY}"
+            )
     spans = sorted((line.first, line.last, number) for number, line in enumerate(lines, start=1))
     for (_, last, one), (first, _, other) in itertools.pairwise(spans):
         if first <= last:
@@ -188,11 +194,6 @@ def _read_frames(path: str, lines: Sequence[_Line]) -> list[tuple[str, ...]]:
             )
     frames = []
     for number, line in enumerate(lines, start=1):
-        if line.first < 1 or line.last > len(names):
-            raise UserError(
-                f"{path} has {len(names)} names, but tracklet {number} spans {line.first} to "
-                f"{line.last}: indices are 1-based and inclusive, and {_SAME_COPY}"
-            )
         paths, known, folder = [], [""], ""
         for row in range(line.first - 1, line.last):
             found = _NAME.fullmatch(names[row])

@@ -23,7 +23,7 @@ CONFIG = str(Path(__file__).parents[3] / "configs" / "Synthetic" / "STAR_small.y
 OPTIONS = """
     MODEL.BACKBONE.DEPTH tiny MODEL.BACKBONE.FEAT_DIM 128 MODEL.HEADS.NUM_CLASSES 8 MODEL.SAD.AUGMENT False
     MODEL.LOSSES.TRI.MARGIN 2.0 MODEL.STAR.ATTENTION_DROPOUT 0.0 MODEL.STAR.GAT_DROPOUT 0.0 INPUT.SIZE_TRAIN [32,16]
-    MODEL.LOSSES.NAME ('CrossEntropyLoss','TripletLoss','SkeletonConsistencyLoss')
+    MODEL.LOSSES.NAME ('CrossEntropyLoss','FrameCrossEntropyLoss','TripletLoss','SkeletonConsistencyLoss')
 """
 IDENTITIES, CLIPS, LENGTH = 8, 2, 3
 
