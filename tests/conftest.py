@@ -44,7 +44,17 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_collection_modifyitems(config, items):
+    """Without --long, leave out the tests that are marked `long`."""
+    if not config.getoption("--long"):
+        config.hook.pytest_deselected(
+            items=[item for item in items if item.get_closest_marker("long")]
+        )
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
 def pytest_configure(config):
+    config.addinivalue_line("markers", "long: run with --long only; takes half a minute or more")
     if config.getoption("--hypothesis-profile", None) is None:
         hypothesis.settings.load_profile("long" if config.getoption("--long") else "suite")
 

@@ -40,7 +40,7 @@ class Conversion:
         lines = [
             f"{self.source}: {len(self.used)} weights converted to {len(self.weights)} weights"
         ]
-        modules = Counter((reason, _module(name)) for name, reason in self.dropped.items())
+        modules = Counter((reason, _module_of(name)) for name, reason in self.dropped.items())
         for (reason, module), count in sorted(modules.items()):
             lines.append(f"dropped: {module}.* ({count} weights): {reason}")
         return "\n".join([*lines, *(f"not recognized: {name}" for name in self.unknown)])
@@ -140,7 +140,7 @@ SETTINGS: dict[str, object] = {
 }
 
 
-def _module(name: str) -> str:
+def _module_of(name: str) -> str:
     """The module that a dropped weight is listed under: a stage of a ResNet, or its own module."""
     parts = name.split(".")
     return ".".join(parts[:3] if parts[1] in ("visible", "thermal", "base") else parts[:-1])

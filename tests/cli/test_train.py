@@ -281,6 +281,7 @@ def test_a_config_of_fastreid_resumes_in_the_middle_of_an_epoch(tmp_path, market
     assert {int(state["step"]) for state in saved["optimizer"]["state"].values()} == {12}
 
 
+@pytest.mark.long
 def test_a_config_of_fastreid_in_two_processes_and_mixed_precision(tmp_path, market):
     options = {
         "DATASETS.ROOT": market,

@@ -78,7 +78,7 @@ def read_sum(store):
     return float(store.read(KEYS)[0].sum())
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
 def test_readable_in_another_process(paths, method):
     stores = [SkeletonStore.open(path) for path in paths.values()]
     expected = [read_sum(store) for store in stores]  # the parent has them open

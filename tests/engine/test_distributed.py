@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from .conftest import REPOSITORY, tiny_options
@@ -59,11 +60,11 @@ def per_query(folder):
         return list(csv.reader(file))
 
 
-def test_evaluation_is_the_same_in_one_to_three_processes(tiny_root, tmp_path):
+def test_evaluation_is_the_same_in_one_and_in_three_processes(tiny_root, tmp_path):
     trained = tmp_path / "trained"
     run(TRAIN_NET, "--config-file", STAR_DEMO, *tiny_options(tiny_root, trained))
     results = []
-    for world in (1, 2, 3):
+    for world in (1, 3):
         output = tmp_path / str(world)
         options = tiny_options(
             tiny_root, output, "MODEL.WEIGHTS", trained / "model_final.pth", "TEST.IMS_PER_BATCH", 3
@@ -71,7 +72,7 @@ def test_evaluation_is_the_same_in_one_to_three_processes(tiny_root, tmp_path):
         run(TRAIN_NET, "--config-file", STAR_DEMO, "--eval-only", "--num-devices", world, *options)
         results.append(per_query(output))
     assert len(results[0]) == 1 + 2 * 8  # 4 identities x 2 tracklets, asked in both directions
-    assert results[1:] == results[:1] * 2
+    assert results[0] == results[1]
 
 
 def free_port():
@@ -109,6 +110,7 @@ def torchrun_on_two_machines(*arguments):
     return said[0]
 
 
+@pytest.mark.long
 def test_two_machines_under_torchrun_train_resume_and_evaluate(tiny_root, tmp_path):
     output = tmp_path / "run"
     # 16 clips: one identity of 2 clips and 2 modalities for each of four processes; no triplets in

@@ -20,7 +20,7 @@ from fastreid_star.engine.defaults import LOGGERS, argument_parser, run_tool
 from fastreid_star.engine.failures import explain, in_one_line
 from fastreid_star.engine.trainer import Trainer, train_or_evaluate
 from fastreid_star.errors import UserError
-from fastreid_star.modeling import SAD
+from fastreid_star.methods.sad import SAD
 
 from .conftest import DEMO, fill, tiny_options
 

@@ -104,6 +104,7 @@ def test_a_run_that_dies_in_its_evaluation_has_its_steps(
     assert_same_checkpoint(tmp_path / "model_final.pth", whole_run[0] / "model_final.pth")
 
 
+@pytest.mark.long
 def test_the_scaler_of_mixed_precision_continues_too(tiny_root, tmp_path):
     options = (
         "SOLVER.AMP.ENABLED", "True", "SOLVER.MAX_EPOCH", "1", "SOLVER.STEPS", "()",
@@ -204,7 +205,9 @@ def start(log, root, output, *arguments, before=(sys.executable,), workers=0):
     return process
 
 
-@pytest.mark.parametrize("arguments", [(), ("--num-devices", "2")])
+@pytest.mark.parametrize(
+    "arguments", [(), pytest.param(("--num-devices", "2"), marks=pytest.mark.long)]
+)
 def test_a_signal_to_the_whole_group_spares_the_loading_processes(tiny_root, tmp_path, arguments):
     """A terminal and some clusters send it to all; two within a moment count once."""
     with open(tmp_path / "log", "w") as log:

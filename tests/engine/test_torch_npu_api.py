@@ -355,8 +355,8 @@ def test_the_collector_refuses_what_it_cannot_follow(source):
 def test_a_wrong_use_is_found():
     assert problem(Use("here", "torch.cuda.synchronize", "call", 1)) is None
     assert (
-        problem(Use("here", "torch.cuda.synchronize", "call"))
-        == "here: torch.cuda.synchronize does not exist"
+        problem(Use("here", "torch.cuda.synchronise", "call"))
+        == "here: torch.cuda.synchronise does not exist"
     )
     assert "unexpected keyword argument 'jit'" in problem(
         Use("here", "torch.cuda.synchronize", "call", 0, ("jit",))

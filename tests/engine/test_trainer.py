@@ -262,7 +262,7 @@ def test_changes_that_a_run_can_take_are_listed_or_allowed(tiny_root, tmp_path, 
     trainer = resumed(tiny_root, tmp_path, *more, allow_changed=True)
     assert "MODEL.LOSSES.TRI.MARGIN (0.3 -> 0.5)" in caplog.text
     assert trainer.start_iter == 3
-    assert trainer.model.triplet["margin"] == 0.5
+    assert trainer.model.losses["TripletLoss"].options["margin"] == 0.5
 
 
 def test_a_cosine_cannot_be_lengthened(tiny_root, tmp_path):
@@ -493,7 +493,7 @@ def test_star_trains_in_two_processes_while_some_of_its_losses_rest(tiny_root, t
     call_in_processes(train_on_ranks, 2, tiny_root, tmp_path, star, *NO_EVALUATION)
     first, second = torch.load(tmp_path / "ranks.pt", weights_only=True)["weights"]
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert "consistency.fc.weight" in first
+    assert "losses.SkeletonConsistencyLoss.fc.weight" in first
 
 
 def resume_in_own_folder(root, output):
@@ -518,6 +518,7 @@ def draw_seed(root, output):
         file.write(str(cfg.SEED))
 
 
+@pytest.mark.long
 def test_a_fresh_seed_is_the_same_in_all_processes(tiny_root, tmp_path):
     call_in_processes(draw_seed, 2, tiny_root, tmp_path)
     first, second = ((tmp_path / f"seed{rank}").read_text() for rank in (0, 1))

@@ -153,7 +153,7 @@ def test_bad_input_is_refused_before_any_work(predictor, crops, tmp_path, monkey
         (r"end in \.npz", own, {"output": str(tmp_path / "f.txt")}),
         ("does not exist", own, {"output": str(tmp_path / "none" / "f.npz")}),
         ("nowhere", ["nowhere"], output),
-        (r"v\.avi|visible or infrared", [str(crops.parent / "v.avi")], output),
+        (r"v\.avi|is unknown", [str(crops.parent / "v.avi")], output),
         ("none", own, {"skeletons": "none", **output}),
         ("is not a gallery", own, {"gallery": str(crops)}),
         ("--workers -1", own, {"num_workers": -1, **output}),

@@ -111,7 +111,7 @@ def test_the_losses_are_the_cpus(root, on_npu, tmp_path, config):
     assert sorted(here) == sorted(there) == list(range(21))
     assert len(here[20]) == (7 if config == "STAR_demo" else 6)
     for iteration in range(20):
-        assert there[iteration] == pytest.approx(here[iteration], abs=1e-4, rel=1e-4), iteration
+        assert there[iteration] == pytest.approx(here[iteration], abs=1e-3, rel=1e-3), iteration
 
 
 def test_resuming_on_the_device_is_exact(root, on_npu, tmp_path):
@@ -148,7 +148,7 @@ def test_checkpoints_travel_between_devices(root, on_npu, tmp_path):
     assert "from epoch 3 of" in said
     assert sorted(moved) == list(range(6, 21))
     for iteration, values in moved.items():
-        assert values == pytest.approx(whole[iteration], abs=1e-4, rel=1e-4), iteration
+        assert values == pytest.approx(whole[iteration], abs=1e-3, rel=1e-3), iteration
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -167,7 +167,7 @@ def test_mixed_precision(root, tmp_path, dtype):
         assert checkpoint["grad_scaler"]["scale"] < 2**16
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_gradients_over_hccl_are_those_of_one_process(tmp_path, world):
     program = PROGRAMS / "gradients.py"
     found = []
@@ -222,7 +222,7 @@ def _train_and_compare(root, output):
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-@pytest.mark.parametrize("world", ["2", "4"])
+@pytest.mark.parametrize("world", ["2", pytest.param("4", marks=pytest.mark.long)])
 def test_processes_end_with_equal_weights(root, tmp_path, world):
     simulated_npu.run(
         check_ranks, str(root), str(tmp_path), world, OMP_NUM_THREADS="1", SIMULATED_NPU_COUNT="4"
