@@ -19,7 +19,10 @@ spec.loader.exec_module(old_runs)
 
 
 def load(case: str) -> torch.nn.Module:
-    old = old_runs.layouts()[case]
+    return build(old_runs.layouts()[case])
+
+
+def build(old: dict) -> torch.nn.Module:
     cfg = get_cfg()
     cfg.merge_from_other_cfg(CfgNode(upgrade_config(yaml.safe_load(old["config"]))))
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
@@ -32,6 +35,19 @@ def test_features_of_an_old_checkpoint_are_those_it_gave(case):
     with torch.no_grad():
         features = load(case)(old_runs.batch()).numpy()
     np.testing.assert_allclose(features, old_runs.features()[case], atol=1e-5)
+
+
+def test_an_encoder_without_the_frame_level_moves_into_the_bone_reader():
+    old = old_runs.layouts()["STAR"]
+    old["config"] = old["config"].replace("FRAME_LEVEL: true", "FRAME_LEVEL: false")
+    names = {
+        name: name.removeprefix("corrector.")
+        for name in old["shapes"]
+        if not name.startswith("corrector.") or name.startswith("corrector.encoder.")
+    }
+    old["shapes"] = {names[name]: shape for name, shape in old["shapes"].items() if name in names}
+    model = build(old)  # every weight has its place
+    assert type(model.corrector).__name__ == "BoneReader"
 
 
 def test_what_is_of_today_stays_as_it_is():
