@@ -30,5 +30,5 @@ def add_star_config(cfg):
 if "FRAME_CORRECTOR" not in _defaults._C.MODEL:  # importlib.reload
     add_star_config(_defaults._C)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["__version__", "add_star_config"]
