@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from fastreid_star.errors import UserError
+
 _WEIGHTS = (
     (r"^consistency\.", "losses.SkeletonConsistencyLoss."),
     (r"^encoder\.", "corrector.encoder."),
@@ -39,12 +41,21 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         config: nested dicts, as YAML gives them.
+
+    Raises:
+        UserError: a config that was written by hand has the key.
     """
     model = config.get("MODEL")
     star = model.get("STAR") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(star, dict) or "FRAME_LEVEL" not in star:
         return config
-    losses = list(model["LOSSES"]["NAME"])
+    losses = model.get("LOSSES", {}).get("NAME")
+    if not isinstance(losses, list):
+        raise UserError(
+            "MODEL.STAR.FRAME_LEVEL is of release 0.1.0: set MODEL.FRAME_CORRECTOR.NAME to "
+            "SkeletonFrameCorrector, or to an empty string, in its place"
+        )
+    losses = list(losses)
     consistent = "SkeletonConsistencyLoss" in losses
     paper = star.pop("KL", "paper") == "paper"
     frame_level = star.pop("FRAME_LEVEL")
@@ -55,7 +66,8 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
 
     corrector = ""
     if model.get("META_ARCHITECTURE") == "STAR":
-        reads_bones = star.get("GUIDE") == "release" or (consistent and paper)
+        guided = (model.get("HEADS") or {}).get("NAME") == "GATGeMHead"
+        reads_bones = (guided and star.get("GUIDE") == "release") or (consistent and paper)
         other = "BoneReader" if reads_bones else ""
         corrector = "SkeletonFrameCorrector" if frame_level else other
     model["FRAME_CORRECTOR"] = {"NAME": corrector}

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -64,6 +65,17 @@ def main(arguments: Sequence[str] | None = None, load: Callable[[], None] | None
         arguments: the command and its arguments; None: those of this process.
         load: imports torch, fast-reid and the package; None: they are imported already.
     """
+    try:
+        try:
+            _main(arguments, load)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _main(arguments: Sequence[str] | None, load: Callable[[], None] | None) -> None:
     words = sys.argv[1:] if arguments is None else list(arguments)
     if not words or words[0] in ("-h", "--help"):
         print(usage())

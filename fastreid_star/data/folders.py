@@ -155,12 +155,12 @@ def _image_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
 def _modality(given: Modality | str | None, root: Path, inside: Path) -> Modality:
     if given is not None:
         return as_modality(given)
-    for part in reversed((root.resolve().name, *inside.parts)):
+    for part in reversed((root.absolute() / inside).parts):
         if part.lower() in MODALITIES:
             return MODALITIES[part.lower()]
     raise UserError(
-        f"the modality of {root / inside} is unknown: give it, or use a folder named "
-        f"{', '.join(MODALITIES)}"
+        f"the modality of {root / inside} is unknown: give it with --modality, or use a folder "
+        f"named {', '.join(MODALITIES)}"
     )
 
 

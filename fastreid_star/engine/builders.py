@@ -178,13 +178,15 @@ def load_trained(cfg: CfgNode, path: str, *, allow_changed: bool = False) -> tor
     if unused:
         logger.info(f"Without effect in {path}: {', '.join(unused)}")
     weights = {name: value for name, value in weights.items() if name not in unused}
-    wrong = misfits(model, weights)
+    # losses that own layers take no part in the evaluation
+    weights = {name: value for name, value in weights.items() if not name.startswith("losses.")}
+    wrong = [name for name in misfits(model, weights) if not name.startswith("losses.")]
     if wrong:
         raise UserError(
             f"checkpoint {path} is of another model: {len(wrong)} weights do not fit, first "
             f"{', '.join(wrong[:3])}; use the config it was trained with (config.yaml beside it)"
         )
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, strict=False)
     return model.eval()
 
 

@@ -189,6 +189,8 @@ class Checkpointer(FastReidCheckpointer):
                         f"--resume: the {key} of {path} is another one ({error}): use the config "
                         "of that run, or another OUTPUT_DIR"
                     ) from error
+                if isinstance(item, torch.optim.Optimizer):
+                    _reshape_state(item)
         return data
 
     def _tagged(self) -> str | None:
@@ -300,3 +302,12 @@ def parse_config(text: str) -> CfgNode:
     cfg.merge_from_list(pairs)
     cfg.freeze()
     return cfg
+
+
+def _reshape_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give momenta the shape of their parameter: release 0.1.0 had an axis less in two of them."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            is_momentum = isinstance(value, torch.Tensor) and value.dim() > 0
+            if is_momentum and value.numel() == parameter.numel():
+                state[key] = value.view_as(parameter)

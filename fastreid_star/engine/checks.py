@@ -38,6 +38,7 @@ from fastreid_star.engine.problems import Check, Problem, Run
 from fastreid_star.engine.solver import resolve_schedule
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.retrieval import check_ranks
+from fastreid_star.modeling import FRAME_CORRECTOR_REGISTRY
 from fastreid_star.structures import Modality, Tracklet
 
 logger = logging.getLogger(__name__)
@@ -224,7 +225,13 @@ def _image_batches(run: Run) -> Iterator[Problem]:
 def skeletons(run: Run) -> Iterator[Problem]:
     """Skeleton stores that are missing, that do not know the data or do not fit the frames."""
     cfg = run.cfg
-    if getattr(run.network, "wants_skeletons", False) and not cfg.DATASETS.SKELETONS:
+    parts = (
+        run.network,
+        REID_HEADS_REGISTRY._obj_map.get(cfg.MODEL.HEADS.NAME),
+        FRAME_CORRECTOR_REGISTRY._obj_map.get(cfg.MODEL.FRAME_CORRECTOR.NAME),
+    )
+    reads = any(getattr(part, "reads_skeletons", False) is True for part in parts)
+    if run.video and reads and not cfg.DATASETS.SKELETONS:
         yield Problem(
             "DATASETS.SKELETONS is empty: without skeletons every clip takes the baseline's path",
             fatal=False,

@@ -49,12 +49,15 @@ def load_config(path: str = "", opts: Sequence[str] | None = None) -> CfgNode:
         with _in_one_line(get_cfg(), path):
             content = read_yaml(path)
             packages = CfgNode._decode_cfg_value(content.get("IMPORTS", []))
-        import_packages(packages if isinstance(packages, list) else [])
+        if isinstance(packages, str):
+            packages = [packages]
+        import_packages(packages if isinstance(packages, list | tuple) else [])
     import_packages(packages_of_environment())
     cfg = get_cfg()  # only now, with the keys of the packages
     if path:
         merge_file(cfg, path)
     merge_options(cfg, opts or [])
+    import_packages(cfg.IMPORTS)
     cfg.IMPORTS = list(dict.fromkeys([*cfg.IMPORTS, *packages_of_environment()]))
     cfg.SEED = fresh_seed(cfg)
     cfg.freeze()
@@ -93,6 +96,8 @@ def import_packages(names: Iterable[str]) -> None:
         UserError: a package cannot be imported.
     """
     for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UserError(f"--import {name}: give the name of a package, not a path")
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         try:

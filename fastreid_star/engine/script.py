@@ -22,6 +22,7 @@ from fastreid_star.engine.configs import (
     merge_file,
     merge_options,
     packages_of_environment,
+    read_yaml,
 )
 from fastreid_star.engine.defaults import ConfigArgumentParser, argument_parser, default_setup
 from fastreid_star.engine.device import choose_device
@@ -103,7 +104,7 @@ def device_of(args: tuple) -> str:
                 Exception
             ):  # the script reads the file later and reports errors
                 path = config_path(arg.config_file)
-                device = CfgNode.load_yaml_with_base(path)["MODEL"]["DEVICE"]
+                device = read_yaml(path)["MODEL"]["DEVICE"]
         options = list(getattr(arg, "opts", None) or [])
         device = dict(zip(options[::2], options[1::2], strict=False)).get("MODEL.DEVICE", device)
     return device

@@ -24,10 +24,13 @@ class FrameCorrectorBase(nn.Module):
     Attributes:
         reads_skeletons: whether :meth:`forward` needs `skeletons` and `has_skeleton` of the batch.
         provides: the names of the outputs it adds, beside `corrected`.
+        corrects: whether it changes the frames; one that does not serves only those who need the
+            outputs it provides.
     """
 
     reads_skeletons = False
     provides: tuple[str, ...] = ()
+    corrects = True
 
     def forward(
         self, frames: torch.Tensor, batch: dict[str, Any], explain: bool = False

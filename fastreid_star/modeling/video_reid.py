@@ -153,6 +153,8 @@ class VideoReID(nn.Module):
         losses: dict[str, Any] = dict(self.losses.items())
         needs = {name for loss in losses.values() for name in loss.needs}
         idle = "clip_logits" not in needs or not needs & set(FRAME_OUTPUTS)
+        if self.corrector is not None and not self.corrector.corrects:
+            idle = idle or not set(self.corrector.provides) & {*needs, *self.heads.needs}
         return idle or any(loss.first_epoch > (self.epoch or 0) for loss in losses.values())
 
     def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor] | torch.Tensor:

@@ -172,6 +172,7 @@ class BoneReader(FrameCorrectorBase):
 
     reads_skeletons = True
     provides = ("bone_states",)
+    corrects = False
 
     @configurable
     def __init__(self, *, encoder: BoneEncoder):
@@ -203,6 +204,8 @@ class SkeletonFrameCorrector(BoneReader):
         heads: of both attentions.
         reduction: of the squeeze-and-excitation.
     """
+
+    corrects = True
 
     @configurable
     def __init__(

@@ -31,9 +31,6 @@ from fastreid_star.methods.sad.model import SAD
 class STAR(SAD):
     """Skeleton-guided spatial-temporal feature learning (Jiang et al., 2024, arXiv 2411.11069).
 
-    It adds nothing to :class:`SAD` but the expectation of skeletons: the parts are the frame
-    corrector ``SkeletonFrameCorrector``, the head ``GATGeMHead`` and the loss
-    ``SkeletonConsistencyLoss``.
+    It adds nothing to :class:`SAD` but its name: the parts are the frame corrector
+    ``SkeletonFrameCorrector``, the head ``GATGeMHead`` and the loss ``SkeletonConsistencyLoss``.
     """
-
-    wants_skeletons = True  # training warns where the config names no skeleton store

@@ -49,17 +49,13 @@ class Loss(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, feat_dim: int) -> dict[str, Any]:
-        """Read ``MODEL.LOSSES.WEIGHTS`` and ``CE_ONLY_EPOCHS``.
+        """The arguments of the constructor; :func:`build_losses` sets the weight and the epoch.
 
         Args:
             cfg: the whole config.
             feat_dim: D, the feature width of the backbone, for losses with layers.
         """
-        weights = dict(cfg.MODEL.LOSSES.WEIGHTS)
-        return {
-            "weight": float(weights.get(cls.__name__, 1.0)),
-            "first_epoch": 0 if cls.from_start else cfg.MODEL.LOSSES.CE_ONLY_EPOCHS,
-        }
+        return {}
 
     def forward(self, *outputs: torch.Tensor) -> torch.Tensor:
         """The loss, a scalar, without the weight."""
@@ -74,17 +70,59 @@ class Loss(nn.Module):
 def build_losses(cfg: CfgNode, *, feat_dim: int) -> dict[str, Loss]:
     """Build the losses of ``MODEL.LOSSES.NAME``, by name, in that order.
 
+    Sets the weights of ``MODEL.LOSSES.WEIGHTS``, and the first epoch of losses that do not train from
+    the start to ``MODEL.LOSSES.CE_ONLY_EPOCHS`` at least.
+
     Raises:
-        UserError: a name is not registered, or ``MODEL.LOSSES.WEIGHTS`` names another loss.
+        UserError: a name is not registered or given twice, two losses have one name in the log, no
+            loss trains from the first epoch, or ``MODEL.LOSSES.WEIGHTS`` is wrong.
     """
-    names = list(cfg.MODEL.LOSSES.NAME)
+    node = cfg.MODEL.LOSSES
+    names = list(node.NAME)
     known = LOSS_REGISTRY._obj_map  # fast-reid's registry has no other way to list its names
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         what = ", ".join(unknown) or "no loss"
         registered = ", ".join(sorted(known))
         raise UserError(f"MODEL.LOSSES.NAME has {what}: the registered losses are {registered}")
-    for name in dict(cfg.MODEL.LOSSES.WEIGHTS):
-        if name not in names:
-            raise UserError(f"MODEL.LOSSES.WEIGHTS names {name}, which MODEL.LOSSES.NAME has not")
-    return {name: LOSS_REGISTRY.get(name)(cfg, feat_dim=feat_dim) for name in names}
+    if len(set(names)) < len(names):
+        raise UserError(f"MODEL.LOSSES.NAME {tuple(names)} names a loss twice: give each once")
+    weights = _weights(node.WEIGHTS, names)
+    losses: dict[str, Loss] = {}
+    for name in names:
+        loss = known[name](cfg, feat_dim=feat_dim)
+        loss.weight = weights.get(name, loss.weight)
+        loss.log_name = loss.log_name or name
+        if not loss.from_start:
+            loss.first_epoch = max(loss.first_epoch, node.CE_ONLY_EPOCHS)
+        twin = next((n for n, other in losses.items() if other.log_name == loss.log_name), None)
+        if twin is not None:
+            raise UserError(
+                f"MODEL.LOSSES.NAME: {twin} and {name} are both logged as {loss.log_name}: use one "
+                "of them, or give one another log_name"
+            )
+        losses[name] = loss
+    if all(loss.first_epoch > 0 for loss in losses.values()):
+        raise UserError(
+            f"MODEL.LOSSES.CE_ONLY_EPOCHS is {node.CE_ONLY_EPOCHS}, but no loss of "
+            "MODEL.LOSSES.NAME trains in these epochs: set it to 0, or add CrossEntropyLoss"
+        )
+    return losses
+
+
+def _weights(pairs: Any, names: list[str]) -> dict[str, float]:
+    """``MODEL.LOSSES.WEIGHTS`` as a dict."""
+    weights: dict[str, float] = {}
+    for pair in pairs:
+        good = isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)
+        if not (good and isinstance(pair[1], int | float)):
+            raise UserError(
+                f"MODEL.LOSSES.WEIGHTS is {pairs!r}: give [name, factor] pairs, such as "
+                '[["StyleDefenseLoss", 0.5]]'
+            )
+        if pair[0] not in names:
+            raise UserError(
+                f"MODEL.LOSSES.WEIGHTS names {pair[0]}, which MODEL.LOSSES.NAME has not"
+            )
+        weights[pair[0]] = float(pair[1])
+    return weights
