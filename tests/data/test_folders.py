@@ -67,10 +67,13 @@ def test_the_nearest_folder_tells_the_modality_and_a_given_one_comes_first(tmp_p
     assert {tracklet.modality for tracklet in tracklets_in(tmp_path / "ir", "visible")} == {
         Modality.VISIBLE
     }
-    # above the given folder nothing counts
-    with pytest.raises(UserError, match=r"the modality of .*ir.q is unknown"):
-        tracklets_in(tmp_path / "ir" / "q")
-    assert [tracklet.name for tracklet in tracklets_in(tmp_path / "ir" / "q", "infrared")] == ["q"]
+    # a folder above the given one counts too
+    assert tracklets_in(tmp_path / "ir" / "q")[0].modality == Modality.INFRARED
+    make(tmp_path, "other/q/1.jpg")
+    with pytest.raises(UserError, match=r"the modality of .*other.q is unknown"):
+        tracklets_in(tmp_path / "other" / "q")
+    given = tracklets_in(tmp_path / "other" / "q", "infrared")
+    assert [tracklet.name for tracklet in given] == ["q"]
 
 
 def test_links_to_folders_are_followed_but_in_no_circle(tmp_path):

@@ -104,7 +104,7 @@ def test_one_problem_is_one_line(tiny_root, tmp_path, options, message):
         (("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x",
           "MODEL.BACKBONE.LAST_STRIDE", "0"), "stride"),
         (("MODEL.HEADS.CLS_LAYER", "Foo"), "Foo"),
-        (("MODEL.LOSSES.NAME", "('SkeletonConsistencyLoss',)"), "SkeletonConsistencyLoss"),
+        (("MODEL.LOSSES.NAME", "('CrossEntropyLoss','SkeletonConsistencyLoss')"), "bone_states"),
         (("TEST.PRECISE_BN.ENABLED", "True"), "PRECISE_BN"),
         (("TEST.RERANK.ENABLED", "True"), r"TEST\.RERANK\.ENABLED True"),
         (("TEST.AQE.ENABLED", "True"), r"TEST\.AQE\.ENABLED"),

@@ -111,7 +111,7 @@ def test_the_losses_are_the_cpus(root, on_npu, tmp_path, config):
     assert sorted(here) == sorted(there) == list(range(21))
     assert len(here[20]) == (7 if config == "STAR_demo" else 6)
     for iteration in range(20):
-        assert there[iteration] == pytest.approx(here[iteration], abs=1e-3, rel=1e-3), iteration
+        assert there[iteration] == pytest.approx(here[iteration], abs=1e-2, rel=1e-2), iteration
 
 
 def test_resuming_on_the_device_is_exact(root, on_npu, tmp_path):
@@ -148,7 +148,7 @@ def test_checkpoints_travel_between_devices(root, on_npu, tmp_path):
     assert "from epoch 3 of" in said
     assert sorted(moved) == list(range(6, 21))
     for iteration, values in moved.items():
-        assert values == pytest.approx(whole[iteration], abs=1e-3, rel=1e-3), iteration
+        assert values == pytest.approx(whole[iteration], abs=1e-2, rel=1e-2), iteration
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -2,11 +2,19 @@ import math
 
 import pytest
 import torch
+from fastreid.config import get_cfg
 from fastreid.modeling.losses import triplet_loss as fastreid_triplet_loss
 from fastreid.utils.events import EventStorage
 
+from fastreid_star.errors import UserError
 from fastreid_star.methods.sad import defense_loss
-from fastreid_star.modeling.losses import cross_entropy_loss, triplet_loss
+from fastreid_star.modeling.losses import (
+    LOSS_REGISTRY,
+    Loss,
+    build_losses,
+    cross_entropy_loss,
+    triplet_loss,
+)
 from fastreid_star.modeling.video_reid import log_accuracy
 
 
@@ -114,3 +122,39 @@ def test_accuracy_is_logged_only_where_it_is_stored():
     with EventStorage(0) as storage:
         log_accuracy(logits, targets)
         assert storage.latest()["cls_accuracy"][0] == 0.5
+
+
+class TestBuild:
+    @staticmethod
+    def config(*names, weights=(), ce_only=0):
+        cfg = get_cfg()
+        cfg.MODEL.LOSSES.NAME = names
+        cfg.MODEL.LOSSES.WEIGHTS = list(weights)
+        cfg.MODEL.LOSSES.CE_ONLY_EPOCHS = ce_only
+        return cfg
+
+    def test_a_loss_that_reads_nothing_gets_its_weight_name_and_epoch(self, monkeypatch):
+        class Own(Loss):
+            needs = ("clip",)
+
+            def __init__(self, cfg, feat_dim):
+                super().__init__()
+
+        monkeypatch.setitem(LOSS_REGISTRY._obj_map, "Own", Own)
+        cfg = self.config("CrossEntropyLoss", "Own", weights=[("Own", 0.5)], ce_only=3)
+        own = build_losses(cfg, feat_dim=4)["Own"]
+        assert (own.weight, own.first_epoch, own.log_name) == (0.5, 3, "Own")
+
+    @pytest.mark.parametrize(
+        ("options", "word"),
+        [
+            ({"names": ("TripletLoss", "TripletLoss")}, "twice"),
+            ({"names": ("TripletLoss",), "ce_only": 2}, "CE_ONLY_EPOCHS is 2"),
+            ({"names": ("TripletLoss",), "weights": ["TripletLoss", 0.5]}, "pairs"),
+            ({"names": ("SkeletonConsistencyLoss", "PoseConsistencyLoss")}, "both logged"),
+        ],
+    )
+    def test_what_would_be_lost_in_silence_is_refused(self, options, word):
+        names = options.pop("names")
+        with pytest.raises(UserError, match=word):
+            build_losses(self.config(*names, **options), feat_dim=4)
