@@ -14,11 +14,16 @@ from fastreid_star.engine.config_changes import changes_features, flatten
 def fingerprint(model: torch.nn.Module, cfg: CfgNode) -> dict[str, Any]:
     """The SHA-256 of the weights, and the config keys that matter for the features.
 
+    The weights of the losses (``losses.*``) are left out: no feature depends on them, and
+    they are not read from a checkpoint for inference.
+
     Returns:
         ``{"weights_sha256": str, "config": {key: value}}``, as JSON can store it.
     """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
+        if name.startswith("losses."):
+            continue
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.flatten().view(torch.uint8).numpy())
