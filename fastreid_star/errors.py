@@ -8,14 +8,15 @@ from collections.abc import Iterable, Iterator
 class UserError(ValueError):
     """Something the user can mend: a path, a config value, a file, a device, a full disk.
 
-    The message is one line that names the cause and the way out; where several things are wrong at once, a line that
-    counts them and one numbered line each, see :meth:`of`. Command line tools print it without a traceback and exit
-    with status 2; everything else that reaches a user is a bug of ours.
+    The message is one line that names the cause and what to do about it. For several problems,
+    :meth:`of` writes a line with their number and one numbered line for each. The command line
+    prints the message without a traceback and exits with status 2. Any other exception that
+    reaches a user is a bug.
     """
 
     @classmethod
     def of(cls, problems: Iterable[str]) -> UserError:
-        """The error of one problem or of several, each one line; a problem that is named twice is told once."""
+        """One error for one or several problems, each a line of text. Repeated lines appear once."""
         lines = list(dict.fromkeys(problems))
         if len(lines) == 1:
             return cls(lines[0])

@@ -232,8 +232,8 @@ def make(cls):
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 2.0)
             module.num_batches_tracked.fill_(7)
-    # As after training, what goes into the last norms is about centerd: the clips are told apart,
-    # and the guide is neither flat nor one exponent alone.
+    # As after training, the inputs of the last norms have a mean near 0. So different clips get
+    # different features, and the guide is neither flat nor concentrated in one place.
     for name in ("pose_bottleneck", "global_bottleneck"):
         if hasattr(network, name):
             norm, inputs = getattr(network, name), []
@@ -342,7 +342,9 @@ def test_features_agree(kind, request):
     expected = features_of_theirs(theirs, batch)
     with torch.no_grad():
         found = model(batch)
-    assert (expected - expected[0])[1:].norm(dim=1).min() > 0.5, "the clips are told apart"
+    assert (expected - expected[0])[1:].norm(dim=1).min() > 0.5, (
+        "different clips have different features"
+    )
     assert (found - expected).abs().max() < 1e-5
     torch.testing.assert_close((found * expected).sum(1), torch.ones(4), atol=1e-4, rtol=0)
 

@@ -133,7 +133,9 @@ def test_the_features_are_the_models(tmp_path, name, depth):
         return np.linalg.norm(graph({**batch, **changes}) - features, axis=1)
 
     features = graph(batch)
-    assert F.pdist(torch.from_numpy(features)).min() > 0.05, "the clips are told apart"
+    assert F.pdist(torch.from_numpy(features)).min() > 0.05, (
+        "different clips have different features"
+    )
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
     assert moved(modality=3 - batch["modality"]).min() > 0, "each modality has a stem of its own"
     by_skeletons = moved(skeletons=batch["skeletons"].flip(2))

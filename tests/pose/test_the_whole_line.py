@@ -114,7 +114,7 @@ def test_extracted_skeletons_are_trained_with(root, monkeypatch):
             stored[0] = stored[0] if there[0] else stored[1]
             np.testing.assert_allclose(joints.numpy(), stored, atol=1e-4)
             assert present.all()
-            assert len(np.unique(stored, axis=0)) > 6, "frames are told apart"
+            assert len(np.unique(stored, axis=0)) > 6, "the frames have different skeletons"
     assert without == 1
 
     train_or_evaluate(argument_parser("").parse_args(arguments))

@@ -2,8 +2,9 @@
 
     nonfinite.py CONFIG FOLDER KEY VALUE ...
 
-Each process goes on to the next when it is told that the one before has ended: nobody may wait for the other. What it
-was told is in FOLDER/<what>/said<rank>; the last ends the program.
+Each process starts the next training when the previous one has raised its error, so neither
+process may wait for the other. The error is written to FOLDER/<what>/said<rank>. The last error
+ends the program.
 """
 
 import math

@@ -108,7 +108,7 @@ def check_the_networks_end_to_end(folder):
         assert np.isfinite(joints).all()
         assert joints[..., 2].min() >= 0
         assert joints[..., 2].max() <= 1
-        # joints and crops are told apart, so equal joints below mean something
+        # joints and crops differ clearly, so the equal joints below are not trivial
         assert (joints[..., :2].std(axis=1) > 3).all()
         assert (joints[..., :2].std(axis=0) > 3).all()
         for index in singles:
