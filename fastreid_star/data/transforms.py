@@ -93,12 +93,8 @@ class PadCrop:
         number = 1 if self.shared else length
         shifts = rng.integers(-self.padding, self.padding + 1, size=(number, 2))
         frames = np.zeros_like(clip.frames)
-        if self.shared:
-            dx, dy = shifts[0]
-            _paste(frames, clip.frames, dx, dy)
-        else:
-            for t, (dx, dy) in enumerate(shifts):
-                _paste(frames[t : t + 1], clip.frames[t : t + 1], dx, dy)
+        for t, (dx, dy) in enumerate(np.broadcast_to(shifts, (length, 2))):
+            _paste(frames[t], clip.frames[t], dx, dy)
         return Clip(frames, _move(clip, clip.joints[..., :2] + shifts[:, None]), clip.present)
 
 
@@ -210,10 +206,6 @@ def build_transforms(cfg, is_train: bool) -> Compose:
             raise UserError(
                 f"INPUT.PADDING.MODE {cfg.INPUT.PADDING.MODE} is not available: use constant"
             )
-        if cfg.INPUT.PADDING.SIZE < 0:
-            raise UserError(
-                f"INPUT.PADDING.SIZE is {cfg.INPUT.PADDING.SIZE}: give 0 or more pixels"
-            )
         transforms.append(PadCrop(cfg.INPUT.PADDING.SIZE, shared=shared))
     if cfg.INPUT.REA.ENABLED:
         rea = cfg.INPUT.REA
@@ -236,9 +228,9 @@ def _move(clip: Clip, positions: np.ndarray) -> np.ndarray:
 
 
 def _paste(target: np.ndarray, source: np.ndarray, dx: int, dy: int) -> None:
-    """Copy source [T,H,W,3] into target, moved dx to the right and dy down."""
-    height, width = source.shape[1:3]
+    """Copy source [H,W,3] into target, moved dx to the right and dy down."""
+    height, width = source.shape[:2]
     rows, columns = max(0, height - abs(dy)), max(0, width - abs(dx))
     y, x = max(0, dy), max(0, dx)
     y0, x0 = max(0, -dy), max(0, -dx)
-    target[:, y : y + rows, x : x + columns] = source[:, y0 : y0 + rows, x0 : x0 + columns]
+    target[y : y + rows, x : x + columns] = source[y0 : y0 + rows, x0 : x0 + columns]

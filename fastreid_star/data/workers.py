@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 
+import cv2
 import torch
 
 from fastreid_star.errors import UserError, causes
 
 TIMEOUT = 600  # seconds that a loader with workers waits for a batch
 
+_KILLED = (
+    "a loading worker was killed, as the system does when memory runs out: lower "
+    "DATALOADER.NUM_WORKERS, or give the run more memory; a training continues with --resume"
+)
 _CURES = {
     r"[Bb]us error|shared memory\(shm\)|unable to write to file </torch_": (
         "the loading workers found no room in shared memory (/dev/shm): lower "
@@ -21,10 +25,7 @@ _CURES = {
         f"the loading workers gave no batch for {TIMEOUT} seconds: check the disk and the free "
         "shared memory (/dev/shm), or lower DATALOADER.NUM_WORKERS"
     ),
-    r"DataLoader worker \(pid.*(killed|exited)|unable to open shared memory object": (
-        "a loading worker was killed{signal}, as the system does when memory runs out: lower "
-        "DATALOADER.NUM_WORKERS, or give the run more memory; a training continues with --resume"
-    ),
+    r"DataLoader worker \(pid.*(killed|exited)|unable to open shared memory object": _KILLED,
 }
 
 
@@ -33,8 +34,7 @@ def ready_to_fork() -> None:
 
     A forked worker does not have these threads and would wait for them for ever.
     """
-    if "cv2" in sys.modules:
-        sys.modules["cv2"].setNumThreads(1)
+    cv2.setNumThreads(1)
 
 
 def one_thread(worker: int) -> None:
@@ -50,14 +50,10 @@ def why_lost(error: BaseException) -> str | None:
         except RuntimeError as raised:
             error = raised
         else:
-            return list(_CURES.values())[-1].format(signal="")
-    if not isinstance(error, RuntimeError):
-        return None
-    text = " ".join(str(cause) for cause in causes(error))  # the first one names the signal
-    for pattern, line in _CURES.items():
-        if re.search(pattern, text):
-            signal = re.search(r"killed by signal: (\w+)", text)
-            return line.format(signal=f" ({signal[1]})" if signal else "")
+            return _KILLED
+    if isinstance(error, RuntimeError):
+        text = " ".join(str(cause) for cause in causes(error))
+        return next((line for found, line in _CURES.items() if re.search(found, text)), None)
     return None
 
 

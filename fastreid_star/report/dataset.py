@@ -14,7 +14,7 @@ import numpy as np
 from tabulate import tabulate
 
 from fastreid_star.data.check import LONG, DatasetCheck, splits
-from fastreid_star.data.check_frames import Kind, read_one_by_one
+from fastreid_star.data.check_frames import Kind
 from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.io import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import SkeletonStats
@@ -35,10 +35,7 @@ CURES = {
     Kind.MISSING_FRAME: "unpack the images again",
     Kind.BROKEN_FRAME: "copy these files again; until then a neighbor replaces them",
     Kind.NO_SKELETON: "these frames keep the baseline's feature",
-    Kind.NOT_FINITE: "these frames count as frames without a skeleton",
-    Kind.MISSHAPEN: "make the store again",
-    Kind.ORPHAN: "the store was made for other data, or frames were lost",
-    Kind.SPARE: "they are not used",
+    Kind.UNUSED: "they are not used",
 }
 ALL_CURES = {
     Kind.MISSING_FRAME: "all are missing: is this the right folder, and are the images unpacked?",
@@ -111,8 +108,7 @@ def format_check(check: DatasetCheck) -> str:
 
 def findings(check: DatasetCheck) -> list[Finding]:
     """Counts that are not the published ones, kinds of problems, and odd modalities."""
-    found = [Finding(True, text) for text in check.list_problems]
-    found += [
+    found = [
         Finding(True, f"not as published: {counts.name}: {', '.join(counts.differences)}")
         for counts in check.counts
         if counts.differences
@@ -121,21 +117,17 @@ def findings(check: DatasetCheck) -> list[Finding]:
         problems = [problem for problem in check.problems if problem.kind is kind]
         if not problems:
             continue
-        total = check.stored if kind in (Kind.ORPHAN, Kind.SPARE) else check.checked
+        total = check.stored if kind is Kind.UNUSED else check.checked
         cure = ALL_CURES.get(kind) if len(problems) == total else None
         if kind is Kind.MISPLACED:
             causes = Counter(problem.reason.rpartition(": ")[2] for problem in problems)
             cure = ("mostly: " if len(causes) > 1 else "") + causes.most_common(1)[0][0]
         text = f"{kind.value}: {len(problems):,}, such as {problems[0].path}"
         found.append(Finding(kind.is_fault, f"{text}; {cure or CURES[kind]}"))
-    for modality in check.lying:
-        name = modality.name.lower()
-        text = f"most {name} skeletons are wider than tall: are x and y swapped?"
-        found.append(Finding(True, text))
     for modality in check.disordered:
         text = (
             f"most {modality.name.lower()} skeletons do not have shoulders above hips above "
-            "ankles: are the joints in COCO's order?"
+            "ankles: are the joints in COCO's order, and x before y?"
         )
         found.append(Finding(True, text))
     return found
@@ -190,7 +182,7 @@ def show_tracklet(split: str, tracklet: Tracklet, store: SkeletonStore | None) -
         names.append(name)
     skeletons = None
     if store is not None:
-        found, present, _ = read_one_by_one(store, [tracklet.key(index) for index in indices])
+        found, present = store.read([tracklet.key(index) for index in indices])
         skeletons = [
             draw_skeleton(joints if there else None, frame.shape)
             for joints, there, frame in zip(found, present, frames, strict=True)
