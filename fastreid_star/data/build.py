@@ -243,21 +243,25 @@ class DeviceLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        try:
-            for batch in self.loader:
-                if "replaced" in batch:
-                    self.replaced += int(batch["replaced"].sum())
-                yield {
-                    key: value.to(self.device, non_blocking=True)
-                    if isinstance(value, torch.Tensor) and key not in self.host_keys
-                    else value
-                    for key, value in batch.items()
-                }
-        except (UserError, RuntimeError, ConnectionError, EOFError) as error:
-            line = one_line(error)
-            if line is None:
-                raise
-            raise line from error
+        batches = iter(self.loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (UserError, RuntimeError, ConnectionError, EOFError) as error:
+                line = one_line(error) if getattr(self.loader, "num_workers", 0) else None
+                if line is None:
+                    raise
+                raise line from error
+            if "replaced" in batch:
+                self.replaced += int(batch["replaced"].sum())
+            yield {
+                key: value.to(self.device, non_blocking=True)
+                if isinstance(value, torch.Tensor) and key not in self.host_keys
+                else value
+                for key, value in batch.items()
+            }
 
 
 def join_tracklets(datasets: Iterable[VideoDataset]) -> list[Tracklet]:

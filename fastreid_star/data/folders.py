@@ -76,7 +76,7 @@ def tracklets_in(
             or skeletons of other images.
     """
     root = Path(folder)
-    found = sorted(_image_folders(root), key=lambda item: natural_key(item[0].as_posix()))
+    found = sorted(image_folders(root), key=lambda item: natural_key(item[0].as_posix()))
     if not found:
         raise UserError(
             f"no images in {folder} or the folders below it ({', '.join(IMAGE_SUFFIXES)})"
@@ -125,9 +125,13 @@ def check_names(names: Sequence[str]) -> None:
         )
 
 
-def _image_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def image_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Each folder with images, relative to `root`, and its images in natural order."""
-    for place, below, names in os.walk(root, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be listed: {error.strerror}")
+
+    for place, below, names in os.walk(root, onerror=refuse, followlinks=True):
         below[:] = [name for name in below if not name.startswith(".")]
         shown = [name for name in names if not name.startswith(".")]
         images = [name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]

@@ -1,4 +1,4 @@
-"""Plausibility of skeletons: position and size in the frame, order of the joints, scores.
+"""Plausibility of skeletons: position and size in the frame, order of the joints, mean score.
 
 n skeletons, V = 17 joints. A size is (height, width) of a frame in pixels, whose centers have whole
 coordinates: the frame extends from -0.5 to width - 0.5 and from -0.5 to height - 0.5.
@@ -6,13 +6,11 @@ coordinates: the frame extends from -0.5 to width - 0.5 and from -0.5 to height 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
 from fastreid_star.coco import JOINT_NAMES, NUM_JOINTS
-
-SCORE_EDGES = np.linspace(0, 1, 11)
 
 # Pose estimators also search around the crop, so a few joints slightly outside are normal.
 FAR = 0.2  # of the frame's side
@@ -35,7 +33,6 @@ class SkeletonStats:
         measured: frames of known size; the next two sums are over these.
         outside: joints outside their frame.
         heights: heights of the skeletons as shares of the frames' heights.
-        scores: joints by score, int64 [12]: below 0, ten bins of 0.1, above 1.
         score_sum: scores of all joints.
         disordered: skeletons without shoulders above hips above ankles.
     """
@@ -45,13 +42,11 @@ class SkeletonStats:
     measured: int = 0
     outside: int = 0
     heights: float = 0.0
-    scores: np.ndarray = field(default_factory=lambda: np.zeros(len(SCORE_EDGES) + 1, np.int64))
     score_sum: float = 0.0
     disordered: int = 0
 
     def __add__(self, other: SkeletonStats) -> SkeletonStats:
-        names = [f.name for f in fields(self)]
-        return SkeletonStats(*(getattr(self, name) + getattr(other, name) for name in names))
+        return SkeletonStats(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def coverage(self) -> float:
@@ -87,9 +82,6 @@ def measure(frames: int, joints: np.ndarray, sizes: np.ndarray) -> SkeletonStats
         sizes: [n,2], heights and widths of their frames, zeros if unknown.
     """
     joints = joints.astype(np.float64)
-    score = joints[..., 2]
-    bins, _ = np.histogram(score, SCORE_EDGES)
-    below, above = (score < SCORE_EDGES[0]).sum(), (score > SCORE_EDGES[-1]).sum()
     levels = [joints[:, pair, 1].mean(axis=1) for pair in _DOWNWARD]
     known = sizes.all(axis=1)
     points, sizes = joints[known, :, :2], sizes[known]
@@ -99,8 +91,7 @@ def measure(frames: int, joints: np.ndarray, sizes: np.ndarray) -> SkeletonStats
         measured=len(points),
         outside=int((beyond(points, sizes) > 0).sum()),
         heights=float((np.ptp(points[..., 1], axis=1) / sizes[:, 0]).sum()),
-        scores=np.array([below, *bins, above], np.int64),
-        score_sum=float(score.sum()),
+        score_sum=float(joints[..., 2].sum()),
         disordered=int((np.diff(levels, axis=0) <= 0).any(axis=0).sum()),
     )
 

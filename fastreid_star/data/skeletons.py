@@ -224,7 +224,7 @@ def as_joints(values: Any) -> np.ndarray:
         with np.errstate(over="ignore"):
             array = np.asarray(values, np.float32)
     except (ValueError, TypeError):  # text, None, or rows of different lengths
-        array = np.empty(0)
+        array = np.empty(0, np.float32)
     if array.shape[1:] != SHAPE:
         raise UserError(
             f"skeletons must be numbers of the shape (frames, {NUM_JOINTS}, 3), but have the shape "

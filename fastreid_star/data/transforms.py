@@ -93,8 +93,12 @@ class PadCrop:
         number = 1 if self.shared else length
         shifts = rng.integers(-self.padding, self.padding + 1, size=(number, 2))
         frames = np.zeros_like(clip.frames)
-        for t, (dx, dy) in enumerate(np.broadcast_to(shifts, (length, 2))):
-            _paste(frames[t], clip.frames[t], dx, dy)
+        if self.shared:
+            dx, dy = shifts[0]
+            _paste(frames, clip.frames, dx, dy)
+        else:
+            for t, (dx, dy) in enumerate(shifts):
+                _paste(frames[t : t + 1], clip.frames[t : t + 1], dx, dy)
         return Clip(frames, _move(clip, clip.joints[..., :2] + shifts[:, None]), clip.present)
 
 
@@ -228,9 +232,9 @@ def _move(clip: Clip, positions: np.ndarray) -> np.ndarray:
 
 
 def _paste(target: np.ndarray, source: np.ndarray, dx: int, dy: int) -> None:
-    """Copy source [H,W,3] into target, moved dx to the right and dy down."""
-    height, width = source.shape[:2]
+    """Copy source [T,H,W,3] into target, moved dx to the right and dy down."""
+    height, width = source.shape[1:3]
     rows, columns = max(0, height - abs(dy)), max(0, width - abs(dx))
     y, x = max(0, dy), max(0, dx)
     y0, x0 = max(0, -dy), max(0, -dx)
-    target[y : y + rows, x : x + columns] = source[y0 : y0 + rows, x0 : x0 + columns]
+    target[:, y : y + rows, x : x + columns] = source[:, y0 : y0 + rows, x0 : x0 + columns]

@@ -24,13 +24,9 @@ from fastreid_star.report.page import make_folder_of, render, write_file
 from fastreid_star.structures import Modality, Tracklet
 
 PAGE, PROBLEMS = "check.html", "problems.csv"
-BLOCKS = " ▁▂▃▄▅▆▇█"
 FRAMES = 8  # of a tracklet in the page
 COUNTS = ("", "tracklets", "frames", "identities", f">= {LONG} frames", "cameras", "published")
-SKELETONS = (
-    *("skeletons", "frames", "with", "joints outside", "height", "mean score"),
-    "scores 0 to 1",
-)
+SKELETONS = ("skeletons", "frames", "with", "joints outside", "height", "mean score")
 CURES = {
     Kind.MISSING_FRAME: "unpack the images again",
     Kind.BROKEN_FRAME: "copy these files again; until then a neighbor replaces them",
@@ -194,19 +190,12 @@ def show_tracklet(split: str, tracklet: Tracklet, store: SkeletonStore | None) -
     return {"title": title, "names": names, "picture": picture}
 
 
-def sparkline(counts: Iterable[int]) -> str:
-    """A histogram of one character for each bin: blank is 0, a full block the fullest bin."""
-    counts = list(counts)
-    steps = (len(BLOCKS) - 1) / max(*counts, 1)
-    return "".join(BLOCKS[math.ceil(count * steps)] for count in counts)
-
-
 def _read(check: DatasetCheck) -> str:
     return "read" if check.decoded else "found, not read"
 
 
 def _table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> str:
-    align = ["left", *["right"] * (len(headers) - 2), "left"]
+    align = ["left", *["right"] * (len(headers) - 1)]
     return tabulate(rows, headers=headers, colalign=align, tablefmt="plain", disable_numparse=True)
 
 
@@ -258,8 +247,4 @@ def _skeleton_row(name: str, stats: SkeletonStats) -> tuple[str, ...]:
     means = [
         "-" if math.isnan(mean) else f"{mean:.2f}" for mean in (stats.mean_height, stats.mean_score)
     ]
-    histogram = f"|{sparkline(stats.scores[1:-1])}|"
-    beyond = int(stats.scores[0] + stats.scores[-1])
-    if beyond:
-        histogram += f" {100 * beyond / stats.scores.sum():.1f} % outside"
-    return name, f"{stats.frames:,}", *shares, *means, histogram
+    return name, f"{stats.frames:,}", *shares, *means

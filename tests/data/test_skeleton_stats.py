@@ -24,16 +24,7 @@ def test_sums_and_means_by_hand():
     assert stats.outside_share == pytest.approx(2 / 34)
     assert stats.mean_height == pytest.approx((0.9 + 1) / 2)
     assert stats.mean_score == pytest.approx(0.75)
-    assert stats.scores.tolist() == [0] * 8 + [51] + [0] * 3
     assert (stats + stats).outside == 4
-    assert (stats + stats).scores[8] == 102
-
-
-def test_scores_by_bin():
-    joints = standing()[None]
-    joints[0, :, 2] = [-0.1, 0, 0.0999, 0.1, 0.5, 0.55, 0.9, 1, 1, 1.001, 40, *[0.25] * 6]
-    scores = measure(1, joints, UNKNOWN).scores
-    assert scores.tolist() == [1, 2, 1, 6, 0, 0, 2, 0, 0, 0, 3, 2]
 
 
 def test_the_edges_of_a_frame():

@@ -26,8 +26,8 @@ CAMERAS = {"LS3": 0, "G25": 1, "CQ1": 2, "W4": 3, "TSG1": 4, "TSG2": 5}
 
 # The modalities as the dataset writes them. A training line stands for two tracklets.
 _FOLDERS = {Modality.VISIBLE: "RGB", Modality.INFRARED: "IR"}
-_PAIR = {"RGB/IR": (Modality.VISIBLE, Modality.INFRARED)}
-_SINGLE = {folder: (modality,) for modality, folder in _FOLDERS.items()}
+_PAIR = {"RGB/IR": [Modality.VISIBLE, Modality.INFRARED]}
+_SINGLE = {folder: [modality] for modality, folder in _FOLDERS.items()}
 
 
 def _counts(tracklets: int, frames: int, identities: int) -> dict[str, int]:
@@ -122,7 +122,7 @@ def _read_list(folder: str, name: str, paths: Any) -> list[Tracklet]:
     """The tracklets of one list, in its order; of a pair the visible one first."""
     root, path = os.path.join(folder, FRAMES), os.path.join(folder, name)
     role = {QUERY: "query", GALLERY: "gallery"}.get(name)
-    modalities: dict[str, tuple[Modality, ...]] = _SINGLE if role else _PAIR
+    modalities = _SINGLE if role else _PAIR
     pattern = re.compile(rf"(\d+)\s+({'|'.join(modalities)})\s+({'|'.join(CAMERAS)})\s+(\S+)")
     tracklets: list[Tracklet] = []
     for number, text in enumerate(read_lines(path), start=1):
