@@ -44,10 +44,7 @@ def call(capsys):
 
 def problems(folder):
     with open(folder / "problems.csv", encoding="utf-8", newline="") as file:
-        return {
-            (row["problem"], row["frame or skeleton"]): row["reason"]
-            for row in csv.DictReader(file)
-        }
+        return {(row["problem"], row["frame or skeleton"]): row for row in csv.DictReader(file)}
 
 
 def test_a_sound_dataset(sound, tmp_path, call):
@@ -109,8 +106,10 @@ def test_every_planted_fault_is_found_and_named(root, tmp_path, call):
         ("skeleton of a frame in no tracklet", "0009/ir/D1/1"),
         ("skeleton off its frame", keys[70]),
     }
-    assert "truncated" in found["broken frame", str(truncated)].lower()
-    assert "are x and y swapped?" in found["skeleton off its frame", keys[70]]
+    assert "truncated" in found["broken frame", str(truncated)]["reason"]
+    assert found["broken frame", str(truncated)]["subset"] == "train visible"
+    assert "not finite" in found["frame without skeleton", keys[60]]["reason"]
+    assert "are x and y swapped?" in found["skeleton off its frame", keys[70]]["reason"]
     report = (tmp_path / "out" / "check.html").read_text(encoding="utf-8")
     for line in (
         f"missing frame: 1, such as {missing}",

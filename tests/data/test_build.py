@@ -76,9 +76,8 @@ def test_train_loader_does_not_depend_on_workers_or_ranks(cfg):
         assert sorted(clips) == sorted(whole["images"].flatten(1).tolist())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_train_loader_can_be_taken_up_anywhere(cfg, workers):
-    cfg.DATALOADER.NUM_WORKERS = workers
+def test_train_loader_can_be_taken_up_anywhere(cfg):
+    cfg.DATALOADER.NUM_WORKERS = 2
     loader = build_clip_train_loader(cfg, seed=0)
     expected = take(loader, 5)[3:]
     loader.batch_sampler.set_start(3)

@@ -94,21 +94,6 @@ def damage(folder):
     (place / "4.png").write_text("not an image, though not empty")
     (place / "5.png").unlink()
     (place / "5.png").mkdir()
-    return [Kind.MISSING_FRAME, *[Kind.BROKEN_FRAME] * 4]
-
-
-def test_frames_that_are_missing_or_broken(folder, dataset):
-    kinds = damage(folder)
-    check = check_dataset(dataset)
-    assert found(check) == [
-        (kind, "train infrared", f"1/ir/{frame}.png") for frame, kind in enumerate(kinds, start=1)
-    ]
-    assert check.problems[0].path == str(folder / "images/1/ir/1.png")
-    reasons = [problem.reason for problem in check.problems]
-    assert reasons[:2] == ["No such file or directory", "the file is empty"]
-    assert all(reasons)
-    assert check.sizes == {SIZE: 35}
-    assert not check.good
 
 
 def test_existence_only(folder, dataset):
@@ -131,31 +116,6 @@ def test_every_kth_frame(folder, dataset, every):
     assert {name.removesuffix(".png") for *_, name in found(check)} == looked_at
 
 
-def test_skeletons_that_are_missing_not_finite_elsewhere_or_unused(folder, dataset):
-    keys = all_keys(dataset)
-    joints = skeletons(len(keys))
-    joints[12, 3, 1] = np.nan
-    joints[25] = joints[25][:, [1, 0, 2]]  # swapped
-    kept = np.delete(np.arange(40), 5)
-    store = store_of(
-        folder, [keys[row] for row in kept] + ["9/ir/0"], np.concatenate([joints[kept], joints[:1]])
-    )
-    check = check_dataset(dataset, store)
-    assert found(check) == [
-        (Kind.NO_SKELETON, "train infrared", "1/ir/5"),
-        (Kind.NO_SKELETON, "train visible", "1/rgb/2"),
-        (Kind.MISPLACED, "test infrared", "2/ir/5"),
-        (Kind.UNUSED, "", "9/ir/0"),
-    ]
-    reasons = ("not in the store", "not finite", "swapped")
-    for problem, reason in zip(check.problems, reasons, strict=False):
-        assert reason in problem.reason
-    assert [stats.found for stats in check.skeletons.values()] == [19, 19]
-    assert not check.good
-    check.problems = check.problems[3:]
-    assert check.good, "an unused skeleton is no fault"
-
-
 def test_a_modality_whose_joints_are_in_another_order(folder, dataset):
     joints = skeletons(40)
     for start in (0, 20):
@@ -166,17 +126,17 @@ def test_a_modality_whose_joints_are_in_another_order(folder, dataset):
     assert not check.good
 
 
-def without_arrays(check):
-    return replace(check, skeletons={key: str(stats) for key, stats in check.skeletons.items()})
-
-
 def test_several_workers_find_the_same(folder, dataset, monkeypatch):
     damage(folder)
     monkeypatch.setattr("fastreid_star.data.check_frames.BATCH", 1)
     store = store_of(folder, all_keys(dataset)[3:-2])
     one = check_dataset(dataset, store)
-    assert len(one.problems) == 3 + 5 + 2
-    assert without_arrays(check_dataset(dataset, store, workers=2)) == without_arrays(one)
+    assert found(one)[:5] == [
+        (Kind.MISSING_FRAME, "train infrared", "1/ir/1.png"),
+        *((Kind.BROKEN_FRAME, "train infrared", f"1/ir/{n}.png") for n in range(2, 6)),
+    ]
+    assert len(one.problems) == 5 + 3 + 2
+    assert check_dataset(dataset, store, workers=2) == one
 
 
 class Deadly(SkeletonStore):
