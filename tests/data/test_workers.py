@@ -52,9 +52,20 @@ class Items(list):
         return super().__getitem__(index)()
 
 
-def load(item, **options):
-    loader = DataLoader(Items([item]), num_workers=1, collate_fn=collate_clips, **options)
+def load(item, num_workers=1, **options):
+    loader = DataLoader(Items([item]), num_workers=num_workers, collate_fn=collate_clips, **options)
     return list(DeviceLoader(loader, torch.device("cpu")))
+
+
+def unreadable():
+    raise UserError("none of the 12 frames can be read")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_users_error_in_a_worker_is_one_line(num_workers):
+    with pytest.raises(UserError) as caught:
+        load(unreadable, num_workers)
+    assert str(caught.value) == "none of the 12 frames can be read"
 
 
 def full(*args, **kwargs):
