@@ -124,12 +124,13 @@ def check_dataset(
     )
     groups: dict[tuple[Modality, int], SkeletonStats] = defaultdict(SkeletonStats)
     with progress_bar("frames", -(-result.frames // every), shown=progress) as bar:
-        for found in check_frames(work, store, decode=decode, every=every, workers=workers):
+        checks = check_frames(work, store, decode=decode, every=every, workers=workers)
+        for (_, tracklet), found in zip(work, checks, strict=True):
             result.checked += found.checked
             result.sizes.update(found.sizes)
             result.problems += found.problems
             if store is not None:
-                groups[found.group] += found.skeletons
+                groups[tracklet.modality, tracklet.camid] += found.skeletons
             bar.update(found.checked)
     result.skeletons = dict(sorted(groups.items()))
     if store is not None:

@@ -17,7 +17,7 @@ from fastreid_star.data.skeleton_stats import SkeletonStats, measure, what_is_wr
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.workers import one_thread, ready_to_fork, why_lost
 from fastreid_star.errors import UserError
-from fastreid_star.structures import Modality, Tracklet
+from fastreid_star.structures import Tracklet
 
 BATCH = 16  # tracklets per message of a worker
 
@@ -65,14 +65,12 @@ class Found:
     """The result for the frames of one tracklet.
 
     Args:
-        group: modality and camera of the tracklet.
         checked: number of frames.
         sizes: number of decoded frames by (height, width).
         skeletons: sums over its skeletons.
         problems: with its frames, then with its skeletons.
     """
 
-    group: tuple[Modality, int]
     checked: int
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     skeletons: SkeletonStats = field(default_factory=SkeletonStats)
@@ -129,7 +127,7 @@ class _Frames(Dataset):
     def __getitem__(self, index: int) -> Found:
         subset, tracklet = self.work[index]
         indices = range(int(-self.starts[index] % self.every), len(tracklet), self.every)
-        found = Found((tracklet.modality, tracklet.camid), len(indices))
+        found = Found(len(indices))
         sizes = np.zeros((len(indices), 2), int)  # zeros: not known
         for place, i in enumerate(indices):
             try:
