@@ -6,6 +6,7 @@ import difflib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import fastreid.data.build as fastreid_build
 import torch
@@ -41,8 +42,8 @@ def is_video_dataset(name: str) -> bool:
     return isinstance(found, type) and issubclass(found, VideoDataset)
 
 
-def find_video_dataset(name: str) -> type[VideoDataset]:
-    """The class registered as `name`.
+def find_video_dataset(name: str) -> Any:
+    """The class registered as `name`, a subclass of :class:`VideoDataset` that takes a `root`.
 
     Raises:
         UserError: no dataset has this name, or it holds images.

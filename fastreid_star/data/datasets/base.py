@@ -193,6 +193,11 @@ def splits(dataset: VideoDataset) -> dict[str, list[Tracklet]]:
     return {"train": train, "test": query + gallery}
 
 
+def published_counts(tracklets: int, frames: int, identities: int, **more: int) -> dict[str, int]:
+    """An entry of :attr:`VideoDataset.published`; `more` may be `long` and `cameras`."""
+    return {"tracklets": tracklets, "frames": frames, "identities": identities, **more}
+
+
 def find_folder(root: str | os.PathLike, name: str, files: Sequence[str]) -> str:
     """The dataset's own folder: ``root/name``, or `root` itself if one of `files` is in it.
 

@@ -14,6 +14,7 @@ from fastreid_star.data.datasets.base import (
     VideoDataset,
     check_images,
     find_folder,
+    published_counts,
     require_files,
 )
 from fastreid_star.data.io import read_json, read_lines
@@ -28,10 +29,6 @@ CAMERAS = {"LS3": 0, "G25": 1, "CQ1": 2, "W4": 3, "TSG1": 4, "TSG2": 5}
 _FOLDERS = {Modality.VISIBLE: "RGB", Modality.INFRARED: "IR"}
 _PAIR = {"RGB/IR": [Modality.VISIBLE, Modality.INFRARED]}
 _SINGLE = {folder: [modality] for modality, folder in _FOLDERS.items()}
-
-
-def _counts(tracklets: int, frames: int, identities: int) -> dict[str, int]:
-    return {"tracklets": tracklets, "frames": frames, "identities": identities}
 
 
 @DATASET_REGISTRY.register()
@@ -83,12 +80,12 @@ class BUPTCampus(VideoDataset):
     dataset_dir = "BUPTCampus"
     dataset_name = "bupt_campus"
     published: ClassVar = {
-        "train infrared": _counts(3574, 398069, 1074),
-        "train visible": _counts(3574, 398069, 1074),
-        "query infrared": _counts(536, 53417, 536),
-        "query visible": _counts(540, 48521, 540),
-        "gallery infrared": _counts(2422, 298771, 1076),
-        "gallery visible": _counts(2422, 298771, 1076),
+        "train infrared": published_counts(3574, 398069, 1074),
+        "train visible": published_counts(3574, 398069, 1074),
+        "query infrared": published_counts(536, 53417, 536),
+        "query visible": published_counts(540, 48521, 540),
+        "gallery infrared": published_counts(2422, 298771, 1076),
+        "gallery visible": published_counts(2422, 298771, 1076),
     }
 
     def __init__(

@@ -13,6 +13,7 @@ from fastreid_star.data.datasets.base import (
     VideoDataset,
     check_images,
     find_folder,
+    published_counts,
     require_files,
 )
 from fastreid_star.data.io import read_lines
@@ -32,11 +33,6 @@ _NAME = re.compile(r"(\d+)M([12])D(\d+)T\d+F(\d+\.\w+)")
 # modality, first and last line (from 1, inclusive), pid, camera
 _TRACKLET = re.compile(r"([12])\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)")
 _SAME_COPY = "lines count from 1, and both files must come from the same copy of the dataset"
-
-
-def _counts(tracklets: int, frames: int, identities: int, long: int, **more: int) -> dict[str, int]:
-    counts = {"tracklets": tracklets, "frames": frames, "identities": identities, "long": long}
-    return counts | more
 
 
 @DATASET_REGISTRY.register()
@@ -69,12 +65,12 @@ class HITSZVCM(VideoDataset):
     dataset_dir = "HITSZ-VCM"
     dataset_name = "hitsz_vcm"
     published: ClassVar = {
-        "train infrared": _counts(4919, 102096, 500, 4291),
-        "train visible": _counts(6142, 130385, 500, 5460),
-        "train": _counts(11061, 232481, 500, 9751, cameras=6),
-        "test infrared": _counts(5159, 109391, 427, 4584),
-        "test visible": _counts(5643, 121348, 427, 5099),
-        "test": _counts(10802, 230739, 427, 9683, cameras=12),
+        "train infrared": published_counts(4919, 102096, 500, long=4291),
+        "train visible": published_counts(6142, 130385, 500, long=5460),
+        "train": published_counts(11061, 232481, 500, long=9751, cameras=6),
+        "test infrared": published_counts(5159, 109391, 427, long=4584),
+        "test visible": published_counts(5643, 121348, 427, long=5099),
+        "test": published_counts(10802, 230739, 427, long=9683, cameras=12),
     }
 
     def __init__(
