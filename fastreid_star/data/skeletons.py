@@ -115,7 +115,7 @@ class FlatStore(SkeletonStore):
         super().__init__(path)
         index = read_json(os.path.join(path, INDEX_FILE))
         try:
-            # the file runs no code; a plain view, since indexing np.memmap itself is slower
+            # no code in the file is run; a plain view, since indexing np.memmap itself is slower
             array = np.load(os.path.join(path, ARRAY_FILE), mmap_mode="r", allow_pickle=False)
             self._array = np.asarray(array)
         except (OSError, ValueError, EOFError) as error:
