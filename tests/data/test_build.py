@@ -107,8 +107,9 @@ def test_several_datasets_keep_their_identities_apart(cfg, monkeypatch):
     dataset = build_clip_train_loader(cfg, seed=0).dataset
     assert dataset.num_classes == 6
     assert len(dataset) == 24
-    pids = [{t.pid for t in half} for half in (dataset.tracklets[:12], dataset.tracklets[12:])]
-    assert not pids[0] & pids[1]
+    one, two = dataset.tracklets[:12], dataset.tracklets[12:]
+    assert not {t.pid for t in one} & {t.pid for t in two}
+    assert not {t.camid for t in one} & {t.camid for t in two}
     assert {dataset[i]["targets"] for i in range(24)} == set(range(6))
 
 
