@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -26,21 +25,9 @@ from fastreid_star.errors import UserError
 BLOCK = 4096  # skeletons read at a time
 
 
-class Conversion(NamedTuple):
-    """The result of :func:`convert_skeletons`.
-
-    Args:
-        frames: number of skeletons.
-        not_finite: number of those that are invalid and so stand for a frame without skeleton.
-    """
-
-    frames: int
-    not_finite: int
-
-
 def convert_skeletons(
     source: str | os.PathLike, target: str | os.PathLike, *, progress: bool = False
-) -> Conversion:
+) -> tuple[int, int]:
     """Convert an HDF5 file to a flat store, or a flat store to an HDF5 file.
 
     All values (as float32) and `meta` are kept.
@@ -49,6 +36,9 @@ def convert_skeletons(
         source: a folder, or a file that ends in ``.h5`` or ``.hdf5``.
         target: a path of the other format; an older store there is replaced, other files are not.
         progress: show a progress bar.
+
+    Returns:
+        the number of frames; the number of those without a valid skeleton.
 
     Raises:
         UserError: `source` is not a valid store, or `target` has the same format or is not
@@ -75,7 +65,7 @@ def convert_skeletons(
     except OSError as error:
         why = error.strerror or reason(error)  # h5py's errors have no strerror
         raise UserError(f"{target} cannot be written: {why}") from error
-    return Conversion(len(keys), int((~is_valid(joints)).sum()))
+    return len(keys), int((~is_valid(joints)).sum())
 
 
 def write_hdf5_store(

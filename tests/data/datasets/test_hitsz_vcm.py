@@ -61,7 +61,12 @@ def test_tables(vcm_root, caplog):
 def test_combineall_keeps_test_identities_apart(make_vcm):
     data = HITSZVCM(make_vcm(images=False), check_frames=False, combineall=True)
     assert len(data.train) == 12 + 8
-    assert [tracklet.pid for tracklet in data.train] == [1] * 4 + [2] * 4 + [3] * 4 + [8, 8, 9, 9] * 2
+    assert [tracklet.pid for tracklet in data.train] == [1] * 4 + [2] * 4 + [3] * 4 + [
+        8,
+        8,
+        9,
+        9,
+    ] * 2
 
 
 def replace_line(path, number, text):
