@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -46,6 +46,7 @@ def test_segments_by_hand(n, length, expected):
     assert segment_indices(n, length).tolist() == expected
 
 
+@settings(max_examples=40)
 @given(n=st.integers(1, 60), length=st.integers(1, 20), seed=st.integers(0, 1000))
 def test_segments(n, length, seed):
     size = -(-n // length)

@@ -4,7 +4,6 @@ import errno
 import io as python_io
 import os
 import re
-import struct
 
 import cv2
 import numpy as np
@@ -164,24 +163,6 @@ def test_frames_of_a_video_in_rgb(tmp_path, name, fourcc):
     assert all(frame.shape == (32, 48, 3) and frame.flags.c_contiguous for frame in frames)
     frames, n = read_video(path, lambda n: [n - 1, 2, 2])
     assert (numbers(frames), n) == ([9, 2, 2], 10)
-
-
-def test_a_video_filmed_sideways_is_rotated_upright(tmp_path):
-    """The container says: a quarter turn clockwise, so the left of the coded frames is the top."""
-    path = tmp_path / "a.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (48, 32))
-    frame = np.zeros((32, 48, 3), np.uint8)
-    frame[:, :24] = 255
-    writer.write(frame)
-    writer.release()
-    data = bytearray(path.read_bytes())
-    matrix = data.index(b"tkhd") + 4 + 40  # after version, times, number, duration, layer, volume
-    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
-    path.write_bytes(data)
-    ((upright,), _) = read_video(path)
-    assert upright.shape == (48, 32, 3)
-    assert upright[:20].mean() > 240
-    assert upright[28:].mean() < 15
 
 
 def test_frames_that_cannot_be_decoded_do_not_count(tmp_path, caplog):
