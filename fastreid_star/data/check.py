@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import fastreid.data.build as fastreid_build
@@ -34,6 +35,7 @@ class DatasetCheck:
         stored: number of its skeletons.
         skeletons: sums over the skeletons by modality and camera.
         problems: with single frames and skeletons, in the order of the tracklets.
+        list_problems: with the lists.
     """
 
     name: str
@@ -48,6 +50,7 @@ class DatasetCheck:
     stored: int = 0
     skeletons: dict[tuple[Modality, int], SkeletonStats] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    list_problems: list[str] = field(default_factory=list)
 
     @property
     def disordered(self) -> list[Modality]:
@@ -60,7 +63,7 @@ class DatasetCheck:
         """Whether nothing is missing or broken and the counts are the published ones."""
         faults = any(problem.kind.is_fault for problem in self.problems)
         differ = any(counts.differences for counts in self.counts)
-        return not (faults or differ or self.disordered)
+        return not (faults or differ or self.disordered or self.list_problems)
 
     def of_modality(self, modality: Modality) -> SkeletonStats:
         """The sums over the skeletons of all cameras of a modality."""
@@ -117,6 +120,7 @@ def check_dataset(
         frames=sum(len(tracklet) for _, tracklet in work),
         decoded=decode,
         store="" if store is None else os.path.abspath(store.path),
+        list_problems=shared_identities(dataset.train, [*dataset.query, *dataset.gallery]),
     )
     groups: dict[tuple[Modality, int], SkeletonStats] = defaultdict(SkeletonStats)
     with progress_bar("frames", -(-result.frames // every), shown=progress) as bar:
@@ -144,3 +148,15 @@ def _distinct(parts: dict[str, list[Tracklet]]) -> list[tuple[str, Tracklet]]:
             subset = f"{split} {tracklet.modality.name.lower()}"
             found.setdefault((tracklet.root, tracklet.frames), (subset, tracklet))
     return list(found.values())
+
+
+def shared_identities(train: Sequence[Tracklet], test: Sequence[Tracklet]) -> list[str]:
+    """One line if identities of the test set are in the training set too; else empty."""
+    tested = {tracklet.pid for tracklet in test}
+    shared = tested & {tracklet.pid for tracklet in train}
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} of {len(tested)} test identities are in the training set too, such as "
+        f"{min(shared)}: the results will be too good; check the lists"
+    ]

@@ -76,7 +76,9 @@ def tracklets_in(
             or skeletons of other images.
     """
     root = Path(folder)
-    found = sorted(image_folders(root), key=lambda item: natural_key(item[0].as_posix()))
+    if not root.is_dir():
+        raise UserError(f"folder {folder} does not exist")
+    found = [(inside, images) for inside, images in image_folders(root) if images]
     if not found:
         raise UserError(
             f"no images in {folder} or the folders below it ({', '.join(IMAGE_SUFFIXES)})"
@@ -89,6 +91,7 @@ def tracklets_in(
                 f"in Market-1501 ({images[0]}): give each tracklet, one person at one camera, its "
                 "own folder"
             )
+    found.sort(key=lambda item: natural_key(item[0].as_posix()))
     above = PurePosixPath()
     if skeletons is not None:
         above = _keys_start(skeletons, root, [inside / images[0] for inside, images in found])
@@ -126,7 +129,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def image_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder with images, relative to `root`, and its images in natural order."""
+    """Each folder relative to `root`, and its images in natural order."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be listed: {error.strerror}")
@@ -135,8 +138,7 @@ def image_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
         below[:] = [name for name in below if not name.startswith(".")]
         shown = [name for name in names if not name.startswith(".")]
         images = [name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
-        if images:
-            yield Path(place).relative_to(root), sorted(images, key=natural_key)
+        yield Path(place).relative_to(root), sorted(images, key=natural_key)
 
 
 def _modality(given: Modality | str | None, folder: Path) -> Modality:

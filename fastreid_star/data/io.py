@@ -77,10 +77,15 @@ def as_rgb(image: Image.Image) -> np.ndarray:
 
     Applies the EXIF rotation. Gray, palette, CMYK and 16-bit images become RGB, an animation gives
     its first frame, and transparency is dropped.
+
+    Raises:
+        ValueError: the pixels are floats, whose range is unknown. A damaged file raises any type.
     """
     image.load()
     if image.getexif().get(_ORIENTATION, 1) != 1:  # exif_transpose alone would copy every image
         image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floats: save 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits; convert() would clip everything above 255
         image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 
-import cv2
 import torch
 
 from fastreid_star.errors import UserError, causes
 
 TIMEOUT = 600  # seconds that a loader with workers waits for a batch
 
-_KILLED = (
-    "a loading worker was killed, as the system does when memory runs out: lower "
-    "DATALOADER.NUM_WORKERS, or give the run more memory; a training continues with --resume"
-)
 _CURES = {
     r"[Bb]us error|shared memory\(shm\)|unable to write to file </torch_": (
         "the loading workers found no room in shared memory (/dev/shm): lower "
@@ -25,7 +21,10 @@ _CURES = {
         f"the loading workers gave no batch for {TIMEOUT} seconds: check the disk and the free "
         "shared memory (/dev/shm), or lower DATALOADER.NUM_WORKERS"
     ),
-    r"DataLoader worker \(pid.*(killed|exited)|unable to open shared memory object": _KILLED,
+    r"DataLoader worker \(pid.*(killed|exited)|unable to open shared memory object": (
+        "a loading worker was killed, as the system does when memory runs out: lower "
+        "DATALOADER.NUM_WORKERS, or give the run more memory; a training continues with --resume"
+    ),
 }
 
 
@@ -34,7 +33,8 @@ def ready_to_fork() -> None:
 
     A forked worker does not have these threads and would wait for them for ever.
     """
-    cv2.setNumThreads(1)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(1)
 
 
 def one_thread(worker: int) -> None:
@@ -50,7 +50,7 @@ def why_lost(error: BaseException) -> str | None:
         except RuntimeError as raised:
             error = raised
         else:
-            return _KILLED
+            return list(_CURES.values())[-1]
     if isinstance(error, RuntimeError):
         text = " ".join(str(cause) for cause in causes(error))
         return next((line for found, line in _CURES.items() if re.search(found, text)), None)

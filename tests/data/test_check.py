@@ -195,6 +195,15 @@ def test_differences():
     assert DatasetCheck("A", "a", [replace(counts, published={})], 5, 1000).good
 
 
+def test_identities_of_both_sets_are_named(folder, dataset):
+    assert check_dataset(dataset).list_problems == []
+    train = [*dataset.train, replace(dataset.query[0], camid=9)]
+    other = VideoDataset(train, dataset.query, dataset.gallery, folder=str(folder))
+    (line,) = check_dataset(other).list_problems
+    assert "1 of 1 test identities are in the training set too, such as 2" in line
+    assert not check_dataset(other).good
+
+
 def test_open_dataset(make_vcm, tmp_path, monkeypatch):
     root = make_vcm(images=False, lengths=(12, 1))
     assert len(open_dataset("HITSZVCM", str(root)).train) == 12, (

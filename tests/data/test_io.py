@@ -91,6 +91,7 @@ BROKEN = {
     "empty": b"",
     "text": b"not an image",
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n",
+    "floats": encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF"),
     "half": encoded(Image.effect_noise((64, 64), 50), "JPEG")[:800],
 }
 
