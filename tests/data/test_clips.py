@@ -176,14 +176,9 @@ def gray(frames):
     return [round(float(frame.mean()) / 20) for frame in frames]
 
 
-def test_read_clip(tracklet):
-    frames, used, replaced = read_clip(tracklet, np.array([0, 4, 9, 9]))
-    assert gray(frames) == used == [0, 4, 9, 9]
-    assert [frame.shape for frame in frames] == [(80, 40, 3), (80, 44, 3), (80, 49, 3), (80, 49, 3)]
-    assert replaced == 0
-
-
 def test_nearest_good_neighbor(tracklet, caplog):
+    frames, used, replaced = read_clip(tracklet, np.array([0, 4, 9, 9]))
+    assert (gray(frames), used, replaced) == ([0, 4, 9, 9], [0, 4, 9, 9], 0)
     damage(tracklet, 4)
     assert read_clip(tracklet, [4])[1:] == ([3], 1), "the earlier of two"
     damage(tracklet, 0, 1, 5, 9)

@@ -47,17 +47,6 @@ def test_minimum_length_in_both_sets(make_vcm):
         HITSZVCM(data.folder, min_frames=14, check_frames=False)
 
 
-def test_tables(vcm_root, caplog):
-    data = HITSZVCM(vcm_root, min_frames=13)
-    with caplog.at_level(logging.INFO):
-        data.show_train()
-        data.show_test()
-    assert "HITSZVCM (left out: 10 tracklets of fewer than 13 frames)" in caplog.text
-    rows = [line.replace(" ", "") for line in caplog.text.splitlines() if line[0] == "|"]
-    assert rows[0] == "|subset|#tracklets|#frames|#ids|#cameras|"
-    assert {"|traininfrared|3|39|3|1|", "|train|6|78|3|1|", "|testvisible|2|26|2|1|"} < set(rows)
-
-
 def test_combineall_keeps_test_identities_apart(make_vcm):
     data = HITSZVCM(make_vcm(images=False), check_frames=False, combineall=True)
     assert len(data.train) == 12 + 8
