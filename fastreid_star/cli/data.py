@@ -172,9 +172,9 @@ def _convert(args: argparse.Namespace) -> None:
 
     from fastreid_star.data.skeleton_conversion import convert_skeletons
 
-    done = convert_skeletons(args.source, args.target, progress=True)
+    frames, without = convert_skeletons(args.source, args.target, progress=True)
     print(
-        f"{done.frames:,} frames converted, {done.not_finite:,} of them without a skeleton "
+        f"{frames:,} frames converted, {without:,} of them without a skeleton "
         f"(values that are not finite, or beyond a million); written to "
         f"{os.path.abspath(args.target)}"
     )

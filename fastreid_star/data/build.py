@@ -6,6 +6,7 @@ import difflib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import fastreid.data.build as fastreid_build
 import torch
@@ -30,8 +31,26 @@ def is_video_dataset(name: str) -> bool:
     Raises:
         UserError: no dataset has this name.
     """
-    found = _look_up(name)
+    known = list(DATASET_REGISTRY._obj_map)
+    if name not in known:
+        lower = {other.lower(): other for other in known}
+        near = [lower[match] for match in difflib.get_close_matches(str(name).lower(), lower, n=3)]
+        video = ", ".join(filter(is_video_dataset, known))
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {video}"
+        raise UserError(f"no dataset is named {name!r} (DATASETS.NAMES, DATASETS.TESTS): {hint}")
+    found = DATASET_REGISTRY.get(name)
     return isinstance(found, type) and issubclass(found, VideoDataset)
+
+
+def find_video_dataset(name: str) -> Any:
+    """The class registered as `name`, a subclass of :class:`VideoDataset` that takes a `root`.
+
+    Raises:
+        UserError: no dataset has this name, or it holds images.
+    """
+    if not is_video_dataset(name):
+        raise UserError(f"{name} is a dataset of images: name one of tracklets, such as HITSZVCM")
+    return DATASET_REGISTRY.get(name)
 
 
 def all_video(names: Iterable[str], key: str = "NAMES") -> bool:
@@ -56,23 +75,17 @@ def build_dataset(cfg, name: str, **kwargs) -> VideoDataset:
     """The video dataset registered as `name`, from DATASETS.ROOT, $FASTREID_DATASETS or ./datasets.
 
     Args:
-        cfg: DATASETS is read; a class with ``options_from_config(cfg)`` gets the result as
-            `options`.
+        cfg: DATASETS is read.
         name: as in DATASETS.NAMES or DATASETS.TESTS.
         kwargs: passed to the dataset.
 
     Raises:
         UserError: the dataset is unknown, contains images, or cannot be read.
     """
-    if not is_video_dataset(name):
-        raise UserError(
-            f"{name} is a dataset of images; clips need a dataset of tracklets, such as HITSZVCM"
-        )
-    dataset = _look_up(name)
-    if hasattr(dataset, "options_from_config"):
-        kwargs["options"] = dataset.options_from_config(cfg)
+    dataset = find_video_dataset(name)
     root = cfg.DATASETS.ROOT or fastreid_build._root
-    return dataset(root=root, min_frames=cfg.DATASETS.MIN_FRAMES, **kwargs)
+    kwargs.update(dataset.arguments(cfg), min_frames=cfg.DATASETS.MIN_FRAMES)
+    return dataset(root=root, **kwargs)
 
 
 def open_store(cfg, dataset: VideoDataset) -> SkeletonStore | None:
@@ -85,23 +98,18 @@ def open_store(cfg, dataset: VideoDataset) -> SkeletonStore | None:
         return None
     path = dataset.path(cfg.DATASETS.SKELETONS)
     store = SkeletonStore.open(path)
-    for split, tracklets in (
-        ("training", dataset.train),
-        ("test", [*dataset.query, *dataset.gallery]),
-    ):
+    test = [*dataset.query, *dataset.gallery]
+    for split, tracklets in (("training", dataset.train), ("test", test)):
         sample = [tracklet.key(0) for tracklet in tracklets[:: max(1, len(tracklets) // 100)]]
         known = sum(key in store for key in sample)
+        found = f"knows {known or 'none'} of {len(sample)} {split} frames that were looked up"
         if sample and not known:
             raise UserError(
-                f"skeleton store {path} knows none of {len(sample)} {split} frames that were "
-                f"looked up, such as {sample[0]}: it was made for other data; extract skeletons "
-                "for these data, or set DATASETS.SKELETONS ''"
+                f"skeleton store {path} {found}, such as {sample[0]}: it was made for other data; "
+                "extract skeletons for these data, or set DATASETS.SKELETONS ''"
             )
         if known < len(sample):
-            logger.warning(
-                "%s has skeletons for %d of %d %s frames that were looked up",
-                *(path, known, len(sample), split),
-            )
+            logger.warning("Skeleton store %s %s", path, found)
     store.close()  # each process opens its own: a handle must not cross a fork
     return store
 
@@ -129,7 +137,7 @@ def build_clip_train_loader(
     pids = sorted({tracklet.pid for tracklet in tracklets})
     dataset = ClipDataset(
         tracklets,
-        length=_clip_length(cfg),
+        length=cfg.INPUT.CLIP.LENGTH,
         transform=transform,
         **shown_with("SKELETONS_TRAIN", cfg.DATASETS.SKELETONS_TRAIN, stores, tracklets),
         pid_to_label={pid: label for label, pid in enumerate(pids)},
@@ -195,7 +203,7 @@ def build_clip_test_loader(
     tracklets, store = [*data.query, *data.gallery], open_store(cfg, data)
     dataset = ClipDataset(
         tracklets,
-        length=_clip_length(cfg),
+        length=cfg.INPUT.CLIP.LENGTH,
         transform=transform,
         **shown_with("SKELETONS_TEST", cfg.DATASETS.SKELETONS_TEST, store, tracklets),
     )
@@ -257,29 +265,14 @@ class DeviceLoader:
             }
 
 
-def _look_up(name: str):
-    try:
-        return DATASET_REGISTRY.get(name)
-    except (KeyError, TypeError):  # an entry of the list may be a list itself
-        known = list(DATASET_REGISTRY._obj_map)
-        lower = {other.lower(): other for other in known}
-        near = [lower[match] for match in difflib.get_close_matches(str(name).lower(), lower, n=3)]
-        video = ", ".join(filter(is_video_dataset, known))
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {video}"
-        raise UserError(
-            f"no dataset is named {name!r} (DATASETS.NAMES, DATASETS.TESTS): {hint}"
-        ) from None
-
-
 def join_tracklets(datasets: Iterable[VideoDataset]) -> list[Tracklet]:
     """The training tracklets of all datasets, with different identities and cameras."""
     tracklets: list[Tracklet] = []
+    pids = camids = 0  # added to those of the next dataset
     for data in datasets:
-        if not tracklets:
-            tracklets = list(data.train)
-            continue
-        pids, camids = 1 + max(t.pid for t in tracklets), 1 + max(t.camid for t in tracklets)
         tracklets += [replace(t, pid=t.pid + pids, camid=t.camid + camids) for t in data.train]
+        pids = 1 + max((t.pid for t in tracklets), default=-1)
+        camids = 1 + max((t.camid for t in tracklets), default=-1)
     return tracklets
 
 
@@ -309,23 +302,16 @@ def shown_with(key: str, value: str, store, tracklets: list[Tracklet]) -> dict:
     Raises:
         UserError: an unknown value, or ``other`` without other skeletons.
     """
-    if value == "own":
-        return {"store": store}
-    if value == "none":
-        return {"store": None}
-    if value == "other":
-        if store is None:
-            raise UserError(
-                f"DATASETS.{key} other shows the skeletons of other clips: set DATASETS.SKELETONS"
-            )
-        return {"store": store, "skeletons_of": OtherTracklets(tracklets)}
-    raise UserError(f"DATASETS.{key} is {value!r}: choose one of own, other, none")
-
-
-def _clip_length(cfg) -> int:
-    if cfg.INPUT.CLIP.LENGTH < 1:
-        raise UserError(f"INPUT.CLIP.LENGTH is {cfg.INPUT.CLIP.LENGTH}: set at least one frame")
-    return cfg.INPUT.CLIP.LENGTH
+    if value not in ("own", "other", "none"):
+        raise UserError(f"DATASETS.{key} is {value!r}: choose one of own, other, none")
+    if value == "other" and store is None:
+        raise UserError(
+            f"DATASETS.{key} other shows the skeletons of other clips: set DATASETS.SKELETONS"
+        )
+    return {
+        "store": None if value == "none" else store,
+        "skeletons_of": OtherTracklets(tracklets) if value == "other" else None,
+    }
 
 
 def _loader(cfg, dataset: ClipDataset, batch_sampler, pin_memory: bool) -> DataLoader:

@@ -12,13 +12,12 @@ from enum import Enum
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.io import BrokenImage, read_frame
-from fastreid_star.data.skeleton_stats import SkeletonStats, measure
+from fastreid_star.data.skeleton_stats import SkeletonStats, measure, what_is_wrong
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.workers import one_thread, ready_to_fork, why_lost
 from fastreid_star.errors import UserError
-from fastreid_star.structures import Modality, Tracklet
+from fastreid_star.structures import Tracklet
 
 BATCH = 16  # tracklets per message of a worker
 
@@ -29,16 +28,13 @@ class Kind(Enum):
     MISSING_FRAME = "missing frame"
     BROKEN_FRAME = "broken frame"
     NO_SKELETON = "frame without skeleton"
-    NOT_FINITE = "skeleton not finite"
-    MISSHAPEN = "skeleton of a wrong shape"
     MISPLACED = "skeleton off its frame"
-    ORPHAN = "skeleton without frame"
-    SPARE = "skeleton of a frame in no tracklet"
+    UNUSED = "skeleton of a frame in no tracklet"
 
     @property
     def is_fault(self) -> bool:
-        """False for a skeleton of an image that no tracklet uses: this needs no repair."""
-        return self is not Kind.SPARE
+        """False for a skeleton that no tracklet uses: this needs no repair."""
+        return self is not Kind.UNUSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +65,13 @@ class Found:
     """The result for the frames of one tracklet.
 
     Args:
-        group: modality and camera of the tracklet.
         checked: number of frames.
         sizes: number of decoded frames by (height, width).
         skeletons: sums over its skeletons.
-        problems: in the order of the frames.
+        problems: with its frames, then with its skeletons.
     """
 
-    group: tuple[Modality, int]
-    checked: int = 0
+    checked: int
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     skeletons: SkeletonStats = field(default_factory=SkeletonStats)
     problems: list[Problem] = field(default_factory=list)
@@ -114,15 +108,14 @@ def check_frames(
     try:
         yield from itertools.chain.from_iterable(loader)
     except (RuntimeError, ConnectionError, EOFError) as error:
-        if why_lost(error) is None:
+        reason = why_lost(error)
+        if reason is None:
             raise
-        raise UserError(
-            "a worker was killed, as when memory runs out: use fewer --workers"
-        ) from error
+        raise UserError(f"{reason.partition(':')[0]}: use fewer --workers") from error
 
 
 class _Frames(Dataset):
-    """The check of a tracklet's frames, each `every`-th frame counted over all tracklets."""
+    """Item i is the :class:`Found` of tracklet i."""
 
     def __init__(self, work, store: SkeletonStore | None, decode: bool, every: int):
         self.work, self.store, self.decode, self.every = work, store, decode, every
@@ -134,88 +127,46 @@ class _Frames(Dataset):
     def __getitem__(self, index: int) -> Found:
         subset, tracklet = self.work[index]
         indices = range(int(-self.starts[index] % self.every), len(tracklet), self.every)
-        found = Found((tracklet.modality, tracklet.camid), len(indices))
-        sizes = np.array([self._check_frame(subset, tracklet, i, found) for i in indices])
-        if self.store is not None and len(indices):
-            keys = [tracklet.key(i) for i in indices]
-            _check_skeletons(subset, keys, sizes if self.decode else None, self.store, found)
-        return found
-
-    def _check_frame(
-        self, subset: str, tracklet: Tracklet, index: int, found: Found
-    ) -> tuple[int, int]:
-        """The (height, width) of a frame; zeros if it is not decoded."""
-        path, kind, size = tracklet.path(index), Kind.BROKEN_FRAME, (0, 0)
-        try:
-            reason = "" if os.stat(path).st_size else "the file is empty"
-        except (FileNotFoundError, NotADirectoryError):
-            kind, reason = Kind.MISSING_FRAME, "the file does not exist"
-        except OSError as error:
-            reason = error.strerror or str(error)
-        if self.decode and not reason:
+        found = Found(len(indices))
+        sizes = np.zeros((len(indices), 2), int)  # zeros: not known
+        for place, i in enumerate(indices):
             try:
-                size = read_frame(path).shape[:2]
-                found.sizes[size] += 1
-            except BrokenImage as error:
-                reason = str(error).removeprefix(f"{path}: ")
-        if reason:
-            name, root = tracklet.frames[index], tracklet.root
-            found.problems.append(Problem(kind, subset, name, root, reason))
-        return size
+                if self.decode:
+                    sizes[place] = read_frame(tracklet.path(i)).shape[:2]
+                elif not os.path.getsize(tracklet.path(i)):
+                    raise BrokenImage("the file is empty")
+            except OSError as error:
+                here = os.path.exists(tracklet.path(i))
+                kind = Kind.BROKEN_FRAME if here else Kind.MISSING_FRAME
+                reason = (error.strerror or str(error)).removeprefix(f"{tracklet.path(i)}: ")
+                name = tracklet.frames[i]
+                found.problems.append(Problem(kind, subset, name, tracklet.root, reason))
+        found.sizes.update(map(tuple, sizes[sizes.all(axis=1)].tolist()))
+        if self.store is not None:
+            keys = [tracklet.key(i) for i in indices]
+            _check_skeletons(subset, keys, sizes, self.store, found)
+        return found
 
 
 def _check_skeletons(
-    subset: str, keys: list[str], sizes: np.ndarray | None, store: SkeletonStore, found: Found
+    subset: str, keys: list[str], sizes: np.ndarray, store: SkeletonStore, found: Found
 ) -> None:
-    joints, present, refused = read_one_by_one(store, keys)
-    for key in itertools.compress(keys, ~present):
-        if key in refused:
-            kind, reason = Kind.MISSHAPEN, refused[key]
-        elif key in store:
-            kind, reason = Kind.NOT_FINITE, "a value is not finite or too large"
-        else:
-            kind, reason = Kind.NO_SKELETON, "not in the store"
-        found.problems.append(Problem(kind, subset, key, "", reason))
-    sizes = None if sizes is None else sizes[present]
-    found.skeletons, wrong = measure(len(keys), joints[present], sizes)
-    for key, reason in zip(itertools.compress(keys, present), wrong, strict=True):
+    joints, present = store.read(keys)
+    found.skeletons = measure(len(keys), joints[present], sizes[present])
+    for key, one, there, size in zip(keys, joints, present, sizes, strict=True):
+        kind, reason = Kind.MISPLACED, ""
+        if not there:
+            kind = Kind.NO_SKELETON
+            reason = "not finite or too large" if key in store else "not in the store"
+        elif size.all():
+            reason = what_is_wrong(one[:, :2].astype(np.float64), size)
         if reason:
-            found.problems.append(Problem(Kind.MISPLACED, subset, key, "", reason))
+            found.problems.append(Problem(kind, subset, key, "", reason))
 
 
-def read_one_by_one(
-    store: SkeletonStore, keys: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-    """Read skeletons of a store in which single skeletons may have a wrong shape.
-
-    Returns:
-        joints and present, see :meth:`SkeletonStore.read`; the message for each unreadable key.
-    """
-    joints, present = np.zeros((len(keys), NUM_JOINTS, 3), np.float32), np.zeros(len(keys), bool)
-    refused = {}
-    try:
-        joints, present = store.read(keys)
-    except UserError:
-        for position, key in enumerate(keys):
-            try:
-                joints[position : position + 1], present[position : position + 1] = store.read(
-                    [key]
-                )
-            except UserError as error:
-                refused[key] = str(error)
-    return joints, present, refused
-
-
-def unused_skeletons(keys: Sequence[str], tracklets: Sequence[Tracklet]) -> Iterator[Problem]:
-    """Skeletons that no tracklet uses: spare if their image exists, else orphans."""
-    names = {tracklet.key(index) for tracklet in tracklets for index in range(len(tracklet))}
-    roots = sorted({tracklet.root for tracklet in tracklets})
-    endings = sorted({t.frames[0].rpartition(".")[2] for t in tracklets})
-    for key in keys:
-        if key in names:
-            continue
-        places = (os.path.join(root, f"{key}.{ending}") for root in roots for ending in endings)
-        if any(map(os.path.exists, places)):
-            yield Problem(Kind.SPARE, "", key, "", "its image exists, but no tracklet uses it")
-        else:
-            yield Problem(Kind.ORPHAN, "", key, "", "its image does not exist")
+def unused_skeletons(keys: Sequence[str], tracklets: Sequence[Tracklet]) -> list[Problem]:
+    """Skeletons that no tracklet uses."""
+    used = {tracklet.key(index) for tracklet in tracklets for index in range(len(tracklet))}
+    return [
+        Problem(Kind.UNUSED, "", key, "", "no tracklet uses it") for key in keys if key not in used
+    ]

@@ -164,12 +164,11 @@ class OtherTracklets:
 
     def __init__(self, tracklets: Sequence[Tracklet]):
         self._pids = np.array([tracklet.pid for tracklet in tracklets])
-        modalities = np.array([int(tracklet.modality) for tracklet in tracklets])
+        self._modalities = np.array([int(tracklet.modality) for tracklet in tracklets])
         self._same_modality = {
-            modality: np.flatnonzero(modalities == modality)
-            for modality in set(modalities.tolist())
+            modality: np.flatnonzero(self._modalities == modality)
+            for modality in set(self._modalities.tolist())
         }
-        self._modalities = modalities
         if any(len(set(self._pids[positions])) < 2 for positions in self._same_modality.values()):
             raise UserError(
                 "skeletons of other tracklets need at least two identities in each modality"
@@ -228,13 +227,10 @@ def read_clip(
 def _unreadable(tracklet: Tracklet, error: BrokenImage) -> UserError:
     first = tracklet.path(0)
     why = str(error) if os.path.exists(first) else explain_missing(first)
-    cure = (
-        "check the disk and permissions" if isinstance(error, LostImage) else "restore the images"
-    )
     return UserError(
         f"none of the {len(tracklet)} frames of the tracklet from {first} to "
-        f"{os.path.basename(tracklet.frames[-1])} can be read ({why}): {cure}, or remove the "
-        "tracklet from the lists"
+        f"{os.path.basename(tracklet.frames[-1])} can be read ({why}): check the disk and the "
+        "permissions, restore the images, or remove the tracklet from the lists"
     )
 
 

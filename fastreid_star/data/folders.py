@@ -41,18 +41,13 @@ def tracklets_at(
     for path in map(Path, paths):
         if path.is_dir():
             tracklets += tracklets_in(path, modality, skeletons=skeletons)
-        elif not path.exists():
-            raise UserError(f"{path} does not exist: give folders of images, or videos")
-        elif is_video(path):
-            own = _modality(modality, path.resolve().parent, Path())
-            tracklets.append(TrackletInput(str(path), own, name=_printable(path.name)))
+        elif path.is_file() and is_video(path):
+            own = _modality(modality, path.resolve().parent)
+            tracklets.append(TrackletInput(str(path), own, name=path.name))
         else:
             raise UserError(
-                f"{path} is neither a folder nor a video ({', '.join(VIDEO_SUFFIXES)}): put the "
-                "images of a tracklet into a folder"
+                f"{path} is neither a folder of images nor a video ({', '.join(VIDEO_SUFFIXES)})"
             )
-    if skeletons is not None and tracklets and not any(tracklet.keys for tracklet in tracklets):
-        raise UserError("skeletons were given, but only videos: a store holds images of folders")
     check_names([tracklet.name for tracklet in tracklets])
     return tracklets
 
@@ -67,7 +62,7 @@ def tracklets_in(
 
     The name of a tracklet is its path below `folder`, or the name of `folder` if the images are
     directly in it. Frames and tracklets are in natural order; hidden files and folders and other
-    files are ignored. Links to folders are followed, except into a cycle.
+    files are ignored. Links to folders are followed.
 
     Args:
         folder: such as ``crops`` with ``crops/rgb/anna/1.jpg``.
@@ -83,7 +78,7 @@ def tracklets_in(
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"folder {folder} does not exist")
-    found = [(inside, images) for inside, images in _image_folders(root) if images]
+    found = [(inside, images) for inside, images in image_folders(root) if images]
     if not found:
         raise UserError(
             f"no images in {folder} or the folders below it ({', '.join(IMAGE_SUFFIXES)})"
@@ -103,10 +98,10 @@ def tracklets_in(
     return [
         TrackletInput(
             frames=[str(root / inside / image) for image in images],
-            modality=_modality(modality, root, inside),
+            modality=_modality(modality, root / inside),
             skeletons=skeletons,
             keys=None if skeletons is None else [_key(above, inside / image) for image in images],
-            name=_printable(inside.as_posix() if inside.parts else root.resolve().name),
+            name=inside.as_posix() if inside.parts else root.resolve().name,
         )
         for inside, images in found
     ]
@@ -133,34 +128,28 @@ def check_names(names: Sequence[str]) -> None:
         )
 
 
-def _image_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def image_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Each folder relative to `root`, and its images in natural order."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be listed: {error.strerror}")
 
     for place, below, names in os.walk(root, onerror=refuse, followlinks=True):
-        here = os.path.join(os.path.realpath(place), "")
-        below[:] = [
-            name
-            for name in below
-            if not name.startswith(".")
-            # not a link to a folder that contains it
-            and not here.startswith(os.path.join(os.path.realpath(os.path.join(place, name)), ""))
-        ]
-        images = [n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and n[0] != "."]
+        below[:] = [name for name in below if not name.startswith(".")]
+        shown = [name for name in names if not name.startswith(".")]
+        images = [name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
         yield Path(place).relative_to(root), sorted(images, key=natural_key)
 
 
-def _modality(given: Modality | str | None, root: Path, inside: Path) -> Modality:
+def _modality(given: Modality | str | None, folder: Path) -> Modality:
     if given is not None:
         return as_modality(given)
-    for part in reversed((root.absolute() / inside).parts):
+    for part in reversed(folder.absolute().parts):
         if part.lower() in MODALITIES:
             return MODALITIES[part.lower()]
     raise UserError(
-        f"the modality of {root / inside} is unknown: give it with --modality, or use a folder "
-        f"named {', '.join(MODALITIES)}"
+        f"the modality of {folder} is unknown: give it with --modality, or use a folder named "
+        f"{', '.join(MODALITIES)}"
     )
 
 
@@ -181,8 +170,3 @@ def _keys_start(store: SkeletonStore, root: Path, images: Sequence[Path]) -> Pur
         f"skeleton store {store.path} has none of {len(sample)} images of {root} that were looked "
         f"up, such as {_key(PurePosixPath(), sample[0])}: it was made for other images"
     )
-
-
-def _printable(name: str) -> str:
-    """A file name as text that can be printed and saved, if it is not valid UTF-8."""
-    return os.fsencode(name).decode(errors="backslashreplace")

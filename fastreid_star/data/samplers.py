@@ -78,10 +78,6 @@ class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
             raise UserError(
                 f"the training set has {len(visible)} identity: training needs at least 2"
             )
-        if num_identities < 1 or num_instances < 1:
-            raise UserError(
-                f"a batch of {num_identities} identities x {num_instances} clips is empty"
-            )
         if num_identities > len(visible):
             raise UserError(
                 f"a batch of {num_identities} identities, but the training set has {len(visible)}: "

@@ -2,100 +2,95 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
+import h5py
 import numpy as np
 
 from fastreid_star.data.io import progress_bar, reason
 from fastreid_star.data.skeletons import (
-    BLOCK,
+    HDF5_SUFFIXES,
+    META_ATTRIBUTE,
     Hdf5Store,
     SkeletonStore,
-    checked_blocks,
+    checked_joints,
     is_valid,
     write_skeleton_store,
 )
-from fastreid_star.data.skeletons_hdf5 import SUFFIXES, Hdf5File, write_file
 from fastreid_star.errors import UserError
 
-
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """The result of :func:`convert_skeletons`.
-
-    Args:
-        frames: number of skeletons.
-        not_finite: number of those that are invalid and so stand for a frame without skeleton.
-    """
-
-    frames: int
-    not_finite: int
+BLOCK = 4096  # skeletons read at a time
 
 
 def convert_skeletons(
     source: str | os.PathLike, target: str | os.PathLike, *, progress: bool = False
-) -> Conversion:
+) -> tuple[int, int]:
     """Convert an HDF5 file to a flat store, or a flat store to an HDF5 file.
 
-    All values (as float32), `meta` and the order of the frames are kept, so a flat store converted
-    to HDF5 and back is identical. Memory holds the keys and one block of skeletons.
+    All values (as float32) and `meta` are kept.
 
     Args:
         source: a folder, or a file that ends in ``.h5`` or ``.hdf5``.
         target: a path of the other format; an older store there is replaced, other files are not.
         progress: show a progress bar.
 
+    Returns:
+        the number of frames; the number of those without a valid skeleton.
+
     Raises:
         UserError: `source` is not a valid store, or `target` has the same format or is not
             writable.
     """
-    source, target = os.path.abspath(source), os.path.abspath(target)
-    store = SkeletonStore.open(source)
-    to_hdf5 = target.lower().endswith(SUFFIXES)
+    store, target = SkeletonStore.open(source), os.path.abspath(target)
+    to_hdf5 = target.lower().endswith(HDF5_SUFFIXES)
     if to_hdf5 == isinstance(store, Hdf5Store):
         raise UserError(
             f"{source} and {target} have the same format: one must be a folder, the other a file "
-            f"that ends in {' or '.join(SUFFIXES)}"
+            f"that ends in {' or '.join(HDF5_SUFFIXES)}"
         )
     keys = store.keys()
-    not_finite = 0
-
-    def blocks() -> Iterator[np.ndarray]:
-        nonlocal not_finite
+    joints = np.empty((len(keys), *store.raw([]).shape[1:]), np.float32)
+    with progress_bar("reading", len(keys), shown=progress) as bar:
         for start in range(0, len(keys), BLOCK):
-            block = store.raw(keys[start : start + BLOCK])
-            not_finite += int((~is_valid(block)).sum())
-            yield block
+            block = keys[start : start + BLOCK]
+            joints[start : start + len(block)] = store.raw(block)
             bar.update(len(block))
-
-    write = write_hdf5_store if to_hdf5 else write_skeleton_store
-    with progress_bar("converting", len(keys), shown=progress) as bar:
-        try:
-            write(target, keys, blocks(), store.meta)
-        except OSError as error:
-            why = error.strerror or reason(error)  # h5py's errors have no strerror
-            raise UserError(f"{target} cannot be written: {why}") from error
     store.close()
-    return Conversion(len(keys), not_finite)
+    write = write_hdf5_store if to_hdf5 else write_skeleton_store
+    try:
+        write(target, keys, joints, store.meta)
+    except OSError as error:
+        why = error.strerror or reason(error)  # h5py's errors have no strerror
+        raise UserError(f"{target} cannot be written: {why}") from error
+    return len(keys), int((~is_valid(joints)).sum())
 
 
 def write_hdf5_store(
-    path: str | os.PathLike,
-    keys: Sequence[str],
-    joints: np.ndarray | Iterator[np.ndarray],
-    meta: Mapping | None = None,
+    path: str | os.PathLike, keys: Sequence[str], joints: np.ndarray, meta: Mapping | None = None
 ) -> None:
     """Write the authors' HDF5 format; arguments as for :func:`write_skeleton_store`.
 
     Raises:
         UserError: no skeletons, sizes that disagree, or another file at `path`.
     """
-    path, keys = os.path.abspath(path), list(keys)
+    path = os.path.abspath(path)
+    joints = checked_joints(path, keys, joints)
     if os.path.exists(path):
         try:
-            Hdf5File(path)
+            Hdf5Store(path)
         except UserError as error:
             raise UserError(f"{path} is not a file of skeletons: choose another name") from error
-    write_file(path, keys, checked_blocks(path, keys, joints), dict(meta or {}))
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    new = f"{path}.{os.getpid()}.tmp"
+    try:
+        with h5py.File(new, "w") as file:
+            file.attrs[META_ATTRIBUTE] = json.dumps(dict(meta or {}))
+            for key, values in zip(keys, joints, strict=True):
+                file.create_dataset(key, data=values)
+        os.replace(new, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(new)

@@ -1,4 +1,4 @@
-"""Plausibility of skeletons: position and size in the frame, orientation, scores.
+"""Plausibility of skeletons: position and size in the frame, order of the joints, mean score.
 
 n skeletons, V = 17 joints. A size is (height, width) of a frame in pixels, whose centers have whole
 coordinates: the frame extends from -0.5 to width - 0.5 and from -0.5 to height - 0.5.
@@ -6,13 +6,11 @@ coordinates: the frame extends from -0.5 to width - 0.5 and from -0.5 to height 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
 from fastreid_star.coco import JOINT_NAMES, NUM_JOINTS
-
-SCORE_EDGES = np.linspace(0, 1, 11)
 
 # Pose estimators also search around the crop, so a few joints slightly outside are normal.
 FAR = 0.2  # of the frame's side
@@ -32,12 +30,9 @@ class SkeletonStats:
     Args:
         frames: frames that were examined.
         found: frames with a valid skeleton; the other sums are over these.
-        measured: frames of known size; the next four sums are over these.
+        measured: frames of known size; the next two sums are over these.
         outside: joints outside their frame.
-        misplaced: skeletons that do not fit their frame, see :func:`what_is_wrong`.
-        lying: skeletons that are wider than tall.
         heights: heights of the skeletons as shares of the frames' heights.
-        scores: joints by score, int64 [12]: below 0, ten bins of 0.1, above 1.
         score_sum: scores of all joints.
         disordered: skeletons without shoulders above hips above ankles.
     """
@@ -46,36 +41,22 @@ class SkeletonStats:
     found: int = 0
     measured: int = 0
     outside: int = 0
-    misplaced: int = 0
-    lying: int = 0
     heights: float = 0.0
-    scores: np.ndarray = field(default_factory=lambda: np.zeros(len(SCORE_EDGES) + 1, np.int64))
     score_sum: float = 0.0
     disordered: int = 0
 
     def __add__(self, other: SkeletonStats) -> SkeletonStats:
-        names = [f.name for f in fields(self)]
-        return SkeletonStats(*(getattr(self, name) + getattr(other, name) for name in names))
+        return SkeletonStats(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def coverage(self) -> float:
-        """Share of frames with a skeleton; this and the following shares are nan without frames."""
+        """Share of frames with a skeleton; this and the following means are nan without frames."""
         return _share(self.found, self.frames)
 
     @property
     def outside_share(self) -> float:
         """Share of joints outside their frame."""
         return _share(self.outside, self.measured * NUM_JOINTS)
-
-    @property
-    def lying_share(self) -> float:
-        """Share of skeletons that are wider than tall."""
-        return _share(self.lying, self.measured)
-
-    @property
-    def disordered_share(self) -> float:
-        """Share of skeletons whose joints seem to be in another order."""
-        return _share(self.disordered, self.found)
 
     @property
     def mean_height(self) -> float:
@@ -92,46 +73,27 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")
 
 
-def measure(
-    frames: int, joints: np.ndarray, sizes: np.ndarray | None
-) -> tuple[SkeletonStats, list[str]]:
-    """The sums over some skeletons, and what is wrong with each skeleton.
+def measure(frames: int, joints: np.ndarray, sizes: np.ndarray) -> SkeletonStats:
+    """The sums over some skeletons.
 
     Args:
         frames: number of frames, with and without a skeleton.
         joints: float [n,V,3], valid skeletons.
-        sizes: [n,2], heights and widths of their frames, zeros for an unreadable frame; None:
-            unknown.
-
-    Returns:
-        the sums; n texts, empty if nothing is wrong or the size is unknown.
+        sizes: [n,2], heights and widths of their frames, zeros if unknown.
     """
-    joints = np.asarray(joints, np.float64)
-    score = joints[..., 2]
-    bins, _ = np.histogram(score, SCORE_EDGES)
-    below, above = (score < SCORE_EDGES[0]).sum(), (score > SCORE_EDGES[-1]).sum()
+    joints = joints.astype(np.float64)
     levels = [joints[:, pair, 1].mean(axis=1) for pair in _DOWNWARD]
-    stats = SkeletonStats(
+    known = sizes.all(axis=1)
+    points, sizes = joints[known, :, :2], sizes[known]
+    return SkeletonStats(
         frames=frames,
         found=len(joints),
+        measured=len(points),
+        outside=int((beyond(points, sizes) > 0).sum()),
+        heights=float((np.ptp(points[..., 1], axis=1) / sizes[:, 0]).sum()),
+        score_sum=float(joints[..., 2].sum()),
         disordered=int((np.diff(levels, axis=0) <= 0).any(axis=0).sum()),
-        scores=np.array([below, *bins, above], np.int64),
-        score_sum=float(score.sum()),
     )
-    wrong = [""] * len(joints)
-    if sizes is None or not len(joints):
-        return stats, wrong
-    known = np.flatnonzero((np.asarray(sizes) > 0).all(axis=1))
-    points, sizes = joints[known, :, :2], np.asarray(sizes)[known]
-    for position, one, size in zip(known, points, sizes, strict=True):
-        wrong[position] = what_is_wrong(one, size)
-    extent = np.ptp(points, axis=1)
-    stats.measured = len(known)
-    stats.outside = int((beyond(points, sizes) > 0).sum())
-    stats.misplaced = sum(map(bool, wrong))
-    stats.lying = int((extent[:, 0] > extent[:, 1]).sum())
-    stats.heights = float((extent[:, 1] / sizes[:, 0]).sum())
-    return stats, wrong
 
 
 def beyond(points: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -160,25 +122,17 @@ def what_is_wrong(points: np.ndarray, size: np.ndarray) -> str:
         size: height and width of the frame.
     """
     height, width = (int(side) for side in size)
-    extent = np.ptp(points, axis=0)
-    if not extent.any():
-        x, y = points[0]
-        return f"all joints at ({x:g}, {y:g}): no person found? then leave the frame out"
-    if extent.max() < COLLAPSED * height:
-        return f"all joints within {extent.max():.1f} pixels: are x, y shares of the frame?"
+    extent = np.ptp(points, axis=0).max()
+    if extent < COLLAPSED * height:
+        return f"all joints within {extent:.1f} pixels: are x, y shares of the frame?"
     if not _is_far(points, size):
         return ""
     outside = int((beyond(points, size) > FAR).sum())
     found = f"{outside} of {NUM_JOINTS} joints far outside the frame of {height} x {width} pixels"
     if not _is_far(points[:, ::-1], size):
         return f"{found}: are x and y swapped?"
-    largest = points.max(axis=0) / (width, height)
-    fills = extent[1] > 0.5 * points[:, 1].max()  # as a person fills a crop, unless it is shifted
-    if fills and points.min() > -0.5 and 0.5 < largest[0] / largest[1] < 2:
-        return f"{found}: made for a frame about {largest.max():.1f} times as large?"
-    if (extent <= (width, height)).all():
-        return f"{found}: coordinates in the camera's picture instead of the crop?"
-    return f"{found}: made for other frames?"
+    times = (points.max(axis=0) / (width, height)).max()
+    return f"{found}: made for another crop, or a frame about {times:.1f} times as large?"
 
 
 def _is_far(points: np.ndarray, size: np.ndarray) -> bool:

@@ -5,7 +5,6 @@ n frames of the tracklet, T of a clip, V = 17 COCO joints.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +15,11 @@ from PIL import Image
 
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.clips import read_clip, segment_indices
-from fastreid_star.data.io import as_rgb, evenly_spaced, read_video
+from fastreid_star.data.io import as_rgb, read_video
 from fastreid_star.data.skeletons import SkeletonStore, as_joints, is_valid
 from fastreid_star.data.transforms import Clip
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality, Tracklet
-
-logger = logging.getLogger(__name__)
 
 MODALITIES = {
     "rgb": Modality.VISIBLE,
@@ -30,7 +27,6 @@ MODALITIES = {
     "ir": Modality.INFRARED,
     "infrared": Modality.INFRARED,
 }
-_PIL_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,26 +34,21 @@ class TrackletInput:
     """One person filmed by one camera. It is checked when it is used.
 
     Args:
-        frames: in temporal order: images, uint8 RGB [H,W,3] or gray [H,W], or PIL images, None for
-            a broken one; or a list of image files; or the path of a video.
+        frames: in temporal order: images, uint8 RGB [H,W,3] or gray [H,W], or PIL images; or a list
+            of image files; or the path of a video.
         modality: ``visible``, ``infrared`` or a :class:`~fastreid_star.structures.Modality`.
         skeletons: [n,V,3]: x and y in pixels of each frame, with the center of the first pixel at
             (0, 0), and a score; NaN for a frame without skeleton. Or a store, see `keys`. None: no
             skeletons.
         keys: with a store: n keys, one per frame.
         name: for messages, galleries and tables.
-        video_frames: use this many frames, evenly spaced over the video; n is then this number.
-            None: all frames.
     """
 
-    frames: (
-        Sequence[np.ndarray | Image.Image | None] | Sequence[str | os.PathLike] | str | os.PathLike
-    )
+    frames: Sequence[np.ndarray | Image.Image] | Sequence[str | os.PathLike] | str | os.PathLike
     modality: Modality | str
     skeletons: np.ndarray | SkeletonStore | None = None
     keys: Sequence[str] | None = None
     name: str = ""
-    video_frames: int | None = None
 
     @property
     def is_video(self) -> bool:
@@ -95,10 +86,6 @@ def check_input(tracklet: TrackletInput) -> None:
             match the frames.
     """
     as_modality(tracklet.modality)
-    if tracklet.video_frames is not None and not (tracklet.is_video and tracklet.video_frames >= 1):
-        raise UserError(
-            f"video_frames is {tracklet.video_frames}: give a positive number, and a video"
-        )
     if isinstance(tracklet.skeletons, SkeletonStore) != (tracklet.keys is not None):
         raise UserError("skeletons from a store need keys, one per frame, and keys need a store")
     if tracklet.keys is None and tracklet.skeletons is not None:
@@ -116,8 +103,8 @@ def check_input(tracklet: TrackletInput) -> None:
 def read_test_clip(tracklet: TrackletInput, length: int) -> tuple[Clip, int]:
     """The T frames of a tracklet that a test uses, with their joints, before any transform.
 
-    The frames are those of :func:`~fastreid_star.data.clips.segment_indices`; a broken one is
-    replaced by its nearest good neighbor, with the neighbor's joints.
+    The frames are those of :func:`~fastreid_star.data.clips.segment_indices`; a broken image file
+    is replaced by its nearest good neighbor, with the neighbor's joints.
 
     Args:
         tracklet: one that passes :func:`check_input`.
@@ -129,65 +116,26 @@ def read_test_clip(tracklet: TrackletInput, length: int) -> tuple[Clip, int]:
     Raises:
         UserError: no frame can be read, or a video does not have one frame per skeleton.
     """
+    replaced = 0
     if tracklet.is_video:
-        frames, used, replaced = _from_video(tracklet, length)
-    elif tracklet.is_files:
-        files = tuple(os.fspath(frame) for frame in tracklet.images)
-        listed = Tracklet(0, 0, as_modality(tracklet.modality), "", files)
-        frames, used, replaced = read_clip(listed, segment_indices(len(files), length).tolist())
+        path = cast(str, tracklet.frames)
+        frames, n = read_video(path, lambda n: segment_indices(n, length).tolist())
+        _check_skeleton_count(tracklet, n)
+        used = segment_indices(n, length).tolist()
     else:
-        wanted = segment_indices(len(tracklet.images), length).tolist()
-        frames, used, replaced = _from_memory(tracklet.images, wanted)
+        used = segment_indices(len(tracklet.images), length).tolist()
+        if tracklet.is_files:
+            files = tuple(os.fspath(frame) for frame in tracklet.images)
+            listed = Tracklet(0, 0, as_modality(tracklet.modality), "", files)
+            frames, used, replaced = read_clip(listed, used)
+        else:
+            frames = [_as_rgb(tracklet.images[index]) for index in used]
     return Clip(frames, *_joints(tracklet, used)), replaced  # type: ignore[arg-type] # see Clip
 
 
-def _from_video(tracklet: TrackletInput, length: int) -> tuple[list[np.ndarray], list[int], int]:
-    path = cast(str, tracklet.frames)
-
-    def chosen(n: int) -> np.ndarray:
-        """The frames of the video that belong to the tracklet."""
-        count = tracklet.video_frames
-        return np.arange(n) if count is None else evenly_spaced(n, count)
-
-    def choose(n: int) -> list[int]:
-        return chosen(n)[segment_indices(len(chosen(n)), length)].tolist()
-
-    frames, used, n = read_video(path, choose)
-    height, width = frames[0].shape[:2]
-    if width > height:
-        logger.warning(
-            "video %s has frames of %d x %d pixels, wider than tall: a tracklet shows one person "
-            "in a tight crop, not a whole scene",
-            *(path, width, height),
-        )
-    _check_skeleton_count(tracklet, len(chosen(n)))
-    # A replacement may be a frame that was not chosen: the nearest chosen one gives the joints.
-    positions = [int(np.abs(chosen(n) - index).argmin()) for index in used]
-    return frames, positions, sum(a != b for a, b in zip(used, choose(n), strict=True))
-
-
-def _from_memory(images: Sequence, wanted: list[int]) -> tuple[list[np.ndarray], list[int], int]:
-    decoded: dict[int, Any] = {}  # None: broken
-
-    def good(index: int) -> bool:
-        if index not in decoded:
-            decoded[index] = _as_rgb(images[index])
-        return decoded[index] is not None
-
-    used: list[int] = []
-    for index in wanted:
-        nearest = sorted(range(len(images)), key=lambda other: (abs(other - index), other))
-        used += [next(filter(good, nearest), -1)]
-    if -1 in used:
-        raise UserError(f"none of its {len(images)} images can be read")
-    return [decoded[i] for i in used], used, sum(a != b for a, b in zip(wanted, used, strict=True))
-
-
 def _check_image(image: Any, index: int) -> None:
-    if image is None or (isinstance(image, Image.Image) and image.mode in _PIL_MODES):
-        return
     if isinstance(image, Image.Image):
-        raise UserError(f"frame {index} is a PIL image of mode {image.mode}: give the file's path")
+        return
     if not isinstance(image, np.ndarray):
         raise UserError(
             f"frame {index} is a {type(image).__name__}: give only arrays and PIL images, only "
@@ -199,18 +147,11 @@ def _check_image(image: Any, index: int) -> None:
         )
 
 
-def _as_rgb(image: np.ndarray | Image.Image | None) -> np.ndarray | None:
-    """uint8 [H,W,3]; None for a broken image."""
+def _as_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
+    """uint8 [H,W,3]."""
     if isinstance(image, Image.Image):
-        try:  # PIL decodes an opened file only now
-            return as_rgb(image)
-        except MemoryError:
-            raise
-        except Exception:  # Pillow's decoders raise many types on a damaged file
-            return None
-    if image is not None and image.ndim == 2:
-        return np.repeat(image[..., None], 3, axis=2)
-    return image
+        return as_rgb(image)
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
 def _check_skeleton_count(tracklet: TrackletInput, n: int) -> None:

@@ -22,7 +22,7 @@ _CURES = {
         "shared memory (/dev/shm), or lower DATALOADER.NUM_WORKERS"
     ),
     r"DataLoader worker \(pid.*(killed|exited)|unable to open shared memory object": (
-        "a loading worker was killed{signal}, as the system does when memory runs out: lower "
+        "a loading worker was killed, as the system does when memory runs out: lower "
         "DATALOADER.NUM_WORKERS, or give the run more memory; a training continues with --resume"
     ),
 }
@@ -50,14 +50,10 @@ def why_lost(error: BaseException) -> str | None:
         except RuntimeError as raised:
             error = raised
         else:
-            return list(_CURES.values())[-1].format(signal="")
-    if not isinstance(error, RuntimeError):
-        return None
-    text = " ".join(str(cause) for cause in causes(error))  # the first one names the signal
-    for pattern, line in _CURES.items():
-        if re.search(pattern, text):
-            signal = re.search(r"killed by signal: (\w+)", text)
-            return line.format(signal=f" ({signal[1]})" if signal else "")
+            return list(_CURES.values())[-1]
+    if isinstance(error, RuntimeError):
+        text = " ".join(str(cause) for cause in causes(error))
+        return next((line for found, line in _CURES.items() if re.search(found, text)), None)
     return None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from tabulate import tabulate
 
 from fastreid_star.data.check import LONG, DatasetCheck, splits
-from fastreid_star.data.check_frames import Kind, read_one_by_one
+from fastreid_star.data.check_frames import Kind
 from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.io import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import SkeletonStats
@@ -24,21 +24,14 @@ from fastreid_star.report.page import make_folder_of, render, write_file
 from fastreid_star.structures import Modality, Tracklet
 
 PAGE, PROBLEMS = "check.html", "problems.csv"
-BLOCKS = " ▁▂▃▄▅▆▇█"
 FRAMES = 8  # of a tracklet in the page
 COUNTS = ("", "tracklets", "frames", "identities", f">= {LONG} frames", "cameras", "published")
-SKELETONS = (
-    *("skeletons", "frames", "with", "joints outside", "height", "mean score"),
-    "scores 0 to 1",
-)
+SKELETONS = ("skeletons", "frames", "with", "joints outside", "height", "mean score")
 CURES = {
     Kind.MISSING_FRAME: "unpack the images again",
     Kind.BROKEN_FRAME: "copy these files again; until then a neighbor replaces them",
     Kind.NO_SKELETON: "these frames keep the baseline's feature",
-    Kind.NOT_FINITE: "these frames count as frames without a skeleton",
-    Kind.MISSHAPEN: "make the store again",
-    Kind.ORPHAN: "the store was made for other data, or frames were lost",
-    Kind.SPARE: "they are not used",
+    Kind.UNUSED: "they are not used",
 }
 ALL_CURES = {
     Kind.MISSING_FRAME: "all are missing: is this the right folder, and are the images unpacked?",
@@ -121,21 +114,17 @@ def findings(check: DatasetCheck) -> list[Finding]:
         problems = [problem for problem in check.problems if problem.kind is kind]
         if not problems:
             continue
-        total = check.stored if kind in (Kind.ORPHAN, Kind.SPARE) else check.checked
+        total = check.stored if kind is Kind.UNUSED else check.checked
         cure = ALL_CURES.get(kind) if len(problems) == total else None
         if kind is Kind.MISPLACED:
             causes = Counter(problem.reason.rpartition(": ")[2] for problem in problems)
             cure = ("mostly: " if len(causes) > 1 else "") + causes.most_common(1)[0][0]
         text = f"{kind.value}: {len(problems):,}, such as {problems[0].path}"
         found.append(Finding(kind.is_fault, f"{text}; {cure or CURES[kind]}"))
-    for modality in check.lying:
-        name = modality.name.lower()
-        text = f"most {name} skeletons are wider than tall: are x and y swapped?"
-        found.append(Finding(True, text))
     for modality in check.disordered:
         text = (
             f"most {modality.name.lower()} skeletons do not have shoulders above hips above "
-            "ankles: are the joints in COCO's order?"
+            "ankles: are the joints in COCO's order, and x before y?"
         )
         found.append(Finding(True, text))
     return found
@@ -190,7 +179,7 @@ def show_tracklet(split: str, tracklet: Tracklet, store: SkeletonStore | None) -
         names.append(name)
     skeletons = None
     if store is not None:
-        found, present, _ = read_one_by_one(store, [tracklet.key(index) for index in indices])
+        found, present = store.read([tracklet.key(index) for index in indices])
         skeletons = [
             draw_skeleton(joints if there else None, frame.shape)
             for joints, there, frame in zip(found, present, frames, strict=True)
@@ -202,19 +191,12 @@ def show_tracklet(split: str, tracklet: Tracklet, store: SkeletonStore | None) -
     return {"title": title, "names": names, "picture": picture}
 
 
-def sparkline(counts: Iterable[int]) -> str:
-    """A histogram of one character for each bin: blank is 0, a full block the fullest bin."""
-    counts = list(counts)
-    steps = (len(BLOCKS) - 1) / max(*counts, 1)
-    return "".join(BLOCKS[math.ceil(count * steps)] for count in counts)
-
-
 def _read(check: DatasetCheck) -> str:
     return "read" if check.decoded else "found, not read"
 
 
 def _table(rows: Iterable[Sequence[str]], headers: Sequence[str]) -> str:
-    align = ["left", *["right"] * (len(headers) - 2), "left"]
+    align = ["left", *["right"] * (len(headers) - 1)]
     return tabulate(rows, headers=headers, colalign=align, tablefmt="plain", disable_numparse=True)
 
 
@@ -266,8 +248,4 @@ def _skeleton_row(name: str, stats: SkeletonStats) -> tuple[str, ...]:
     means = [
         "-" if math.isnan(mean) else f"{mean:.2f}" for mean in (stats.mean_height, stats.mean_score)
     ]
-    histogram = f"|{sparkline(stats.scores[1:-1])}|"
-    beyond = int(stats.scores[0] + stats.scores[-1])
-    if beyond:
-        histogram += f" {100 * beyond / stats.scores.sum():.1f} % outside"
-    return name, f"{stats.frames:,}", *shares, *means, histogram
+    return name, f"{stats.frames:,}", *shares, *means

@@ -120,8 +120,8 @@ def one_modality_only(root):
         (missing_root, r"DATASETS\.ROOT"),
         (half_a_layout, r"track_test_info\.txt"),
         (no_train_folder, "Train"),
-        (index_out_of_range, "1-based"),
-        (query_from_zero, "0-based"),
+        (index_out_of_range, "count from 1"),
+        (query_from_zero, "counted from 1"),
         (one_modality_only, "one modality only"),
     ],
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 TRAIN_IDS, TEST_IDS = (1, 2, 3), (4, 5)
@@ -34,31 +34,31 @@ def write_vcm(
         for pid in ids:
             for modality in (2, 1):  # visible first: 1-based and 0-based then tell apart
                 for camera, length in enumerate(lengths, start=1):
-                    lines.append(
-                        f"{modality} {len(names) + 1} {len(names) + length} {pid:04d} {camera}"
-                    )
-                    names += [
-                        f"{pid:04d}M{modality}D{camera}T1F{frame}.jpg"
-                        for frame in range(1, length + 1)
-                    ]
+                    first, last = len(names) + 1, len(names) + length
+                    lines.append(f"{modality} {first} {last} {pid:04d} {camera}")
+                    prefix = f"{pid:04d}M{modality}D{camera}T1F"
+                    names += [f"{prefix}{frame}.jpg" for frame in range(1, length + 1)]
                     if split == "test" and modality == 1:
                         query.append(len(lines))
                     if images:
                         root = folder if merged else folder / split.capitalize()
-                        target = (
-                            root / f"{pid:04d}" / ("ir" if modality == 1 else "rgb") / f"D{camera}"
-                        )
+                        folder_name = "ir" if modality == 1 else "rgb"
+                        target = root / f"{pid:04d}" / folder_name / f"D{camera}"
                         target.mkdir(parents=True)
                         for frame in range(1, length + 1):
-                            image = np.full((*SIZE, 3), color(pid, modality, frame), np.uint8)
-                            Image.fromarray(image).save(
-                                target / f"{frame}.jpg", quality=95, subsampling=0
-                            )
+                            image = Image.new("RGB", SIZE[::-1], color(pid, modality, frame))
+                            image.save(target / f"{frame}.jpg", quality=95, subsampling=0)
         names.append("0999M1D1T1F1.jpg")  # belongs to no tracklet, as in the real set
         (info / f"{split}_name.txt").write_text("\n".join(names) + "\n")
         (info / f"track_{split}_info.txt").write_text("\n".join(lines) + "\n")
     (info / "query_IDX.txt").write_text("".join(f"{line} " for line in query))
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _torch_waits_shortly_for_failed_workers():
+    """Else 5 s for each loader with an error: its workers no longer hear that they should end."""
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.2
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from fastreid.config import get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
+from torch.utils.data import DataLoader
 
 from fastreid_star.data.build import (
     DeviceLoader,
@@ -22,11 +23,8 @@ from fastreid_star.errors import UserError
 @pytest.fixture
 def cfg(vcm_root):
     cfg = get_cfg()
-    cfg.DATASETS.ROOT, cfg.DATASETS.NAMES, cfg.DATASETS.TESTS = (
-        str(vcm_root),
-        ("HITSZVCM",),
-        ("HITSZVCM",),
-    )
+    cfg.DATASETS.ROOT = str(vcm_root)
+    cfg.DATASETS.NAMES = cfg.DATASETS.TESTS = ("HITSZVCM",)
     cfg.INPUT.SIZE_TRAIN = cfg.INPUT.SIZE_TEST = [16, 8]
     cfg.INPUT.CLIP.LENGTH = 4
     cfg.INPUT.PADDING.ENABLED = cfg.INPUT.FLIP.ENABLED = cfg.INPUT.REA.ENABLED = True
@@ -43,41 +41,15 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_registered():
-    assert DATASET_REGISTRY.get("HITSZVCM") is HITSZVCM
+def test_names_of_datasets(cfg):
     assert is_video_dataset("HITSZVCM")
     assert not is_video_dataset("Market1501")
-
-
-def test_unknown_dataset(cfg):
     with pytest.raises(UserError, match=r"'HITSZ_VCM'.*did you mean HITSZVCM"):
         build_dataset(cfg, "HITSZ_VCM")
     with pytest.raises(UserError, match=r"'qqqqqq'.*choose one of HITSZVCM"):
         is_video_dataset("qqqqqq")
     with pytest.raises(UserError, match="Market1501 is a dataset of images"):
         build_dataset(cfg, "Market1501")
-
-
-def write_store(folder, data):
-    tracklets = [*data.train, *data.query, *data.gallery]
-    keys = [t.key(i) for t in tracklets for i in range(len(t))]
-    write_skeleton_store(folder, keys, np.ones((len(keys), 17, 3)))
-
-
-def test_open_store(cfg, make_vcm, tmp_path):
-    cfg.DATASETS.ROOT = str(make_vcm())
-    data = build_dataset(cfg, "HITSZVCM")
-    assert open_store(cfg, data) is None
-    write_store(tmp_path / "HITSZ-VCM" / "skeletons", data)
-    cfg.DATASETS.SKELETONS = "skeletons"  # relative: inside the dataset's folder
-    assert data.train[0].key(0) in open_store(cfg, data)
-    cfg.DATASETS.SKELETONS = str(tmp_path / "HITSZ-VCM" / "skeletons")
-    assert data.train[0].key(0) in open_store(cfg, data)
-    assert next(iter(build_clip_train_loader(cfg, seed=0)))["has_skeleton"].all()
-    assert next(iter(build_clip_test_loader(cfg, "HITSZVCM")))["has_skeleton"].all()
-    cfg.DATASETS.SKELETONS = "none"
-    with pytest.raises(UserError, match="does not exist"):
-        build_clip_train_loader(cfg, seed=0)
 
 
 def test_train_loader(cfg):
@@ -104,9 +76,8 @@ def test_train_loader_does_not_depend_on_workers_or_ranks(cfg):
         assert sorted(clips) == sorted(whole["images"].flatten(1).tolist())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_train_loader_can_be_taken_up_anywhere(cfg, workers):
-    cfg.DATALOADER.NUM_WORKERS = workers
+def test_train_loader_can_be_taken_up_anywhere(cfg):
+    cfg.DATALOADER.NUM_WORKERS = 2
     loader = build_clip_train_loader(cfg, seed=0)
     expected = take(loader, 5)[3:]
     loader.batch_sampler.set_start(3)
@@ -120,7 +91,7 @@ def test_loaders_leave_the_global_generator_alone(cfg):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize(("clips", "instances"), [(10, 2), (0, 2), (8, 3), (8, 0)])
+@pytest.mark.parametrize(("clips", "instances"), [(10, 2), (8, 0)])
 def test_batch_that_is_not_whole(cfg, clips, instances):
     cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE = clips, instances
     with pytest.raises(UserError, match=f"SOLVER.IMS_PER_BATCH {clips} is not identities x"):
@@ -136,12 +107,13 @@ def test_several_datasets_keep_their_identities_apart(cfg, monkeypatch):
     dataset = build_clip_train_loader(cfg, seed=0).dataset
     assert dataset.num_classes == 6
     assert len(dataset) == 24
-    pids = [{t.pid for t in half} for half in (dataset.tracklets[:12], dataset.tracklets[12:])]
-    assert not pids[0] & pids[1]
+    one, two = dataset.tracklets[:12], dataset.tracklets[12:]
+    assert not {t.pid for t in one} & {t.pid for t in two}
+    assert not {t.camid for t in one} & {t.camid for t in two}
     assert {dataset[i]["targets"] for i in range(24)} == set(range(6))
 
 
-@pytest.mark.parametrize("world_size", [1, 3, 5, 9])
+@pytest.mark.parametrize("world_size", [1, 2, 5])
 def test_test_loader_shows_each_tracklet_once_and_in_order(cfg, world_size):
     loaders = [
         build_clip_test_loader(cfg, "HITSZVCM", rank=r, world_size=world_size)
@@ -151,9 +123,8 @@ def test_test_loader_shows_each_tracklet_once_and_in_order(cfg, world_size):
     assert [len(loader) for loader in loaders] == [len(list(loader)) for loader in loaders]
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(8))
     assert torch.cat([batch["modality"] for batch in batches]).tolist() == [1] * 4 + [2] * 4
-    assert (
-        torch.cat([batch["targets"] for batch in batches]).tolist() == [4, 4, 5, 5] * 2
-    )  # identities, not labels
+    # identities, not labels
+    assert torch.cat([batch["targets"] for batch in batches]).tolist() == [4, 4, 5, 5] * 2
     # the same batches for any number of processes
     assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 7]]
     assert [t.pid for t in loaders[0].dataset.tracklets] == [4, 4, 5, 5] * 2
@@ -168,21 +139,6 @@ def test_device_loader(cfg):
     for batch in moved:
         there = {key for key, value in batch.items() if value.device.type == "meta"}
         assert there == {"images", "skeletons", "has_skeleton", "targets"}
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_workers_error_is_one_line(cfg, make_vcm, workers):
-    cfg.DATASETS.ROOT, cfg.DATALOADER.NUM_WORKERS = str(make_vcm()), workers
-    loader = build_clip_test_loader(cfg, "HITSZVCM")
-    tracklet = loader.dataset.tracklets[0]
-    for index in range(len(tracklet)):
-        with open(tracklet.path(index), "wb"):
-            pass
-    with pytest.raises(
-        UserError, match=r"^none of the 12 frames of .*0004/ir/D1.* can be read"
-    ) as error:
-        list(DeviceLoader(loader, torch.device("cpu")))
-    assert "\n" not in str(error.value)
 
 
 # --- controls: other skeletons, no pixels ---
@@ -212,10 +168,28 @@ def whose(batch):
 
 
 def test_own_skeletons_by_default(with_skeletons):
-    for batch in build_clip_test_loader(with_skeletons, "HITSZVCM"):
-        pid, modality = whose(batch)
-        assert torch.equal(pid, batch["targets"])
-        assert torch.equal(modality, batch["modality"])
+    for loader in (
+        build_clip_test_loader(with_skeletons, "HITSZVCM"),
+        take(build_clip_train_loader(with_skeletons, seed=0), 3),
+    ):
+        for batch in loader:
+            pid, modality = whose(batch)
+            labels = batch["targets"] if isinstance(loader, DataLoader) else batch["targets"] + 1
+            assert torch.equal(pid, labels)
+            assert torch.equal(modality, batch["modality"])
+
+
+def test_a_relative_path_starts_in_the_folder_of_the_dataset(cfg, make_vcm, tmp_path):
+    cfg.DATASETS.ROOT = str(make_vcm(images=False))
+    data = HITSZVCM(cfg.DATASETS.ROOT, check_frames=False)
+    assert open_store(cfg, data) is None
+    keys = [tracklet.key(0) for tracklet in (*data.train, *data.query, *data.gallery)]
+    write_skeleton_store(tmp_path / "HITSZ-VCM" / "joints", keys, np.ones((len(keys), 17, 3)))
+    cfg.DATASETS.SKELETONS = "joints"
+    assert keys[0] in open_store(cfg, data)
+    cfg.DATASETS.SKELETONS = "none"
+    with pytest.raises(UserError, match="does not exist"):
+        open_store(cfg, data)
 
 
 def test_skeletons_of_others(with_skeletons):
@@ -258,7 +232,7 @@ def test_a_store_of_one_split_is_refused_and_a_thin_one_is_mentioned(
     write_skeleton_store(tmp_path / "thin", keys, np.ones((len(keys), 17, 3), np.float32))
     with_skeletons.DATASETS.SKELETONS = str(tmp_path / "thin")
     open_store(with_skeletons, data)
-    assert "has skeletons for 1 of 8 test frames" in caplog.text
+    assert "knows 1 of 8 test frames" in caplog.text
 
 
 def test_no_skeletons(with_skeletons):

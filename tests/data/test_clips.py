@@ -1,16 +1,14 @@
 import errno
 import logging
 import os
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from fastreid_star.data import clips, io
 from fastreid_star.data.clips import (
@@ -21,7 +19,7 @@ from fastreid_star.data.clips import (
     segment_indices,
 )
 from fastreid_star.data.datasets import HITSZVCM
-from fastreid_star.data.io import PAUSES, BrokenImage, read_bytes
+from fastreid_star.data.io import PAUSES, read_bytes
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
 from fastreid_star.data.transforms import Compose, HorizontalFlip, PadCrop, RandomErasing, Resize
 from fastreid_star.errors import UserError
@@ -48,6 +46,7 @@ def test_segments_by_hand(n, length, expected):
     assert segment_indices(n, length).tolist() == expected
 
 
+@settings(max_examples=40)
 @given(n=st.integers(1, 60), length=st.integers(1, 20), seed=st.integers(0, 1000))
 def test_segments(n, length, seed):
     size = -(-n // length)
@@ -105,25 +104,8 @@ def test_item_in_testing(data, store):
     assert item["skeletons"][:, 3, 0].tolist() == [1, 0, 7, 10]
     assert item["skeletons"][:, 3, 1].tolist() == [4.5, 0, 28.5, 40.5]
     torch.testing.assert_close(item["skeletons"][:, 3, 2], torch.tensor([0.01, 0, 0.07, 0.1]))
-    assert [item[key] for key in ("targets", "camids", "modality", "index", "replaced")] == [
-        1,
-        1,
-        2,
-        0,
-        0,
-    ]
-
-
-def test_a_transform_is_given_joints_of_one_kind_with_and_without_a_store(data, store):
-    kinds = []
-
-    def note(clip, rng):
-        kinds.append((clip.joints.dtype, clip.joints.shape, clip.present.dtype))
-        return Resize((16, 8))(clip, rng)
-
-    for one in (None, store):
-        ClipDataset(data.train, length=3, transform=note, store=one)[2]
-    assert kinds == [(np.float32, (3, 17, 3), bool)] * 2
+    numbers = [item[key] for key in ("targets", "camids", "modality", "index", "replaced")]
+    assert numbers == [1, 1, 2, 0, 0]
 
 
 def test_a_store_for_each_root(data, store):
@@ -133,14 +115,6 @@ def test_a_store_for_each_root(data, store):
     assert with_store[1]["has_skeleton"].all()
     other = ClipDataset(data.train, length=3, transform=Resize((16, 8)), store={"elsewhere": store})
     assert not other[1]["has_skeleton"].any()
-
-
-def test_labels_and_classes(data):
-    build = partial(ClipDataset, data.train, length=3, transform=Resize((16, 8)))
-    assert build().num_classes == 3
-    labeled = build(pid_to_label={1: 2, 2: 1, 3: 0})
-    assert labeled.num_classes == 3
-    assert labeled[0]["targets"] == 2
 
 
 def test_item_in_training_is_a_function_of_its_seed(data, store):
@@ -158,9 +132,8 @@ def test_a_stand_in_frame_brings_its_own_skeleton(make_vcm, store):
     for index in (0, 3):
         with open(data.train[1].path(index), "wb"):
             pass
-    item = ClipDataset(data.train, length=4, transform=Resize((16, 8)), store=store)[
-        1
-    ]  # frames 1, 5, 9, 13
+    dataset = ClipDataset(data.train, length=4, transform=Resize((16, 8)), store=store)
+    item = dataset[1]  # frames 1, 5, 9, 13
     assert item["replaced"] == 1
     assert item["images"][0, 0].float().mean().div(10).round() == 2
     assert item["skeletons"][0, 0, 0] == 2
@@ -168,27 +141,16 @@ def test_a_stand_in_frame_brings_its_own_skeleton(make_vcm, store):
 
 
 def test_collate(data):
-    dataset = ClipDataset(data.train, length=3, transform=Resize((16, 8)))
+    dataset = ClipDataset(
+        data.train, length=3, transform=Resize((16, 8)), pid_to_label={1: 2, 2: 1, 3: 0}
+    )
+    assert dataset.num_classes == 3
     batch = collate_clips([dataset[0], dataset[2]])
     assert batch["images"].shape == (2, 3, 3, 16, 8)
     assert (batch["has_skeleton"].shape, batch["has_skeleton"].dtype) == ((2, 3), torch.bool)
-    for key in ("targets", "camids", "modality", "index", "replaced"):
-        assert (batch[key].shape, batch[key].dtype) == ((2,), torch.int64)
-    assert batch["modality"].tolist() == [2, 1]
-    assert batch["index"].tolist() == [0, 2]
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_the_same_with_and_without_workers(data, store, training):
-    dataset = ClipDataset(
-        data.train, length=4, transform=AUGMENT if training else Resize((24, 12)), store=store
-    )
-    items = [ClipRequest(i, (5, i)) if training else i for i in range(len(dataset))]
-    batches = [items[i : i + 3] for i in range(0, len(items), 3)]
-    load = partial(DataLoader, dataset, batch_sampler=batches, collate_fn=collate_clips)
-    for alone, together in zip(load(num_workers=0), load(num_workers=2), strict=True):
-        assert alone.keys() == together.keys()
-        assert all(torch.equal(alone[key], together[key]) for key in alone)
+    for key, values in (("targets", [2, 2]), ("modality", [2, 1]), ("index", [0, 2])):
+        assert batch[key].dtype == torch.int64
+        assert batch[key].tolist() == values
 
 
 # --- broken frames ---
@@ -214,20 +176,12 @@ def gray(frames):
     return [round(float(frame.mean()) / 20) for frame in frames]
 
 
-def test_read_clip(tracklet):
-    frames, used, replaced = read_clip(tracklet, np.array([0, 4, 9, 9]))
-    assert gray(frames) == used == [0, 4, 9, 9]
-    assert [frame.shape for frame in frames] == [(80, 40, 3), (80, 44, 3), (80, 49, 3), (80, 49, 3)]
-    assert replaced == 0
-
-
-def test_the_earlier_of_two_neighbors_at_the_same_distance(tracklet):
-    damage(tracklet, 4)
-    assert read_clip(tracklet, [4])[1:] == ([3], 1)
-
-
 def test_nearest_good_neighbor(tracklet, caplog):
-    damage(tracklet, 0, 1, 4, 5, 9)
+    frames, used, replaced = read_clip(tracklet, np.array([0, 4, 9, 9]))
+    assert (gray(frames), used, replaced) == ([0, 4, 9, 9], [0, 4, 9, 9], 0)
+    damage(tracklet, 4)
+    assert read_clip(tracklet, [4])[1:] == ([3], 1), "the earlier of two"
+    damage(tracklet, 0, 1, 5, 9)
     for _ in range(3):
         frames, used, replaced = read_clip(tracklet, [0, 1, 2, 4, 5, 9, 9])
         assert gray(frames) == used == [2, 2, 2, 3, 6, 8, 8]
@@ -236,19 +190,6 @@ def test_nearest_good_neighbor(tracklet, caplog):
     assert len(warnings) == 5, "one per file, not one per clip"
     damage(tracklet, 2, 3, 6, 7)
     assert read_clip(tracklet, [0, 5, 9])[1:] == ([8] * 3, 3)
-
-
-def test_each_candidate_is_read_once(tracklet, monkeypatch):
-    tried = []
-
-    def broken(path):
-        tried.append(path)
-        raise BrokenImage(path)
-
-    monkeypatch.setattr(clips, "read_frame", broken)
-    with pytest.raises(UserError, match=r"none of the 10 frames .*0001/ir/D4"):
-        read_clip(tracklet, range(10))
-    assert sorted(tried) == [tracklet.path(k) for k in range(10)]
 
 
 class Disk:

@@ -238,12 +238,8 @@ def cfg():
 def test_build(cfg):
     assert [type(t) for t in build_transforms(cfg, True).transforms] == [Resize]
     cfg.INPUT.PADDING.ENABLED = cfg.INPUT.FLIP.ENABLED = cfg.INPUT.REA.ENABLED = True
-    cfg.INPUT.PADDING.SIZE, cfg.INPUT.FLIP.PROB, cfg.INPUT.REA.PROB, cfg.INPUT.REA.AREA = (
-        3,
-        0.2,
-        0.3,
-        [0.1, 0.2],
-    )
+    cfg.INPUT.PADDING.SIZE, cfg.INPUT.FLIP.PROB = 3, 0.2
+    cfg.INPUT.REA.PROB, cfg.INPUT.REA.AREA = 0.3, [0.1, 0.2]
     resize, crop, erase, flip = build_transforms(cfg, True).transforms
     assert (resize.height, resize.width) == (24, 12)
     assert (crop.padding, crop.shared) == (3, True)
@@ -264,17 +260,16 @@ def test_augmentations_that_clips_do_not_have(cfg, name):
         build_transforms(cfg, True)
 
 
-@pytest.mark.parametrize("area", [[0, 0.4], [0.4, 0.2], [0.2, 1.1], [0.2], [-0.1, 0.4]])
-def test_shares_of_the_frame_that_are_none(cfg, area):
-    cfg.INPUT.REA.ENABLED, cfg.INPUT.REA.AREA = True, area
-    with pytest.raises(UserError, match=r"INPUT\.REA\.AREA is .*: give two shares"):
-        build_transforms(cfg, True)
-
-
-def test_bad_sizes_and_modes(cfg):
-    cfg.INPUT.PADDING.ENABLED, cfg.INPUT.PADDING.MODE = True, "reflect"
-    with pytest.raises(UserError, match=r"PADDING\.MODE reflect"):
-        build_transforms(cfg, True)
-    cfg.INPUT.SIZE_TRAIN = [0, 12]
-    with pytest.raises(UserError, match="SIZE_TRAIN"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["INPUT.REA.ENABLED", True, "INPUT.REA.AREA", [0.4, 0.2]], r"REA\.AREA is .*two shares"),
+        (["INPUT.REA.ENABLED", True, "INPUT.REA.AREA", [0.2, 1.1]], r"REA\.AREA is .*two shares"),
+        (["INPUT.PADDING.ENABLED", True, "INPUT.PADDING.MODE", "reflect"], r"MODE reflect"),
+        (["INPUT.SIZE_TRAIN", [0, 12]], "SIZE_TRAIN"),
+    ],
+)
+def test_values_out_of_range(cfg, options, message):
+    cfg.merge_from_list(options)
+    with pytest.raises(UserError, match=message):
         build_transforms(cfg, True)

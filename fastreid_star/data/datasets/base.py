@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from fastreid.config import CfgNode
 from fastreid.data.datasets.bases import Dataset
 from tabulate import tabulate
 
@@ -30,10 +31,6 @@ class ListedTracklet(Tracklet):
     """
 
     role: str
-
-    def __post_init__(self):
-        if self.role not in ("query", "gallery"):
-            raise ValueError(f"role {self.role!r} is neither query nor gallery")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +103,7 @@ class VideoDataset(Dataset):
 
     Attributes:
         published: published counts by name of the subset, for :func:`count_subsets`.
-        dropped: number of tracklets that were too short, by split and modality.
+        dropped: number of tracklets that were too short.
 
     Raises:
         UserError: a list has no tracklet of `min_frames` frames.
@@ -127,32 +124,26 @@ class VideoDataset(Dataset):
     ):
         self.folder = folder
         self.min_frames = min_frames
+        self.dropped = 0
         kept = []
         for name, tracklets in (("train", train), ("query", query), ("gallery", gallery)):
             kept.append([tracklet for tracklet in tracklets if len(tracklet) >= min_frames])
+            self.dropped += len(tracklets) - len(kept[-1])
             if tracklets and not kept[-1]:
                 raise UserError(
                     f"{folder}: no {name} tracklet has {min_frames} frames or more: lower "
                     "DATASETS.MIN_FRAMES"
                 )
-        self.dropped = {
-            (split, modality): sum(t.modality == modality and len(t) < min_frames for t in part)
-            for split, part in _split(train, query, gallery).items()
-            for modality in Modality
-        }
         super().__init__(*kept, **kwargs)
+
+    @staticmethod
+    def arguments(cfg: CfgNode) -> dict[str, Any]:
+        """The keyword arguments of this class that a config sets; a subclass may override it."""
+        return {}
 
     def path(self, name: str) -> str:
         """An absolute `name` unchanged, a relative one inside the dataset's folder."""
         return os.path.join(self.folder, name)
-
-    def __getitem__(self, index: int) -> Tracklet:
-        return self.data[index]
-
-    def parse_data(self, data: Iterable[Tracklet]) -> tuple[int, int]:
-        """The number of identities and of cameras."""
-        data = list(data)
-        return len({tracklet.pid for tracklet in data}), len({tracklet.camid for tracklet in data})
 
     def combine_all(self) -> None:
         """Add the test tracklets to the training set, as further identities and cameras."""
@@ -164,26 +155,22 @@ class VideoDataset(Dataset):
 
     def show_train(self) -> None:
         """Log a table of the training set."""
-        self._show("train", self.train)
+        self._show({"train": self.train})
 
     def show_test(self) -> None:
-        """Log a table of the test set, or one of the queries and one of the gallery."""
-        for split, tracklets in splits(self).items():
-            if split != "train":
-                self._show(split, tracklets)
+        """Log a table of the test set, or of the queries and the gallery."""
+        self._show({name: part for name, part in splits(self).items() if name != "train"})
 
-    def _show(self, split: str, tracklets: Sequence[Tracklet]) -> None:
-        dropped = [self.dropped.get((split, modality), 0) for modality in Modality]
+    def _show(self, parts: Mapping[str, Sequence[Tracklet]]) -> None:
         rows = [
-            (c.name, c.tracklets, c.frames, c.identities, c.cameras, short)
-            for c, short in zip(
-                count_subsets({split: tracklets}), [*dropped, sum(dropped)], strict=True
-            )
+            (c.name, c.tracklets, c.frames, c.identities, c.cameras) for c in count_subsets(parts)
         ]
         headers = ["subset", "# tracklets", "# frames", "# ids", "# cameras"]
-        headers.append(f"# dropped (< {self.min_frames} frames)")
         table = tabulate(rows, tablefmt="pipe", headers=headers, numalign="left")
-        logger.info("=> Loaded %s:\n%s", type(self).__name__, table)
+        logger.info(
+            "=> Loaded %s (left out: %d tracklets of fewer than %d frames):\n%s",
+            *(type(self).__name__, self.dropped, self.min_frames, table),
+        )
 
     def compare_with_published(self, parts: Mapping[str, Sequence[Tracklet]]) -> None:
         """Log whether the counts of the complete lists equal the published ones."""
@@ -200,13 +187,15 @@ class VideoDataset(Dataset):
 
 def splits(dataset: VideoDataset) -> dict[str, list[Tracklet]]:
     """The tracklets by split: ``train`` and ``test``, or ``query`` and ``gallery`` if listed."""
-    return _split(dataset.train, dataset.query, dataset.gallery)
-
-
-def _split(train, query, gallery) -> dict[str, list[Tracklet]]:
+    train, query, gallery = list(dataset.train), list(dataset.query), list(dataset.gallery)
     if {t.modality for t in query} & {t.modality for t in gallery}:
-        return {"train": list(train), "query": list(query), "gallery": list(gallery)}
-    return {"train": list(train), "test": [*query, *gallery]}
+        return {"train": train, "query": query, "gallery": gallery}
+    return {"train": train, "test": query + gallery}
+
+
+def published_counts(tracklets: int, frames: int, identities: int, **more: int) -> dict[str, int]:
+    """An entry of :attr:`VideoDataset.published`; `more` may be `long` and `cameras`."""
+    return {"tracklets": tracklets, "frames": frames, "identities": identities, **more}
 
 
 def find_folder(root: str | os.PathLike, name: str, files: Sequence[str]) -> str:
@@ -225,6 +214,15 @@ def find_folder(root: str | os.PathLike, name: str, files: Sequence[str]) -> str
         f"no {name} in {root}: neither {folder} nor the files {', '.join(files)} exist; set "
         "DATASETS.ROOT or FASTREID_DATASETS to the folder that holds it"
     )
+
+
+def require_files(folder: str, names: Sequence[str]) -> None:
+    """Raise :class:`UserError` if lists of a dataset are not in `folder`."""
+    missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
+    if missing:
+        raise UserError(
+            f"{folder} lacks {', '.join(missing)}: copy all lists of the dataset into it"
+        )
 
 
 def check_images(split: str, tracklets: Sequence[Tracklet]) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+import re
+from typing import Any, ClassVar
 
 from fastreid.config import CfgNode
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -15,8 +14,10 @@ from fastreid_star.data.datasets.base import (
     VideoDataset,
     check_images,
     find_folder,
+    published_counts,
+    require_files,
 )
-from fastreid_star.data.io import read_json, read_lines, shorten, whole_number
+from fastreid_star.data.io import read_json, read_lines
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality, Tracklet
 
@@ -26,25 +27,8 @@ CAMERAS = {"LS3": 0, "G25": 1, "CQ1": 2, "W4": 3, "TSG1": 4, "TSG2": 5}
 
 # The modalities as the dataset writes them. A training line stands for two tracklets.
 _FOLDERS = {Modality.VISIBLE: "RGB", Modality.INFRARED: "IR"}
-_PAIR: dict[str, tuple[Modality, ...]] = {"RGB/IR": (Modality.VISIBLE, Modality.INFRARED)}
-_SINGLE: dict[str, tuple[Modality, ...]] = {
-    folder: (modality,) for modality, folder in _FOLDERS.items()
-}
-
-
-def _counts(tracklets: int, frames: int, identities: int) -> dict[str, int]:
-    return {"tracklets": tracklets, "frames": frames, "identities": identities}
-
-
-@dataclass(frozen=True, slots=True)
-class BUPTCampusOptions:
-    """Options of BUPTCampus.
-
-    Args:
-        auxiliary: DATASETS.BUPT_AUXILIARY, train on the pairs of ``train_auxiliary.txt`` too.
-    """
-
-    auxiliary: bool = False
+_PAIR = {"RGB/IR": [Modality.VISIBLE, Modality.INFRARED]}
+_SINGLE = {folder: [modality] for modality, folder in _FOLDERS.items()}
 
 
 @DATASET_REGISTRY.register()
@@ -60,14 +44,9 @@ class BUPTCampus(VideoDataset):
     License:
         For academic use; it must not be passed on.
 
-    Dataset statistics:
-        - identities: 1,074 (train) + 1,076 (test) + 930 (auxiliary).
-        - train: 3,574 pairs of a visible and an infrared tracklet, aligned frame by frame; 796,138
-          frames.
-        - query: 1,076 tracklets, one per identity: 536 infrared, 540 visible; 101,938 frames.
-        - gallery: 4,844 tracklets: 2,422 infrared, 2,422 visible; 597,542 frames.
-        - auxiliary: 930 pairs, one per identity; 209,150 frames.
-        - cameras: LS3, G25, CQ1, W4, TSG1 and TSG2, here 0 to 5; each films in both modalities.
+    Dataset statistics: see `published`; besides, 930 auxiliary pairs of 930 identities. The visible
+    and the infrared tracklet of a training pair are aligned frame by frame. Each camera films in
+    both modalities.
 
     Protocol of the published numbers: all tracklets (DATASETS.MIN_FRAMES 1); no gallery entry is
     left out (TEST.CAMERA_FILTER False). The dataset's own program drops its last incomplete batch
@@ -91,7 +70,7 @@ class BUPTCampus(VideoDataset):
         root: the folder that holds ``BUPTCampus``, or that folder itself.
         min_frames: shorter tracklets are left out, in the test set too.
         check_frames: check that images of some tracklets exist.
-        options: None: the defaults.
+        auxiliary: DATASETS.BUPT_AUXILIARY, train on the pairs of ``train_auxiliary.txt`` too.
 
     Raises:
         UserError: something is missing, malformed or contradictory; the message names file and
@@ -101,12 +80,12 @@ class BUPTCampus(VideoDataset):
     dataset_dir = "BUPTCampus"
     dataset_name = "bupt_campus"
     published: ClassVar = {
-        "train infrared": _counts(3574, 398069, 1074),
-        "train visible": _counts(3574, 398069, 1074),
-        "query infrared": _counts(536, 53417, 536),
-        "query visible": _counts(540, 48521, 540),
-        "gallery infrared": _counts(2422, 298771, 1076),
-        "gallery visible": _counts(2422, 298771, 1076),
+        "train infrared": published_counts(3574, 398069, 1074),
+        "train visible": published_counts(3574, 398069, 1074),
+        "query infrared": published_counts(536, 53417, 536),
+        "query visible": published_counts(540, 48521, 540),
+        "gallery infrared": published_counts(2422, 298771, 1076),
+        "gallery visible": published_counts(2422, 298771, 1076),
     }
 
     def __init__(
@@ -115,21 +94,13 @@ class BUPTCampus(VideoDataset):
         *,
         min_frames: int = 1,
         check_frames: bool = True,
-        options: BUPTCampusOptions | None = None,
+        auxiliary: bool = False,
         **kwargs,
     ):
         folder = find_folder(root, self.dataset_dir, (PATHS, TRAIN, QUERY, GALLERY))
-        auxiliary = options is not None and options.auxiliary
         names = [TRAIN, QUERY, GALLERY, *([AUXILIARY] if auxiliary else [])]
-        files = (PATHS, *names)
-        missing = [f for f in files if not os.path.isfile(os.path.join(folder, f))]
-        if missing:
-            raise UserError(
-                f"{folder} lacks {', '.join(missing)}: copy all lists of the dataset into it"
-            )
+        require_files(folder, [PATHS, *names])
         paths = read_json(os.path.join(folder, PATHS))
-        if not isinstance(paths, dict):
-            raise UserError(f"{folder}/{PATHS} is not a JSON object: copy the dataset's own file")
         lists = {name.removesuffix(".txt"): _read_list(folder, name, paths) for name in names}
         self.compare_with_published(lists)
         if check_frames:
@@ -140,78 +111,48 @@ class BUPTCampus(VideoDataset):
         super().__init__(train, *test, folder=folder, min_frames=min_frames, **kwargs)
 
     @staticmethod
-    def options_from_config(cfg: CfgNode) -> BUPTCampusOptions:
-        """The options in a config; the loaders pass them as `options`."""
-        return BUPTCampusOptions(auxiliary=cfg.DATASETS.BUPT_AUXILIARY)
+    def arguments(cfg: CfgNode) -> dict[str, Any]:
+        return {"auxiliary": cfg.DATASETS.BUPT_AUXILIARY}
 
 
-class _Line(NamedTuple):
-    """One line of a list: its place, and its four fields as they are written."""
-
-    where: str
-    pid: str
-    modality: str
-    camera: str
-    track: str
-
-
-def _read_list(folder: str, name: str, paths: dict) -> list[Tracklet]:
+def _read_list(folder: str, name: str, paths: Any) -> list[Tracklet]:
     """The tracklets of one list, in its order; of a pair the visible one first."""
-    root = os.path.join(folder, FRAMES)
+    root, path = os.path.join(folder, FRAMES), os.path.join(folder, name)
     role = {QUERY: "query", GALLERY: "gallery"}.get(name)
     modalities = _SINGLE if role else _PAIR
+    pattern = re.compile(rf"(\d+)\s+({'|'.join(modalities)})\s+({'|'.join(CAMERAS)})\s+(\S+)")
     tracklets: list[Tracklet] = []
-    for line in _lines(os.path.join(folder, name), modalities):
-        for modality in modalities[line.modality]:
-            frames = _frames(paths, line, _FOLDERS[modality])
-            fields = (int(line.pid), CAMERAS[line.camera], modality, root, frames)
+    for number, text in enumerate(read_lines(path), start=1):
+        found = pattern.fullmatch(text)
+        if found is None:
+            raise UserError(
+                f"{path} line {number}: expected an identity, {' or '.join(modalities)}, a camera "
+                f"({', '.join(CAMERAS)}) and a track, found {text!r}"
+            )
+        pid, kind, camera, track = found.groups()
+        for modality in modalities[kind]:
+            keys = (pid, _FOLDERS[modality], camera, track)
+            frames = _frames(paths, keys)
+            if not frames:
+                raise UserError(
+                    f"{path} line {number}: {PATHS} lists no frames of tracklet {'/'.join(keys)}: "
+                    "both files must come from the same copy of the dataset"
+                )
+            fields = (int(pid), CAMERAS[camera], modality, root, frames)
             tracklets.append(ListedTracklet(*fields, role) if role else Tracklet(*fields))
     if not tracklets:
-        raise UserError(f"{folder}/{name} lists no tracklet: copy the dataset's own file")
+        raise UserError(f"{path} lists no tracklet: copy the dataset's own file")
     return tracklets
 
 
-def _lines(path: str, modalities: dict[str, tuple[Modality, ...]]) -> Iterator[_Line]:
-    for number, text in enumerate(read_lines(path), start=1):
-        fields, where = text.split(), f"{path} line {number}"
-        if not fields:
-            continue
-        if len(fields) != 4 or whole_number(fields[0]) is None:
-            raise UserError(
-                f"{where}: expected the number of an identity, modality, camera and track, found "
-                f"{shorten(text)}"
-            )
-        line = _Line(where, *fields)
-        if line.modality not in modalities:
-            raise UserError(
-                f"{where}: modality {line.modality}, expected {' or '.join(modalities)}"
-            )
-        if line.camera not in CAMERAS:
-            raise UserError(
-                f"{where}: unknown camera {line.camera}, expected one of {', '.join(CAMERAS)}"
-            )
-        yield line
+def _frames(paths: Any, keys: tuple[str, ...]) -> tuple[str, ...]:
+    """The frames of one tracklet, relative to ``DATA``; none if `paths` does not list it.
 
-
-def _frames(paths: dict, line: _Line, modality: str) -> tuple[str, ...]:
-    """The frames of one tracklet, relative to ``DATA``."""
-    keys = (line.pid, modality, line.camera, line.track)
-    found: Any = paths
+    Args:
+        paths: the content of ``data_paths.json``.
+        keys: pid, modality, camera and track.
+    """
     for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
-    if not (isinstance(found, list) and found):
-        raise UserError(
-            f"{line.where}: {PATHS} lists no frames of tracklet {'/'.join(keys)}: both files must "
-            "come from the same copy of the dataset"
-        )
-    folder = f"{line.pid}/{modality}/{line.camera}/"
-    frames = []
-    for entry in found:
-        name = str(entry).removeprefix(f"{FRAMES}/").removeprefix(folder)
-        if "/" in name or "." not in name.strip("."):
-            raise UserError(
-                f"{PATHS}: {shorten(entry)} is not a frame of tracklet {'/'.join(keys)} "
-                f"({line.where}): expected {folder}NAME.jpg, {FRAMES}/{folder}NAME.jpg or NAME.jpg"
-            )
-        frames.append(folder + name)
-    return tuple(frames)
+        paths = paths.get(key) if isinstance(paths, dict) else None
+    folder = "/".join(keys[:3])
+    return tuple(f"{folder}/{os.path.basename(str(path))}" for path in paths or ())

@@ -11,91 +11,66 @@ import pytest
 import torch
 from PIL import Image
 
-from fastreid_star.data.build import build_clip_test_loader, build_clip_train_loader, build_dataset
+from fastreid_star.data.build import build_clip_test_loader, build_dataset
 from fastreid_star.data.datasets import BUPTCampus
-from fastreid_star.data.datasets.bupt_campus import BUPTCampusOptions
 from fastreid_star.data.skeletons import write_skeleton_store
-from fastreid_star.engine.defaults import argument_parser, load_config
-from fastreid_star.engine.trainer import Trainer, train_or_evaluate
+from fastreid_star.engine.defaults import load_config
+from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "BUPTCampus"
 SIZE = (16, 8)  # height, width
+CAMERAS = ("LS3", "G25", "CQ1", "W4", "TSG1", "TSG2")
 
-# pairs: (pid, camera, track, frames); tracklets: (pid, modality, camera, track, frames)
-TRAIN = [
-    (1, "LS3", 1, 5),
-    (1, "TSG2", 1, 4),
-    (2, "G25", 1, 3),
-    (2, "G25", 2, 6),
-    (3, "W4", 1, 2),
-    (3, "CQ1", 1, 3),
-]
-AUXILIARY = [(20, "TSG1", 1, 4), (21, "LS3", 1, 3)]
-QUERY = [
-    (10, "IR", "LS3", 2, 3),
-    (12, "RGB", "G25", 1, 4),
-    (11, "RGB", "W4", 1, 2),
-    (13, "IR", "CQ1", 1, 1),
-]
-# identity 10 is in the gallery under its query's own camera too
-GALLERY = [
-    (pid, modality, camera, 1, frames)
-    for pid, camera, frames in (
-        (10, "LS3", 4),
-        (10, "TSG1", 2),
-        (11, "G25", 3),
-        (12, "CQ1", 5),
-        (13, "W4", 1),
-    )
-    for modality in ("IR", "RGB")
-]
+# The lines of the lists and the number of frames of each tracklet. Identity 10 is in the gallery
+# under its query's own camera too.
+PAIRS = "1 RGB/IR LS3 1 5, 1 RGB/IR TSG2 1 4, 2 RGB/IR G25 1 3, 2 RGB/IR G25 2 6, 3 RGB/IR CQ1 1 2"
 LISTS = {
-    "train.txt": [(pid, "RGB/IR", camera, track) for pid, camera, track, _ in TRAIN],
-    "train_auxiliary.txt": [(pid, "RGB/IR", camera, track) for pid, camera, track, _ in AUXILIARY],
-    "query.txt": [line[:4] for line in QUERY],
-    "gallery.txt": [line[:4] for line in GALLERY],
+    "train": PAIRS,
+    "train_auxiliary": "20 RGB/IR TSG1 1 4, 21 RGB/IR LS3 1 3",
+    "query": "10 IR LS3 2 3, 12 RGB G25 1 4, 11 RGB W4 1 2, 13 IR CQ1 1 1",
+    "gallery": "10 IR LS3 1 4, 10 RGB LS3 1 4, 10 IR TSG1 1 2, 10 RGB TSG1 1 2, 11 IR G25 1 3, "
+    "11 RGB G25 1 3, 12 IR CQ1 1 5, 12 RGB CQ1 1 5, 13 IR W4 1 1, 13 RGB W4 1 1",
 }
-FORMS = {
-    "DATA": "",
-    "root": "DATA/",
-    "bare": None,
-}  # what stands before "pid/modality/camera/" in data_paths.json
 
 
-def write_bupt(folder, *, form="DATA", images=False):
-    """Write a tiny BUPTCampus with FakeIR; the images are noise around a color, or empty files."""
+def lines(name):
+    """(pid, modality, camera, track, frames) of a list."""
+    found = [line.split() for line in LISTS[name].split(", ")]
+    return [(int(pid), m, camera, track, int(n)) for pid, m, camera, track, n in found]
+
+
+def write_bupt(folder, *, prefix="", images=False):
+    """Write a tiny BUPTCampus; the images are noise around a color, or empty files.
+
+    Args:
+        prefix: what stands before "pid/modality/camera/" in data_paths.json; None: file names only.
+    """
     rng = np.random.default_rng(0)
-    tracks = [
-        (pid, modality, *rest) for pid, *rest in [*TRAIN, *AUXILIARY] for modality in ("IR", "RGB")
-    ]
     # a tracklet that no list names, as there are in the real set
-    tracks += [*QUERY, *GALLERY, (12, "IR", "G25", 1, 4)]
+    tracks = {(12, "IR", "G25", "1", 4)}
+    for name in LISTS:
+        text = "".join(f"{p} {m} {c} {t}\n" for p, m, c, t, _ in lines(name))
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.txt").write_text(text)
+        tracks |= {(p, one, c, t, n) for p, m, c, t, n in lines(name) for one in m.split("/")}
     paths = {}
-    for pid, modality, camera, track, length in tracks:
+    for pid, modality, camera, track, length in sorted(tracks):
         place = f"{pid}/{modality}/{camera}"
-        names = [
-            f"{pid}_{modality}_{camera}_{track}_{8535 + 2 * frame}.jpg" for frame in range(length)
-        ]
-        listed = names if form == "bare" else [f"{FORMS[form]}{place}/{name}" for name in names]
-        paths.setdefault(str(pid), {}).setdefault(modality, {}).setdefault(camera, {})[
-            str(track)
-        ] = listed
-        folders = [place, place.replace("RGB", "FakeIR")] if images else [place]
-        for where in dict.fromkeys(folders):
-            (folder / "DATA" / where).mkdir(parents=True, exist_ok=True)
-            for name in () if images else names:  # empty files
-                (folder / "DATA" / where / name).touch()
-            for name in names if images else ():
+        names = [f"{pid}_{modality}_{camera}_{track}_{8535 + 2 * n}.jpg" for n in range(length)]
+        cameras = paths.setdefault(str(pid), {}).setdefault(modality, {})
+        listed = names if prefix is None else [f"{prefix}{place}/{name}" for name in names]
+        cameras.setdefault(camera, {})[track] = listed
+        (folder / "DATA" / place).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if images:
                 color = np.array([12 * pid, 200 if modality == "IR" else 60, 255 - 10 * pid])
-                noise = rng.integers(-10, 10, (*SIZE, 3))
-                Image.fromarray((color + noise).clip(0, 255).astype(np.uint8)).save(
-                    folder / "DATA" / where / name
-                )
+                pixels = (color + rng.integers(-10, 10, (*SIZE, 3))).clip(0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / "DATA" / place / name)
+            else:
+                (folder / "DATA" / place / name).touch()
     (folder / "data_paths.json").write_text(json.dumps(paths))
-    for name, lines in LISTS.items():
-        (folder / name).write_text("".join(" ".join(map(str, line)) + "\n" for line in lines))
     return folder
 
 
@@ -106,12 +81,11 @@ def root(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("inside", [False, True])
-def test_every_form_of_path_gives_the_same(tmp_path, form, inside):
-    folder = write_bupt(tmp_path / "BUPTCampus", form=form)
+@pytest.mark.parametrize(("prefix", "inside"), [("", True), ("DATA/", False), (None, False)])
+def test_every_form_of_path_gives_the_same(tmp_path, prefix, inside):
+    folder = write_bupt(tmp_path / "BUPTCampus", prefix=prefix)
     data = BUPTCampus(str(folder if inside else tmp_path))
-    assert (len(data.train), len(data.query), len(data.gallery)) == (12, 4, 10)
+    assert (len(data.train), len(data.query), len(data.gallery)) == (10, 4, 10)
     first, second = data.train[:2]
     assert (first.pid, first.camid, first.modality) == (1, 0, Modality.VISIBLE)
     assert (second.pid, second.camid, second.modality) == (1, 0, Modality.INFRARED)
@@ -123,33 +97,21 @@ def test_every_form_of_path_gives_the_same(tmp_path, form, inside):
 
 def test_lists_keep_their_order_and_say_who_may_be_found(root):
     data = BUPTCampus(root)
-    numbers = {"RGB": 2, "IR": 1}
-    cameras = {"LS3": 0, "G25": 1, "CQ1": 2, "W4": 3, "TSG1": 4, "TSG2": 5}
-    for tracklets, lines, role in (
-        (data.query, QUERY, "query"),
-        (data.gallery, GALLERY, "gallery"),
-    ):
+    for role, tracklets in (("query", data.query), ("gallery", data.gallery)):
         assert [(t.pid, int(t.modality), t.camid, len(t), t.role) for t in tracklets] == [
-            (pid, numbers[modality], cameras[camera], length, role)
-            for pid, modality, camera, _, length in lines
+            (pid, {"RGB": 2, "IR": 1}[modality], CAMERAS.index(camera), length, role)
+            for pid, modality, camera, _, length in lines(role)
         ]
     assert [(t.pid, t.camid) for t in data.train[::2]] == [
-        (pid, cameras[camera]) for pid, camera, _, _ in TRAIN
+        (pid, CAMERAS.index(camera)) for pid, _, camera, _, _ in lines("train")
     ]
 
 
 def test_minimum_length_holds_in_all_lists(root):
     data = BUPTCampus(root, min_frames=3)
     assert min(len(t) for t in [*data.train, *data.query, *data.gallery]) == 3
-    assert (len(data.train), len(data.query), len(data.gallery)) == (10, 2, 6)
-    assert data.dropped == {
-        ("train", Modality.INFRARED): 1,
-        ("train", Modality.VISIBLE): 1,
-        ("query", Modality.INFRARED): 1,
-        ("query", Modality.VISIBLE): 1,
-        ("gallery", Modality.INFRARED): 2,
-        ("gallery", Modality.VISIBLE): 2,
-    }
+    assert (len(data.train), len(data.query), len(data.gallery)) == (8, 2, 6)
+    assert data.dropped == 8
     with pytest.raises(UserError, match=r"no query tracklet has 5 frames or more: lower"):
         BUPTCampus(root, min_frames=5)
 
@@ -158,17 +120,14 @@ def test_auxiliary_pairs_are_training_identities_where_they_are_asked_for(root):
     cfg = config(root, "SAD_R50.yml")
     assert {t.pid for t in build_dataset(cfg, "BUPTCampus").train} == {1, 2, 3}
     cfg = config(root, "SAD_R50.yml", "DATASETS.BUPT_AUXILIARY", "True")
-    data = build_dataset(cfg, "BUPTCampus")
-    assert [(t.pid, t.modality.name, len(t)) for t in data.train[12:]] == [
-        (pid, modality, length)
-        for pid, _, _, length in AUXILIARY
-        for modality in ("VISIBLE", "INFRARED")
-    ]
-    assert build_clip_train_loader(cfg, seed=0).dataset.num_classes == 5
+    added = build_dataset(cfg, "BUPTCampus").train[10:]
+    assert [(t.pid, t.modality.name, len(t)) for t in added] == [
+        (20, "VISIBLE", 4), (20, "INFRARED", 4), (21, "VISIBLE", 3), (21, "INFRARED", 3),
+    ]  # fmt: skip
     (root / "BUPTCampus" / "train_auxiliary.txt").unlink()
-    assert len(BUPTCampus(root).train) == 12, "not read where it is not asked for"
+    assert len(BUPTCampus(root).train) == 10, "not read where it is not asked for"
     with pytest.raises(UserError, match=r"lacks train_auxiliary\.txt"):
-        BUPTCampus(root, options=BUPTCampusOptions(auxiliary=True))
+        BUPTCampus(root, auxiliary=True)
 
 
 def assert_refused(root, message, **options):
@@ -179,16 +138,13 @@ def assert_refused(root, message, **options):
 
 # file | second line | expected in the message
 BAD_LINES = r"""
-train.txt   | 1 RGB/IR LS3       | line 2: expected the number of an identity
-train.txt   | 1 RGB/IR LS3 1 1   | line 2: expected the number of an identity
-train.txt   | x RGB/IR LS3 1     | line 2: expected the number of an identity
-train.txt   | 1 RGB LS3 1        | line 2: modality RGB, expected RGB/IR
-train.txt   | 1 RGB/IR LS4 1     | line 2: unknown camera LS4, .*LS3, G25, CQ1, W4, TSG1, TSG2
+train.txt   | 1 RGB/IR LS3       | line 2: expected an identity, RGB/IR, a camera .* found '1 RGB
+train.txt   | x RGB/IR LS3 1     | line 2: expected an identity
+train.txt   | 1 RGB LS3 1        | line 2: expected an identity
+train.txt   | 1 RGB/IR LS4 1     | line 2: expected .*LS3, G25, CQ1, W4, TSG1, TSG2
 train.txt   | 4 RGB/IR LS3 1     | line 2: .*no frames of tracklet 4/RGB/LS3/1
-train.txt   | 1 RGB/IR CQ1 1     | line 2: .*no frames of tracklet 1/RGB/CQ1/1
 train.txt   | 1 RGB/IR LS3 9     | line 2: .*no frames of tracklet 1/RGB/LS3/9
-query.txt   | 10 RGB/IR LS3 1    | line 2: modality RGB/IR, expected RGB or IR
-query.txt   | 10 FakeIR LS3 1    | line 2: modality FakeIR, expected RGB or IR
+query.txt   | 10 FakeIR LS3 1    | line 2: expected an identity, RGB or IR
 """
 CASES = [[cell.strip() for cell in line.split("|")] for line in BAD_LINES.strip().splitlines()]
 
@@ -201,28 +157,15 @@ def test_bad_lines(root, file, text, message):
     assert_refused(root, f"{file} {message}")
 
 
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ("../secret.jpg", "is not a frame of tracklet"),
-        ("1/RGB/LS3/no_extension", "is not a frame of tracklet"),
-        ("1/IR/LS3/1_IR_LS3_1_8535.jpg", "is not a frame of tracklet"),  # of another tracklet
-        ("", "is not a frame of tracklet"),
-        (7, "is not a frame of tracklet"),
-        (None, "is not a frame of tracklet"),
-    ],
-)
-def test_bad_paths(root, entry, message):
+def test_bad_paths(root):
     path = root / "BUPTCampus" / "data_paths.json"
     paths = json.loads(path.read_text())
-    paths["1"]["RGB"]["LS3"]["1"][3] = entry
+    paths["1"]["RGB"]["LS3"]["1"] = ["../../secret.jpg"]
     path.write_text(json.dumps(paths))
-    assert_refused(root, rf"{message} 1/RGB/LS3/1 \(.*train\.txt line 1\)")
-    paths["1"]["RGB"]["LS3"]["1"] = []
-    path.write_text(json.dumps(paths))
-    assert_refused(root, r"train\.txt line 1: .*no frames of tracklet 1/RGB/LS3/1")
+    assert BUPTCampus(root, check_frames=False).train[0].frames == ("1/RGB/LS3/secret.jpg",)
+    assert_refused(root, r"train set are missing: .*secret\.jpg does not exist")
     path.write_text("[]")
-    assert_refused(root, r"data_paths\.json is not a JSON object")
+    assert_refused(root, r"train\.txt line 1: .*no frames of tracklet 1/RGB/LS3/1")
 
 
 def test_missing_files_and_images(root):
@@ -238,10 +181,10 @@ def test_missing_files_and_images(root):
 def test_published_counts(root, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     BUPTCampus(root)
-    assert "train infrared: tracklets 6 instead of 3,574, frames 23 instead of" in caplog.text
+    assert "train infrared: tracklets 5 instead of 3,574, frames 20 instead of" in caplog.text
     assert "train_auxiliary" not in caplog.text
     published = {
-        "train infrared": {"tracklets": 6, "frames": 23, "identities": 3},
+        "train infrared": {"tracklets": 5, "frames": 20, "identities": 3},
         "query visible": {"tracklets": 2, "frames": 6, "identities": 2},
     }
     monkeypatch.setattr(BUPTCampus, "published", published)
@@ -264,53 +207,34 @@ def config(root, name, *more):
     return load_config(str(CONFIGS / name), [str(option) for option in options])
 
 
-@pytest.fixture(scope="module")
-def with_images(tmp_path_factory):
-    """A BUPTCampus with frames and a skeleton of each, its keys made from the files' own names."""
-    root = tmp_path_factory.mktemp("bupt")
-    folder = write_bupt(root / "BUPTCampus", images=True)
-    files = [
-        path for path in sorted((folder / "DATA").rglob("*.jpg")) if "FakeIR" not in path.parts
-    ]
-    keys = [path.relative_to(folder / "DATA").with_suffix("").as_posix() for path in files]
-    joints = np.random.default_rng(0).uniform(0, 8, (len(keys), 17, 3)).astype(np.float32)
-    write_skeleton_store(folder / "skeletons", keys, joints)
-    return root
-
-
 def brute_force(features, modality, *, ranks=(1, 5, 10, 20)):
     """CMC and mAP in percent for queries of `modality`, without a camera filter.
 
     Args:
         features: [N, D], rows in the order of the lines of query.txt, then of gallery.txt.
     """
-    lines = [("query", pid, m) for pid, m, *_ in QUERY] + [
-        ("gallery", pid, m) for pid, m, *_ in GALLERY
-    ]
+    queries, gallery = lines("query"), lines("gallery")
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    gallery = [
-        row for row, (which, _, m) in enumerate(lines) if which == "gallery" and m != modality
-    ]
     hits, precisions = [], []
-    for row, (which, pid, m) in enumerate(lines):
-        if which == "query" and m == modality:
-            found = [
-                lines[g][1] == pid for g in sorted(gallery, key=lambda g: -(unit[row] @ unit[g]))
-            ]
-            places = np.flatnonzero(found) + 1
+    for row, (pid, m, *_) in enumerate(queries):
+        if m == modality:
+            other = [g for g, (_, entry, *_) in enumerate(gallery) if entry != modality]
+            order = sorted(other, key=lambda g: -(unit[row] @ unit[len(queries) + g]))
+            places = np.flatnonzero([gallery[g][0] == pid for g in order]) + 1
             hits.append(places[0])
             precisions.append(np.mean(np.arange(1, len(places) + 1) / places))
     return [100 * np.mean(np.array(hits) <= rank) for rank in ranks], 100 * np.mean(precisions)
 
 
-def test_star_trains_and_its_numbers_are_the_protocols(with_images, tmp_path):
-    cfg = config(with_images, "STAR_R50.yml", "OUTPUT_DIR", tmp_path)
+def test_star_trains_and_its_numbers_are_the_protocols(tmp_path):
+    folder = write_bupt(tmp_path / "BUPTCampus", images=True)
+    files = [path.relative_to(folder / "DATA") for path in sorted(folder.rglob("*.jpg"))]
+    keys = [path.with_suffix("").as_posix() for path in files]
+    joints = np.random.default_rng(0).uniform(0, 8, (len(keys), 17, 3))
+    write_skeleton_store(folder / "skeletons", keys, joints)
+    cfg = config(tmp_path, "STAR_R50.yml")
     trainer = Trainer(cfg)
-    before = [parameter.clone() for parameter in trainer.model.parameters()]
     results = trainer.train()
-    assert any(
-        not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True)
-    )
 
     loader = build_clip_test_loader(cfg, "BUPTCampus")
     trainer.model.eval()
@@ -318,28 +242,17 @@ def test_star_trains_and_its_numbers_are_the_protocols(with_images, tmp_path):
         batches = list(loader)
         features = torch.cat([trainer.model(batch) for batch in batches]).double().numpy()
     assert all(batch["has_skeleton"].all() for batch in batches)
-    assert not any("FakeIR" in frame for t in loader.dataset.tracklets for frame in t.frames)
     for direction, modality in (("I2V", "IR"), ("V2I", "RGB")):
         cmc, mean_precision = brute_force(features, modality)
-        assert [results[f"{direction}/Rank-{rank}"] for rank in (1, 5, 10, 20)] == pytest.approx(
-            cmc
-        )
+        found = [results[f"{direction}/Rank-{rank}"] for rank in (1, 5, 10, 20)]
+        assert found == pytest.approx(cmc)
         assert results[f"{direction}/mAP"] == pytest.approx(mean_precision)
 
-    with open(tmp_path / "per_query_BUPTCampus.csv", newline="") as file:
+    with open(tmp_path / "out" / "per_query_BUPTCampus.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["direction"], int(row["tracklet"])) for row in rows] == [
         ("I2V", 0), ("I2V", 3), ("V2I", 1), ("V2I", 2),
     ]  # fmt: skip
-    assert [int(row["n_matches"]) for row in rows] == [2, 1, 1, 1], (
-        "the query's own camera stays in the gallery"
-    )
-    assert all(int(row["top1_tracklet"]) >= len(QUERY) for row in rows)
-
-    arguments = ["--config-file", str(tmp_path / "config.yaml"), "--eval-only"]
-    again = train_or_evaluate(
-        argument_parser("test").parse_args(
-            [*arguments, "MODEL.WEIGHTS", str(tmp_path / "model_final.pth")]
-        )
-    )
-    assert again == results
+    matches = [int(row["n_matches"]) for row in rows]
+    assert matches == [2, 1, 1, 1], "the query's own camera stays in the gallery"
+    assert all(int(row["top1_tracklet"]) >= 4 for row in rows), "the queries are not found"

@@ -77,14 +77,8 @@ def test_every_frame_has_its_skeleton(small):
     joints, present = store.read(keys)
     assert len(store) == len(keys) == 4 * 2 * SMALL.tracklets * SMALL.frames
     assert present.all()
-    assert joints.shape == (len(keys), 17, 3)
-    assert (joints[..., 2] >= 0.1).all()
-    assert (joints[..., 2] <= 0.98).all()
-
-
-def test_the_same_bytes_whatever_the_number_of_processes(tmp_path, small):
-    write_synthetic_vcm(tmp_path / "two", SMALL, processes=2)
-    assert files_of(tmp_path / "two") == files_of(small)
+    assert joints[..., 2].min() >= 0.1
+    assert joints[..., 2].max() <= 0.98
 
 
 def test_identities_do_not_depend_on_how_many_there_are(tmp_path, small):
@@ -135,13 +129,12 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
 
 def test_the_registered_dataset_writes_itself_once(tmp_path, caplog):
     options = dataclasses.replace(SMALL, train_ids=2, test_ids=1, tracklets=1)
+    dataset = DATASET_REGISTRY.get("SyntheticVCM")
+    with pytest.raises(UserError, match="no SyntheticVCM in"):
+        dataset(root=str(tmp_path))  # nothing is drawn unasked
     with caplog.at_level("INFO"):
-        first = DATASET_REGISTRY.get("SyntheticVCM")(
-            root=str(tmp_path), options=options, min_frames=4
-        )
-        again = DATASET_REGISTRY.get("SyntheticVCM")(
-            root=str(tmp_path), options=options, min_frames=4
-        )
+        first = dataset(root=str(tmp_path), options=options, min_frames=4)
+        again = dataset(root=str(tmp_path), min_frames=4)
     assert caplog.text.count("writing SyntheticVCM") == 1
     assert first.train == again.train
     assert [len(part) for part in (first.train, first.query, first.gallery)] == [4, 1, 1]
@@ -181,12 +174,9 @@ def test_options_come_from_the_config():
 BAD = {
     "train_ids": 0,
     "test_ids": 9999,
-    "tracklets": 1.5,
     "size": [64, 8],
     "occlusion": 1.1,
     "blur": float("nan"),
-    "background": 1,
-    "joint_noise": "much",
     "seed": -1,
 }
 

@@ -7,17 +7,14 @@ color only loosely.
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -45,14 +42,14 @@ logger = logging.getLogger(__name__)
 
 @DATASET_REGISTRY.register()
 class SyntheticVCM(HITSZVCM):
-    """The synthetic dataset, written into ``<root>/SyntheticVCM`` when it is first used.
+    """The synthetic dataset, written into ``<root>/SyntheticVCM`` when a run first needs it.
 
     In distributed training the first process writes it and the others wait.
 
     Args:
         root: the folder that holds, or will hold, ``SyntheticVCM``.
         min_frames: shorter tracklets are left out, in the test set too.
-        options: what to write. None: use an existing dataset, or else the defaults.
+        options: what to write, if it does not exist. None: read an existing dataset.
 
     Raises:
         UserError: the folder holds something else, or the dataset with other options.
@@ -70,47 +67,45 @@ class SyntheticVCM(HITSZVCM):
         options: SyntheticOptions | None = None,
         **kwargs,
     ):
-        folder = Path(root) / self.dataset_dir
-        if options is not None and options.frames < min_frames:
+        if options is not None:
+            self._write_once(Path(root) / self.dataset_dir, options, min_frames)
+        super().__init__(root, min_frames=min_frames, **kwargs)
+
+    @staticmethod
+    def _write_once(folder: Path, options: SyntheticOptions, min_frames: int) -> None:
+        if options.frames < min_frames:
             raise UserError(
                 f"DATASETS.SYNTHETIC.FRAMES is {options.frames}, below DATASETS.MIN_FRAMES, "
                 f"{min_frames}"
             )
         try:
-            if comm.is_main_process() and (options is not None or not folder.exists()):
-                write_synthetic_vcm(folder, options or SyntheticOptions())
+            if comm.is_main_process():
+                write_synthetic_vcm(folder, options)
         finally:  # also if writing fails: the other processes must not wait for ever
             comm.synchronize()
-        if options is not None and not _holds(folder, options):
+        if not _holds(folder, options):
             raise UserError(
                 f"{folder}: the first process could not write the dataset; see its message"
             )
-        super().__init__(root, min_frames=min_frames, **kwargs)
 
     @staticmethod
-    def options_from_config(cfg) -> SyntheticOptions:
-        """The options in a config; the loaders pass them as `options`."""
-        return SyntheticOptions.from_config(cfg)
+    def arguments(cfg) -> dict[str, Any]:
+        return {"options": SyntheticOptions.from_config(cfg)}
 
 
-def write_synthetic_vcm(
-    root: str | os.PathLike, options: SyntheticOptions | None = None, processes: int = 1
-) -> None:
+def write_synthetic_vcm(root: str | os.PathLike, options: SyntheticOptions) -> None:
     """Write the dataset: info files, frames, ``skeletons/`` and ``synthetic.json``, or nothing.
 
-    The same options give the same bytes, for any number of processes. A folder that already holds
-    the dataset with the same options is left as it is.
+    The same options give the same bytes. A folder that already holds the dataset with the same
+    options is left as it is.
 
     Args:
         root: the dataset's own folder.
-        options: None: the defaults.
-        processes: identities that are drawn at the same time. With more than one, a script needs
-            the usual ``if __name__ == "__main__"``.
+        options: what to draw.
 
     Raises:
         UserError: `root` holds something else, or the dataset with other options.
     """
-    options = options or SyntheticOptions()
     root = Path(root).absolute()
     if _holds(root, options):
         return
@@ -120,7 +115,7 @@ def write_synthetic_vcm(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _write_all(partial, options, processes)
+        _write_all(partial, options)
         record = {"version": VERSION, "options": options.to_dict()}
         (partial / OPTIONS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if root.exists():  # and is empty, see above
@@ -156,58 +151,45 @@ def _holds(root: Path, options: SyntheticOptions) -> bool:
     return True
 
 
-class _Task(NamedTuple):
-    """One identity to draw: its number in its split, and the folder that takes its own folder."""
-
-    split: int
-    index: int  # type: ignore[assignment] # a field hides tuple.index
-    pid: int
-    folder: str
-
-
-def _write_all(root: Path, options: SyntheticOptions, processes: int) -> None:
+def _write_all(root: Path, options: SyntheticOptions) -> None:
+    tracks: dict[int, list[Track]] = {TRAIN: [], TEST: []}
+    keys, joints, pid = [], [], 0
     splits = ((TRAIN, "Train", options.train_ids), (TEST, "Test", options.test_ids))
-    tasks: list[_Task] = []
-    for split, name, count in splits:
-        first = 1 + len(tasks)
-        tasks += [_Task(split, i, first + i, str(root / name)) for i in range(count)]
-    write = functools.partial(_write_identity, options)
-    if processes > 1:
-        # spawn: a fork of a process with threads, which torch starts, may hang
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(min(processes, len(tasks)), context) as pool:
-            made = list(pool.map(write, tasks, chunksize=max(1, len(tasks) // (4 * processes))))
-    else:
-        made = [write(task) for task in tasks]
-
-    tracks: dict[int, list[Track]] = {split: [] for split in CAMERAS}
-    keys, joints = [], []
-    for task, (own_tracks, own_joints) in zip(tasks, made, strict=True):
-        tracks[task.split] += own_tracks
-        keys += [path.removesuffix(".jpg") for paths in frame_paths(own_tracks) for path in paths]
-        joints.append(own_joints)
+    for split, folder, count in splits:
+        for index in range(count):
+            pid += 1
+            own_tracks, own_joints = _write_identity(root / folder, options, split, index, pid)
+            tracks[split] += own_tracks
+            keys += [p.removesuffix(".jpg") for paths in frame_paths(own_tracks) for p in paths]
+            joints.append(own_joints)
     write_info_files(root / "info", tracks[TRAIN], tracks[TEST])
     meta = {"source": "SyntheticVCM", "options": options.to_dict()}
     write_skeleton_store(root / "skeletons", keys, np.concatenate(joints), meta)
 
 
-def _write_identity(options: SyntheticOptions, task: _Task) -> tuple[list[Track], np.ndarray]:
-    """Write the frames of one identity; returns its tracklets and joints, float32 [N, 17, 3]."""
-    rng = np.random.default_rng([options.seed, task.split, task.index])
+def _write_identity(
+    folder: Path, options: SyntheticOptions, split: int, index: int, pid: int
+) -> tuple[list[Track], np.ndarray]:
+    """Write the frames of the identity number `index` of a split.
+
+    Returns:
+        its tracklets; their joints, float32 [N, 17, 3].
+    """
+    rng = np.random.default_rng([options.seed, split, index])
     person = draw_person(rng)
     # as in HITSZ-VCM, no camera films an identity in both modalities, and visible comes first
-    cameras = np.array_split(rng.permutation(CAMERAS[task.split]) + 1, 2)
+    cameras = np.array_split(rng.permutation(CAMERAS[split]) + 1, 2)
     tracks = [
-        Track(task.pid, modality, int(rng.choice(own)), options.frames)
+        Track(pid, modality, int(rng.choice(own)), options.frames)
         for modality, own in zip((Modality.VISIBLE, Modality.INFRARED), cameras, strict=True)
         for _ in range(options.tracklets)
     ]
     joints = []
     for track, paths in zip(tracks, frame_paths(tracks), strict=True):
         footage = film(person, track.camera, track.modality, options, rng)
-        (Path(task.folder) / paths[0]).parent.mkdir(parents=True, exist_ok=True)
+        (folder / paths[0]).parent.mkdir(parents=True, exist_ok=True)
         for path, image in zip(paths, footage.images, strict=True):
-            Image.fromarray(image).save(os.path.join(task.folder, path), quality=JPEG_QUALITY)
+            Image.fromarray(image).save(folder / path, quality=JPEG_QUALITY)
         joints.append(footage.joints)
     return tracks, np.concatenate(joints)
 

@@ -5,11 +5,24 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
 from fastreid.config import CfgNode
 
 from fastreid_star.errors import UserError
 
-MAX_IDENTITIES = 9999  # a pid has four digits in the file names
+# The smallest and the largest value of each option. A pid has four digits in the file names.
+RANGES = {
+    "train_ids": (1, 4999),
+    "test_ids": (1, 4999),
+    "tracklets": (1, 1000),
+    "frames": (1, 1000),
+    "size": (16, 2048),
+    "occlusion": (0, 1),
+    "blur": (0, 100),
+    "scale": (0, 0.5),
+    "joint_noise": (0, 1),
+    "seed": (0, 2**32),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +59,13 @@ class SyntheticOptions:
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("train_ids", 1), ("test_ids", 1), ("tracklets", 1), ("frames", 1)):
-            self._require(name, _is_whole(getattr(self, name), least), "a whole number, 1 or more")
-        fits = self.train_ids + self.test_ids <= MAX_IDENTITIES
-        self._require("test_ids", fits, f"at most {MAX_IDENTITIES} together with TRAIN_IDS")
-        self._require("seed", _is_whole(self.seed, 0), "a whole number, 0 or more")
-        self._require("background", isinstance(self.background, bool), "True or False")
-        for name, most in (("occlusion", 1.0), ("blur", 100.0), ("scale", 0.5), ("joint_noise", 1)):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            self._require(name, number and 0 <= value <= most, f"between 0 and {most:g}")
-        pair = isinstance(self.size, tuple | list) and len(self.size) == 2
-        good = pair and all(_is_whole(side, 16) and side <= 2048 for side in self.size)
-        self._require("size", good, "[height, width], each 16 to 2048")
         object.__setattr__(self, "size", tuple(self.size))
-
-    def _require(self, name: str, condition: bool, wanted: str) -> None:
-        if not condition:
+        for name, (least, most) in RANGES.items():
             value = getattr(self, name)
-            raise UserError(f"DATASETS.SYNTHETIC.{name.upper()} is {value!r}; it must be {wanted}")
+            if not all(least <= number <= most for number in np.atleast_1d(value)):
+                raise UserError(
+                    f"DATASETS.SYNTHETIC.{name.upper()} is {value}; it must be {least} to {most}"
+                )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> SyntheticOptions:
@@ -75,7 +76,3 @@ class SyntheticOptions:
     def to_dict(self) -> dict:
         """The options as plain JSON values."""
         return {**dataclasses.asdict(self), "size": list(self.size)}
-
-
-def _is_whole(value, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
