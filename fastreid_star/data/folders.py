@@ -83,7 +83,7 @@ def tracklets_in(
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"folder {folder} does not exist")
-    found = [(inside, images) for inside, images in _image_folders(root) if images]
+    found = [(inside, images) for inside, images in image_folders(root) if images]
     if not found:
         raise UserError(
             f"no images in {folder} or the folders below it ({', '.join(IMAGE_SUFFIXES)})"
@@ -133,7 +133,7 @@ def check_names(names: Sequence[str]) -> None:
         )
 
 
-def _image_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def image_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Each folder relative to `root`, and its images in natural order."""
 
     def refuse(error: OSError) -> None:

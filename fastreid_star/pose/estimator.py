@@ -48,7 +48,7 @@ class PoseEstimator(ABC):
         """The joints of N crops in one batch.
 
         Args:
-            prepared: the result of `prepare` for each crop.
+            prepared: the result of `prepare` for each crop, at least one.
 
         Returns:
             float32 ``[N, V, 3]``: x and y in pixels of the crop, with the center of the first pixel
@@ -63,10 +63,10 @@ class PoseEstimator(ABC):
 
 
 def build_estimator(
-    backend: str,
+    backend: str = "mmpose",
     *,
-    model: str | None = None,
-    checkpoint: str | None = None,
+    model: str = "",
+    checkpoint: str = "",
     device: torch.device,
     flip_test: bool = False,
     dtype: str | None = None,
@@ -76,8 +76,8 @@ def build_estimator(
     Args:
         backend: ``mmpose`` (HRNet, RTMPose and the other top-down networks of mmpose 1.3.2) or
             ``vitpose`` (ViTPose of Hugging Face transformers).
-        model: mmpose: the name of one of its configs, or the path of a config file; None or empty:
-            HRNet-w32, 256x192. vitpose: None or empty.
+        model: mmpose: the name of one of its configs, or the path of a config file; empty:
+            HRNet-w32, 256x192. vitpose: empty.
         checkpoint: mmpose: the file with the weights. vitpose: the folder with config.json,
             preprocessor_config.json and model.safetensors.
         device: where the network runs.
@@ -90,8 +90,6 @@ def build_estimator(
     """
     if backend not in BACKENDS:
         raise UserError(f"unknown pose backend {backend!r}: use {' or '.join(sorted(BACKENDS))}")
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}: use float16, bfloat16 or none")
     module, name, packages = BACKENDS[backend]
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
@@ -101,11 +99,7 @@ def build_estimator(
         )
     estimator = getattr(importlib.import_module(module), name)
     return estimator(
-        model=model or None,
-        checkpoint=checkpoint or None,
-        device=device,
-        flip_test=flip_test,
-        dtype=dtype,
+        model=model, checkpoint=checkpoint, device=device, flip_test=flip_test, dtype=dtype
     )
 
 

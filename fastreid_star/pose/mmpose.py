@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastreid_star.coco import JOINT_NAMES, NUM_JOINTS
+from fastreid_star.coco import JOINT_NAMES
 from fastreid_star.errors import UserError
 from fastreid_star.pose.estimator import (
     RULE,
@@ -56,13 +56,16 @@ def importable() -> Iterator[None]:
         vars(module).update(values)
         sys.modules[name] = module
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Fail to import ``MultiScale", UserWarning)
-            yield
+        yield
     finally:
         for name in members:
             del sys.modules[name]
 
+
+# mmpose's warnings about its own configs and code
+for message in ("Fail to import ``MultiScale", "The metainfo config file .* does not exist"):
+    warnings.filterwarnings("ignore", message, UserWarning)
+warnings.filterwarnings("ignore", category=FutureWarning, module="mmpose")
 
 with importable():
     import mmpose
@@ -87,14 +90,14 @@ class MMPoseEstimator(PoseEstimator):
     def __init__(
         self,
         *,
-        model: str | None,
-        checkpoint: str | None,
+        model: str,
+        checkpoint: str,
         device: torch.device,
         flip_test: bool,
         dtype: str | None,
     ):
         path = config_path(model or DEFAULT_MODEL)
-        if checkpoint is None:
+        if not checkpoint:
             raise UserError(
                 f"{path.stem} needs trained weights: download the checkpoint that mmpose's model "
                 "zoo lists for this config, and give the file by --checkpoint"
@@ -142,12 +145,10 @@ class MMPoseEstimator(PoseEstimator):
         return dict(self._description)
 
     def estimate(self, prepared: Sequence[Any]) -> np.ndarray:
-        if not prepared:
-            return join_joints(np.empty((0, NUM_JOINTS, 2)), np.empty((0, NUM_JOINTS)))
         samples = [item["data_samples"] for item in prepared]
         widths = [sample.gt_instances.bboxes[0, 2] / sample.input_scale[0] for sample in samples]
         self._widths = torch.tensor(widths, dtype=torch.float32, device=self._device)
-        with torch.inference_mode(), mixed_precision(self._device, self._dtype), quiet():
+        with torch.inference_mode(), mixed_precision(self._device, self._dtype):
             results = self._model.test_step(pseudo_collate(prepared))
         found = [sample.pred_instances for sample in results]
         return join_joints(
@@ -195,15 +196,6 @@ class PrepareCrop:
         )
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without mmpose's warnings about its own configs and code."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The metainfo config file .* does not exist", UserWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning, module="mmpose")
-        yield
-
-
 def config_path(model: str) -> Path:
     """The file of a config: a path, or the name of one of mmpose's configs.
 
@@ -212,14 +204,10 @@ def config_path(model: str) -> Path:
     """
     if os.path.isfile(model):
         return Path(model)
-    if os.sep in model or model.endswith(".py"):
-        raise UserError(
-            f"mmpose config {model} does not exist: give the path of a file, or a name without .py"
-        )
     files = {file.stem: file for file in CONFIGS.rglob("*.py")}
     if model not in files:
         near = difflib.get_close_matches(model, files, n=1, cutoff=0)
-        raise UserError(f"mmpose has no config {model}; did you mean {' '.join(near)}?")
+        raise UserError(f"mmpose has no config or file {model}; did you mean {' '.join(near)}?")
     return files[model]
 
 
@@ -264,8 +252,7 @@ def _build(
     settings = {"flip_test": flip_test, "output_heatmaps": False}
     config.model.test_cfg = {**(config.model.get("test_cfg") or {}), **settings}
     try:
-        with quiet():
-            return init_model(config, None, device=device)  # None: without any weights
+        return init_model(config, None, device=device)  # None: without any weights
     except Exception as error:  # for example a layer of a package that is not installed
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise UserError(f"mmpose cannot build {path.name}: {reason}") from error

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastreid.config import get_cfg
 
-from fastreid_star.cli.configs import MEANINGS, comments, explanations, flatten, meaning_of
+from fastreid_star.cli.configs import MEANINGS, explanations, flatten, meaning_of
 from fastreid_star.cli.main import run
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.errors import UserError
@@ -110,19 +110,3 @@ def test_every_key_of_fastreid_and_ours_has_a_meaning():
     assert not [key for key in keys if meaning_of(key, meanings) == "(not documented)"]
     nodes = {key.rpartition(".")[0] for key in keys}
     assert not set(MEANINGS) - set(keys) - nodes, "a meaning of a key that does not exist"
-
-
-def test_comments_belong_to_the_line_below_or_beside():
-    found = comments(
-        "# --- heading ---\n"
-        "cfg.A = CN()\n"
-        "# Two\n"
-        "# lines.\n"
-        "cfg.A.B = 1\n"
-        "cfg.A.C = 2  # beside\n"
-        "# of nothing\n"
-        "\n"
-        "_C.D = 3\n"
-    )
-    assert found == {"A.B": "Two lines.", "A.C": "beside"}
-    assert meaning_of("A.B.E", found) == "Two lines.", "a node explains what is below it"

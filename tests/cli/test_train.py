@@ -10,10 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-import torch
-from fastreid.config import get_cfg
 from fastreid.engine.train_loop import HookBase
-from fastreid.modeling.backbones import build_backbone
 from PIL import Image
 
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
@@ -50,19 +47,6 @@ def small(root, output, **more):
         "SOLVER.IMS_PER_BATCH": 8,
         "SOLVER.MAX_EPOCH": 1,
     }
-
-
-def test_the_hitsz_vcm_config_trains_from_imagenet_weights(tmp_path, monkeypatch):
-    weights = build_backbone(get_cfg()).state_dict()
-    (tmp_path / "home" / "checkpoints").mkdir(parents=True)
-    torch.save(weights, tmp_path / "home" / "checkpoints" / "resnet50-19c8e357.pth")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    write_synthetic_vcm(tmp_path / "HITSZ-VCM", SMALL)
-    trainer = Trainer(load_config(SAD, words(small(tmp_path, tmp_path / "out"))))
-    for stem in (trainer.model.backbone.visible_stem, trainer.model.backbone.infrared_stem):
-        assert torch.equal(stem[0].weight, weights["conv1.weight"])
-    assert trainer.train()["I2V/mAP"] > 0
-    assert (tmp_path / "out" / "model_final.pth").exists()
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +122,11 @@ def test_bad_data_is_one_line_before_training(good_root, tmp_path, monkeypatch, 
         ("SOLVER.IMS_PER_BATCH 64", "16 identities, but the training set has 3"),
         ("DATASETS.SKELETONS nowhere", "nowhere"),
         ("SOLVER.BASE_LT 1", r"did you mean SOLVER\.BASE_LR"),
-        ("MODEL.BACKBONE.FEAT_DIM 2048", "FEAT_DIM is 2048"),
         ("DATASETS.NAMES ('HITSZVMC',) DATASETS.TESTS ('HITSZVMC',)", "did you mean HITSZVCM"),
         ("TEST.FLIP.ENABLED True", r"TEST\.FLIP"),
         ("INPUT.SIZE_TRAIN [64]", r"INPUT\.SIZE_TRAIN is \[64\]"),
         ("INPUT.CLIP.LENGTH 0", r"INPUT\.CLIP\.LENGTH is 0"),
         ("INPUT.REA.AREA [0.4,0.02]", r"INPUT\.REA\.AREA is \[0\.4, 0\.02\]"),
-        ("MODEL.LOSSES.NAME ()", r"MODEL\.LOSSES\.NAME"),
         ("MODEL.LOSSES.NAME ('Triplet',)", "Triplet"),
         ("MODEL.DEVICE tpu", "tpu"),
         ("MODEL.META_ARCHITECTURE SADD", "SADD"),
