@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -26,13 +27,11 @@ import torch
 from fastreid_star.coco import JOINT_NAMES
 from fastreid_star.errors import UserError
 from fastreid_star.pose.estimator import (
-    RULE,
     PoseEstimator,
+    description_of,
     join_joints,
     keep_central_peaks,
     mixed_precision,
-    sha256,
-    versions,
 )
 from fastreid_star.pose.mmpose_weights import load_weights
 
@@ -125,24 +124,19 @@ class MMPoseEstimator(PoseEstimator):
         self._device, self._dtype = device, dtype
         init_default_scope("mmpose")
         pipeline = Compose(config.test_dataloader.dataset.pipeline)
-        self.prepare = PrepareCrop(pipeline, self._model.dataset_meta)
-        self._description = {
-            "backend": "mmpose",
-            "model": path.stem,
-            "config": path.name,
-            "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "checkpoint": os.path.basename(checkpoint),
-            "sha256": sha256([checkpoint]),
-            "input_size": [int(side) for side in decoder.input_size],
-            "score": _SCORES[type(decoder)],
-            "several_people": RULE,
-            "flip_test": flip_test,
-            "dtype": dtype or "float32",
-            "versions": versions("mmpose", "mmengine", "mmcv-lite"),
-        }
-
-    def describe(self) -> dict[str, Any]:
-        return dict(self._description)
+        self.prepare = functools.partial(prepare_crop, pipeline, self._model.dataset_meta)
+        self.description = description_of(
+            [Path(checkpoint)],
+            ["mmpose", "mmengine", "mmcv-lite"],
+            flip_test=flip_test,
+            dtype=dtype,
+            backend="mmpose",
+            model=path.stem,
+            config=path.name,
+            config_sha256=hashlib.sha256(text.encode()).hexdigest(),
+            input_size=[int(side) for side in decoder.input_size],
+            score=_SCORES[type(decoder)],
+        )
 
     def estimate(self, prepared: Sequence[Any]) -> np.ndarray:
         samples = [item["data_samples"] for item in prepared]
@@ -173,27 +167,23 @@ class MMPoseEstimator(PoseEstimator):
         return decode_central
 
 
-class PrepareCrop:
-    """The config's own steps from an image to the input of the network.
+def prepare_crop(pipeline: Compose, meta: dict[str, Any], crop: np.ndarray) -> dict[str, Any]:
+    """The input of the network, by the config's own steps.
 
     Args:
         pipeline: the test pipeline of the config; its first step accepts loaded images.
         meta: what the dataset says about the joints.
+        crop: uint8 ``[H, W, 3]``, RGB.
     """
-
-    def __init__(self, pipeline: Compose, meta: dict[str, Any]):
-        self._pipeline, self._meta = pipeline, meta
-
-    def __call__(self, crop: np.ndarray) -> dict[str, Any]:
-        height, width = crop.shape[:2]
-        return self._pipeline(
-            {
-                **self._meta,
-                "img": np.ascontiguousarray(crop[..., ::-1]),  # mmpose's images are BGR
-                "bbox": np.array([[0, 0, width, height]], np.float32),
-                "bbox_score": np.ones(1, np.float32),
-            }
-        )
+    height, width = crop.shape[:2]
+    return pipeline(
+        {
+            **meta,
+            "img": np.ascontiguousarray(crop[..., ::-1]),  # mmpose's images are BGR
+            "bbox": np.array([[0, 0, width, height]], np.float32),
+            "bbox_score": np.ones(1, np.float32),
+        }
+    )
 
 
 def config_path(model: str) -> Path:

@@ -23,13 +23,12 @@ import torch.nn.functional as F
 from fastreid_star.coco import LEFT_RIGHT, NUM_JOINTS
 from fastreid_star.errors import UserError
 from fastreid_star.pose.estimator import (
-    RULE,
     PoseEstimator,
+    description_of,
     join_joints,
     keep_central_peaks,
     mixed_precision,
     sha256,
-    versions,
 )
 
 PADDING = 1.25  # of the box, in training
@@ -117,24 +116,19 @@ class VitPoseEstimator(PoseEstimator):
             for x in (processor.image_mean, processor.image_std)
         )
         self.prepare = PrepareCrop(*size)
-        self._description = {
-            "backend": "vitpose",
-            "model": folder.resolve().name,
-            "config": f"layers: {backbone.num_hidden_layers}, width: {backbone.hidden_size}, "
+        self.description = description_of(
+            files,
+            ["transformers"],
+            flip_test=flip_test,
+            dtype=dtype,
+            backend="vitpose",
+            model=folder.resolve().name,
+            config=f"layers: {backbone.num_hidden_layers}, width: {backbone.hidden_size}, "
             f"experts: {backbone.num_experts}",
-            "config_sha256": sha256([folder / "config.json", folder / "preprocessor_config.json"]),
-            "checkpoint": ", ".join(file.name for file in files),
-            "sha256": sha256(files),
-            "input_size": list(size),
-            "score": "heatmap maximum",
-            "several_people": RULE,
-            "flip_test": flip_test,
-            "dtype": dtype or "float32",
-            "versions": versions("transformers"),
-        }
-
-    def describe(self) -> dict[str, Any]:
-        return dict(self._description)
+            config_sha256=sha256([folder / "config.json", folder / "preprocessor_config.json"]),
+            input_size=list(size),
+            score="heatmap maximum",
+        )
 
     def estimate(self, prepared: Sequence[PreparedCrop]) -> np.ndarray:
         shares = torch.tensor([crop.share for crop in prepared], device=self._device)

@@ -1,12 +1,9 @@
 """Training as a user starts it: shipped configs, datasets of images, and what bad input says."""
 
-import ast
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -261,22 +258,3 @@ def test_a_config_of_fastreid_resumes_in_the_middle_of_an_epoch(tmp_path, market
     saved = read_checkpoint(str(tmp_path / "out" / "model_final.pth"))
     assert (saved["epoch"], saved["iteration"]) == (2, 12)
     assert {int(state["step"]) for state in saved["optimizer"]["state"].values()} == {12}
-
-
-@pytest.mark.long
-def test_a_config_of_fastreid_in_two_processes_and_mixed_precision(tmp_path, market):
-    options = {
-        "DATASETS.ROOT": market,
-        "OUTPUT_DIR": tmp_path / "out",
-        "SOLVER.AMP.ENABLED": True,
-        "SOLVER.AMP.DTYPE": "bfloat16",
-        # torch 2.13's bfloat16 convolution on the CPU gives NaN for maps of 4x2 with stride 2
-        "INPUT.SIZE_TRAIN": [64, 32],
-        "INPUT.SIZE_TEST": [64, 32],
-    }
-    command = [sys.executable, "-m", "fastreid_star", "train", "--num-devices", "2"]
-    command += ["--config-file", str(market / "bagtricks.yml"), *words(options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    last = (tmp_path / "out" / "metrics.json").read_text().splitlines()[-1]
-    assert ast.literal_eval(last)["mAP"] > 50

@@ -427,17 +427,6 @@ def test_augmentation_is_a_switch():
     assert torch.equal(model.preprocess(batch["images"], is_visible), plain)
 
 
-def test_the_seed_decides_a_training_step():
-    model, batch = small(), make_batch(clips_per_half=2, length=2)
-
-    def step(seed):
-        torch.manual_seed(seed)
-        return torch.stack(list(model(batch).values()))
-
-    assert torch.equal(step(0), step(0))
-    assert not torch.equal(step(0), step(1))
-
-
 def test_bfloat16_autocast():
     model, batch = small(), make_batch(clips_per_half=2, length=2)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -272,18 +272,6 @@ def test_any_length_width_exponents_and_threshold_and_bfloat16(
     assert (clip >= 0).all()
 
 
-@pytest.mark.parametrize("guide", ["sigmoid", "softmax"])
-def test_the_size_of_the_crop_does_not_matter(guide):
-    model = head(guide=guide).eval()
-    frames, skeletons, has = clips()
-    moved = skeletons * torch.tensor([2.5, 2.5, 1]) + torch.tensor([11.0, -7.0, 0])
-    a, b = (aggregate(model, frames, s, has).clip for s in (skeletons, moved))
-    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-    raw = head(graph="release").eval()
-    a, b = (aggregate(raw, frames, s, has).clip for s in (skeletons, moved))
-    assert (a - b).abs().max() > 1e-3
-
-
 @pytest.mark.parametrize("guide", gg.GUIDES)
 def test_what_it_looked_at(guide):
     model = head(guide=guide).eval()

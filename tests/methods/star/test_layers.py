@@ -290,19 +290,6 @@ def test_standardized_bones_by_hand():
     torch.testing.assert_close(states.bones, expected, atol=2e-4, rtol=1e-4)
 
 
-def test_standardized_bones_ignore_the_size_of_the_crop_and_weigh_by_scores():
-    encoder = BoneEncoder(feat_dim=D).eval()
-    _, skeletons, has = clips()
-    moved = skeletons * torch.tensor([2.5, 2.5, 1]) + torch.tensor([11.0, -7.0, 0])
-    bones = encoder(skeletons, has).bones
-    torch.testing.assert_close(encoder(moved, has).bones, bones, atol=1e-3, rtol=1e-3)
-    halved = skeletons * torch.tensor([1.0, 1.0, 0.5])
-    torch.testing.assert_close(encoder(halved, has).bones, bones / 2, atol=1e-5, rtol=1e-4)
-    larger = skeletons.clone()  # one frame larger than the others is a change within the clip
-    larger[:, 0, :, :2] *= 1.5
-    assert (encoder(larger, has).bones[:, 0, :, 0] > bones[:, 0, :, 0]).any()
-
-
 def test_from_config():
     cfg = get_cfg()
     star = cfg.MODEL.STAR

@@ -126,7 +126,7 @@ class TestBuild:
     @pytest.mark.parametrize(
         ("options", "word"),
         [
-            ({"names": ("TripletLoss", "TripletLoss")}, "twice"),
+            ({"names": ("TripletLoss", "TripletLoss")}, "both logged"),
             ({"names": ("TripletLoss",), "ce_only": 2}, "CE_ONLY_EPOCHS is 2"),
             ({"names": ("TripletLoss",), "weights": ["TripletLoss", 0.5]}, "pairs"),
             ({"names": ("SkeletonConsistencyLoss", "PoseConsistencyLoss")}, "both logged"),

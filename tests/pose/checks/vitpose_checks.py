@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import pickle
 import shutil
 import types
 
@@ -167,8 +166,6 @@ def check_the_central_person_is_taken(folder):
 
 
 def check_the_input_is_mmposes(folder):
-    """Pixel for pixel, and the library's but for the border, where scipy ends the picture half a pixel earlier."""
-    processor = VitPoseImageProcessor()
     for width, height in SIZES:
         crop = odd_crops(1)[0].repeat(3, axis=0).repeat(3, axis=1)[:height, :width]
         crop = np.pad(
@@ -185,18 +182,6 @@ def check_the_input_is_mmposes(folder):
         corner = theirs["input_center"] - theirs["input_scale"] / 2
         assert np.allclose((ours.left, ours.top), corner, atol=1e-4)
         assert np.isclose(ours.share, width / theirs["input_scale"][0])
-        options = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
-        library = processor([crop], boxes=[[[0, 0, width, height]]], **options)["pixel_values"][
-            0
-        ].transpose(1, 2, 0)
-        x = np.arange(192) * ours.width / 191 + ours.left
-        y = np.arange(256) * ours.height / 255 + ours.top
-        inside = ((y > 0) & (y < height - 1))[:, None] & ((x > 0) & (x < width - 1))
-        outside = ((y < -1) | (y > height))[:, None] | ((x < -1) | (x > width))
-        off = np.abs(image.astype(float) - library).max(axis=2)
-        assert off[inside].max() <= 4  # OpenCV has 5 bits for places between the pixels
-        assert off[inside].mean() < 0.5
-        assert off[outside].max() == 0
 
 
 def check_joints_are_mmposes(folder):
@@ -217,25 +202,6 @@ def check_joints_are_mmposes(folder):
         assert np.array_equal(scores[index].numpy(), heights[0])
         close += refined.sum()
     assert close > 0.95 * 8 * NUM_JOINTS
-    # on clean maps the library's way ends at the same places
-    cells, _ = vitpose.find_joints(clean)
-    inside = ((points > 30) & (points < [162, 226])).all(axis=2)
-    library = VitPoseImageProcessor().post_process_pose_estimation(
-        types.SimpleNamespace(heatmaps=clean), boxes=[[[0, 0, 192 / 1.25, 256 / 1.25]]] * 8
-    )
-    for index, (found,) in enumerate(library):
-        ours = (cells[index].numpy() / [47, 63] - 0.1) * [192, 256]
-        assert np.abs(ours - found["keypoints"].numpy())[inside[index]].max() < 0.02
-
-
-def check_preparing_travels_light(folder):
-    estimator = build(published(folder))
-    data = pickle.dumps(estimator.prepare)
-    assert len(data) < 1000
-    crop = odd_crops(1)[0]
-    here, there = estimator.prepare(crop), pickle.loads(data)(crop)
-    assert torch.equal(here.image, there.image)
-    assert (here.left, here.top, here.share) == (there.left, there.top, there.share)
 
 
 def check_folders_that_are_refused(folder):
