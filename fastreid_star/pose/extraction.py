@@ -13,7 +13,6 @@ import os
 import pickle
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -227,11 +226,7 @@ def _estimate(
     joints[~finite] = np.nan
     for place in np.flatnonzero(~finite):
         problems[place] = problems[place] or "the joints of the network are not finite"
-    return {
-        "joints": joints,
-        "sizes": np.array([crop.size for crop in crops], np.int32),
-        "problems": np.array(problems, np.str_),
-    }
+    return {"joints": joints, "problems": np.array(problems, np.str_)}
 
 
 def _require_readable(frames: Frames, rows: range, problems: list[str]) -> None:
@@ -285,26 +280,19 @@ def _plan_of(output: str | os.PathLike) -> dict[str, Any]:
 
 def _write_store(frames: Frames, parts: Parts, output: str) -> None:
     joints = np.empty((len(frames), NUM_JOINTS, 3), np.float32)
-    sizes: Counter[tuple[int, int]] = Counter()
     missing = {}
     for number in range(len(parts)):
         part, rows = parts.read(number), parts.rows(number)
         joints[rows.start : rows.stop] = part["joints"]
-        sizes.update((width, height) for width, height in part["sizes"].tolist() if width)
         problems = zip(rows, part["problems"].tolist(), strict=True)
         missing.update({frames.keys[row]: problem for row, problem in problems if problem})
     epoch = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())  # of reproducible files
-    by_count = sorted(sizes.items(), key=lambda x: (-x[1], x[0]))
     counts = {"frames": len(frames), "with_skeleton": len(frames) - len(missing)}
     manifest = {
         "made_by": "fastreid_star extract_skeletons",
         "date": datetime.datetime.fromtimestamp(epoch, datetime.timezone.utc).date().isoformat(),
         "plan": parts.plan,
         "counts": {**counts, "without": len(missing)},
-        "image_sizes": {
-            "distinct": len(sizes),
-            "commonest": [[*size, count] for size, count in by_count[:10]],
-        },
         "missing": missing,
     }
     write_skeleton_store(output, frames.keys, joints, manifest)

@@ -50,11 +50,10 @@ class Frames:
 
 
 class Crop(NamedTuple):
-    """A crop prepared for the network, its width and height, or the problem with its file."""
+    """A crop prepared for the network, or the problem with its file."""
 
     prepared: Any
-    size: tuple[int, int]
-    problem: str
+    problem: str = ""
 
 
 class Crops(Dataset):
@@ -72,9 +71,8 @@ class Crops(Dataset):
             image = read_patiently(path)
         except BrokenImage as error:
             # the same text on each machine: without the folder of the crops
-            return Crop(None, (0, 0), str(error).replace(path, self.frames.paths[index]))
-        height, width = image.shape[:2]
-        return Crop(self.prepare(image), (width, height), "")
+            return Crop(None, str(error).replace(path, self.frames.paths[index]))
+        return Crop(self.prepare(image))
 
 
 def read_patiently(path: str) -> np.ndarray:

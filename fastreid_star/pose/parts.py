@@ -4,7 +4,6 @@
 
     plan.json     what is extracted: the frames (their digest), the estimator, crops per part
     000012.npz    crops 12 * size to 13 * size: joints [n, V, 3], NaN where they are missing;
-                  sizes [n, 2], width and height, 0 where the image is broken;
                   problems [n], why joints are missing, else empty
 
 Processes and machines that share the folder share the work.

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -36,22 +36,19 @@ COCO = 0  # of the datasets that the experts of ViTPose+ are for
 _BLUR, _SIGMA = 11, 2.0
 
 
-@dataclass(frozen=True)
-class PreparedCrop:
+class PreparedCrop(NamedTuple):
     """A crop in the network's input.
 
-    Args:
+    Attributes:
         image: uint8 ``[3, H, W]``, RGB.
-        left, top: the position of the input's first pixel, in pixels of the crop.
-        width, height: the box that the input shows, in pixels of the crop.
+        corner: x and y of the input's first pixel, in pixels of the crop.
+        box: width and height of what the input shows, in pixels of the crop.
         share: the share of the input's width that the crop takes.
     """
 
     image: torch.Tensor
-    left: float
-    top: float
-    width: float
-    height: float
+    corner: np.ndarray
+    box: np.ndarray
     share: float
 
 
@@ -67,18 +64,16 @@ class PrepareCrop:
     height: int
 
     def __call__(self, crop: np.ndarray) -> PreparedCrop:
-        height, width = crop.shape[:2]
-        # pixels of the crop per pixel of the input
-        pixels = PADDING * max(width / self.width, height / self.height)
-        box_width, box_height = pixels * self.width, pixels * self.height
-        left, top = (width - box_width) / 2, (height - box_height) / 2
-        scale_x, scale_y = (self.width - 1) / box_width, (self.height - 1) / box_height
-        matrix = np.array([[scale_x, 0, -left * scale_x], [0, scale_y, -top * scale_y]])
+        size, own = np.array([self.width, self.height]), np.array(crop.shape[1::-1])
+        box = PADDING * (own / size).max() * size
+        corner = (own - box) / 2
+        scale = (size - 1) / box
+        matrix = np.column_stack([np.diag(scale), -corner * scale])
         warped = cv2.warpAffine(
             np.ascontiguousarray(crop), matrix, (self.width, self.height), flags=cv2.INTER_LINEAR
         )
         image = torch.from_numpy(warped).permute(2, 0, 1).contiguous()
-        return PreparedCrop(image, left, top, box_width, box_height, width / box_width)
+        return PreparedCrop(image, corner, box, float(own[0] / box[0]))
 
 
 class VitPoseEstimator(PoseEstimator):
@@ -140,8 +135,8 @@ class VitPoseEstimator(PoseEstimator):
                 maps = (maps + self._heatmaps(images.flip(-1)).flip(-1)[:, list(LEFT_RIGHT)]) / 2
             cells, scores = find_joints(keep_central_peaks(maps, shares))
         last = np.array(maps.shape[:1:-1]) - 1
-        boxes = np.array([(crop.width, crop.height) for crop in prepared])[:, None]
-        corners = np.array([(crop.left, crop.top) for crop in prepared])[:, None]
+        boxes = np.stack([crop.box for crop in prepared])[:, None]
+        corners = np.stack([crop.corner for crop in prepared])[:, None]
         return join_joints(cells.cpu().numpy() / last * boxes + corners, scores.cpu().numpy())
 
     def _heatmaps(self, images: torch.Tensor) -> torch.Tensor:

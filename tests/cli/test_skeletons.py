@@ -122,6 +122,7 @@ def test_shards_and_two_processes_give_the_bytes_of_one(call, crops, tmp_path, m
     ("args", "message"),
     [
         ("--shard 3/2", "invalid shard value: '3/2'"),
+        ("--shard 0/2", "invalid shard value: '0/2'"),
         ("--shard half", "invalid shard value: 'half'"),
         ("--batch-size 0", "--batch-size: 0 is smaller than 1"),
         ("--num-devices 0", "--num-devices 0"),

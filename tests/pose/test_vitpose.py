@@ -67,15 +67,13 @@ def test_geometry_of_a_crop(width, height):
     assert prepared.image.shape == (3, 256, 192)
     assert prepared.image.dtype == torch.uint8
     tall = 1.25 * max(height, width * 256 / 192)
-    assert (prepared.width, prepared.height) == pytest.approx((tall * 0.75, tall))
-    assert (prepared.left, prepared.top) == pytest.approx(
-        ((width - tall * 0.75) / 2, (height - tall) / 2)
-    )
+    assert prepared.box == pytest.approx([tall * 0.75, tall])
+    assert prepared.corner == pytest.approx([(width - tall * 0.75) / 2, (height - tall) / 2])
     assert prepared.share == pytest.approx(width / (tall * 0.75))
     shown = (prepared.image[0] > 127).float()
     across, down = shown.amax(0).sum(), shown.amax(1).sum()
-    assert across == pytest.approx(width * 191 / prepared.width, abs=1.5)
-    assert down == pytest.approx(height * 255 / prepared.height, abs=1.5)
+    assert across == pytest.approx(width * 191 / prepared.box[0], abs=1.5)
+    assert down == pytest.approx(height * 255 / prepared.box[1], abs=1.5)
 
 
 def test_colors_and_sides_of_a_crop():

@@ -178,9 +178,9 @@ def check_the_input_is_mmposes(folder):
         assert (
             np.abs(image.astype(int) - theirs["img"]).max() <= 1
         )  # their matrix has float32's digits
-        assert np.allclose((ours.width, ours.height), theirs["input_scale"])
+        assert np.allclose(ours.box, theirs["input_scale"])
         corner = theirs["input_center"] - theirs["input_scale"] / 2
-        assert np.allclose((ours.left, ours.top), corner, atol=1e-4)
+        assert np.allclose(ours.corner, corner, atol=1e-4)
         assert np.isclose(ours.share, width / theirs["input_scale"][0])
 
 
