@@ -6,8 +6,9 @@ import pytest
 import torch
 from fastreid.config import get_cfg
 
-from fastreid_star.cli.configs import MEANINGS, explanations, flatten, meaning_of
+from fastreid_star.cli.configs import MEANINGS, explanations, meaning_of
 from fastreid_star.cli.main import run
+from fastreid_star.engine.config_changes import flatten
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.errors import UserError
 from fastreid_star.methods.star import STAR
@@ -104,7 +105,7 @@ def test_a_resolved_config_marks_what_differs_from_the_default(capsys):
 
 
 def test_every_key_of_fastreid_and_ours_has_a_meaning():
-    keys = dict(flatten(get_cfg()))
+    keys = flatten(get_cfg())
     meanings = explanations()
     assert len(keys) > 150
     assert not [key for key in keys if meaning_of(key, meanings) == "(not documented)"]

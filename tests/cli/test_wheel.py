@@ -51,12 +51,9 @@ TINY = [
 ]
 # one process for the commands that only read the run: importing torch takes the time
 LATER = """
-from fastreid_star.cli.main import main
+from fastreid_star.cli.main import run
 for command in {commands!r}:
-    try:
-        main(command)
-    except SystemExit as error:
-        assert not error.code, (command, error.code)
+    assert not run(*command), command
 """
 
 

@@ -8,7 +8,7 @@ from fastreid.config import get_cfg
 from fastreid_star.errors import UserError
 from fastreid_star.methods.sad import SAD
 from fastreid_star.methods.sad import model as sad
-from fastreid_star.modeling import LOSS_REGISTRY, Loss, VideoReID
+from fastreid_star.modeling import VideoReID
 
 ALL = (
     "CrossEntropyLoss",
@@ -348,7 +348,6 @@ def test_config_reaches_the_losses():
         ("MODEL.LOSSES.CE.EPSILON", -0.1, "EPSILON is -0.1"),
         ("MODEL.LOSSES.NAME", ["CircleLoss"], "CircleLoss: the registered losses are .*Triplet"),
         ("MODEL.HEADS.NAME", "EmbeddingHead", "EmbeddingHead.*needs ClipHead"),
-        ("MODEL.BACKBONE.FEAT_DIM", 2048, "set it to 128"),
     ],
 )
 def test_bad_config_is_one_line(key, value, message):
@@ -369,7 +368,7 @@ def evaluated():
     with torch.no_grad():
         for parameter in model.backbone.infrared_stem.parameters():
             parameter.mul_(1.5).add_(0.05)
-        for _ in range(20):
+        for _ in range(8):
             model(make_batch())
     return model.eval()
 
@@ -440,29 +439,3 @@ def test_bfloat16_autocast():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert model.eval()(batch).dtype == torch.float32
-
-
-def test_a_subclass_brings_its_own_clip_and_its_own_loss(monkeypatch):
-    class NoteLoss(Loss):
-        needs = ("note", "frames")
-        log_name = "loss_note"
-
-        def forward(self, note, frames):
-            return note * frames.norm()
-
-    class Last(SAD):
-        provides = (*SAD.provides, "note")
-
-        def encode_clip(self, outputs, batch, explain):
-            super().encode_clip(outputs, batch, explain)
-            outputs.update(clip=outputs["frames"][:, -1], note=batch["note"])
-
-    monkeypatch.setitem(LOSS_REGISTRY._obj_map, "NoteLoss", NoteLoss)
-    torch.manual_seed(0)
-    model = Last(config("build_osnet_backbone", "x0_25", losses=["CrossEntropyLoss", "NoteLoss"]))
-    batch = {**make_batch(clips_per_half=2, length=2), "note": 2.0}
-    losses = model(batch)
-    assert list(losses) == ["loss_cls", "loss_note"]
-    outputs = model.encode(batch)
-    assert torch.equal(outputs["clip"], outputs["frames"][:, -1])
-    assert model.losses["NoteLoss"].of(outputs) == 2 * outputs["frames"].norm()
