@@ -117,7 +117,9 @@ def frames_of_dataset(name: str, root: str) -> Frames:
 
 
 def frames_of_folder(folder: str | os.PathLike) -> Frames:
-    """All images below a folder in natural order: 2.jpg before 10.jpg. Hidden ones are skipped.
+    """All images below a folder in natural order: 2.jpg before 10.jpg.
+
+    Hidden files and folders are skipped; links to folders are followed.
 
     Raises:
         UserError: the folder does not exist or contains no image, or two images differ in their
