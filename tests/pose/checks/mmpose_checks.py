@@ -25,6 +25,7 @@ DARK = "td-hm_res50_dark-8xb64-210e_coco-256x192"
 UDP = "cspnext-tiny_udp_8xb256-210e_coco-256x192"
 UDP_OFFSETS = "td-hm_hrnet-w32_udp-regress-8xb64-210e_coco-256x192"
 RTMPOSE = "rtmpose-t_8xb256-420e_coco-256x192"
+FLIPPED = (HRNET, RTMPOSE)  # with heatmaps and with SimCC vectors; building a network takes long
 
 
 @functools.lru_cache
@@ -164,7 +165,7 @@ class Perfect:
 def check_blobs_are_found_where_they_are(folder):
     """Colors, places and sides all come through: any mistake of them is larger than what is allowed here."""
     for name in (HRNET, DARK, UDP, UDP_OFFSETS, RTMPOSE):
-        for flip_test in (False, True):
+        for flip_test in (False, True) if name in FLIPPED else (False,):
             estimator = build(folder, name, flip_test)
             planted = [plant(*size, seed) for seed, size in enumerate(SIZES)]
             prepared = [estimator.prepare(image) for image, _ in planted]
@@ -198,7 +199,7 @@ def check_one_person_is_as_mmpose_says(folder):
     from mmpose.apis import inference_topdown
 
     for name in (HRNET, DARK, UDP, UDP_OFFSETS, RTMPOSE):
-        estimator = build(folder, name, True)
+        estimator = build(folder, name, name in FLIPPED)
         images = [plant(*size)[0] for size in SIZES]
         with Perfect(estimator):
             ours = estimator.estimate([estimator.prepare(image) for image in images])
