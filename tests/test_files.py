@@ -26,14 +26,6 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["model_last.pth"]
 
 
-def test_a_write_replaces_the_old_file(tmp_path):
-    path = tmp_path / "model_last.pth"
-    path.write_bytes(b"old")
-    write_whole(path, lambda file: file.write(b"new"))
-    assert path.read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["model_last.pth"]
-
-
 def test_the_content_and_then_the_rename_are_on_disk(tmp_path, monkeypatch):
     """A power cut after the call must not bring back the old content."""
     asked = []

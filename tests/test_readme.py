@@ -132,10 +132,6 @@ def test_both_languages_have_the_same_blocks():
             assert english == chinese
 
 
-def test_readme_is_short():
-    assert len(text_of(README).splitlines()) <= 180
-
-
 def test_the_configs_of_the_readme_are_listed(capsys):
     cli.run("configs")
     listed = capsys.readouterr().out

@@ -17,6 +17,17 @@ def configs_folder() -> Path:
     return shipped if shipped.is_dir() else package.parent / "configs"
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The ``type`` of an argument: an integer that is not smaller than `least`."""
+
+    def integer(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is smaller than {least}")
+        return int(text)
+
+    return integer
+
+
 def add_pairs(parser: argparse.ArgumentParser) -> None:
     """``KEY VALUE`` pairs that change the config, anywhere on the command line."""
     parser.add_argument(
@@ -41,55 +52,37 @@ def add_set(parser: argparse._ActionsContainer) -> None:
 
 def add_training(parser: argparse.ArgumentParser) -> None:
     """The arguments of fast-reid's training scripts."""
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="a YAML file, or the name of a shipped config; fastreid-star configs lists them",
-    )
-    parser.add_argument(
-        "--allow-changed",
-        action="store_true",
-        help="resume or evaluate although the config differs from the checkpoint's",
-    )
-    parser.add_argument(
-        "--num-devices",
-        "--num-gpus",
-        type=int,
-        default=1,
-        metavar="N",
-        help="devices per machine; each gets one process",
-    )
-    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
-    parser.add_argument(
-        "--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0"
-    )
-    parser.add_argument(
-        "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of the first machine"
-    )
+    add = parser.add_argument
+    config = "a YAML file, or the name of a shipped config; fastreid-star configs lists them"
+    add("--config-file", required=True, metavar="FILE", help=config)
+    changed = "resume or evaluate although the config differs from the checkpoint's"
+    add("--allow-changed", action="store_true", help=changed)
+    devices = "devices per machine; each gets one process"
+    add("--num-devices", "--num-gpus", type=int, default=1, metavar="N", help=devices)
+    add("--num-machines", type=int, default=1, metavar="N", help="machines in all")
+    add("--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0")
+    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of the first machine")
+
+
+def add_model(parser: argparse.ArgumentParser) -> argparse._ActionsContainer:
+    """A trained model; the group of arguments is returned."""
+    model = parser.add_argument_group("model", "the folder of a run, or a config and weights")
+    add = model.add_argument
+    contents = "it holds config.yaml, and model_best.pth or model_final.pth"
+    add("--run", default="", metavar="FOLDER", help=contents)
+    add("--config-file", default="", metavar="FILE", help="a YAML file, or the name of a config")
+    add("--weights", default="", metavar="FILE", help="a checkpoint; with --run, one in its folder")
+    add_set(model)
+    return model
 
 
 def add_predictor(parser: argparse.ArgumentParser) -> None:
     """A trained model, and how its features are computed."""
-    model = parser.add_argument_group("model", "the folder of a run, or a config and weights")
-    model.add_argument(
-        "--run",
-        default="",
-        metavar="FOLDER",
-        help="it holds config.yaml, and model_best.pth or model_final.pth",
-    )
-    model.add_argument(
-        "--config-file", default="", metavar="FILE", help="a YAML file, or the name of a config"
-    )
-    model.add_argument(
-        "--weights", default="", metavar="FILE", help="a checkpoint; with --run, one in its folder"
-    )
-    add_set(model)
-    model.add_argument("--device", default="auto", metavar="NAME", help=DEVICES)
-    model.add_argument("--batch-size", type=int, metavar="N", help="tracklets per batch")
-    model.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="decoding processes (default: 2)"
-    )
+    add = add_model(parser).add_argument
+    add("--device", default="auto", metavar="NAME", help=DEVICES)
+    add("--batch-size", type=at_least(1), metavar="N", help="tracklets per batch")
+    workers = "decoding processes (default: 2)"
+    add("--workers", type=at_least(0), default=2, metavar="N", help=workers)
 
 
 def add_tracklets(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,6 @@ import argparse
 import importlib
 import re
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 from fastreid_star.cli.arguments import Action, add_pairs, configs_folder
@@ -82,13 +81,12 @@ def _configs(args: argparse.Namespace) -> None:
         return
     from fastreid.config import get_cfg
 
+    from fastreid_star.engine.config_changes import flatten
     from fastreid_star.engine.defaults import load_config
     from fastreid_star.errors import UserError
 
     meanings = explanations()
-    values, defaults = (
-        dict(flatten(cfg)) for cfg in (load_config(args.name or "", args.opts), get_cfg())
-    )
+    values, defaults = flatten(load_config(args.name or "", args.opts)), flatten(get_cfg())
     shown = [key for key in values if args.key.upper() in key]
     if not shown:
         raise UserError(f"no config key contains {args.key!r}")
@@ -113,15 +111,6 @@ def listing(folder: Path) -> str:
     return "\n".join(
         [f"configs in {folder}", *lines, "", "fastreid-star configs NAME explains one of them"]
     )
-
-
-def flatten(node, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The keys of a config with dots, and their values."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def explanations() -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from fastreid_star.cli.arguments import Action, add_set
+from fastreid_star.cli.arguments import DEVICES, Action, add_set, at_least
 
 
 def add_check(parser: argparse.ArgumentParser) -> Action:
@@ -35,8 +35,6 @@ def add_check(parser: argparse.ArgumentParser) -> Action:
 
 
 def _check(args: argparse.Namespace) -> int:
-    import sys
-
     from fastreid_star.data.check import check_dataset, open_dataset, splits
     from fastreid_star.data.skeletons import SkeletonStore
     from fastreid_star.errors import UserError
@@ -63,7 +61,6 @@ def _check(args: argparse.Namespace) -> int:
         workers=args.workers or (1 if few else min(16, os.cpu_count() or 1)),
         progress=True,
     )
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     print(format_check(check))
     if args.output:
         files = write_dataset_page(
@@ -86,13 +83,11 @@ def add_skeletons(parser: argparse.ArgumentParser) -> Action:
     work with --shard 1/2 and --shard 2/2.
     """
     add = parser.add_argument
-    images = parser.add_mutually_exclusive_group(required=True)
-    images.add_argument(
-        "--dataset", default="", metavar="NAME", help="HITSZVCM, BUPTCampus, SyntheticVCM, ..."
-    )
-    images.add_argument(
-        "--images", default="", metavar="FOLDER", help="a folder of images, with its subfolders"
-    )
+    crops = parser.add_mutually_exclusive_group(required=True)
+    names = "HITSZVCM, BUPTCampus, SyntheticVCM, ..."
+    crops.add_argument("--dataset", default="", metavar="NAME", help=names)
+    inside = "a folder of images, with its subfolders"
+    crops.add_argument("--images", default="", metavar="FOLDER", help=inside)
     add("--root", default="", metavar="FOLDER", help="folder of the datasets, DATASETS.ROOT")
     add("--output", required=True, metavar="FOLDER", help="the skeleton store to write")
     add("--backend", default="mmpose", metavar="NAME", help="mmpose (default) or vitpose")
@@ -100,30 +95,32 @@ def add_skeletons(parser: argparse.ArgumentParser) -> Action:
     add("--checkpoint", default="", metavar="PATH", help="mmpose: a file; vitpose: a folder")
     add("--flip-test", action="store_true", help="average with the mirrored image: twice the time")
     add("--dtype", choices=("bfloat16", "float16"), help="mixed precision (default: float32)")
-    add("--device", default="auto", metavar="NAME", help="auto, npu, cuda or cpu")
+    add("--device", default="auto", metavar="NAME", help=DEVICES)
     add("--num-devices", type=int, default=1, metavar="N", help="devices; each gets one process")
-    add("--shard", default="1/1", metavar="K/N", help="the part of this machine, where N share")
-    add("--batch-size", type=int, default=16, metavar="N", help="images per batch")
-    add("--workers", type=int, default=2, metavar="N", help="decoding processes per device")
+    part = "the part of this machine, where N share"
+    add("--shard", type=shard, default="1/1", metavar="K/N", help=part)
+    add("--batch-size", type=at_least(1), default=16, metavar="N", help="images per batch")
+    workers = "decoding processes per device"
+    add("--workers", type=at_least(0), default=2, metavar="N", help=workers)
     add("--overwrite", action="store_true", help="replace an existing store when this is complete")
     return _skeletons
 
 
-def _skeletons(args: argparse.Namespace) -> None:
-    import re
-    import sys
+def shard(text: str) -> tuple[int, int]:
+    """The numbers of ``1/4``, the first of four shards."""
+    number, _, of = text.partition("/")
+    if not 1 <= int(number) <= int(of):
+        raise ValueError
+    return int(number), int(of)
 
+
+def _skeletons(args: argparse.Namespace) -> None:
     from fastreid_star.data.skeletons import FlatStore
-    from fastreid_star.errors import UserError
     from fastreid_star.pose.extraction import extract_skeletons
 
-    found = re.fullmatch(r"(\d+)/(\d+)", args.shard)
-    if not found:
-        raise UserError(f"--shard {args.shard!r}: write it as 1/4, the first of four")
-    if not extract_skeletons(**{**vars(args), "shard": (int(found[1]), int(found[2]))}):
-        print(f"shard {args.shard} is complete; the last shard to end writes {args.output}")
+    if not extract_skeletons(**vars(args)):
+        print("this shard is complete; the last shard to end writes", args.output)
         return
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     meta = FlatStore(args.output).meta
     counts, missing = meta["counts"], list(meta["missing"].items())
     print(
@@ -162,7 +159,13 @@ def _convert(args: argparse.Namespace) -> None:
     from fastreid_star.errors import UserError
 
     if args.config_file:
-        return _convert_weights(args)
+        from fastreid_star.engine.convert import convert_weights
+        from fastreid_star.engine.defaults import load_config
+
+        cfg = load_config(args.config_file, args.set)
+        convert_weights(args.source, args.target, cfg, report=print)
+        print(f"no weight is missing; written to {os.path.abspath(args.target)}")
+        return
     if args.set:
         raise UserError("--set changes a config: add --config-file FILE")
     if args.source.endswith((".pth", ".pt", ".t")):
@@ -178,12 +181,3 @@ def _convert(args: argparse.Namespace) -> None:
         f"(values that are not finite, or beyond a million); written to "
         f"{os.path.abspath(args.target)}"
     )
-    return None
-
-
-def _convert_weights(args: argparse.Namespace) -> None:
-    from fastreid_star.engine.convert import convert_weights
-    from fastreid_star.engine.defaults import load_config
-
-    convert_weights(args.source, args.target, load_config(args.config_file, args.set), report=print)
-    print(f"no weight is missing; written to {os.path.abspath(args.target)}")

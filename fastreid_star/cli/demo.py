@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     from fastreid.config import CfgNode
 
 WARM_UP_EPOCHS, EPOCHS = 8, 12
-# share of the whole time that each phase takes, measured on two cores
-PHASES = {
-    "drawing synthetic people": 0.15,
-    "warm-up: cross entropies only, shared by both networks": 0.15,
-    "training the baseline (SAD)": 0.25,
-    "training STAR": 0.35,
-    "writing the report": 0.1,
-}
 
 
 def add_demo(parser: argparse.ArgumentParser) -> Action:
@@ -44,140 +36,123 @@ def _demo(args: argparse.Namespace) -> int:
     from fastreid_star.engine.interruption import Interrupted
 
     try:
-        Demo(Path(args.output), args.opts).run()
+        run_demo(Path(args.output), args.opts)
     except (KeyboardInterrupt, Interrupted) as error:
         print("interrupted: the same command continues from here", file=sys.stderr)
         return 128 + error.number if isinstance(error, Interrupted) else 130
     return 0
 
 
-class Demo:
-    """The demo in one folder.
+def run_demo(output: Path, opts: list[str]) -> None:
+    """Run all phases. Those that an earlier call has finished take a moment.
 
     Args:
         output: gets ``datasets/``, ``runs/`` and ``report.html``.
         opts: ``[KEY, VALUE, ...]`` that change the configs of all runs.
+
+    Raises:
+        UserError: a package is missing, or the folder holds runs of other options.
     """
+    from fastreid_star.data.build import build_dataset
+    from fastreid_star.engine.trainer import Trainer
+    from fastreid_star.evaluation.cross_modal import format_table
+    from fastreid_star.report.build import write_report
 
-    def __init__(self, output: Path, opts: list[str]):
-        self.output = output
-        self.runs = output / "runs"
-        self.opts = opts
-        self.start = time.monotonic()
-        self.resumed = self.runs.exists()
+    start, runs = time.monotonic(), output / "runs"
+    warm_up, *configs = demo_configs(output, opts)
+    claim(runs, [warm_up, *configs])
+    open_log(output, opts)
 
-    def run(self) -> None:
-        """Run all phases. Those that an earlier call has finished take a moment.
+    print("[1/5] drawing synthetic people", flush=True)
+    build_dataset(warm_up, "SyntheticVCM")
+    print("[2/5] warm-up: cross entropies only, shared by both networks", flush=True)
+    trainer = Trainer(warm_up)
+    results = {"untrained": trainer.test(trainer.cfg, trainer.model)}
+    train(warm_up)
+    for number, (name, cfg) in enumerate(zip(("SAD", "STAR"), configs, strict=True), start=3):
+        print(f"[{number}/5] training {name}", flush=True)
+        results[name] = train(cfg)
+    print("[5/5] writing the report", flush=True)
+    report = output / "report.html"
+    write_report(runs / "STAR", runs / "SAD", output=report)
 
-        Raises:
-            UserError: a package is missing, or the folder holds runs of other options.
-        """
-        from fastreid_star.data.build import build_dataset
-        from fastreid_star.evaluation.cross_modal import format_table
-        from fastreid_star.report.build import write_report
+    print(f"\n{format_table(results)}\n")
+    before = results["untrained"]["mean/mAP"]
+    for name in ("SAD", "STAR"):
+        mean = results[name]["mean/mAP"]
+        print(f"{name}: mean mAP {mean:.2f}, {mean / before:.1f} times the untrained network's")
+    print(f"done in {time.monotonic() - start:.0f} s")
+    print(f"weights, log and per-query results: {runs.resolve()}")
+    print(f"curves: tensorboard --logdir {runs}")
+    print(f"report: {report.resolve()} ({report.stat().st_size / 1e6:.1f} MB)")
 
-        warm_up = self.config(
-            "SAD",
-            "warm-up",
-            {
-                "MODEL.LOSSES.CE_ONLY_EPOCHS": WARM_UP_EPOCHS,
-                "SOLVER.MAX_EPOCH": WARM_UP_EPOCHS,
-                "SOLVER.STEPS": [],
-                "TEST.EVAL_PERIOD": 0,
-            },
-        )
-        last = {
-            "MODEL.WEIGHTS": self.runs / "warm-up" / "model_final.pth",
-            "MODEL.LOSSES.CE_ONLY_EPOCHS": 0,
-            "SOLVER.MAX_EPOCH": EPOCHS,
-            "SOLVER.STEPS": [EPOCHS - 4],
-            "TEST.EVAL_PERIOD": EPOCHS,
-        }
-        configs = {name: self.config(name, name, last) for name in ("SAD", "STAR")}
-        self.claim("\n".join(cfg.dump() for cfg in (warm_up, *configs.values())))
-        self.open_log()
 
-        self.say(0)
-        build_dataset(warm_up, "SyntheticVCM")
-        self.say(1)
-        results = {"untrained": self.evaluate_untrained(warm_up)}
-        self.train(warm_up)
-        for number, (name, cfg) in enumerate(configs.items(), start=2):
-            self.say(number)
-            results[name] = self.train(cfg)
-        self.say(4)
-        report = self.output / "report.html"
-        write_report(self.runs / "STAR", self.runs / "SAD", output=report)
+def demo_configs(output: Path, opts: list[str]) -> list[CfgNode]:
+    """The configs of the warm-up, of SAD and of STAR."""
+    warm_up = {
+        "MODEL.LOSSES.CE_ONLY_EPOCHS": WARM_UP_EPOCHS,
+        "SOLVER.MAX_EPOCH": WARM_UP_EPOCHS,
+        "SOLVER.STEPS": [],
+        "TEST.EVAL_PERIOD": 0,
+    }
+    last = {
+        "MODEL.WEIGHTS": output / "runs" / "warm-up" / "model_final.pth",
+        "MODEL.LOSSES.CE_ONLY_EPOCHS": 0,
+        "SOLVER.MAX_EPOCH": EPOCHS,
+        "SOLVER.STEPS": [EPOCHS - 4],
+        "TEST.EVAL_PERIOD": EPOCHS,
+    }
+    return [
+        config(output, "SAD", "warm-up", warm_up, opts),
+        *(config(output, name, name, last, opts) for name in ("SAD", "STAR")),
+    ]
 
-        print(f"\n{format_table(results)}\n")
-        for name in configs:
-            gain = results[name]["mean/mAP"] / results["untrained"]["mean/mAP"]
-            mean = results[name]["mean/mAP"]
-            print(f"{name}: mean mAP {mean:.2f}, {gain:.1f} times the untrained network's")
-        print(f"done in {time.monotonic() - self.start:.0f} s")
-        print(f"weights, log and per-query results: {self.runs.resolve()}")
-        print(f"curves: tensorboard --logdir {self.runs}")
-        print(f"report: {report.resolve()} ({report.stat().st_size / 1e6:.1f} MB)")
 
-    def config(self, config: str, name: str, settings: dict[str, object]) -> CfgNode:
-        """The config of one run."""
-        from fastreid_star.engine.defaults import load_config
+def config(
+    output: Path, method: str, name: str, settings: dict[str, object], opts: list[str]
+) -> CfgNode:
+    """The config of the run `name`."""
+    from fastreid_star.engine.defaults import load_config
 
-        folders = {"DATASETS.ROOT": self.output / "datasets", "OUTPUT_DIR": self.runs / name}
-        pairs = [str(part) for pair in {**folders, **settings}.items() for part in pair]
-        return load_config(
-            str(configs_folder() / f"Synthetic/{config}_demo.yml"), pairs + self.opts
-        )
+    folders = {"DATASETS.ROOT": output / "datasets", "OUTPUT_DIR": output / "runs" / name}
+    pairs = [str(part) for pair in {**folders, **settings}.items() for part in pair]
+    return load_config(str(configs_folder() / f"Synthetic/{method}_demo.yml"), pairs + opts)
 
-    def claim(self, configs: str) -> None:
-        """Note in the folder how its runs are made; refuse runs that were made otherwise."""
-        from fastreid_star.errors import UserError
-        from fastreid_star.files import write_whole
 
-        note = self.runs / "demo.yaml"
-        own = [self.runs / name for name in ("warm-up", "SAD", "STAR")]
-        if note.is_file() and note.read_text(encoding="utf-8") != configs:
+def claim(runs: Path, configs: list[CfgNode]) -> None:
+    """Note in the folder how its runs are made; refuse runs that were made otherwise."""
+    from fastreid_star.errors import UserError
+    from fastreid_star.files import write_whole
+
+    note, text = runs / "demo.yaml", "\n".join(cfg.dump() for cfg in configs)
+    folders = [Path(cfg.OUTPUT_DIR) for cfg in configs]
+    if note.is_file():
+        if note.read_text(encoding="utf-8") != text:
             raise UserError(
-                f"{self.runs} was made with other options: delete it, or choose another --output"
+                f"{runs} was made with other options: delete it, or choose another --output"
             )
-        foreign = [folder for folder in own if folder.exists()]
-        if foreign and not note.is_file():
-            raise UserError(f"{foreign[0]} is not from this demo: choose another --output")
-        for folder in own:
-            folder.mkdir(parents=True, exist_ok=True)
-        write_whole(note, lambda file: file.write(configs.encode()))
+    elif foreign := [folder for folder in folders if folder.exists()]:
+        raise UserError(f"{foreign[0]} is not from this demo: choose another --output")
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    write_whole(note, lambda file: file.write(text.encode()))
 
-    def open_log(self) -> None:
-        """One log for all runs; the terminal gets the phases and a progress bar only."""
-        from fastreid_star.engine.defaults import LOGGERS, default_setup
 
-        cfg = self.config("SAD", ".", {})
-        default_setup(cfg, argparse.Namespace(eval_only=False))
-        for logger in map(logging.getLogger, LOGGERS):
-            for handler in logger.handlers:
-                if getattr(handler, "stream", None) is sys.stdout:
-                    handler.setLevel(logging.ERROR)
+def open_log(output: Path, opts: list[str]) -> None:
+    """One log for all runs; the terminal gets the phases and a progress bar only."""
+    from fastreid_star.engine.defaults import LOGGERS, default_setup
 
-    def train(self, cfg: CfgNode) -> dict[str, float]:
-        """Train one run to its end, or resume it; the results of its last evaluation."""
-        from fastreid_star.engine.trainer import Trainer
+    default_setup(config(output, "SAD", ".", {}, opts), argparse.Namespace(eval_only=False))
+    for logger in map(logging.getLogger, LOGGERS):
+        for handler in logger.handlers:
+            if getattr(handler, "stream", None) is sys.stdout:
+                handler.setLevel(logging.ERROR)
 
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=True)
-        return trainer.train()
 
-    def evaluate_untrained(self, cfg: CfgNode) -> dict[str, float]:
-        """The results of the network that the warm-up starts from."""
-        from fastreid_star.engine.trainer import Trainer
+def train(cfg: CfgNode) -> dict[str, float]:
+    """Train one run to its end, or resume it; the results of its last evaluation."""
+    from fastreid_star.engine.trainer import Trainer
 
-        trainer = Trainer(cfg)
-        return trainer.test(trainer.cfg, trainer.model)
-
-    def say(self, number: int) -> None:
-        """Print the phase that starts, and how long the rest takes at the speed so far."""
-        shares = list(PHASES.values())
-        elapsed = time.monotonic() - self.start
-        left = ""
-        if number and not self.resumed:
-            left = f" (about {elapsed * sum(shares[number:]) / sum(shares[:number]):.0f} s left)"
-        print(f"[{number + 1}/{len(PHASES)}] {list(PHASES)[number]}{left}", flush=True)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    return trainer.train()

@@ -5,12 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from fastreid_star.cli.arguments import (
-    Action,
-    add_predictor,
-    add_set,
-    add_tracklets,
-)
+from fastreid_star.cli.arguments import Action, add_model, add_predictor, add_tracklets
 
 if TYPE_CHECKING:
     from fastreid_star.inference import StarPredictor
@@ -43,20 +38,15 @@ def add_features(parser: argparse.ArgumentParser) -> Action:
     and a .json file beside it. --gallery creates a gallery for fastreid-star search, or extends
     one.
     """
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="folders of tracklets, and videos")
+    add = parser.add_argument
+    add("paths", nargs="*", metavar="PATH", help="folders of tracklets, and videos")
     add_tracklets(parser)
-    parser.add_argument("--dataset", default="", metavar="NAME", help="HITSZVCM, SyntheticVCM, ...")
-    parser.add_argument(
-        "--split",
-        default="test",
-        choices=("train", "query", "gallery", "test"),
-        help="of the dataset; test is query and gallery",
-    )
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--output", default="", metavar="FILE", help="an .npz file to write")
-    target.add_argument(
-        "--gallery", default="", metavar="FOLDER", help="a gallery to create or extend"
-    )
+    add("--dataset", default="", metavar="NAME", help="HITSZVCM, SyntheticVCM, ...")
+    splits, which = ("train", "query", "gallery", "test"), "of the dataset; test: query and gallery"
+    add("--split", default="test", choices=splits, help=which)
+    add = parser.add_mutually_exclusive_group(required=True).add_argument
+    add("--output", default="", metavar="FILE", help="an .npz file to write")
+    add("--gallery", default="", metavar="FOLDER", help="a gallery to create or extend")
     add_predictor(parser)
     return _features
 
@@ -90,23 +80,17 @@ def add_search(parser: argparse.ArgumentParser) -> Action:
     infrared query is ranked among the visible entries and a visible one among the infrared;
     --among changes this.
     """
-    parser.add_argument("gallery", metavar="GALLERY", help="the folder of a gallery")
-    parser.add_argument("queries", nargs="+", metavar="QUERY", help="folders and videos")
+    add = parser.add_argument
+    add("gallery", metavar="GALLERY", help="the folder of a gallery")
+    add("queries", nargs="+", metavar="QUERY", help="folders and videos")
     add_tracklets(parser)
-    parser.add_argument(
-        "--top", type=int, default=10, metavar="K", help="entries per list (default: 10)"
-    )
-    parser.add_argument(
-        "--among",
-        default="other",
-        choices=("other", "visible", "infrared", "all"),
-        help="which entries are ranked; other: those of the other modality",
-    )
-    parser.add_argument("--json", default="", metavar="FILE", help="also write the lists as JSON")
-    parser.add_argument("--csv", default="", metavar="FILE", help="also write the lists as CSV")
-    parser.add_argument(
-        "--pictures", default="", metavar="FOLDER", help="also draw each list with first frames"
-    )
+    add("--top", type=int, default=10, metavar="K", help="entries per list (default: 10)")
+    choices = ("other", "visible", "infrared", "all")
+    ranked = "which entries are ranked; other: those of the other modality"
+    add("--among", default="other", choices=choices, help=ranked)
+    add("--json", default="", metavar="FILE", help="also write the lists as JSON")
+    add("--csv", default="", metavar="FILE", help="also write the lists as CSV")
+    add("--pictures", default="", metavar="FOLDER", help="also draw each list with first frames")
     add_predictor(parser)
     return _search
 
@@ -142,27 +126,12 @@ def add_export(parser: argparse.ArgumentParser) -> Action:
     and each frame passes both stems. With it the graph has one stem. docs/export.md lists the
     inputs and describes the conversion for Ascend.
     """
-    parser.add_argument("output", metavar="OUTPUT", help="the .onnx file to write")
-    parser.add_argument(
-        "--run",
-        default="",
-        metavar="FOLDER",
-        help="it holds config.yaml, and model_best.pth or model_final.pth",
-    )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="a YAML file")
-    parser.add_argument(
-        "--weights", default="", metavar="FILE", help="a checkpoint; with --run, one in its folder"
-    )
-    add_set(parser)
-    parser.add_argument(
-        "--modality", choices=("visible", "infrared"), help="of all clips (default: both)"
-    )
-    parser.add_argument(
-        "--frames", type=int, metavar="T", help="frames of a clip (default: INPUT.CLIP.LENGTH)"
-    )
-    parser.add_argument(
-        "--opset", type=int, default=13, metavar="N", help="ONNX opset, 13 (default) to 18"
-    )
+    add = parser.add_argument
+    add("output", metavar="OUTPUT", help="the .onnx file to write")
+    add("--modality", choices=("visible", "infrared"), help="of all clips (default: both)")
+    add("--frames", type=int, metavar="T", help="frames of a clip (default: INPUT.CLIP.LENGTH)")
+    add("--opset", type=int, default=13, metavar="N", help="ONNX opset, 13 (default) to 18")
+    add_model(parser)
     parser.set_defaults(device="cpu")  # for tracing; the graph runs wherever a runtime does
     return _export
 

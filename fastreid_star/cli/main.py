@@ -84,7 +84,8 @@ def _main(arguments: Sequence[str] | None, load: Callable[[], None] | None) -> N
     try:
         check_command(name)
         if {"-h", "--help"} & set(rest[:1] if name == "run-script" else rest):
-            print(SCRIPT_USAGE if name == "run-script" else help_parser(name).format_help())
+            parser = None if name == "run-script" else command_parser(name, for_help=True)[0]
+            print(SCRIPT_USAGE if parser is None else parser.format_help())
             sys.exit(0)
         if load is not None:
             load()
@@ -134,36 +135,32 @@ def check_command(name: str) -> None:
         raise UserError(f"there is no command {name!r}: {hint}")
 
 
-def command_parser(name: str) -> tuple[argparse.ArgumentParser, Action]:
-    """The parser of a command, and the function that runs the command with what it has parsed."""
-    from fastreid_star.engine.defaults import ConfigArgumentParser, add_import_flag
+def command_parser(name: str, *, for_help: bool = False) -> tuple[argparse.ArgumentParser, Action]:
+    """The parser of a command, and the function that runs the command with what it has parsed.
 
-    parser, action = _build(
-        name, ConfigArgumentParser if name in PAIRS else argparse.ArgumentParser
-    )
-    add_import_flag(parser)
-    return parser, action
-
-
-def help_parser(name: str) -> argparse.ArgumentParser:
-    """A parser with the help text of a command, built without torch."""
-    parser, _ = _build(name, argparse.ArgumentParser)
-    parser.add_argument("--import", metavar="PACKAGE", help="import a package of yours first")
-    if name in PAIRS:
-        add_pairs(parser)
-    return parser
-
-
-def _build(
-    name: str, parser_class: type[argparse.ArgumentParser]
-) -> tuple[argparse.ArgumentParser, Action]:
+    Args:
+        name: the command.
+        for_help: only the help text is needed, which is built without torch.
+    """
     add = getattr(importlib.import_module(f"fastreid_star.cli.{COMMANDS[name][0]}"), f"add_{name}")
+    parser_class = argparse.ArgumentParser
+    if not for_help:
+        from fastreid_star.engine.defaults import ConfigArgumentParser, add_import_flag
+
+        parser_class = ConfigArgumentParser if name in PAIRS else parser_class
     parser = parser_class(
         prog=f"fastreid-star {name}",
         description=inspect.cleandoc(add.__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return parser, add(parser)
+    action = add(parser)
+    if for_help:
+        parser.add_argument("--import", metavar="PACKAGE", help="import a package of yours first")
+        if name in PAIRS:
+            add_pairs(parser)
+    else:
+        add_import_flag(parser)
+    return parser, action
 
 
 def explain_import_error(error: ImportError) -> str:

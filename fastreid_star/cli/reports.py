@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastreid_star.cli.arguments import Action, add_set
+from fastreid_star.cli.arguments import DEVICES, Action, add_set
 
 
 def add_report(parser: argparse.ArgumentParser) -> Action:
@@ -24,12 +24,7 @@ def add_report(parser: argparse.ArgumentParser) -> Action:
     add("other", nargs="?", metavar="RUN_B", help="the folder of another, such as the baseline")
     add("--ablation", metavar="DIR", help="the output folder of fastreid-star ablate")
     add("--output", metavar="FILE", help="the file to write (default: report.html in the folder)")
-    add(
-        "--config-file",
-        default="",
-        metavar="FILE",
-        help="for a folder without config.yaml",
-    )
+    add("--config-file", default="", metavar="FILE", help="for a folder without config.yaml")
     add("--device", metavar="NAME", help="auto, npu, cuda or cpu (default: the run's MODEL.DEVICE)")
     add("--queries", type=int, default=2, metavar="N", help="shown per kind and direction")
     add("--seed", type=int, default=0, metavar="N", help="of the random queries")
@@ -75,13 +70,10 @@ def add_zoo(parser: argparse.ArgumentParser) -> Action:
     The table stands between two marks in the page. All numbers of each run's training are copied to
     a file beside the page.
     """
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run")
-    parser.add_argument(
-        "--page", default="configs/README.md", metavar="FILE", help="a Markdown file"
-    )
-    parser.add_argument(
-        "--logs", default="logs", metavar="DIR", help="folder of the numbers, beside the page"
-    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="the folder of a run")
+    add("--page", default="configs/README.md", metavar="FILE", help="a Markdown file")
+    add("--logs", default="logs", metavar="DIR", help="folder of the numbers, beside the page")
     add_set(parser)
     return _zoo
 
@@ -104,11 +96,10 @@ def add_benchmark(parser: argparse.ArgumentParser) -> Action:
     plain loop over the queries; start: the time to the first step. docs/performance.md lists the
     limits and what was measured.
     """
-    parser.add_argument("parts", nargs="*", metavar="PART", help="step, loader, ranking, start")
-    parser.add_argument("--quick", action="store_true", help="smaller work, about two minutes")
-    parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, npu, cuda or cpu (default: auto)"
-    )
+    add = parser.add_argument
+    add("parts", nargs="*", metavar="PART", help="step, loader, ranking, start")
+    add("--quick", action="store_true", help="smaller work, about two minutes")
+    add("--device", default="auto", metavar="NAME", help=DEVICES)
     add_set(parser)
     return _benchmark
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastreid_star.cli.arguments import (
-    DEVICES,
-    Action,
-    add_set,
-    add_training,
-)
+from fastreid_star.cli.arguments import DEVICES, Action, add_set, add_training
 
 
 def add_train(parser: argparse.ArgumentParser) -> Action:
@@ -22,9 +17,8 @@ def add_train(parser: argparse.ArgumentParser) -> Action:
     Ctrl-C and SIGTERM end training after the current step and write a checkpoint. --resume
     continues from the last checkpoint in OUTPUT_DIR, in the middle of an epoch too.
     """
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
-    )
+    resume = "continue from the last checkpoint in OUTPUT_DIR"
+    parser.add_argument("--resume", action="store_true", help=resume)
     parser.add_argument("--eval-only", action="store_true", help="the same as fastreid-star eval")
     add_training(parser)
     return _train
@@ -72,20 +66,12 @@ def add_ablate(parser: argparse.ArgumentParser) -> Action:
     add("--configs", nargs="+", required=True, metavar="FILE")
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of the models")
     add("--data-seeds", nargs="+", type=int, default=[None], metavar="N", help="of synthetic data")
-    add(
-        "--warm-start",
-        metavar="FILE",
-        help="config of the network from which all others start, trained once per seed",
-    )
+    start = "config of the network from which all others start, trained once per seed"
+    add("--warm-start", default="", metavar="FILE", help=start)
     add("--root", default="", metavar="DIR", help="folder of the datasets, DATASETS.ROOT")
     add("--output", required=True, metavar="DIR", help="folder of the runs and tables")
-    add(
-        "--jobs",
-        type=int,
-        default=1,
-        metavar="N",
-        help="runs at the same time; set OMP_NUM_THREADS to match",
-    )
+    jobs = "runs at the same time; set OMP_NUM_THREADS to match"
+    add("--jobs", type=int, default=1, metavar="N", help=jobs)
     add(
         "--retest",
         nargs="+",
@@ -94,7 +80,8 @@ def add_ablate(parser: argparse.ArgumentParser) -> Action:
         metavar="CONFIG NAME KEY VALUE",
         help="evaluate the networks of CONFIG again, as NAME, with keys changed; may be repeated",
     )
-    add("--against", metavar="CONFIG", help="show each seed's difference to the mean mAP of CONFIG")
+    against = "show each seed's difference to the mean mAP of CONFIG"
+    add("--against", default="", metavar="CONFIG", help=against)
     add("--table-only", action="store_true", help="do not train, only write the tables")
     add_set(parser)
     return _ablate
@@ -111,11 +98,11 @@ def _ablate(args: argparse.Namespace) -> None:
         args.output,
         seeds=args.seeds,
         data_seeds=args.data_seeds,
-        warm_start=args.warm_start or "",
+        warm_start=args.warm_start,
         root=args.root,
         jobs=args.jobs,
         retests=args.retest,
-        against=args.against or "",
+        against=args.against,
         opts=args.set,
         table_only=args.table_only,
         report=functools.partial(print, flush=True),
@@ -132,15 +119,11 @@ def add_replay(parser: argparse.ArgumentParser) -> Action:
     The file holds the weights and the batch of the step. The losses are compared with the recorded
     ones, and the first module with a result that is not finite is named.
     """
-    parser.add_argument(
-        "file", metavar="FILE", help="nonfinite-ITERATION.pth in OUTPUT_DIR of the run"
-    )
-    parser.add_argument("--device", default="cpu", metavar="NAME", help=f"{DEVICES} (default: cpu)")
-    parser.add_argument(
-        "--float64",
-        action="store_true",
-        help="compute in double precision: if the step is finite then, rounding was the cause",
-    )
+    add = parser.add_argument
+    add("file", metavar="FILE", help="nonfinite-ITERATION.pth in OUTPUT_DIR of the run")
+    add("--device", default="cpu", metavar="NAME", help=f"{DEVICES} (default: cpu)")
+    double = "compute in double precision: if the step is finite then, rounding was the cause"
+    add("--float64", action="store_true", help=double)
     return _replay
 
 
@@ -160,11 +143,10 @@ def add_doctor(parser: argparse.ArgumentParser) -> Action:
     With a config it also checks everything for which training would stop at its start: the config,
     the data, the skeletons and the output folder.
     """
-    parser.add_argument("--device", metavar="NAME", help=f"{DEVICES} (default: auto)")
-    parser.add_argument(
-        "--num-devices", type=int, default=1, metavar="N", help="processes of the all-reduce"
-    )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="config of a run")
+    add = parser.add_argument
+    add("--device", metavar="NAME", help=f"{DEVICES} (default: auto)")
+    add("--num-devices", type=int, default=1, metavar="N", help="processes of the all-reduce")
+    add("--config-file", default="", metavar="FILE", help="config of a run")
     return _doctor
 
 
@@ -185,7 +167,7 @@ def _doctor(args: argparse.Namespace) -> int:
         opts=args.opts + device,
     )
     good = True
-    for finding in findings:
+    for finding in findings:  # each is printed when it is known
         print(finding, flush=True)
         good = good and finding.good is not False
     print("ready to train" if good else "not ready: see FAIL above")

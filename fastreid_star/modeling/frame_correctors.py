@@ -57,9 +57,7 @@ def build_frame_corrector(cfg: CfgNode, *, feat_dim: int) -> FrameCorrectorBase 
     name = cfg.MODEL.FRAME_CORRECTOR.NAME
     if not name:
         return None
-    known = (
-        FRAME_CORRECTOR_REGISTRY._obj_map
-    )  # fast-reid's registry cannot list its names otherwise
+    known = FRAME_CORRECTOR_REGISTRY._obj_map  # the registry cannot list its names otherwise
     if name not in known:
         choices = ", ".join(sorted(known))
         raise UserError(f"MODEL.FRAME_CORRECTOR.NAME is {name!r}: choose one of {choices}")

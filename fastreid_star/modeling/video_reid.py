@@ -1,12 +1,11 @@
-"""The meta-architecture that all methods extend: a batch becomes named outputs, outputs become
-losses.
+"""The meta-architecture of all methods: a batch becomes named outputs, outputs become losses.
 
 ::
 
-    images -> normalize -> stem of the modality -> stages 1-2 -> stages 3-4 -> mean over h, w ->
-    frames frames -> frame corrector, if there is one -> corrected -> head: pooled over T -> clip
-    clip   -> neck, classifier -> features (evaluation), clip_logits (training) frames -> neck,
-    classifier -> frame_logits (training)
+    images -> normalize -> stem of the modality -> stages 1-4 -> mean over h, w -> frames
+    frames -> frame corrector, if there is one -> corrected -> head: pooled over T -> clip
+    clip   -> neck, classifier -> features (evaluation), clip_logits (training)
+    frames -> neck, classifier -> frame_logits (training)
 
 Shapes: B clips, T frames of a clip, N = B T frames, D feature width of the backbone, C identities.
 B and T are read from the batch.
@@ -298,12 +297,10 @@ class VideoReID(nn.Module):
         if not self.reads_skeletons:
             raise UserError("this model reads no skeletons, so it has no attention to show")
         modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
-            return self.encode(batch, explain=True)["attention"]
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        attention = self.eval().encode(batch, explain=True)["attention"]
+        for module, training in modes.items():
+            module.training = training
+        return attention
 
     def _check_needs(self) -> None:
         """Raise a UserError where a loss or the head needs an output that nothing provides."""

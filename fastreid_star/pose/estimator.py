@@ -7,9 +7,9 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,16 +39,18 @@ class PoseEstimator(ABC):
     Attributes:
         prepare: turns a crop, uint8 ``[H, W, 3]`` in RGB, into an input of :meth:`estimate`. It can
             be pickled without the network and runs in loading processes.
+        description: see :meth:`describe`.
     """
 
     prepare: Callable[[np.ndarray], Any]
+    description: dict[str, Any]
 
     @abstractmethod
     def estimate(self, prepared: Sequence[Any]) -> np.ndarray:
         """The joints of N crops in one batch.
 
         Args:
-            prepared: the result of `prepare` for each crop.
+            prepared: the result of `prepare` for each crop, at least one.
 
         Returns:
             float32 ``[N, V, 3]``: x and y in pixels of the crop, with the center of the first pixel
@@ -56,17 +58,16 @@ class PoseEstimator(ABC):
             joint with score 0 have no meaning. An output that is not finite stays so.
         """
 
-    @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Everything that the joints depend on, as JSON values: the network, its files' SHA-256,
-        `input_size` (width, height), the meaning of `score`, and the versions of the libraries."""
+        """Everything that the joints depend on, see :func:`description_of`."""
+        return dict(self.description)
 
 
 def build_estimator(
-    backend: str,
+    backend: str = "mmpose",
     *,
-    model: str | None = None,
-    checkpoint: str | None = None,
+    model: str = "",
+    checkpoint: str = "",
     device: torch.device,
     flip_test: bool = False,
     dtype: str | None = None,
@@ -76,8 +77,8 @@ def build_estimator(
     Args:
         backend: ``mmpose`` (HRNet, RTMPose and the other top-down networks of mmpose 1.3.2) or
             ``vitpose`` (ViTPose of Hugging Face transformers).
-        model: mmpose: the name of one of its configs, or the path of a config file; None or empty:
-            HRNet-w32, 256x192. vitpose: None or empty.
+        model: mmpose: the name of one of its configs, or the path of a config file; empty:
+            HRNet-w32, 256x192. vitpose: empty.
         checkpoint: mmpose: the file with the weights. vitpose: the folder with config.json,
             preprocessor_config.json and model.safetensors.
         device: where the network runs.
@@ -90,8 +91,6 @@ def build_estimator(
     """
     if backend not in BACKENDS:
         raise UserError(f"unknown pose backend {backend!r}: use {' or '.join(sorted(BACKENDS))}")
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}: use float16, bfloat16 or none")
     module, name, packages = BACKENDS[backend]
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
@@ -101,11 +100,7 @@ def build_estimator(
         )
     estimator = getattr(importlib.import_module(module), name)
     return estimator(
-        model=model or None,
-        checkpoint=checkpoint or None,
-        device=device,
-        flip_test=flip_test,
-        dtype=dtype,
+        model=model, checkpoint=checkpoint, device=device, flip_test=flip_test, dtype=dtype
     )
 
 
@@ -168,7 +163,35 @@ def mixed_precision(device: torch.device, dtype: str | None) -> contextlib.Abstr
     return torch.autocast(device.type, dtype=DTYPES[dtype])
 
 
-def sha256(paths: Iterable[str | os.PathLike]) -> str:
+def description_of(
+    files: Sequence[Path],
+    packages: Sequence[str],
+    *,
+    flip_test: bool,
+    dtype: str | None,
+    **network: Any,
+) -> dict[str, Any]:
+    """Everything that the joints depend on, as JSON values.
+
+    Args:
+        files: the weights; their names and SHA-256 are taken.
+        packages: libraries whose versions are taken, beside torch.
+        flip_test, dtype: see :func:`build_estimator`.
+        network: its name, `input_size` (width, height), the meaning of `score`, ...
+    """
+    found = {package: importlib.metadata.version(package) for package in packages}
+    return {
+        **network,
+        "checkpoint": ", ".join(file.name for file in files),
+        "sha256": sha256(files),
+        "several_people": RULE,
+        "flip_test": flip_test,
+        "dtype": dtype or "float32",
+        "versions": {"torch": torch.__version__, **found},
+    }
+
+
+def sha256(paths: Sequence[Path]) -> str:
     """The digest of the concatenated files."""
     digest = hashlib.sha256()
     for path in paths:
@@ -176,9 +199,3 @@ def sha256(paths: Iterable[str | os.PathLike]) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """The versions of torch and of installed packages."""
-    found = {package: importlib.metadata.version(package) for package in packages}
-    return {"torch": torch.__version__, **found}

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from fastreid_star.data.build import is_video_dataset
 from fastreid_star.data.check import open_dataset
-from fastreid_star.data.folders import IMAGE_SUFFIXES, natural_key
+from fastreid_star.data.folders import IMAGE_SUFFIXES, image_folders, natural_key
 from fastreid_star.data.io import PAUSES, BrokenImage, LostImage, read_frame
 from fastreid_star.errors import UserError
+
+KEPT = "repeat the command; finished parts are kept"
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,11 @@ class Frames:
         return hashlib.sha256(b"".join(names)).hexdigest()
 
 
-@dataclass(frozen=True)
-class Crop:
-    """A crop prepared for the network, or why it is not; `lost` if the disk is the reason."""
+class Crop(NamedTuple):
+    """A crop prepared for the network, or the problem with its file."""
 
     prepared: Any
-    size: tuple[int, int]
     problem: str = ""
-    lost: bool = False
 
 
 class Crops(Dataset):
@@ -67,20 +67,32 @@ class Crops(Dataset):
 
     def __getitem__(self, index: int) -> Crop:
         path = self.frames.path(index)
-        for pause in (*PAUSES, None):
-            try:
-                image = read_frame(path)
-            except LostImage as error:
-                if pause is None:
-                    return Crop(None, (0, 0), str(error), lost=True)
-                time.sleep(pause)
-            except BrokenImage as error:
-                # the same text on each machine: without the folder of the crops
-                return Crop(None, (0, 0), str(error).replace(path, self.frames.paths[index]))
-            else:
-                height, width = image.shape[:2]
-                return Crop(self.prepare(image), (width, height))
-        raise AssertionError
+        try:
+            image = read_patiently(path)
+        except BrokenImage as error:
+            # the same text on each machine: without the folder of the crops
+            return Crop(None, str(error).replace(path, self.frames.paths[index]))
+        return Crop(self.prepare(image))
+
+
+def read_patiently(path: str) -> np.ndarray:
+    """An image; if the disk fails, it is tried again after the pauses of PAUSES.
+
+    Raises:
+        BrokenImage: the file is not a readable image.
+        UserError: the disk failed each time.
+    """
+    for pause in PAUSES:
+        try:
+            return read_frame(path)
+        except LostImage:
+            time.sleep(pause)
+    try:
+        return read_frame(path)
+    except LostImage as error:
+        raise UserError(
+            f"{error}: check the disk and the rights of the file, and {KEPT}"
+        ) from error
 
 
 def frames_of_dataset(name: str, root: str) -> Frames:
@@ -96,43 +108,40 @@ def frames_of_dataset(name: str, root: str) -> Frames:
     if not is_video_dataset(name):
         raise UserError(f"{name} is a dataset of images: give the folder of its crops by --images")
     dataset = open_dataset(name, root, check_frames=True)
-    files: dict[str, str] = {}
+    files = []
     for tracklet in (*dataset.train, *dataset.query, *dataset.gallery):
-        folder = os.path.normpath(os.path.relpath(tracklet.root, dataset.folder))
+        folder = os.path.relpath(tracklet.root, dataset.folder)
         for index, frame in enumerate(tracklet.frames):
-            _add(files, tracklet.key(index), os.path.normpath(os.path.join(folder, frame)))
-    return Frames(dataset.folder, list(files), list(files.values()))
+            files.append((tracklet.key(index), os.path.normpath(os.path.join(folder, frame))))
+    return _frames(dataset.folder, files)
 
 
 def frames_of_folder(folder: str | os.PathLike) -> Frames:
-    """All images below a folder in natural order: 2.jpg before 10.jpg. Hidden ones are skipped.
+    """All images below a folder in natural order: 2.jpg before 10.jpg.
+
+    Hidden files and folders are skipped; links to folders are followed.
 
     Raises:
         UserError: the folder does not exist or contains no image, or two images differ in their
             suffix only.
     """
-    folder = os.fspath(folder)
     if not os.path.isdir(folder):
         raise UserError(f"--images {folder}: there is no such folder")
-    found = []
-    for place, below, names in os.walk(folder, onerror=_refuse):
-        below[:] = [name for name in below if not name.startswith(".")]
-        inside = os.path.relpath(place, folder)
-        inside = "" if inside == os.curdir else inside.replace(os.sep, "/") + "/"
-        shown = [name for name in names if not name.startswith(".")]
-        found += [inside + name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
-    files: dict[str, str] = {}
-    for name in sorted(found, key=natural_key):
-        _add(files, name.rpartition(".")[0], name)
-    if not files:
+    found = [
+        (inside / name).as_posix()
+        for inside, names in image_folders(Path(folder))
+        for name in names
+    ]
+    if not found:
         raise UserError(f"--images {folder}: no image found ({', '.join(IMAGE_SUFFIXES)})")
-    return Frames(folder, list(files), list(files.values()))
+    found.sort(key=natural_key)
+    return _frames(folder, ((name.rpartition(".")[0], name) for name in found))
 
 
-def _add(files: dict[str, str], key: str, path: str) -> None:
-    if files.setdefault(key, path) != path:
-        raise UserError(f"{files[key]} and {path} have the same key {key}: rename one of them")
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(f"--images: {error.filename} cannot be listed: {error.strerror}")
+def _frames(folder: str | os.PathLike, files: Iterable[tuple[str, str]]) -> Frames:
+    """Frames of (key, path) pairs; a pair may appear twice, a key with two paths may not."""
+    paths: dict[str, str] = {}
+    for key, path in files:
+        if paths.setdefault(key, path) != path:
+            raise UserError(f"{paths[key]} and {path} have the same key {key}: rename one of them")
+    return Frames(os.fspath(folder), list(paths), list(paths.values()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -23,16 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastreid_star.coco import JOINT_NAMES, NUM_JOINTS
+from fastreid_star.coco import JOINT_NAMES
 from fastreid_star.errors import UserError
 from fastreid_star.pose.estimator import (
-    RULE,
     PoseEstimator,
+    description_of,
     join_joints,
     keep_central_peaks,
     mixed_precision,
-    sha256,
-    versions,
 )
 from fastreid_star.pose.mmpose_weights import load_weights
 
@@ -56,13 +55,16 @@ def importable() -> Iterator[None]:
         vars(module).update(values)
         sys.modules[name] = module
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Fail to import ``MultiScale", UserWarning)
-            yield
+        yield
     finally:
         for name in members:
             del sys.modules[name]
 
+
+# mmpose's warnings about its own configs and code
+for message in ("Fail to import ``MultiScale", "The metainfo config file .* does not exist"):
+    warnings.filterwarnings("ignore", message, UserWarning)
+warnings.filterwarnings("ignore", category=FutureWarning, module="mmpose")
 
 with importable():
     import mmpose
@@ -87,14 +89,14 @@ class MMPoseEstimator(PoseEstimator):
     def __init__(
         self,
         *,
-        model: str | None,
-        checkpoint: str | None,
+        model: str,
+        checkpoint: str,
         device: torch.device,
         flip_test: bool,
         dtype: str | None,
     ):
         path = config_path(model or DEFAULT_MODEL)
-        if checkpoint is None:
+        if not checkpoint:
             raise UserError(
                 f"{path.stem} needs trained weights: download the checkpoint that mmpose's model "
                 "zoo lists for this config, and give the file by --checkpoint"
@@ -122,32 +124,25 @@ class MMPoseEstimator(PoseEstimator):
         self._device, self._dtype = device, dtype
         init_default_scope("mmpose")
         pipeline = Compose(config.test_dataloader.dataset.pipeline)
-        self.prepare = PrepareCrop(pipeline, self._model.dataset_meta)
-        self._description = {
-            "backend": "mmpose",
-            "model": path.stem,
-            "config": path.name,
-            "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "checkpoint": os.path.basename(checkpoint),
-            "sha256": sha256([checkpoint]),
-            "input_size": [int(side) for side in decoder.input_size],
-            "score": _SCORES[type(decoder)],
-            "several_people": RULE,
-            "flip_test": flip_test,
-            "dtype": dtype or "float32",
-            "versions": versions("mmpose", "mmengine", "mmcv-lite"),
-        }
-
-    def describe(self) -> dict[str, Any]:
-        return dict(self._description)
+        self.prepare = functools.partial(prepare_crop, pipeline, self._model.dataset_meta)
+        self.description = description_of(
+            [Path(checkpoint)],
+            ["mmpose", "mmengine", "mmcv-lite"],
+            flip_test=flip_test,
+            dtype=dtype,
+            backend="mmpose",
+            model=path.stem,
+            config=path.name,
+            config_sha256=hashlib.sha256(text.encode()).hexdigest(),
+            input_size=[int(side) for side in decoder.input_size],
+            score=_SCORES[type(decoder)],
+        )
 
     def estimate(self, prepared: Sequence[Any]) -> np.ndarray:
-        if not prepared:
-            return join_joints(np.empty((0, NUM_JOINTS, 2)), np.empty((0, NUM_JOINTS)))
         samples = [item["data_samples"] for item in prepared]
         widths = [sample.gt_instances.bboxes[0, 2] / sample.input_scale[0] for sample in samples]
         self._widths = torch.tensor(widths, dtype=torch.float32, device=self._device)
-        with torch.inference_mode(), mixed_precision(self._device, self._dtype), quiet():
+        with torch.inference_mode(), mixed_precision(self._device, self._dtype):
             results = self._model.test_step(pseudo_collate(prepared))
         found = [sample.pred_instances for sample in results]
         return join_joints(
@@ -172,36 +167,23 @@ class MMPoseEstimator(PoseEstimator):
         return decode_central
 
 
-class PrepareCrop:
-    """The config's own steps from an image to the input of the network.
+def prepare_crop(pipeline: Compose, meta: dict[str, Any], crop: np.ndarray) -> dict[str, Any]:
+    """The input of the network, by the config's own steps.
 
     Args:
         pipeline: the test pipeline of the config; its first step accepts loaded images.
         meta: what the dataset says about the joints.
+        crop: uint8 ``[H, W, 3]``, RGB.
     """
-
-    def __init__(self, pipeline: Compose, meta: dict[str, Any]):
-        self._pipeline, self._meta = pipeline, meta
-
-    def __call__(self, crop: np.ndarray) -> dict[str, Any]:
-        height, width = crop.shape[:2]
-        return self._pipeline(
-            {
-                **self._meta,
-                "img": np.ascontiguousarray(crop[..., ::-1]),  # mmpose's images are BGR
-                "bbox": np.array([[0, 0, width, height]], np.float32),
-                "bbox_score": np.ones(1, np.float32),
-            }
-        )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without mmpose's warnings about its own configs and code."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The metainfo config file .* does not exist", UserWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning, module="mmpose")
-        yield
+    height, width = crop.shape[:2]
+    return pipeline(
+        {
+            **meta,
+            "img": np.ascontiguousarray(crop[..., ::-1]),  # mmpose's images are BGR
+            "bbox": np.array([[0, 0, width, height]], np.float32),
+            "bbox_score": np.ones(1, np.float32),
+        }
+    )
 
 
 def config_path(model: str) -> Path:
@@ -212,14 +194,10 @@ def config_path(model: str) -> Path:
     """
     if os.path.isfile(model):
         return Path(model)
-    if os.sep in model or model.endswith(".py"):
-        raise UserError(
-            f"mmpose config {model} does not exist: give the path of a file, or a name without .py"
-        )
     files = {file.stem: file for file in CONFIGS.rglob("*.py")}
     if model not in files:
         near = difflib.get_close_matches(model, files, n=1, cutoff=0)
-        raise UserError(f"mmpose has no config {model}; did you mean {' '.join(near)}?")
+        raise UserError(f"mmpose has no config or file {model}; did you mean {' '.join(near)}?")
     return files[model]
 
 
@@ -264,8 +242,7 @@ def _build(
     settings = {"flip_test": flip_test, "output_heatmaps": False}
     config.model.test_cfg = {**(config.model.get("test_cfg") or {}), **settings}
     try:
-        with quiet():
-            return init_model(config, None, device=device)  # None: without any weights
+        return init_model(config, None, device=device)  # None: without any weights
     except Exception as error:  # for example a layer of a package that is not installed
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise UserError(f"mmpose cannot build {path.name}: {reason}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,53 +25,47 @@ def load_weights(model: torch.nn.Module, path: str, config: str, codec: Mapping[
             weights.
     """
     weights, trained_with = read_checkpoint(path)
-    cure = "give the config that it was trained with by --model"
-
-    def refuse(what: str, names: Sequence[str]) -> None:
-        if names:
-            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            count = f"{len(names)} weights are {what} ({listed})"
-            raise UserError(f"checkpoint {path} is not of {config}: {count}; {cure}")
-
+    wrong = _other_codec(trained_with, codec)
     try:
-        found = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # one line for each weight of another shape
-        refuse("of another shape", re.findall(r"size mismatch for (\S+):", str(error)))
-        raise
-    refuse("missing", found.missing_keys)
-    refuse("unknown", found.unexpected_keys)
-    said = re.search(
+        model.load_state_dict(weights)
+    except RuntimeError as error:  # it lists the weights that are missing, unknown or misshapen
+        wrong = " ".join(str(error).split())[:300]
+    if wrong:
+        raise UserError(
+            f"checkpoint {path} is not of {config}: {wrong}; give the config that it was trained "
+            "with by --model"
+        )
+
+
+def _other_codec(trained_with: str, codec: Mapping[str, Any]) -> str:
+    """What differs between a codec and that in the text of a config; empty if nothing does."""
+    found = re.search(
         r"^codec = dict\((.*?)\)\n(?=\S)", trained_with + "\n#", re.DOTALL | re.MULTILINE
     )
-    text = "".join(said[1].split()) if said else ""
-    kind, size = codec["type"], [int(side) for side in codec["input_size"]]
-    theirs = re.search(r"\btype='(\w+)'", text), re.search(r"input_size=[(\[](\d+),(\d+)", text)
-    if theirs[0] and theirs[0][1] != kind:
-        wrong = f"codec {theirs[0][1]}, not {kind}"
-    elif theirs[1] and [int(side) for side in theirs[1].groups()] != size:
-        wrong = f"input_size {' x '.join(theirs[1].groups())}, not {size[0]} x {size[1]}"
-    else:
-        return
-    raise UserError(f"checkpoint {path} is not of {config}: it was trained with {wrong}; {cure}")
+    text = "".join(found[1].split()) if found else ""
+    kind = re.search(r"\btype='(\w+)'", text)
+    size = re.search(r"input_size=[(\[](\d+),(\d+)", text)
+    if kind and kind[1] != codec["type"]:
+        return f"it was trained with codec {kind[1]}, not {codec['type']}"
+    if size and [int(side) for side in size.groups()] != [*codec["input_size"]]:
+        return f"it was trained with input_size {size[1]} x {size[2]}"
+    return ""
 
 
-def _ignored(path: str) -> Any:
-    """A class that torch.load builds in place of `path`, and that keeps nothing."""
-    module, _, name = path.rpartition(".")
-    members = {
-        "__module__": module,
-        "__qualname__": name,
-        "__new__": lambda cls, *args: object.__new__(cls),
-        "__init__": lambda self, *args: None,
-        "__setstate__": lambda self, state: None,
-    }
-    return type(name, (), members)
+class _Ignored:
+    """What torch.load builds in place of objects that are not needed; it keeps nothing."""
+
+    def __init__(self, *args: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
-# Checkpoints of mmengine also contain the curves of their training, as objects that are not needed.
-_IGNORED = [
-    _ignored(path)
-    for path in (
+# Checkpoints of mmengine also contain the curves of their training.
+_IGNORED: list[Any] = [
+    (_Ignored, name)
+    for name in (
         *("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr"),
         *("numpy.ndarray", "numpy.dtype"),
         *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),

@@ -10,11 +10,10 @@ box, where W is the width of the input, and back from the cells of the heatmap i
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,13 +23,12 @@ import torch.nn.functional as F
 from fastreid_star.coco import LEFT_RIGHT, NUM_JOINTS
 from fastreid_star.errors import UserError
 from fastreid_star.pose.estimator import (
-    RULE,
     PoseEstimator,
+    description_of,
     join_joints,
     keep_central_peaks,
     mixed_precision,
     sha256,
-    versions,
 )
 
 PADDING = 1.25  # of the box, in training
@@ -38,22 +36,19 @@ COCO = 0  # of the datasets that the experts of ViTPose+ are for
 _BLUR, _SIGMA = 11, 2.0
 
 
-@dataclass(frozen=True)
-class PreparedCrop:
+class PreparedCrop(NamedTuple):
     """A crop in the network's input.
 
-    Args:
+    Attributes:
         image: uint8 ``[3, H, W]``, RGB.
-        left, top: the position of the input's first pixel, in pixels of the crop.
-        width, height: the box that the input shows, in pixels of the crop.
+        corner: x and y of the input's first pixel, in pixels of the crop.
+        box: width and height of what the input shows, in pixels of the crop.
         share: the share of the input's width that the crop takes.
     """
 
     image: torch.Tensor
-    left: float
-    top: float
-    width: float
-    height: float
+    corner: np.ndarray
+    box: np.ndarray
     share: float
 
 
@@ -69,18 +64,16 @@ class PrepareCrop:
     height: int
 
     def __call__(self, crop: np.ndarray) -> PreparedCrop:
-        height, width = crop.shape[:2]
-        # pixels of the crop per pixel of the input
-        pixels = PADDING * max(width / self.width, height / self.height)
-        box_width, box_height = pixels * self.width, pixels * self.height
-        left, top = (width - box_width) / 2, (height - box_height) / 2
-        scale_x, scale_y = (self.width - 1) / box_width, (self.height - 1) / box_height
-        matrix = np.array([[scale_x, 0, -left * scale_x], [0, scale_y, -top * scale_y]])
+        size, own = np.array([self.width, self.height]), np.array(crop.shape[1::-1])
+        box = PADDING * (own / size).max() * size
+        corner = (own - box) / 2
+        scale = (size - 1) / box
+        matrix = np.column_stack([np.diag(scale), -corner * scale])
         warped = cv2.warpAffine(
             np.ascontiguousarray(crop), matrix, (self.width, self.height), flags=cv2.INTER_LINEAR
         )
         image = torch.from_numpy(warped).permute(2, 0, 1).contiguous()
-        return PreparedCrop(image, left, top, box_width, box_height, width / box_width)
+        return PreparedCrop(image, corner, box, float(own[0] / box[0]))
 
 
 class VitPoseEstimator(PoseEstimator):
@@ -89,17 +82,17 @@ class VitPoseEstimator(PoseEstimator):
     def __init__(
         self,
         *,
-        model: str | None,
-        checkpoint: str | None,
+        model: str,
+        checkpoint: str,
         device: torch.device,
         flip_test: bool,
         dtype: str | None,
     ):
-        if model is not None:
+        if model:
             raise UserError(
                 "vitpose has no --model: the folder given by --checkpoint defines the network"
             )
-        if checkpoint is None:
+        if not checkpoint:
             raise UserError(
                 "vitpose needs trained weights: download the files of a ViTPose from the Hugging "
                 "Face hub, such as usyd-community/vitpose-base-simple, and give their folder by "
@@ -110,45 +103,29 @@ class VitPoseEstimator(PoseEstimator):
         self._model, processor = _load(folder)
         backbone = self._model.config.backbone_config
         size = (processor.size["width"], processor.size["height"])
-        if size[::-1] != tuple(backbone.image_size):
-            raise UserError(
-                f"{folder}: preprocessor_config.json makes images of {size[0]} x {size[1]}, "
-                f"config.json needs {backbone.image_size[1]} x {backbone.image_size[0]}: download "
-                "both again"
-            )
         self._model.to(device)
         self._with_experts = backbone.num_experts > 1
         self._device, self._flip_test, self._dtype = device, flip_test, dtype
-        factor = processor.rescale_factor if processor.do_rescale else 1
-        statistics = ([0.0] * 3, [1.0] * 3)
-        if processor.do_normalize:
-            statistics = (processor.image_mean, processor.image_std)
         self._mean, self._std = (
-            torch.tensor(x, device=device).view(3, 1, 1) / factor for x in statistics
+            torch.tensor(x, device=device).view(3, 1, 1) / processor.rescale_factor
+            for x in (processor.image_mean, processor.image_std)
         )
         self.prepare = PrepareCrop(*size)
-        self._description = {
-            "backend": "vitpose",
-            "model": folder.resolve().name,
-            "config": f"layers: {backbone.num_hidden_layers}, width: {backbone.hidden_size}, "
+        self.description = description_of(
+            files,
+            ["transformers"],
+            flip_test=flip_test,
+            dtype=dtype,
+            backend="vitpose",
+            model=folder.resolve().name,
+            config=f"layers: {backbone.num_hidden_layers}, width: {backbone.hidden_size}, "
             f"experts: {backbone.num_experts}",
-            "config_sha256": sha256([folder / "config.json", folder / "preprocessor_config.json"]),
-            "checkpoint": ", ".join(file.name for file in files),
-            "sha256": sha256(files),
-            "input_size": list(size),
-            "score": "heatmap maximum",
-            "several_people": RULE,
-            "flip_test": flip_test,
-            "dtype": dtype or "float32",
-            "versions": versions("transformers"),
-        }
-
-    def describe(self) -> dict[str, Any]:
-        return dict(self._description)
+            config_sha256=sha256([folder / "config.json", folder / "preprocessor_config.json"]),
+            input_size=list(size),
+            score="heatmap maximum",
+        )
 
     def estimate(self, prepared: Sequence[PreparedCrop]) -> np.ndarray:
-        if not prepared:
-            return join_joints(np.empty((0, NUM_JOINTS, 2)), np.empty((0, NUM_JOINTS)))
         shares = torch.tensor([crop.share for crop in prepared], device=self._device)
         with torch.inference_mode():
             images = torch.stack([crop.image for crop in prepared]).to(self._device)
@@ -158,8 +135,8 @@ class VitPoseEstimator(PoseEstimator):
                 maps = (maps + self._heatmaps(images.flip(-1)).flip(-1)[:, list(LEFT_RIGHT)]) / 2
             cells, scores = find_joints(keep_central_peaks(maps, shares))
         last = np.array(maps.shape[:1:-1]) - 1
-        boxes = np.array([(crop.width, crop.height) for crop in prepared])[:, None]
-        corners = np.array([(crop.left, crop.top) for crop in prepared])[:, None]
+        boxes = np.stack([crop.box for crop in prepared])[:, None]
+        corners = np.stack([crop.corner for crop in prepared])[:, None]
         return join_joints(cells.cpu().numpy() / last * boxes + corners, scores.cpu().numpy())
 
     def _heatmaps(self, images: torch.Tensor) -> torch.Tensor:
@@ -219,8 +196,7 @@ def find_joints(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _weight_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"folder {folder} does not exist: download a ViTPose into it")
-    whole = folder / "model.safetensors"
-    files = [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
+    files = sorted(folder.glob("model*.safetensors"))  # large networks have several
     if not files:
         raise UserError(
             f"{folder} contains no model.safetensors: download that file too; pytorch_model.bin "
@@ -231,52 +207,33 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _load(folder: Path) -> tuple[Any, Any]:
     """The network in evaluation mode, float32, and the settings of the image processor."""
-    from transformers import AutoConfig, VitPoseForPoseEstimation, VitPoseImageProcessor
+    from transformers import VitPoseForPoseEstimation, VitPoseImageProcessor
+    from transformers.utils import logging
 
-    local: dict[str, Any] = {"local_files_only": True}
+    logging.set_verbosity_error()  # without the advice to train missing weights
+    logging.disable_progress_bar()
     try:
-        with _quiet():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **local)
-            if config.model_type != "vitpose":
-                raise UserError(f"{folder} contains a {config.model_type}, not a ViTPose")
-            if config.num_labels != NUM_JOINTS:
-                raise UserError(
-                    f"{folder} finds {config.num_labels} joints, not COCO's {NUM_JOINTS}: choose "
-                    "another network"
-                )
-            processor = VitPoseImageProcessor.from_pretrained(folder, **local)
-            model, info = VitPoseForPoseEstimation.from_pretrained(
-                folder,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are reported below
-                **local,
-            )
-    except UserError:
-        raise
+        processor = VitPoseImageProcessor.from_pretrained(folder, local_files_only=True)
+        model, info = VitPoseForPoseEstimation.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below
+        )
     except Exception as error:  # of a damaged folder the libraries raise many kinds
         reason = " ".join(str(error).split())
         raise UserError(f"{folder} cannot be read ({reason}): download it again") from error
+    if model.config.num_labels != NUM_JOINTS:
+        raise UserError(
+            f"{folder} finds {model.config.num_labels} joints, not COCO's {NUM_JOINTS}: choose "
+            "another network"
+        )
     for what in ("missing", "unexpected", "mismatched"):
         names = sorted(key if isinstance(key, str) else key[0] for key in info[f"{what}_keys"])
         if names:
-            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            count = f"{len(names)} weights are {what} ({listed})"
-            raise UserError(f"{folder}: {count}: download it again")
+            raise UserError(
+                f"{folder}: {len(names)} weights are {what} ({', '.join(names[:3])}): download it "
+                "again"
+            )
     return model.float().eval(), processor
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without progress bars, and without the advice to train missing weights."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -6,8 +6,9 @@ import pytest
 import torch
 from fastreid.config import get_cfg
 
-from fastreid_star.cli.configs import MEANINGS, comments, explanations, flatten, meaning_of
+from fastreid_star.cli.configs import MEANINGS, explanations, meaning_of
 from fastreid_star.cli.main import run
+from fastreid_star.engine.config_changes import flatten
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.errors import UserError
 from fastreid_star.methods.star import STAR
@@ -104,25 +105,9 @@ def test_a_resolved_config_marks_what_differs_from_the_default(capsys):
 
 
 def test_every_key_of_fastreid_and_ours_has_a_meaning():
-    keys = dict(flatten(get_cfg()))
+    keys = flatten(get_cfg())
     meanings = explanations()
     assert len(keys) > 150
     assert not [key for key in keys if meaning_of(key, meanings) == "(not documented)"]
     nodes = {key.rpartition(".")[0] for key in keys}
     assert not set(MEANINGS) - set(keys) - nodes, "a meaning of a key that does not exist"
-
-
-def test_comments_belong_to_the_line_below_or_beside():
-    found = comments(
-        "# --- heading ---\n"
-        "cfg.A = CN()\n"
-        "# Two\n"
-        "# lines.\n"
-        "cfg.A.B = 1\n"
-        "cfg.A.C = 2  # beside\n"
-        "# of nothing\n"
-        "\n"
-        "_C.D = 3\n"
-    )
-    assert found == {"A.B": "Two lines.", "A.C": "beside"}
-    assert meaning_of("A.B.E", found) == "Two lines.", "a node explains what is below it"

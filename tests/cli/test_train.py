@@ -1,19 +1,13 @@
 """Training as a user starts it: shipped configs, datasets of images, and what bad input says."""
 
-import ast
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-import torch
-from fastreid.config import get_cfg
 from fastreid.engine.train_loop import HookBase
-from fastreid.modeling.backbones import build_backbone
 from PIL import Image
 
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
@@ -50,19 +44,6 @@ def small(root, output, **more):
         "SOLVER.IMS_PER_BATCH": 8,
         "SOLVER.MAX_EPOCH": 1,
     }
-
-
-def test_the_hitsz_vcm_config_trains_from_imagenet_weights(tmp_path, monkeypatch):
-    weights = build_backbone(get_cfg()).state_dict()
-    (tmp_path / "home" / "checkpoints").mkdir(parents=True)
-    torch.save(weights, tmp_path / "home" / "checkpoints" / "resnet50-19c8e357.pth")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    write_synthetic_vcm(tmp_path / "HITSZ-VCM", SMALL)
-    trainer = Trainer(load_config(SAD, words(small(tmp_path, tmp_path / "out"))))
-    for stem in (trainer.model.backbone.visible_stem, trainer.model.backbone.infrared_stem):
-        assert torch.equal(stem[0].weight, weights["conv1.weight"])
-    assert trainer.train()["I2V/mAP"] > 0
-    assert (tmp_path / "out" / "model_final.pth").exists()
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +119,11 @@ def test_bad_data_is_one_line_before_training(good_root, tmp_path, monkeypatch, 
         ("SOLVER.IMS_PER_BATCH 64", "16 identities, but the training set has 3"),
         ("DATASETS.SKELETONS nowhere", "nowhere"),
         ("SOLVER.BASE_LT 1", r"did you mean SOLVER\.BASE_LR"),
-        ("MODEL.BACKBONE.FEAT_DIM 2048", "FEAT_DIM is 2048"),
         ("DATASETS.NAMES ('HITSZVMC',) DATASETS.TESTS ('HITSZVMC',)", "did you mean HITSZVCM"),
         ("TEST.FLIP.ENABLED True", r"TEST\.FLIP"),
         ("INPUT.SIZE_TRAIN [64]", r"INPUT\.SIZE_TRAIN is \[64\]"),
         ("INPUT.CLIP.LENGTH 0", r"INPUT\.CLIP\.LENGTH is 0"),
         ("INPUT.REA.AREA [0.4,0.02]", r"INPUT\.REA\.AREA is \[0\.4, 0\.02\]"),
-        ("MODEL.LOSSES.NAME ()", r"MODEL\.LOSSES\.NAME"),
         ("MODEL.LOSSES.NAME ('Triplet',)", "Triplet"),
         ("MODEL.DEVICE tpu", "tpu"),
         ("MODEL.META_ARCHITECTURE SADD", "SADD"),
@@ -279,22 +258,3 @@ def test_a_config_of_fastreid_resumes_in_the_middle_of_an_epoch(tmp_path, market
     saved = read_checkpoint(str(tmp_path / "out" / "model_final.pth"))
     assert (saved["epoch"], saved["iteration"]) == (2, 12)
     assert {int(state["step"]) for state in saved["optimizer"]["state"].values()} == {12}
-
-
-@pytest.mark.long
-def test_a_config_of_fastreid_in_two_processes_and_mixed_precision(tmp_path, market):
-    options = {
-        "DATASETS.ROOT": market,
-        "OUTPUT_DIR": tmp_path / "out",
-        "SOLVER.AMP.ENABLED": True,
-        "SOLVER.AMP.DTYPE": "bfloat16",
-        # torch 2.13's bfloat16 convolution on the CPU gives NaN for maps of 4x2 with stride 2
-        "INPUT.SIZE_TRAIN": [64, 32],
-        "INPUT.SIZE_TEST": [64, 32],
-    }
-    command = [sys.executable, "-m", "fastreid_star", "train", "--num-devices", "2"]
-    command += ["--config-file", str(market / "bagtricks.yml"), *words(options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    last = (tmp_path / "out" / "metrics.json").read_text().splitlines()[-1]
-    assert ast.literal_eval(last)["mAP"] > 50

@@ -26,47 +26,36 @@ def highest(maps):
     return torch.stack([place % maps.shape[-1], place // maps.shape[-1]], dim=-1).tolist()
 
 
-def chosen(*people, width=1.0):
-    return highest(keep_central_peaks(peaks(*people), torch.tensor([width])))[0][0]
-
-
-def test_of_similar_peaks_the_central_one():
-    assert chosen((2, 30, 0.9), (24, 28, 0.8)) == [24, 28]
-    assert chosen((45, 30, 0.9), (24, 28, 0.8)) == [24, 28]
-
-
-def test_a_clearly_higher_one_wins_wherever_it_is():
-    assert chosen((1, 30, 0.9), (24, 28, 0.5)) == [1, 30]
-    assert chosen((46, 30, 0.9), (24, 28, 0.5)) == [46, 30]
-
-
-def test_the_window_by_hand():
-    """At 2 of 48 the window is exp(-(21.5 / 24)^2 / 2) = 0.6694, at 24 it is exp(-(0.5 / 24)^2 / 2) = 0.9998."""
+@pytest.mark.parametrize(
+    ("edge", "center", "width", "which"),
+    [
+        # of similar peaks the central one, at either side
+        ((2, 30, 0.9), (24, 28, 0.8), 1.0, 1),
+        ((45, 30, 0.9), (24, 28, 0.8), 1.0, 1),
+        # a clearly higher one wins wherever it is
+        ((1, 30, 0.9), (24, 28, 0.5), 1.0, 0),
+        ((46, 30, 0.9), (24, 28, 0.5), 1.0, 0),
+        # the window by hand: exp(-(21.5 / 24)^2 / 2) = 0.6694 at x = 2, 0.9998 at x = 24
+        ((2, 30, 0.9), (24, 30, 0.9 * 0.6694 / 0.9998 + 0.001), 1.0, 1),
+        ((2, 30, 0.9), (24, 30, 0.9 * 0.6694 / 0.9998 - 0.001), 1.0, 0),
+        # a narrow crop leaves black sides in the input: its own edge counts as the edge
+        ((14, 30, 0.9), (24, 30, 0.75), 1.0, 0),
+        ((14, 30, 0.9), (24, 30, 0.75), 0.4, 1),
+        # no window along y
+        ((24, 3, 0.81), (24, 32, 0.8), 1.0, 0),
+        ((24, 3, 0.80), (24, 32, 0.81), 1.0, 1),
+    ],
+)
+def test_the_chosen_person(edge, center, width, which):
     assert FALL_OFF == 0.5
-    assert chosen((2, 30, 0.9), (24, 30, 0.9 * 0.6694 / 0.9998 + 0.001)) == [24, 30]
-    assert chosen((2, 30, 0.9), (24, 30, 0.9 * 0.6694 / 0.9998 - 0.001)) == [2, 30]
-
-
-def test_the_window_is_as_wide_as_the_crop():
-    """A narrow crop leaves black sides in the input: what is at its own edge counts as at the edge."""
-    people = (14, 30, 0.9), (24, 30, 0.75)
-    assert chosen(*people, width=1.0) == [14, 30]
-    assert chosen(*people, width=0.4) == [24, 30]
-
-
-def test_there_is_no_window_along_y():
-    assert chosen((24, 3, 0.81), (24, 32, 0.8)) == [24, 3]
-    assert chosen((24, 3, 0.80), (24, 32, 0.81)) == [24, 32]
+    kept = keep_central_peaks(peaks(edge, center), torch.tensor([width]))
+    assert highest(kept) == [[list((edge, center)[which][:2])]]
 
 
 def test_each_crop_and_joint_for_itself():
     edge, center, clear = (2, 10, 0.9), (24, 40, 0.8), (2, 10, 0.3)
-    maps = torch.cat(
-        [
-            torch.cat([peaks(edge, center), peaks(clear, center)], 1),
-            torch.cat([peaks(edge), peaks(center)], 1),
-        ]
-    )
+    first = torch.cat([peaks(edge, center), peaks(clear, center)], 1)
+    maps = torch.cat([first, torch.cat([peaks(edge), peaks(center)], 1)])
     kept = keep_central_peaks(maps, torch.tensor([1.0, 0.5]))
     assert highest(kept) == [[[24, 40], [24, 40]], [[2, 10], [24, 40]]]
     assert torch.equal(kept[0, 1], maps[0, 1])
@@ -103,28 +92,16 @@ def test_peaks_that_touch_are_one():
     assert torch.equal(keep_central_peaks(maps, WHOLE), maps)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, 0.5, float("nan")])
-def test_flat_maps(value):
-    maps = torch.full((2, 17, HEIGHT, WIDTH), value)
-    kept = keep_central_peaks(maps, torch.ones(2))
-    assert kept.shape == maps.shape
-    if value <= 0:
-        assert torch.equal(kept, maps)
-    if value != value:
-        assert kept.isnan().all()
+def test_maps_without_a_peak_and_with_nan():
+    for value in (0.0, -1.0):
+        maps = torch.full((2, 17, HEIGHT, WIDTH), value)
+        assert torch.equal(keep_central_peaks(maps, torch.ones(2)), maps)
+    assert keep_central_peaks(torch.full((1, 1, 9, 9), torch.nan), WHOLE).isnan().all()
 
 
-def test_vectors():
-    """SimCC's, as maps of one row."""
+def test_vectors_and_larger_maps_in_half_precision():
+    """The x vectors of SimCC are maps of one row."""
     along_x = peaks((30, 0, 0.9), (190, 0, 0.8), size=(1, 384), sigma=5.0)
     assert highest(keep_central_peaks(along_x, WHOLE)) == [[[190, 0]]]
-    clear = peaks((30, 0, 0.9), (190, 0, 0.4), size=(1, 384), sigma=5.0)
-    assert torch.equal(keep_central_peaks(clear, WHOLE), clear)
-
-
-def test_half_precision_and_larger_maps():
-    for dtype, size in ((torch.bfloat16, (96, 72)), (torch.float32, (256, 192))):
-        maps = peaks((3, 40, 0.9), (size[1] // 2, 40, 0.8), size=size).to(dtype)
-        kept = keep_central_peaks(maps, WHOLE)
-        assert kept.dtype is dtype
-        assert highest(kept) == [[[size[1] // 2, 40]]]
+    maps = peaks((3, 40, 0.9), (36, 40, 0.8), size=(96, 72)).bfloat16()
+    assert highest(keep_central_peaks(maps, WHOLE)) == [[[36, 40]]]

@@ -14,26 +14,15 @@ def touch(folder, *names):
 
 
 def test_folder_in_natural_order_with_keys_without_suffix(tmp_path):
-    touch(
-        tmp_path,
-        "b/10.jpg",
-        "b/2.JPG",
-        "a1/x.png",
-        "a1/readme.txt",
-        "a1/.hidden.jpg",
-        ".cache/1.jpg",
-        "a10/1.jpg",
-        "a2/1.webp",
-        "0.bmp",
-    )
+    touch(tmp_path, "b/10.jpg", "b/2.JPG", "a1/x.png", "a10/1.jpg", "a2/1.webp", "0.bmp")
+    touch(tmp_path, "a1/readme.txt", "a1/.hidden.jpg", ".cache/1.jpg")
     frames = frames_of_folder(tmp_path)
     assert frames.keys == ["0", "a1/x", "a2/1", "a10/1", "b/2", "b/10"]
     assert frames.paths == ["0.bmp", "a1/x.png", "a2/1.webp", "a10/1.jpg", "b/2.JPG", "b/10.jpg"]
-    assert len(frames) == 6
     assert frames.path(4) == str(tmp_path / "b/2.JPG")
 
 
-def test_folder_refusals(tmp_path):
+def test_refusals(tmp_path):
     with pytest.raises(UserError, match="there is no such folder"):
         frames_of_folder(tmp_path / "none")
     with pytest.raises(UserError, match="no image"):
@@ -41,6 +30,10 @@ def test_folder_refusals(tmp_path):
     touch(tmp_path, "a/1.jpg", "a/1.png")
     with pytest.raises(UserError, match=r"a/1\.(jpg|png) and a/1\.(jpg|png) have the same key"):
         frames_of_folder(tmp_path)
+    with pytest.raises(UserError, match="--images"):
+        frames_of_dataset("Market1501", "datasets")
+    with pytest.raises(UserError, match="HITSZVCM"):
+        frames_of_dataset("HITSZVMC", "datasets")
 
 
 def test_dataset_every_frame_once_short_tracklets_too(tmp_path):
@@ -57,17 +50,7 @@ def test_dataset_every_frame_once_short_tracklets_too(tmp_path):
     assert frames.path(place) == str(tmp_path / "HITSZ-VCM/Test/0004/rgb/D1/12.jpg")
 
 
-def test_datasets_that_have_no_tracklets_or_do_not_exist():
-    with pytest.raises(UserError, match="--images"):
-        frames_of_dataset("Market1501", "datasets")
-    with pytest.raises(UserError, match="HITSZVCM"):
-        frames_of_dataset("HITSZVMC", "datasets")
-
-
 def test_digest_tells_lists_apart():
-    digests = {
-        Frames("r", keys, keys).digest()
-        for keys in (["a", "b"], ["b", "a"], ["ab"], ["a\nb"], ["a"])
-    }
-    assert len(digests) == 5
+    lists = (["a", "b"], ["b", "a"], ["ab"], ["a\nb"], ["a"])
+    assert len({Frames("r", keys, keys).digest() for keys in lists}) == 5
     assert Frames("x", ["a"], ["1.jpg"]).digest() == Frames("y", ["a"], ["2.jpg"]).digest()

@@ -35,25 +35,9 @@ def root(tmp_path):
     (dataset / "skeletons").rename(tmp_path / "drawn")
     broken = dataset / "Test" / SkeletonStore.open(tmp_path / "drawn").keys()[-12]
     broken.with_suffix(".jpg").write_bytes(b"no picture")
-    command = [
-        PYTHON,
-        "-c",
-        PROGRAM,
-        MODEL,
-        tmp_path / "pose.pth",
-        "--device",
-        "cpu",
-        "--workers",
-        "1",
-    ]
-    command += [
-        "--dataset",
-        "SyntheticVCM",
-        "--root",
-        f"{tmp_path}/",
-        "--output",
-        f"{dataset}/estimated/",
-    ]
+    options = f"--device cpu --workers 1 --dataset SyntheticVCM --root {tmp_path}/"
+    command = [PYTHON, "-c", PROGRAM, MODEL, tmp_path / "pose.pth", *options.split()]
+    command += ["--output", f"{dataset}/estimated/"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(RUNNER.parent)}
     done = subprocess.run(
         command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, env=env
@@ -66,37 +50,25 @@ def root(tmp_path):
 @needs_environment
 def test_extracted_skeletons_are_trained_with(root, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    options = ["DATASETS.ROOT", root, "DATASETS.SKELETONS", "estimated", "OUTPUT_DIR", root / "run"]
-    options += [
-        "MODEL.DEVICE",
-        "cpu",
-        "MODEL.BACKBONE.DEPTH",
-        "tiny",
-        "MODEL.LOSSES.CE_ONLY_EPOCHS",
-        "0",
-    ]
-    options += [
-        "INPUT.SIZE_TRAIN",
-        "[32,16]",
-        "INPUT.SIZE_TEST",
-        "[32,16]",
-        "INPUT.CLIP.LENGTH",
-        "12",
-    ]
-    options += [
-        "SOLVER.IMS_PER_BATCH",
-        "8",
-        "SOLVER.MAX_EPOCH",
-        "1",
-        "SOLVER.STEPS",
-        "[]",
-        "TEST.EVAL_PERIOD",
-        "1",
-    ]
-    options += ["DATALOADER.NUM_WORKERS", "0"]
-    for key, value in DATA.to_dict().items():
-        options += [f"DATASETS.SYNTHETIC.{key.upper()}", value]
-    arguments = ["--config-file", "configs/Synthetic/STAR_demo.yml", *map(str, options)]
+    options = {
+        "DATASETS.ROOT": root,
+        "DATASETS.SKELETONS": "estimated",
+        "OUTPUT_DIR": root / "run",
+        "MODEL.DEVICE": "cpu",
+        "MODEL.BACKBONE.DEPTH": "tiny",
+        "MODEL.LOSSES.CE_ONLY_EPOCHS": 0,
+        "INPUT.SIZE_TRAIN": [32, 16],
+        "INPUT.SIZE_TEST": [32, 16],
+        "INPUT.CLIP.LENGTH": 12,
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.MAX_EPOCH": 1,
+        "SOLVER.STEPS": [],
+        "TEST.EVAL_PERIOD": 1,
+        "DATALOADER.NUM_WORKERS": 0,
+        **{f"DATASETS.SYNTHETIC.{key.upper()}": value for key, value in DATA.to_dict().items()},
+    }
+    pairs = [str(part) for pair in options.items() for part in pair]
+    arguments = ["--config-file", "configs/Synthetic/STAR_demo.yml", *pairs]
 
     # what the network is shown: the frames have the input's size, so joints are as they are stored
     store = SkeletonStore.open(root / "SyntheticVCM" / "estimated")

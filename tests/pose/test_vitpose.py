@@ -21,7 +21,7 @@ def gaussian(x, y, height=1.0, size=(64, 48)):
     return height * torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 8.0)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(x=st.floats(12, 35), y=st.floats(12, 51), height=st.floats(0.2, 1.5))
 def test_a_gaussian_is_found_between_the_cells(x, y, height):
     maps = gaussian(x, y, height).repeat(2, 3, 1, 1)
@@ -67,15 +67,13 @@ def test_geometry_of_a_crop(width, height):
     assert prepared.image.shape == (3, 256, 192)
     assert prepared.image.dtype == torch.uint8
     tall = 1.25 * max(height, width * 256 / 192)
-    assert (prepared.width, prepared.height) == pytest.approx((tall * 0.75, tall))
-    assert (prepared.left, prepared.top) == pytest.approx(
-        ((width - tall * 0.75) / 2, (height - tall) / 2)
-    )
+    assert prepared.box == pytest.approx([tall * 0.75, tall])
+    assert prepared.corner == pytest.approx([(width - tall * 0.75) / 2, (height - tall) / 2])
     assert prepared.share == pytest.approx(width / (tall * 0.75))
     shown = (prepared.image[0] > 127).float()
     across, down = shown.amax(0).sum(), shown.amax(1).sum()
-    assert across == pytest.approx(width * 191 / prepared.width, abs=1.5)
-    assert down == pytest.approx(height * 255 / prepared.height, abs=1.5)
+    assert across == pytest.approx(width * 191 / prepared.box[0], abs=1.5)
+    assert down == pytest.approx(height * 255 / prepared.box[1], abs=1.5)
 
 
 def test_colors_and_sides_of_a_crop():
@@ -86,9 +84,3 @@ def test_colors_and_sides_of_a_crop():
     assert image[:, 64, 48].tolist() == [200, 0, 100]
     assert image[:, 64, 144].tolist() == [0, 0, 100]
     assert image[:, 192, 48].tolist() == [200, 0, 0]
-
-
-def test_a_read_only_view_is_welcome():
-    crop = np.zeros((64, 200, 3), np.uint8)[:, ::2]
-    crop.setflags(write=False)
-    assert PrepareCrop(192, 256)(crop).image.max() == 0

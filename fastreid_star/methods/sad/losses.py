@@ -12,9 +12,8 @@ def defense_loss(x: torch.Tensor, attacked: torch.Tensor, eps: float = 1e-12) ->
     """Mean over the frames of the L2 distance between the clean and the attacked feature.
 
     No side is detached. The squared distance is clamped from below at `eps`, because the square
-    root
-    has an infinite slope at 0: the gradient of a frame that the attack did not change is 0, that of
-    any other frame is a unit vector.
+    root has an infinite slope at 0: the gradient of a frame that the attack did not change is 0,
+    that of any other frame is a unit vector.
 
     Args:
         x, attacked: ``[..., D]``.

@@ -11,8 +11,8 @@ Invalid joints send nothing, and are left out of every mean and of the BatchNorm
 without a valid joint gets the baseline's clip feature. Every mean is taken over fixed shapes with
 masks.
 
-Shapes: B clips, T frames, V joints, D feature width, C channels of a node, P body parts, K
-    exponents.
+Shapes: B clips, T frames, V joints, D feature width, C channels of a node, P body parts,
+K exponents.
 """
 
 from __future__ import annotations
@@ -98,8 +98,7 @@ def weigh_by_parts(logits: torch.Tensor, pooled: torch.Tensor) -> tuple[torch.Te
         pooled: ``[B, K, D]``.
 
     Returns:
-        G ``[B, D]``, which is the mean over K where all gates are 1/2, and the gates ``[B, K, P,
-        D]``.
+        G ``[B, D]``, the mean over K where all gates are 1/2, and the gates ``[B, K, P, D]``.
     """
     gates = logits.sigmoid()
     exponents, parts = gates.shape[1:3]

@@ -79,12 +79,11 @@ class BoneEncoder(nn.Module):
     """Equations (1)-(3): bone features, one linear layer, a two-way LSTM over the frames.
 
     Computed in float32 or wider: the encoder is small, and a recurrence accumulates rounding
-        errors.
+    errors.
 
     In the `standardized` reading, each of the E F inputs is batch-normalized over the frames in
     which its bone is seen, and then multiplied by the score of the bone. Lengths vary by a few
-    hundredths
-    where sines vary by one: without this step the lengths are too small to be learned from.
+    hundredths where sines vary by one: without this step they are too small to be learned from.
 
     Args:
         feat_dim: D, half of it for each direction.

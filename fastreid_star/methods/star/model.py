@@ -2,16 +2,12 @@
 
 ::
 
-    images    -> two-stream backbone -> X [B, T, D] -+-> frame CE, style attack and defense: as in
-    SAD
-                                                     |
-    skeletons -> bones (1)-(3) ----> frame corrector (4)-(7) -> Y [B, T, D]
-        |                |                                      |
-        +--> joints, graph attention (8)-(10) -> parts (12) -> GeM pyramid (11), weighed (13) -> G
-        [B, D]
-                         |         |                                                              |
-                         +--- skeleton consistency (14)                       clip CE, triplet,
-                         retrieval
+    images    -> two-stream backbone -> X [B, T, D] -> frame CE, style attack and defense (SAD)
+    skeletons -> bones (1)-(3)
+    X, bones  -> frame corrector (4)-(7) -> Y [B, T, D]
+    skeletons -> joints, graph attention (8)-(10) -> parts (12)
+    Y, parts  -> GeM pyramid (11), weighed (13) -> G [B, D] -> clip CE, triplet; retrieval
+    bones, joints -> skeleton consistency (14)
 
 The three parts are registered components, switched by name in the config (see ``config.py``) and
 usable with any meta-architecture that extends VideoReID. Without all of them this is SAD, number

@@ -34,12 +34,8 @@ class SmallResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         strides = (1, 2, 2, last_stride)
         inputs = (widths[0], *widths[:-1])
-        self.stages = nn.Sequential(
-            *(
-                _block(i, o, stride, norm)
-                for i, o, stride in zip(inputs, widths, strides, strict=True)
-            )
-        )
+        sizes = zip(inputs, widths, strides, strict=True)
+        self.stages = nn.Sequential(*(_block(i, o, stride, norm) for i, o, stride in sizes))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

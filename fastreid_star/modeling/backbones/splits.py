@@ -3,13 +3,12 @@
 The stem is what a modality keeps to itself; the style attack strikes after stage 2 and after stage
 3. In a ResNet those are the maps at 1/8 and 1/16 of the image's size, and so they are in the other
 convolutional families, but for OSNet, whose own numbering is kept. A split holds the backbone's own
-modules, run in the backbone's own order, so that stem and stages compute what the backbone does,
-bit for bit. A family of your own::
+modules in the backbone's own order, so that stem and stages compute what the backbone does, bit for
+bit. A family of your own::
 
     @register_split(MyBackbone)
-    def split_my_backbone(backbone):
-        return BackboneSplit(stem=backbone.stem, stages=[backbone.s1, backbone.s2, backbone.s3,
-        backbone.s4])
+    def split_my_backbone(net):
+        return BackboneSplit(stem=net.stem, stages=[net.s1, net.s2, net.s3, net.s4])
 
 Shapes: N frames; maps ``[N, C, H, W]``, tokens ``[N, L, D]``.
 """
@@ -53,18 +52,13 @@ class BackboneSplit:
     stages: list[nn.Module]
     spatial_dims: tuple[int, ...] = (2, 3)
 
-    def __post_init__(self) -> None:
-        if len(self.stages) != 4:
-            raise UserError(f"a backbone is split into four stages, not {len(self.stages)}")
-
 
 _SPLITS: dict[type, Callable[[Any], BackboneSplit]] = {}
 _Split = TypeVar("_Split", bound=Callable[[Any], BackboneSplit])
 
 
 def register_split(*classes: type) -> Callable[[_Split], _Split]:
-    """Decorate a function ``backbone -> BackboneSplit`` to make it the split of these backbone
-    classes.
+    """Decorate a function ``backbone -> BackboneSplit`` to make it the split of these classes.
 
     A subclass is split as its base is, unless it has a split of its own.
     """
@@ -96,9 +90,8 @@ def split_backbone(backbone: nn.Module) -> BackboneSplit:
 def _interleave_non_local(backbone: nn.Module, stage: int) -> nn.Sequential:
     """Layer `stage` with its non-local blocks, in the order of fast-reid's forward()."""
     modules = []
-    follows = [
-        index for index in getattr(backbone, f"NL_{stage}_idx") if index >= 0
-    ]  # forward() fills in -1
+    # forward() fills in -1
+    follows = [index for index in getattr(backbone, f"NL_{stage}_idx") if index >= 0]
     for index, block in enumerate(getattr(backbone, f"layer{stage}")):
         modules.append(block)
         if index in follows:
@@ -127,8 +120,7 @@ def split_resnest(net: ResNeSt) -> BackboneSplit:
 
 @register_split(OSNet)
 def split_osnet(net: OSNet) -> BackboneSplit:
-    # conv2 and conv3 end in a pooling, at 1/8 and 1/16; conv4 stays there, and conv5 is a 1x1
-    # convolution
+    # conv2 and conv3 end in a pooling, at 1/8 and 1/16; conv4 stays there, conv5 is 1x1
     stem = nn.Sequential(net.conv1, net.maxpool)
     return BackboneSplit(stem, [net.conv2, net.conv3, net.conv4, net.conv5])
 
@@ -136,10 +128,6 @@ def split_osnet(net: OSNet) -> BackboneSplit:
 def _split_at_strides(features: nn.Sequential, strided: list[int]) -> list[nn.Sequential]:
     """``features[1:]`` in four parts; parts 2 to 4 begin at the 2nd to 4th halving of the map."""
     bounds = [1, *strided[1:], len(features)]
-    if len(bounds) != 5:
-        raise UserError(
-            f"expected 4 blocks of stride 2 behind the first convolution, found {len(strided)}"
-        )
     return [cast(nn.Sequential, features[start:end]) for start, end in itertools.pairwise(bounds)]
 
 

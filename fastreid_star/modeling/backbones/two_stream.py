@@ -31,6 +31,9 @@ class TwoStreamBackbone(nn.Module):
             with one such image, to learn its width and to see that the split computes what the
             backbone does.
 
+    Attributes:
+        feature_width: D, the channels of the last stage's output.
+
     Raises:
         UserError: no split is known for this backbone, or its split computes something else.
     """
@@ -45,22 +48,15 @@ class TwoStreamBackbone(nn.Module):
         self.spatial_dims = split.spatial_dims
         for stem in (self.visible_stem, self.infrared_stem):
             found = _probe(nn.Sequential(stem, *self.stages), image_size)
-            if (
-                found.shape != expected.shape
-                or (found - expected).abs().max() > 1e-3 * expected.abs().max()
-            ):
+            limit = 1e-3 * expected.abs().max()
+            if found.shape != expected.shape or (found - expected).abs().max() > limit:
                 raise UserError(
                     f"the split of {type(backbone).__name__} does not compute what the backbone "
                     "does"
                 )
-        self._feature_width = expected.shape[1]
+        self.feature_width: int = expected.shape[1]
 
-    @property
-    def feature_width(self) -> int:
-        """D, the channels of the last stage's output, as seen by probing."""
-        return self._feature_width
-
-    def stem(self, images: torch.Tensor, is_visible: torch.Tensor | Sequence[bool]) -> torch.Tensor:
+    def stem(self, images: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
         """Each frame through the stem of its modality.
 
         Batches sorted by modality, either first, are cut in two without a gather; any other order
@@ -69,52 +65,29 @@ class TwoStreamBackbone(nn.Module):
 
         Args:
             images: ``[N, 3, H, W]``, normalized.
-            is_visible: ``[N]``, a bool tensor on the host or a list. One modality alone is fine.
+            is_visible: ``[N]``, bool, on the host. Or float, 0 or 1, on the images' device: then
+                each frame passes both stems, and no branch depends on data (for export).
 
         Returns:
             the input of stage 1, rows in the order of `images`.
         """
-        if isinstance(is_visible, torch.Tensor) and is_visible.is_floating_point():
-            return self.both_stems(images, is_visible)
-        flags = (
-            is_visible.tolist()
-            if isinstance(is_visible, torch.Tensor)
-            else [bool(flag) for flag in is_visible]
-        )
-        if len(flags) != len(images):
-            raise ValueError(f"{len(images)} images, but {len(flags)} modalities")
-        if all(flags):
+        if is_visible.is_floating_point():
+            visible, infrared = self.visible_stem(images), self.infrared_stem(images)
+            flags = (is_visible > 0.5).view(-1, *[1] * (visible.dim() - 1))
+            return torch.where(flags, visible, infrared)
+        if is_visible.all():
             return self.visible_stem(images)
-        if not any(flags):
+        if not is_visible.any():
             return self.infrared_stem(images)
-
-        first = flags[0]
-        cut = flags.index(not first)
-        stems = (
-            (self.visible_stem, self.infrared_stem)
-            if first
-            else (self.infrared_stem, self.visible_stem)
-        )
-        if first not in flags[cut:]:
-            return torch.cat([stems[0](images[:cut]), stems[1](images[cut:])])
-
-        order = sorted(range(len(flags)), key=lambda row: not flags[row])  # visible rows first
-        back = sorted(range(len(flags)), key=order.__getitem__)
-        there, again = (torch.tensor(rows, device=images.device) for rows in (order, back))
-        return self.stem(images.index_select(0, there), sorted(flags, reverse=True)).index_select(
-            0, again
-        )
-
-    def both_stems(self, images: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
-        """Each frame through both stems, of which one result is kept: no branch depends on data.
-
-        Args:
-            images: ``[N, 3, H, W]``, normalized.
-            is_visible: float ``[N]``, 0 or 1, on the images' device.
-        """
-        visible, infrared = self.visible_stem(images), self.infrared_stem(images)
-        flags = (is_visible > 0.5).view(-1, *[1] * (visible.dim() - 1))
-        return torch.where(flags, visible, infrared)
+        stems = [self.visible_stem, self.infrared_stem]
+        first = is_visible if is_visible[0] else ~is_visible
+        cut = int(first.sum())
+        if first[:cut].all():  # sorted
+            first_stem, second_stem = stems if is_visible[0] else stems[::-1]
+            return torch.cat([first_stem(images[:cut]), second_stem(images[cut:])])
+        order = torch.cat([is_visible.nonzero(), (~is_visible).nonzero()]).flatten()
+        there, back = order.to(images.device), order.argsort().to(images.device)
+        return self.stem(images.index_select(0, there), is_visible[order]).index_select(0, back)
 
     def low(self, x: torch.Tensor) -> torch.Tensor:
         """Stages 1 and 2: from the stem's output to where the attack begins."""
@@ -128,9 +101,7 @@ class TwoStreamBackbone(nn.Module):
         """Stage 4, to the last maps ``[N, D, h, w]``."""
         return self.stages[3](x)
 
-    def forward(
-        self, images: torch.Tensor, is_visible: torch.Tensor | Sequence[bool]
-    ) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
         """Images ``[N, 3, H, W]`` to the last maps ``[N, D, h, w]``; see :meth:`stem`."""
         return self.stage4(self.stage3(self.low(self.stem(images, is_visible))))
 
@@ -175,25 +146,16 @@ def build_two_stream(cfg: CfgNode) -> TwoStreamBackbone:
 
 @torch.no_grad()
 def _probe(network: nn.Module, image_size: Sequence[int]) -> torch.Tensor:
-    """The output of `network` for one image, leaving modes, buffers and the random state as they
-    were.
+    """The output of `network` for an image of a fixed wave, in evaluation mode.
 
-    Evaluation mode keeps the BatchNorm buffers; the image is a fixed wave, and the random state is
-    put back for backbones that draw in evaluation mode too.
+    Modes, buffers and the random state stay as they were.
     """
     modes = [(module, module.training) for module in network.modules()]
     parameter = next(network.parameters())
-    pixels = 3 * image_size[0] * image_size[1]
-    image = (
-        torch.arange(pixels, device=parameter.device)
-        .to(parameter.dtype)
-        .sin()
-        .view(1, 3, *image_size)
-    )
-    try:
-        network.eval()
-        with torch.random.fork_rng(devices=[]):
-            return network(image)
-    finally:
-        for module, training in modes:
-            module.training = training
+    pixels = torch.arange(3 * image_size[0] * image_size[1], device=parameter.device)
+    network.eval()
+    with torch.random.fork_rng(devices=[]):
+        output = network(pixels.to(parameter.dtype).sin().view(1, 3, *image_size))
+    for module, training in modes:
+        module.training = training
+    return output

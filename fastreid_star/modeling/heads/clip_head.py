@@ -10,7 +10,7 @@ Shapes: B clips, T frames, N rows, D feature width, C classes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from fastreid.config import CfgNode, configurable
@@ -27,39 +27,26 @@ class FrameHead(EmbeddingHead):
     Luo et al., "Bag of tricks and a strong baseline for deep person re-identification", CVPRW 2019.
 
     Args:
-        feat_dim: D.
-        num_classes: C.
-        embedding_dim: reduce D to this by a 1x1 convolution before the neck; 0: do not.
-        neck_feat: which feature training hands back, `before` or `after` the neck.
-        cls_type, scale, margin: the classifier, see :mod:`fastreid.layers.any_softmax`.
-        norm_type: norm layer of the neck.
+        options: arguments of EmbeddingHead: `feat_dim` D, `num_classes` C, and in place of
+            `DEFAULTS` `embedding_dim` (reduce D to this by a 1x1 convolution before the neck; 0: do
+            not), `neck_feat` (which feature training hands back, `before` or `after` the neck),
+            `cls_type`, `scale`, `margin` (the classifier, see :mod:`fastreid.layers.any_softmax`),
+            `norm_type` (of the neck).
     """
 
+    DEFAULTS: ClassVar[dict[str, Any]] = {
+        "embedding_dim": 0,
+        "neck_feat": "before",
+        "cls_type": "Linear",
+        "scale": 1,
+        "margin": 0.0,
+        "norm_type": "BN",
+    }
+
     @configurable
-    def __init__(
-        self,
-        *,
-        feat_dim: int,
-        num_classes: int,
-        embedding_dim: int = 0,
-        neck_feat: str = "before",
-        cls_type: str = "Linear",
-        scale: float = 1,
-        margin: float = 0.0,
-        norm_type: str = "BN",
-    ):
-        super().__init__(
-            feat_dim=feat_dim,
-            embedding_dim=embedding_dim,
-            num_classes=num_classes,
-            neck_feat=neck_feat,
-            pool_type="Identity",
-            cls_type=cls_type,
-            scale=scale,
-            margin=margin,
-            with_bnneck=True,
-            norm_type=norm_type,
-        )
+    def __init__(self, **options: Any):
+        fixed = {"pool_type": "Identity", "with_bnneck": True}
+        super().__init__(**{**self.DEFAULTS, **options, **fixed})
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:

@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 
 
-class _Gather(torch.autograd.Function):
-    """All shares in the order of the ranks.
-
-    In the backward pass each rank gets the gradients of all ranks' losses for its share.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, share: torch.Tensor) -> torch.Tensor:
-        ctx.rows = len(share)
-        shares = [torch.empty_like(share) for _ in range(dist.get_world_size())]
-        dist.all_gather(shares, share.contiguous())
-        return torch.cat(shares)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.clone(
-            memory_format=torch.contiguous_format
-        )  # autograd may use it elsewhere
-        dist.all_reduce(gradient)
-        start = dist.get_rank() * ctx.rows
-        return gradient[start : start + ctx.rows]
-
-
 def all_rows(share: torch.Tensor) -> torch.Tensor:
-    """Concatenate the rows ``[N, ...]`` of W processes to ``[W N, ...]``.
+    """Concatenate the rows ``[N, ...]`` of W processes, N of each, to ``[W N, ...]``.
 
-    With one process the input is returned.
-
-    Every process must bring the same number of rows. A loss that each process takes of all rows
-    has, after DistributedDataParallel's mean over the processes, the gradient it would have in one
-    process: backwards the W equal gradients add up, and the mean divides by W.
+    With one process the input is returned. If each process takes the same loss of all rows, the
+    model has after DistributedDataParallel's mean over the processes the gradient that it would
+    have in one process: only the own rows pass gradients on, and these are multiplied by W.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return share
-    return _Gather.apply(share)
+    shares = [torch.empty_like(share) for _ in range(dist.get_world_size())]
+    dist.all_gather(shares, share.detach().contiguous())
+    own = share.clone()
+    if own.requires_grad:
+        own.register_hook(lambda gradient: len(shares) * gradient)
+    shares[dist.get_rank()] = own
+    return torch.cat(shares)

@@ -14,13 +14,11 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
 
 
 def gem(x: torch.Tensor, p: float, dim: int, eps: float = 1e-12) -> torch.Tensor:
-    """Generalized mean ``(mean(x^p) + eps)^(1/p)``: the mean at p = 1, towards the maximum as p
-    grows.
+    """Generalized mean ``(mean(x^p) + eps)^(1/p)``: the mean at p = 1, near the maximum at large p.
 
     Computed in float32 whatever autocast says: a cube leaves the range of half types at once. `eps`
-        is added
-    after the mean, so that the outer root has a bounded gradient where a channel is 0 in all
-    frames.
+    is added after the mean, so that the outer root has a bounded gradient where a channel is 0 in
+    all frames.
 
     Args:
         x: non-negative, any shape; for clips ``[B, T, D]``.

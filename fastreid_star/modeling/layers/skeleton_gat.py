@@ -16,8 +16,7 @@ from fastreid_star.modeling.layers.skeleton_graph import spatial_temporal_adjace
 
 
 class SkeletonGAT(nn.Module):
-    """Two layers of graph attention with ELU over the joints of a clip, then BatchNorm over the
-    nodes.
+    """Two layers of graph attention with ELU over the joints of a clip, then BatchNorm.
 
     Velickovic et al., "Graph attention networks", ICLR 2018. An invalid joint sends nothing to its
     neighbors, and its own features are zeros.

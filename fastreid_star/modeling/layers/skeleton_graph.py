@@ -116,11 +116,10 @@ def bone_features(
     """Length (1) and angle (2) of every bone of every skeleton.
 
     `standardized`: (d / s, sin, cos), where s is the scale of all skeletons of the clip. The angle
-        is
-    that of atan2, which distinguishes up from down; the paper's arctangent of a quotient does not.
-    The bone encoder then standardizes each of these numbers, hence the name. `normalized`: the same
-    with the scale of each single skeleton, and without that step. `release`: (d, angle), in pixels
-    and radians. A bone with an invalid joint is zeros.
+    is that of atan2, which distinguishes up from down; the paper's arctangent of a quotient does
+    not. The bone encoder then standardizes each of these numbers, hence the name. `normalized`: the
+    same with the scale of each single skeleton, and without that step. `release`: (d, angle), in
+    pixels and radians. A bone with an invalid joint is zeros.
 
     Args:
         skeletons: ``[B, T, V, 3]``.

@@ -1,15 +1,12 @@
 """Style augmentation and style attack.
 
 The style of a frame is what the statistics of its channels hold: illumination, sensor, modality.
-    The
-augmentation changes it in the pixels, the attack in the feature maps, by adaptive instance
+The augmentation changes it in the pixels, the attack in the feature maps, by adaptive instance
 normalization (AdaIN). Functions that draw random numbers are separate from those that apply them,
-and
-draw on the host: one seed gives the same styles on every device.
+and draw on the host: one seed gives the same styles on every device.
 
 Shapes: N frames in the order of the batch; maps are ``[N, C, H, W]``, or ``[N, L, D]`` for the
-    tokens
-of a transformer. `is_visible` is a bool tensor ``[N]`` on the host.
+tokens of a transformer. `is_visible` is a bool tensor ``[N]`` on the host.
 """
 
 from __future__ import annotations
@@ -37,9 +34,7 @@ def style_factors(
     n, visible = len(is_visible), is_visible[:, None]
     per_channel = torch.empty(n, 3).uniform_(low, high)
     per_frame = torch.empty(n, 1).uniform_(low, high)
-    shuffled = torch.rand(n, 3).argsort(
-        dim=1
-    )  # the order of uniform noise is a uniform permutation
+    shuffled = torch.rand(n, 3).argsort(dim=1)  # the order of uniform noise is a permutation
     factors = torch.where(visible, per_channel, per_frame)
     order = torch.where(visible, shuffled, torch.arange(3).expand(n, 3))
     return factors, order
@@ -56,8 +51,7 @@ def augment_style(images: torch.Tensor, factors: torch.Tensor, order: torch.Tens
         ``[N, 3, H, W]``, a new tensor.
     """
     n, channels = order.shape
-    # with (frame, channel) as one axis the index has N * 3 entries; else it is as large as the
-    # images
+    # with (frame, channel) as one axis the index has N * 3 entries, not as many as the images
     rows = (order + channels * torch.arange(n, device=order.device)[:, None]).flatten()
     scaled = images * factors[:, :, None, None]
     return scaled.flatten(0, 1).index_select(0, rows).view_as(images)
@@ -81,11 +75,8 @@ def channel_statistics(
         both with the reduced axes kept as 1, in float32 or wider.
 
     Raises:
-        UserError: unknown `std`, or `release` on maps of one position, which have no such
-            deviation.
+        UserError: `release` on maps of one position, which have no such deviation.
     """
-    if std not in STD_KINDS:
-        raise UserError(f"MODEL.SAD.STD is {std!r}: choose one of {', '.join(STD_KINDS)}")
     if std == "release" and all(x.shape[axis] == 1 for axis in dims):
         raise UserError(
             "MODEL.SAD.STD release needs feature maps of more than one position: choose "

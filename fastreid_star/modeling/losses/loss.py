@@ -85,8 +85,6 @@ def build_losses(cfg: CfgNode, *, feat_dim: int) -> dict[str, Loss]:
         what = ", ".join(unknown) or "no loss"
         registered = ", ".join(sorted(known))
         raise UserError(f"MODEL.LOSSES.NAME has {what}: the registered losses are {registered}")
-    if len(set(names)) < len(names):
-        raise UserError(f"MODEL.LOSSES.NAME {tuple(names)} names a loss twice: give each once")
     weights = _weights(node.WEIGHTS, names)
     losses: dict[str, Loss] = {}
     for name in names:
@@ -95,12 +93,12 @@ def build_losses(cfg: CfgNode, *, feat_dim: int) -> dict[str, Loss]:
         loss.log_name = loss.log_name or name
         if not loss.from_start:
             loss.first_epoch = max(loss.first_epoch, node.CE_ONLY_EPOCHS)
-        twin = next((n for n, other in losses.items() if other.log_name == loss.log_name), None)
-        if twin is not None:
-            raise UserError(
-                f"MODEL.LOSSES.NAME: {twin} and {name} are both logged as {loss.log_name}: use one "
-                "of them, or give one another log_name"
-            )
+        for twin, other in losses.items():
+            if other.log_name == loss.log_name:
+                raise UserError(
+                    f"MODEL.LOSSES.NAME: {twin} and {name} are both logged as {loss.log_name}: use "
+                    "one of them, or give one another log_name"
+                )
         losses[name] = loss
     if all(loss.first_epoch > 0 for loss in losses.values()):
         raise UserError(
@@ -112,17 +110,14 @@ def build_losses(cfg: CfgNode, *, feat_dim: int) -> dict[str, Loss]:
 
 def _weights(pairs: Any, names: list[str]) -> dict[str, float]:
     """``MODEL.LOSSES.WEIGHTS`` as a dict."""
-    weights: dict[str, float] = {}
-    for pair in pairs:
-        good = isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)
-        if not (good and isinstance(pair[1], int | float)):
-            raise UserError(
-                f"MODEL.LOSSES.WEIGHTS is {pairs!r}: give [name, factor] pairs, such as "
-                '[["StyleDefenseLoss", 0.5]]'
-            )
-        if pair[0] not in names:
-            raise UserError(
-                f"MODEL.LOSSES.WEIGHTS names {pair[0]}, which MODEL.LOSSES.NAME has not"
-            )
-        weights[pair[0]] = float(pair[1])
+    try:
+        weights = {name: float(factor) for name, factor in pairs}
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"MODEL.LOSSES.WEIGHTS is {pairs!r}: give [name, factor] pairs, such as "
+            '[["StyleDefenseLoss", 0.5]]'
+        ) from error
+    for name in weights:
+        if name not in names:
+            raise UserError(f"MODEL.LOSSES.WEIGHTS names {name}, which MODEL.LOSSES.NAME has not")
     return weights

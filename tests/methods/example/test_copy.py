@@ -32,12 +32,9 @@ OPTIONS = {
 }
 # one process for the commands that only read the run: importing torch takes the time
 LATER = """
-from fastreid_star.cli.main import main
+from fastreid_star.cli.main import run
 for command in {commands!r}:
-    try:
-        main(command)
-    except SystemExit as error:
-        assert not error.code, (command, error.code)
+    assert not run(*command), command
 """
 
 
@@ -55,7 +52,7 @@ def run(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-def test_a_copied_method_trains_evaluates_exports_and_reports(tmp_path):
+def test_a_copied_method_trains_exports_and_reports(tmp_path):
     source, copy = Path(example.__file__).parent, tmp_path / "my_method"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
     for path in copy.iterdir():
@@ -75,14 +72,11 @@ def test_a_copied_method_trains_evaluates_exports_and_reports(tmp_path):
         key for line in metrics.splitlines() for key in json.loads(line)
     }
 
-    weights = str(folder / "model_final.pth")
     commands = [
-        ["eval", "--config-file", str(folder / "config.yaml"), "MODEL.WEIGHTS", weights],
         ["export", "model.onnx", "--run", str(folder)],
         ["report", str(folder), "--output", "report.html"],
     ]
-    told = run(tmp_path, "-c", LATER.format(commands=commands))
-    assert "I2V" in told
+    run(tmp_path, "-c", LATER.format(commands=commands))
     assert (tmp_path / "model.onnx").stat().st_size > 100_000
     assert "MyReID" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert before == {path: path.read_bytes() for path in source.iterdir() if path.is_file()}

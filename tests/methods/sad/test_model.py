@@ -4,13 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastreid.config import get_cfg
-from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, build_model
-from fastreid.utils.events import EventStorage
 
 from fastreid_star.errors import UserError
 from fastreid_star.methods.sad import SAD
 from fastreid_star.methods.sad import model as sad
-from fastreid_star.modeling import LOSS_REGISTRY, Loss, VideoReID
+from fastreid_star.modeling import VideoReID
 
 ALL = (
     "CrossEntropyLoss",
@@ -180,8 +178,8 @@ def fixed_style(monkeypatch):
     return factors, order, same, other
 
 
-def step_and_rewrite(dtype, style):
-    """Losses and gradients of one training step in `dtype`, and of the rewrite in float64."""
+def test_a_step_equals_the_rewrite(fixed_style):
+    """Losses and gradients of one training step in float64."""
     torch.manual_seed(1)
     model = SAD(config()).train()
     with torch.no_grad():  # nothing at a special value, and classifiers that are not all but 0
@@ -198,64 +196,37 @@ def step_and_rewrite(dtype, style):
         for name, p in model.named_parameters()
         if p.requires_grad
     }
-    expected = rewrite(parameters, batch, style)
+    expected = rewrite(parameters, batch, fixed_style)
     sum(expected.values()).backward()
-
-    model.to(dtype)
-    losses = model(batch)
+    losses = model.double()(batch)
     sum(losses.values()).backward()
-    gradients = {
-        name: (p.grad, parameters[name].grad)
-        for name, p in model.named_parameters()
-        if p.requires_grad
-    }
-    return losses, expected, gradients
 
+    def relative(found, wanted):
+        return ((found - wanted).norm() / wanted.norm()).item()
 
-def relative(found, expected):
-    return ((found.detach() - expected.detach()).norm() / expected.detach().norm()).item()
-
-
-def test_float64_step_equals_the_rewrite(fixed_style):
-    losses, expected, gradients = step_and_rewrite(torch.float64, fixed_style)
     assert list(losses) == list(expected)
     assert all(loss.detach() > 0.01 for loss in expected.values())  # every loss is at work
-    errors = {name: relative(losses[name], expected[name]) for name in expected}
-    assert max(errors.values()) < 1e-10, errors
-    errors = {name: relative(found, wanted) for name, (found, wanted) in gradients.items()}
-    assert len(errors) == 67  # two stems, four stages, two heads
+    assert all(relative(losses[name], expected[name]) < 1e-10 for name in expected)
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert len(gradients) == 67  # two stems, four stages, two heads
+    errors = {name: relative(grad, parameters[name].grad) for name, grad in gradients.items()}
     assert max(errors.values()) < 1e-9, errors
-
-
-def test_float32_step_is_near_the_rewrite(fixed_style):
-    losses, expected, gradients = step_and_rewrite(torch.float32, fixed_style)
-    assert max(relative(losses[name], expected[name]) for name in expected) < 1e-4
-    assert max(relative(found, wanted) for found, wanted in gradients.values()) < 2e-2
-
-
-# --- families
 
 
 @pytest.mark.parametrize(
     ("name", "depth", "options"),
     [
-        ("build_resnet_backbone", "18x", {}),
         ("build_resnet_backbone", "50x", {"WITH_IBN": True, "WITH_SE": True, "WITH_NL": True}),
         ("build_resnext_backbone", "50x", {"WITH_IBN": True, "WITH_NL": True}),
-        ("build_resnest_backbone", "50x", {}),
-        ("build_osnet_backbone", "x0_25", {"WITH_IBN": True}),
-        ("build_mobilenetv2_backbone", "0.1x", {}),
         ("build_mobilenetv3_backbone", "Small", {}),
-        ("build_mobilenetv3_backbone", "Large", {}),
         ("build_shufflenetv2_backbone", "0.5x", {}),
         ("build_repvgg_backbone", "A0", {}),
-        ("build_regnet_backbone", "200x", {}),
         ("build_regnet_backbone", "200y", {}),
         ("build_effnet_backbone", "b0", {}),
-        ("build_vit_backbone", "small", {}),
     ],
 )
 def test_every_family_takes_a_training_step(name, depth, options):
+    """Families that have no config of STAR; tests/cli/test_configs.py trains the others."""
     torch.manual_seed(0)
     cfg = config(name, depth)
     cfg.MODEL.BACKBONE.update(options)
@@ -283,21 +254,12 @@ def test_every_family_takes_a_training_step(name, depth, options):
     assert features.shape == (4, model.backbone.feature_width)
 
 
-def test_frame_features_are_cut_off_at_zero():
-    """The mean over positions first, then the relu; in float32."""
-    maps = torch.tensor([[[[4.0, -2.0]], [[-4.0, 2.0]]]])
-    assert SAD.pool_frames(maps).tolist() == [[1.0, 0.0]]
-    assert SAD.pool_frames(maps.bfloat16()).dtype == torch.float32
-
-
 # --- losses
 
 
 @pytest.mark.parametrize(
     ("chosen", "given", "passes"),
     [
-        (["CrossEntropyLoss"], ["loss_cls"], 1),
-        (["FrameCrossEntropyLoss"], ["loss_cls_frame"], 1),
         (["TripletLoss"], ["loss_triplet"], 1),
         (["StyleAttackLoss"], ["loss_cls_attack"], 2),
         (["StyleDefenseLoss"], ["loss_defense"], 2),
@@ -316,14 +278,7 @@ def test_losses_are_chosen_by_name(chosen, given, passes):
         if name.startswith("backbone.stages.") and name.endswith("num_batches_tracked")
     }
     assert counts == {"0": 1, "1": 1, "2": passes, "3": passes}
-    assert model.has_idle_parameters == (
-        set(chosen) != {"CrossEntropyLoss", "FrameCrossEntropyLoss"}
-    )
-
-
-def test_unknown_loss():
-    with pytest.raises(UserError, match=r"CircleLoss: the registered losses are .*TripletLoss"):
-        small(losses=["CrossEntropyLoss", "CircleLoss"])
+    assert model.has_idle_parameters
 
 
 def test_a_loss_that_nothing_can_feed_is_refused():
@@ -391,8 +346,8 @@ def test_config_reaches_the_losses():
         ("MODEL.SAD.STD", "std", "sqrt_var, release"),
         ("MODEL.SAD.AUGMENT_RANGE", [1.5, 0.5], "AUGMENT_RANGE"),
         ("MODEL.LOSSES.CE.EPSILON", -0.1, "EPSILON is -0.1"),
+        ("MODEL.LOSSES.NAME", ["CircleLoss"], "CircleLoss: the registered losses are .*Triplet"),
         ("MODEL.HEADS.NAME", "EmbeddingHead", "EmbeddingHead.*needs ClipHead"),
-        ("MODEL.BACKBONE.FEAT_DIM", 2048, "set it to 128"),
     ],
 )
 def test_bad_config_is_one_line(key, value, message):
@@ -401,12 +356,6 @@ def test_bad_config_is_one_line(key, value, message):
     with pytest.raises(UserError, match=message) as error:
         SAD(cfg)
     assert "\n" not in str(error.value)
-
-
-def test_accuracy_goes_to_an_open_storage():
-    with EventStorage(0) as storage:
-        small()(make_batch(clips_per_half=2, length=2))
-        assert 0 <= storage.latest()["cls_accuracy"][0] <= 1
 
 
 # --- evaluation
@@ -419,7 +368,7 @@ def evaluated():
     with torch.no_grad():
         for parameter in model.backbone.infrared_stem.parameters():
             parameter.mul_(1.5).add_(0.05)
-        for _ in range(20):
+        for _ in range(8):
             model(make_batch())
     return model.eval()
 
@@ -441,40 +390,19 @@ def test_the_feature_for_retrieval_by_value(evaluated):
         assert torch.allclose(model(batch), expected, atol=1e-10)
 
 
-def test_features_have_unit_norm(evaluated):
-    features = evaluated(make_batch())
-    assert features.shape == (8, 128)
-    assert torch.allclose(features.norm(dim=1), torch.ones(8), atol=1e-5)
-    assert (features < 0).any()  # behind the BatchNorm
-
-
 @torch.no_grad()
-def test_any_order_gives_the_same_features(evaluated):
+def test_a_feature_depends_on_its_clip_and_modality_only(evaluated):
     batch = make_batch()
     expected = evaluated(batch)
-    order = torch.tensor([5, 0, 7, 2, 1, 4, 6, 3])
-    shuffled = evaluated({"images": batch["images"][order], "modality": batch["modality"][order]})
-    assert torch.allclose(shuffled, expected[order], atol=1e-5)
-
-
-@torch.no_grad()
-def test_one_modality_alone(evaluated):
-    batch = make_batch()
-    expected = evaluated(batch)
-    for rows in (slice(0, 4), slice(4, 8), slice(6, 7)):
+    for rows in (torch.tensor([5, 0, 7, 2, 1, 4, 6, 3]), slice(0, 4), slice(4, 8), slice(6, 7)):
         alone = evaluated({"images": batch["images"][rows], "modality": batch["modality"][rows]})
         assert torch.allclose(alone, expected[rows], atol=1e-5)
     wrong = evaluated({"images": batch["images"][:4], "modality": torch.ones(4, dtype=torch.long)})
     assert not torch.allclose(wrong, expected[:4], atol=1e-2)
-
-
-@torch.no_grad()
-def test_float_images_and_no_style_in_evaluation(evaluated):
-    batch = make_batch()
-    images = batch["images"].float()
-    kept = images.clone()
-    assert torch.equal(evaluated({**batch, "images": images}), evaluated(batch))
-    assert torch.equal(images, kept)  # normalized out of place
+    flags = {"images": batch["images"], "is_visible": (batch["modality"] == 2).float()}
+    assert torch.allclose(evaluated(flags), expected, atol=1e-6), "without a branch, for export"
+    with pytest.raises(UserError, match=r"1 \(infrared\) or 2 \(visible\).*\[0, 1\]"):
+        evaluated({"images": batch["images"][:2], "modality": torch.tensor([0, 1])})
 
 
 # --- training
@@ -488,13 +416,6 @@ def test_training_needs_both_modalities_for_the_attack():
     assert all(loss.isfinite() for loss in small(losses=["CrossEntropyLoss"])(batch).values())
 
 
-def test_unknown_modality():
-    batch = make_batch(clips_per_half=1, length=1)
-    batch["modality"] = torch.tensor([0, 1])
-    with pytest.raises(UserError, match=r"1 \(infrared\) or 2 \(visible\).*\[0, 1\]"):
-        small()(batch)
-
-
 def test_augmentation_is_a_switch():
     batch = make_batch(clips_per_half=2, length=2)
     is_visible = torch.tensor([True] * 4 + [False] * 4)
@@ -503,17 +424,6 @@ def test_augmentation_is_a_switch():
     assert not torch.allclose(model.train().preprocess(batch["images"], is_visible), plain)
     model.augment = False
     assert torch.equal(model.preprocess(batch["images"], is_visible), plain)
-
-
-def test_the_seed_decides_a_training_step():
-    model, batch = small(), make_batch(clips_per_half=2, length=2)
-
-    def step(seed):
-        torch.manual_seed(seed)
-        return torch.stack(list(model(batch).values()))
-
-    assert torch.equal(step(0), step(0))
-    assert not torch.equal(step(0), step(1))
 
 
 def test_bfloat16_autocast():
@@ -529,61 +439,3 @@ def test_bfloat16_autocast():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert model.eval()(batch).dtype == torch.float32
-
-
-def test_constant_images_train():
-    """A black frame has constant maps: gradients stay finite."""
-    model, batch = small(), make_batch(clips_per_half=2, length=2)
-    batch["images"][::2] = 0
-    sum(model(batch).values()).backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-
-
-# --- as a plugin
-
-
-def test_registered_with_fastreid():
-    model = build_model(config("build_osnet_backbone", "x0_25"))
-    assert type(model) is META_ARCH_REGISTRY.get("SAD") is SAD
-    assert model.device == torch.device("cpu")
-
-
-def test_state_survives_a_round_trip():
-    model, other = small(), SAD(config("build_osnet_backbone", "x0_25"))
-    other.load_state_dict(model.state_dict())
-    batch = make_batch(clips_per_half=1, length=2)
-    with torch.no_grad():
-        assert torch.equal(model.eval()(batch), other.eval()(batch))
-
-
-def test_a_subclass_brings_its_own_clip_and_its_own_loss(monkeypatch):
-    class NoteLoss(Loss):
-        needs = ("note", "frames")
-        log_name = "loss_note"
-
-        def forward(self, note, frames):
-            return note * frames.norm()
-
-    class Last(SAD):
-        provides = (*SAD.provides, "note")
-
-        def encode_clip(self, outputs, batch, explain):
-            super().encode_clip(outputs, batch, explain)
-            outputs.update(clip=outputs["frames"][:, -1], note=batch["note"])
-
-    monkeypatch.setitem(LOSS_REGISTRY._obj_map, "NoteLoss", NoteLoss)
-    torch.manual_seed(0)
-    model = Last(config("build_osnet_backbone", "x0_25", losses=["CrossEntropyLoss", "NoteLoss"]))
-    batch = {**make_batch(clips_per_half=2, length=2), "note": 2.0}
-    losses = model(batch)
-    assert list(losses) == ["loss_cls", "loss_note"]
-    outputs = model.encode(batch)
-    assert torch.equal(outputs["clip"], outputs["frames"][:, -1])
-    assert model.losses["NoteLoss"].of(outputs) == 2 * outputs["frames"].norm()
-
-
-@torch.no_grad()
-def test_a_float_flag_chooses_the_stem_without_a_branch(evaluated):
-    batch = make_batch()
-    flags = {"images": batch["images"], "is_visible": (batch["modality"] == 2).float()}
-    assert torch.allclose(evaluated(flags), evaluated(batch), atol=1e-6)

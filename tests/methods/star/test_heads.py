@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from fastreid.config import get_cfg
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from hypothesis import given, settings
@@ -189,36 +188,6 @@ def test_equation_11():
     for k, p in enumerate(EXPONENTS):
         expected = torch.stack([loop_gem(clip, p) for clip in frames])
         torch.testing.assert_close(pooled[:, k], expected, atol=1e-12, rtol=1e-10)
-    assert (
-        pooled[:, 1:] >= pooled[:, :-1] - 1e-9
-    ).all()  # the mean at 1, towards the maximum as p grows
-    torch.testing.assert_close(pooled[:, 1], frames.mean(1))
-
-
-def test_equation_12():
-    nodes, valid = torch.randn(2, 3, 17, 4), torch.rand(2, 3, 17) > 0.3
-    valid[1, :, [13, 14, 15, 16]] = False
-    members = head().members
-    tokens, seen = gg.part_tokens(nodes, valid, members)
-    for b in range(2):
-        for p, joints in enumerate(PARTS.values()):
-            rows = [nodes[b, t, i] for t in range(3) for i in joints if valid[b, t, i]]
-            assert seen[b, p] == bool(rows)
-            expected = sum(rows) / len(rows) if rows else torch.zeros(4)
-            torch.testing.assert_close(tokens[b, p], expected)
-    assert not seen[1, 3]
-
-
-def test_a_part_of_which_one_joint_is_seen_once_is_that_joint():
-    nodes, valid = torch.randn(1, 3, 17, 4), torch.zeros(1, 3, 17, dtype=torch.bool)
-    joints = next(iter(PARTS.values()))
-    valid[0, 1, joints[-1]] = True
-    members = torch.zeros(len(PARTS), 17, dtype=torch.bool)
-    for part, joints_of_it in enumerate(PARTS.values()):
-        members[part, list(joints_of_it)] = True
-    tokens, seen = gg.part_tokens(nodes, valid, members)
-    assert seen.tolist() == [[joints[-1] in joints_of_it for joints_of_it in PARTS.values()]]
-    torch.testing.assert_close(tokens[0, 0], nodes[0, 1, joints[-1]])
 
 
 def test_equation_13_with_all_gates_at_a_half_is_the_mean_over_the_exponents():
@@ -228,25 +197,6 @@ def test_equation_13_with_all_gates_at_a_half_is_the_mean_over_the_exponents():
     assert (gates == 0.5).all()
     opened, _ = gg.weigh_by_parts(torch.full((2, 5, 4, D), 30.0), pooled)
     torch.testing.assert_close(opened, 2 * pooled.mean(1))
-
-
-def test_parts_can_be_told_apart():
-    model = head().eval()
-    frames, skeletons, has = clips()
-    before = aggregate(model, frames, skeletons, has, explain=True).attention["part_weights"]
-    with torch.no_grad():
-        model.gate_bias[:, 2] += 3
-    after = aggregate(model, frames, skeletons, has, explain=True).attention["part_weights"]
-    changed = (after - before).abs() > 1e-4
-    assert changed.all(0).tolist() == [False, False, True, False]
-    assert not changed[:, [0, 1, 3]].any()
-
-
-def test_the_skeleton_changes_the_clip_feature():
-    model = head().eval()
-    frames, skeletons, has = clips()
-    swapped = aggregate(model, frames, skeletons.flip(0), has).clip
-    assert (swapped - aggregate(model, frames, skeletons, has).clip).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("guide", gg.GUIDES)
@@ -264,16 +214,6 @@ def test_a_clip_without_a_skeleton_takes_the_baselines_path(guide, training):
     alone = aggregate(model, frames[others], skeletons[others], has[others], edge_state[others])
     torch.testing.assert_close(result.clip[others], alone.clip, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(result.joints[others], alone.joints, atol=1e-4, rtol=1e-4)
-
-
-def test_with_no_skeleton_at_all_it_is_the_baselines_head():
-    model, baseline = head(), ClipHead(feat_dim=D, num_classes=5)
-    frames, skeletons, has = clips(4)
-    clip = aggregate(model, frames, skeletons, torch.zeros_like(has)).clip
-    assert torch.equal(clip, baseline.pool(frames))
-    for name, value in model.gat.norm.state_dict().items():
-        if name != "num_batches_tracked":
-            assert torch.equal(value, torch.nn.BatchNorm1d(12).state_dict()[name])
 
 
 @pytest.mark.parametrize(
@@ -306,18 +246,6 @@ def test_gradients_stay_finite(case, guide):
         assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
 
 
-def test_power_pooling_where_single_frames_are_zero():
-    frames = torch.rand(2, 4, D)
-    frames[:, 1] = 0
-    frames[:, :, 0] = 0
-    frames.requires_grad_()
-    pooled = gg.gem_pyramid(frames, EXPONENTS)
-    pooled.sum().backward()
-    assert torch.isfinite(pooled).all()
-    assert torch.isfinite(frames.grad).all()
-    assert frames.grad.abs().max() < 100
-
-
 @settings(max_examples=15, deadline=None)
 @given(
     frames=st.integers(1, 6),
@@ -337,62 +265,11 @@ def test_any_length_width_exponents_and_threshold_and_bfloat16(
     skeletons[..., 2] = torch.rand(3, frames, 17)
     edge_state = torch.randn(3, width)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-        result = aggregate(model, x, skeletons, has, edge_state)
-    assert result.clip.shape == (3, width)
-    assert result.clip.dtype == torch.float32
-    assert torch.isfinite(result.clip).all()
-    assert (result.clip >= 0).all()
-    if half:
-        model.eval()
-        exact = aggregate(model, x, skeletons, has, edge_state).clip
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            rough = aggregate(model, x, skeletons, has, edge_state).clip
-        torch.testing.assert_close(rough, exact, atol=0.1, rtol=0.1)
-
-
-@pytest.mark.parametrize("guide", ["sigmoid", "softmax"])
-def test_the_size_of_the_crop_does_not_matter(guide):
-    model = head(guide=guide).eval()
-    frames, skeletons, has = clips()
-    moved = skeletons * torch.tensor([2.5, 2.5, 1]) + torch.tensor([11.0, -7.0, 0])
-    a, b = (aggregate(model, frames, s, has).clip for s in (skeletons, moved))
-    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
-    raw = head(graph="release").eval()
-    a, b = (aggregate(raw, frames, s, has).clip for s in (skeletons, moved))
-    assert (a - b).abs().max() > 1e-3
-
-
-def test_what_the_release_reads_and_lacks():
-    release, ours = head(guide="release", graph="release"), head()
-    assert release.gat.norm is None
-    assert release.guide_layer.weight.shape == (5 * D, 2 * D)
-    assert "bone_states" in release.needs
-    assert "bone_states" not in ours.needs
-    frames, skeletons, has = clips()
-    low = skeletons.clone()
-    low[..., 2] = 0.05
-    assert aggregate(release.eval(), frames, low, has, torch.zeros(2, D)).has_clip.all()
-    assert not aggregate(ours, frames, low, has).has_clip.any()
-
-
-def test_pose_logits_for_the_release_loss():
-    frames, skeletons, has = clips()
-    edge_state = torch.randn(2, D)
-    assert aggregate(head(guide="release"), frames, skeletons, has, edge_state).pose_logits is None
-    model = head(guide="release", pose_logits=True)
-    assert aggregate(model, frames, skeletons, has, edge_state).pose_logits.shape == (2, 5)
-    assert aggregate(model.eval(), frames, skeletons, has, edge_state).pose_logits is None
-
-
-def test_joint_features_are_means_over_the_frames():
-    model = head().eval()
-    frames, skeletons, has = clips(2, 4)
-    has[1, 3] = False
-    joints = aggregate(model, frames, skeletons, has).joints
-    nodes = loop_nodes(
-        model.double().state_dict(), skeletons[1].double(), has[1, :, None].expand(4, 17), "paper"
-    )
-    torch.testing.assert_close(joints[1].double(), nodes[:3].mean(0), atol=1e-5, rtol=1e-4)
+        clip = aggregate(model, x, skeletons, has, edge_state).clip
+    assert clip.shape == (3, width)
+    assert clip.dtype == torch.float32
+    assert torch.isfinite(clip).all()
+    assert (clip >= 0).all()
 
 
 @pytest.mark.parametrize("guide", gg.GUIDES)
@@ -429,38 +306,5 @@ def test_registered_and_built_from_config():
     assert (model.gat.conv1.dropout, model.gat.conv2.dropout, model.gat.dropout) == (0.2, 0.2, 0.1)
     assert model.weight.shape == (6, 12)
     assert model.gate_weight.shape == (2, 4, 12, 12)
-    cfg.MODEL.STAR.GUIDE = "release"
-    assert REID_HEADS_REGISTRY.get("GATGeMHead")(cfg, feat_dim=12).pose_classifier is None
-    cfg.MODEL.LOSSES.NAME = ("CrossEntropyLoss", "PoseConsistencyLoss")
-    assert REID_HEADS_REGISTRY.get("GATGeMHead")(cfg, feat_dim=12).pose_classifier.weight.shape == (
-        6,
-        24,
-    )
-
-
-def test_the_whole_head_trains_on_frames_and_skeletons():
-    model = head()
-    frames, skeletons, has = clips(4)
-    outputs = model(aggregate(model, frames, skeletons, has).clip, torch.arange(4))
-    F.cross_entropy(outputs["cls_outputs"], torch.arange(4)).backward()
-    untouched = [
-        n
-        for n, p in model.named_parameters()
-        if p.requires_grad and (p.grad is None or not p.grad.any())
-    ]
-    assert untouched == []
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"exponents": []}, "EXPONENTS"),
-        ({"exponents": [1.0, 0.0]}, "EXPONENTS"),
-        ({"guide": "mean"}, "GUIDE is 'mean': choose one of sigmoid, softmax, release"),
-        ({"pose_logits": True}, "but the guide is sigmoid"),
-        ({"graph": "full"}, "GRAPH is 'full': choose one of paper, release"),
-    ],
-)
-def test_errors_name_the_key(kwargs, message):
-    with pytest.raises(UserError, match=message):
-        head(**kwargs)
+    with pytest.raises(UserError, match="EXPONENTS"):
+        head(exponents=[1.0, 0.0])

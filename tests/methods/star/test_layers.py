@@ -13,7 +13,6 @@ from fastreid_star.coco import BONES
 from fastreid_star.errors import UserError
 from fastreid_star.methods.star.layers import (
     BoneEncoder,
-    BoneReader,
     SkeletonFrameCorrector,
     TwoOneWayLSTMs,
 )
@@ -143,31 +142,12 @@ def test_equations_1_to_7(reading, bones, missing):
         torch.testing.assert_close(result.corrected[b], y, atol=1e-9, rtol=1e-7)
 
 
-def test_the_release_has_no_gates_no_norm_and_takes_every_joint():
-    release, paper = corrector("release", "release"), corrector()
-    assert not any("se." in name or name.startswith("norm") for name in release.state_dict())
-    assert {"se.0.weight", "norm.weight"} <= set(paper.state_dict())
-    x, skeletons, has = clips()
-    low = skeletons.clone()
-    low[..., 2] = 0.01
-    assert torch.equal(
-        correct(release, x, low, has).corrected, correct(release, x, skeletons, has).corrected
-    )
-    assert torch.equal(correct(paper, x, low, has).corrected, x)
-
-
-def test_last_step_and_final_states():
-    states = corrector().encoder(*clips()[1:])
-    assert torch.equal(states.last_step, states.states[:, -1])
-    assert torch.equal(states.final_states[:, : D // 2], states.states[:, -1, : D // 2])
-    assert torch.equal(states.final_states[:, D // 2 :], states.states[:, 0, D // 2 :])
-
-
-def test_two_one_way_lstms_are_the_two_way_one():
-    whole = torch.nn.LSTM(5, 6, batch_first=True, bidirectional=True)
-    split = TwoOneWayLSTMs(5, 6, batch_first=True, bidirectional=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # two kernels on a CPU
+def test_two_one_way_lstms_are_the_two_way_one(dtype):
+    whole = torch.nn.LSTM(5, 6, batch_first=True, bidirectional=True).to(dtype)
+    split = TwoOneWayLSTMs(5, 6, batch_first=True, bidirectional=True).to(dtype)
     split.load_state_dict(whole.state_dict())
-    x = torch.randn(3, 7, 5)
+    x = torch.randn(3, 7, 5, dtype=dtype)
     a, b = whole(x)[0], split(x)[0]
     torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
     direction = torch.randn_like(a)
@@ -175,24 +155,6 @@ def test_two_one_way_lstms_are_the_two_way_one():
     (b * direction).sum().backward()
     for (name, one), two in zip(whole.named_parameters(), split.parameters(), strict=True):
         torch.testing.assert_close(one.grad, two.grad, atol=1e-6, rtol=1e-5, msg=name)
-
-
-def test_two_one_way_lstms_in_double_precision():
-    """Which a CPU computes without oneDNN, whose kernels overlook a start of another shape."""
-    whole = torch.nn.LSTM(5, 6, batch_first=True, bidirectional=True).double()
-    split = TwoOneWayLSTMs(5, 6, batch_first=True, bidirectional=True).double()
-    split.load_state_dict(whole.state_dict())
-    x = torch.randn(3, 7, 5, dtype=torch.float64)
-    torch.testing.assert_close(whole(x)[0], split(x)[0], atol=1e-14, rtol=1e-12)
-
-
-def test_the_split_is_a_switch_not_another_model():
-    whole, split = corrector(), corrector(split_lstm=True)
-    split.load_state_dict(whole.state_dict())
-    batch = clips()
-    torch.testing.assert_close(
-        correct(whole, *batch).corrected, correct(split, *batch).corrected, atol=1e-6, rtol=1e-6
-    )
 
 
 def test_a_clip_without_a_skeleton_keeps_its_features_exactly():
@@ -273,22 +235,6 @@ def test_any_length_width_and_threshold_and_bfloat16(frames, width, threshold, h
     seen = (skeletons[..., 2] >= threshold).any(-1)
     assert torch.equal(y[~seen], x[~seen])
     assert (y[seen] >= x[seen] + 0.9e-3).all()
-    if half:
-        torch.testing.assert_close(
-            y, correct(model, x, skeletons, has).corrected, atol=0.15, rtol=0.1
-        )
-
-
-def test_the_size_of_the_crop_does_not_matter():
-    model = corrector()
-    x, skeletons, has = clips()
-    moved = skeletons * torch.tensor([2.5, 2.5, 1]) + torch.tensor([11.0, -7.0, 0])
-    torch.testing.assert_close(
-        correct(model, x, moved, has).corrected,
-        correct(model, x, skeletons, has).corrected,
-        atol=1e-4,
-        rtol=1e-4,
-    )
 
 
 def test_what_it_looked_at():
@@ -308,16 +254,9 @@ def test_what_it_looked_at():
     assert seen["bone_weights"].shape == (2, 5, 19)
     torch.testing.assert_close(seen["bone_weights"].sum(-1), has.float())
     assert (seen["bone_weights"][:, :, BONES.index((7, 9))] == 0).all()
-    bone, weight = result.bone_states.bones[1, 2, 5], model.encoder.fc.weight
-    norms = [
-        (weight[:, 3 * e : 3 * e + 3] @ result.bone_states.bones[1, 2, e]).norm() for e in range(19)
-    ]
-    assert bone.shape == (3,)
+    bones, weight = result.bone_states.bones[1, 2], model.encoder.fc.weight
+    norms = [(weight[:, 3 * e : 3 * e + 3] @ bones[e]).norm() for e in range(19)]
     torch.testing.assert_close(seen["bone_weights"][1, 2], torch.stack(norms) / sum(norms))
-    assert (
-        "frame_gates"
-        not in correct(corrector("release", "release"), x, skeletons, has, explain=True).attention
-    )
 
 
 def standardized_by_hand(encoder, skeletons, has):
@@ -351,27 +290,6 @@ def test_standardized_bones_by_hand():
     torch.testing.assert_close(states.bones, expected, atol=2e-4, rtol=1e-4)
 
 
-def test_standardized_bones_ignore_the_size_of_the_crop_and_weigh_by_scores():
-    encoder = BoneEncoder(feat_dim=D).eval()
-    _, skeletons, has = clips()
-    moved = skeletons * torch.tensor([2.5, 2.5, 1]) + torch.tensor([11.0, -7.0, 0])
-    bones = encoder(skeletons, has).bones
-    torch.testing.assert_close(encoder(moved, has).bones, bones, atol=1e-3, rtol=1e-3)
-    halved = skeletons * torch.tensor([1.0, 1.0, 0.5])
-    torch.testing.assert_close(encoder(halved, has).bones, bones / 2, atol=1e-5, rtol=1e-4)
-    larger = skeletons.clone()  # one frame larger than the others is a change within the clip
-    larger[:, 0, :, :2] *= 1.5
-    assert (encoder(larger, has).bones[:, 0, :, 0] > bones[:, 0, :, 0]).any()
-
-
-def test_the_bone_reader_leaves_the_frames_alone():
-    encoder = BoneEncoder(feat_dim=D).eval()
-    x, skeletons, has = clips()
-    found = BoneReader(encoder=encoder)(x, {"skeletons": skeletons, "has_skeleton": has})
-    assert found["corrected"] is x
-    assert torch.equal(found["bone_states"].states, encoder(skeletons, has).states)
-
-
 def test_from_config():
     cfg = get_cfg()
     star = cfg.MODEL.STAR
@@ -383,14 +301,5 @@ def test_from_config():
     assert model.se is None
     star.BONES = "normalized"
     assert SkeletonFrameCorrector(cfg, feat_dim=32).encoder.score_threshold == 0.2
-
-
-def test_errors_name_the_way_out():
-    with pytest.raises(
-        UserError, match=r"MODEL\.STAR\.CORRECTOR is 'authors': choose one of paper, release"
-    ):
-        corrector("authors")
-    with pytest.raises(UserError, match="even width"):
-        BoneEncoder(feat_dim=7)
     with pytest.raises(UserError, match="4 attention heads"):
         corrector(feat_dim=6)

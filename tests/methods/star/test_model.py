@@ -80,21 +80,6 @@ def test_with_every_part_off_it_is_the_baseline_number_for_number(batch):
     assert torch.equal(star.eval()(batch), sad.eval()(batch)), "and it needs no skeletons"
 
 
-def test_the_total_is_equation_15(batch):
-    losses = step(build(STAR, config()), batch)
-    # L_id = clip and frame CE, L_tri, L_KL, L_SAD = attack CE and defense; the trainer adds them
-    # up, weight 1 each
-    assert list(losses) == [
-        "loss_cls",
-        "loss_cls_frame",
-        "loss_triplet",
-        "loss_cls_attack",
-        "loss_defense",
-        "loss_skeleton",
-    ]
-    assert all(torch.isfinite(loss) for loss in losses.values())
-
-
 READINGS = [
     {},
     {"frame": "BoneReader"},
@@ -104,7 +89,6 @@ READINGS = [
     {"BONES": "normalized", "SCORE_THRESHOLD": 0.3},
     {"KL_LAST": "final_states"},
     {"SPLIT_LSTM": True},
-    {"EXPONENTS": [3.0]},
     {
         "GUIDE": "release",
         "losses": RELEASE_LOSSES,
@@ -112,7 +96,6 @@ READINGS = [
         "BONES": "release",
         "CORRECTOR": "release",
     },
-    {"frame": "BoneReader", "GUIDE": "release", "losses": RELEASE_LOSSES},
     {"frame": "BoneReader", "GUIDE": "release", "losses": SAD_LOSSES},
 ]
 
@@ -129,18 +112,6 @@ def test_every_reading_trains_every_weight_and_evaluates(batch, reading):
     assert torch.allclose(features.norm(dim=1), torch.ones(CLIPS), atol=1e-5)
 
 
-def test_skeletons_matter_to_both_levels_and_to_nothing_else(batch):
-    other = {**batch, "skeletons": batch["skeletons"].flip(0)}
-    for parts, matters in (
-        ({}, True),
-        ({"frame": "", "losses": SAD_LOSSES}, True),
-        ({"sequence": False, "losses": SAD_LOSSES}, True),
-        ({"frame": "", "sequence": False, "losses": SAD_LOSSES}, False),
-    ):
-        model = build(STAR, config(**parts)).eval()
-        assert torch.equal(model(batch), model(other)) != matters, parts
-
-
 def test_a_clip_without_a_skeleton_takes_the_baselines_path(batch):
     batch["has_skeleton"][2:5] = False
     batch["skeletons"][2:5] = float("nan")  # whatever is stored there
@@ -154,42 +125,17 @@ def test_a_clip_without_a_skeleton_takes_the_baselines_path(batch):
     assert not torch.allclose(ours[:2], theirs[:2], atol=1e-3)
 
 
-@pytest.mark.parametrize("what", ["missing", "constant", "nan"])
-def test_bad_skeletons_leave_finite_losses_and_gradients(batch, what):
-    if what == "missing":
-        batch["has_skeleton"][:] = False
-        batch["skeletons"][:] = 0
-    else:
-        batch["skeletons"][:] = 5.0 if what == "constant" else float("nan")
-    model = build(STAR, config())
-    losses = step(model, batch)
-    sum(losses.values()).backward()
-    assert all(torch.isfinite(loss) for loss in losses.values())
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
-
-
 def test_a_skeleton_dropout_of_one_is_training_without_skeletons(batch):
     without = {**batch, "has_skeleton": torch.zeros(CLIPS, LENGTH, dtype=torch.bool)}
-    cfg = {"AUGMENT": False}
     models = [
         build(STAR, config(SKELETON_DROPOUT=share, losses=("CrossEntropyLoss",)))
         for share in (1.0, 0.0)
     ]
     for model in models:
-        model.augment = cfg["AUGMENT"]
+        model.augment = False
     dropped, bare = step(models[0], batch), step(models[1], without)
     assert all(torch.equal(dropped[name], bare[name]) for name in bare)
     assert not torch.equal(models[0].eval()(batch), models[1].eval()(without)), "only in training"
-
-
-def test_it_works_under_autocast(batch):
-    model = build(STAR, config())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        total = sum(
-            step(model, {**batch, "images": batch["images"].repeat_interleave(2, -1)}).values()
-        )
-    total.backward()
-    assert torch.isfinite(total)
 
 
 def test_explain_shows_what_the_parts_attended_to(batch):
@@ -218,6 +164,11 @@ def test_the_parts_mix_with_any_meta_architecture(batch):
     star, sad = build(STAR, config()), build(SAD, config())
     ours, theirs = step(star, batch), step(sad, batch)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    # equation (15): L_id = clip and frame CE, L_tri, L_SAD = attack CE and defense, L_KL
+    assert list(ours) == [
+        *("loss_cls", "loss_cls_frame", "loss_triplet", "loss_cls_attack", "loss_defense"),
+        "loss_skeleton",
+    ]
 
 
 def test_what_does_not_go_together_is_refused():

@@ -3,7 +3,6 @@ import torch
 from fastreid.config import get_cfg
 from fastreid.modeling.backbones import build_backbone
 
-from fastreid_star.errors import UserError
 from fastreid_star.modeling.backbones import split_backbone
 
 
@@ -30,14 +29,3 @@ def test_the_maps_of_a_frame(depth, last_stride, shapes):
         maps = stage(maps)
         assert maps.shape == (2, *shape)
     assert (maps >= 0).all()
-
-
-def test_what_it_has_not():
-    with pytest.raises(UserError, match=r"DEPTH is 50x: the small ResNet has tiny, small$"):
-        build_backbone(config("50x"))
-    cfg = config()
-    cfg.MODEL.BACKBONE.PRETRAIN = True
-    with pytest.raises(
-        UserError, match=r"PRETRAIN: there are no weights for the small ResNet; set it to False$"
-    ):
-        build_backbone(cfg)

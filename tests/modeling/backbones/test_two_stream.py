@@ -4,7 +4,6 @@ import pytest
 import torch
 from fastreid.config import get_cfg
 from fastreid.modeling.backbones import build_backbone
-from fastreid.modeling.backbones.resnet import ResNet
 from torch import nn
 
 from fastreid_star.errors import UserError
@@ -13,7 +12,6 @@ from fastreid_star.modeling.backbones import (
     TwoStreamBackbone,
     build_two_stream,
     register_split,
-    split_backbone,
 )
 from fastreid_star.modeling.backbones import two_stream as two_stream_module
 
@@ -21,17 +19,14 @@ SIZE = (64, 32)
 
 FAMILIES = {
     "resnet": ("build_resnet_backbone", "18x", {}),
-    "resnet34-ibn": ("build_resnet_backbone", "34x", {"WITH_IBN": True}),
     "resnet50-ibn-se-nl": (
         "build_resnet_backbone",
         "50x",
         {"WITH_IBN": True, "WITH_SE": True, "WITH_NL": True},
     ),
-    "resnet101-nl": ("build_resnet_backbone", "101x", {"WITH_NL": True}),
     "resnext-ibn-nl": ("build_resnext_backbone", "50x", {"WITH_IBN": True, "WITH_NL": True}),
     "resnest": ("build_resnest_backbone", "50x", {}),
-    "osnet": ("build_osnet_backbone", "x0_25", {}),
-    "osnet-ibn": ("build_osnet_backbone", "x0_25", {"WITH_IBN": True}),
+    "osnet": ("build_osnet_backbone", "x0_25", {"WITH_IBN": True}),
     "mobilenet-v2": ("build_mobilenetv2_backbone", "0.1x", {}),
     "mobilenet-v3-large": ("build_mobilenetv3_backbone", "Large", {}),
     "mobilenet-v3-small": ("build_mobilenetv3_backbone", "Small", {}),
@@ -43,8 +38,7 @@ FAMILIES = {
     "vit": ("build_vit_backbone", "small", {}),
 }
 
-# the channels after stages 2 and 3, where the attack strikes, and the size of those maps in a 64x32
-# image
+# channels and size of the maps after stages 2 and 3, where the attack strikes, in a 64x32 image
 ATTACKED = {
     "resnet": [(128, 8, 4), (256, 4, 2)],
     "resnet50-ibn-se-nl": [(512, 8, 4), (1024, 4, 2)],
@@ -112,176 +106,87 @@ def test_split_equals_the_original_bit_for_bit(family):
     with torch.no_grad():
         expected = original(images)
         assert expected.isfinite().all()
-        assert torch.equal(network(images, [True, True]), expected)
-        assert torch.equal(network(images, torch.tensor([False, False])), expected)
-        middle = network.low(network.stem(images, [True, True]))
+        for visible in (True, False):
+            assert torch.equal(network(images, torch.tensor([visible] * 2)), expected)
+        middle = network.low(network.stem(images, torch.tensor([True, True])))
         attacked = [tuple(middle.shape[1:]), tuple(network.stage3(middle).shape[1:])]
     assert network.feature_width == expected.shape[1]
-    assert attacked == ATTACKED.get(family, attacked)
-    # nothing left behind, nothing twice: stem and stages hold the backbone's parameters, the other
-    # stem a copy
+    assert attacked == ATTACKED[family]
+    # nothing left behind, nothing twice: the other stem is a copy
     own = sum(p.numel() for p in network.parameters()) - sum(
         p.numel() for p in network.infrared_stem.parameters()
     )
     assert own == sum(p.numel() for p in original.parameters())
 
 
-def test_children():
-    network = build_two_stream(config())
-    assert [name for name, _ in network.named_children()] == [
-        "visible_stem",
-        "infrared_stem",
-        "stages",
-    ]
-    assert len(network.stages) == 4
+@pytest.mark.parametrize("is_visible", ["110", "001", "10110", "01101", "111", "000"])
+def test_each_row_passes_its_own_stem_and_comes_back_in_place(two_stream, is_visible):
+    is_visible = torch.tensor([flag == "1" for flag in is_visible])
+    images = torch.randn(len(is_visible), 3, *SIZE)
+    with torch.no_grad():
+        visible, infrared = two_stream.visible_stem(images), two_stream.infrared_stem(images)
+        assert not torch.allclose(visible, infrared, atol=1e-2)
+        expected = torch.where(is_visible.view(-1, 1, 1, 1), visible, infrared)
+        assert torch.allclose(two_stream.stem(images, is_visible), expected, atol=1e-5)
+        assert torch.allclose(two_stream.stem(images, is_visible.float()), expected, atol=1e-5)
 
 
-class TestStem:
-    @pytest.mark.parametrize(
-        "is_visible",
-        [
-            [True, True, True, False, False, False],
-            [False, False, True, True, True, True],
-            [True, False, True, False, False, True],
-            [False, True, True, False, True, False],
-            [True] * 6,
-            [False] * 6,
-        ],
-    )
-    def test_each_row_passes_its_own_stem_and_comes_back_in_place(self, two_stream, is_visible):
-        images = torch.randn(6, 3, *SIZE)
-        with torch.no_grad():
-            visible, infrared = two_stream.visible_stem(images), two_stream.infrared_stem(images)
-            assert not torch.allclose(visible, infrared, atol=1e-2)
-            expected = torch.where(torch.tensor(is_visible).view(-1, 1, 1, 1), visible, infrared)
-            assert torch.allclose(two_stream.stem(images, is_visible), expected, atol=1e-5)
-            assert torch.allclose(
-                two_stream.stem(images, torch.tensor(is_visible)), expected, atol=1e-5
-            )
-
-    def test_sorted_halves_need_no_gather(self, two_stream, monkeypatch):
-        monkeypatch.setattr(torch.Tensor, "index_select", None)
-        two_stream.stem(torch.randn(2, 3, *SIZE), [True, False])
-        two_stream.stem(torch.randn(2, 3, *SIZE), [False, True])
-
-    def test_as_many_modalities_as_images(self, two_stream):
-        with pytest.raises(ValueError, match="3 images, but 2"):
-            two_stream.stem(torch.randn(3, 3, *SIZE), [True, False])
+def test_leaves_no_trace():
+    backbone = calibrate(build_backbone(config()))
+    backbone.layer1.eval()
+    before = copy.deepcopy(backbone.state_dict())
+    modes = [module.training for module in backbone.modules()]
+    state = torch.get_rng_state()
+    network = TwoStreamBackbone(backbone, SIZE)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    assert [module.training for module in backbone.modules()] == modes
+    assert all(p.grad is None for p in network.parameters())
 
 
-class TestProbing:
-    def test_leaves_no_trace(self):
-        backbone = calibrate(build_backbone(config()))
-        backbone.layer1.eval()
-        before = copy.deepcopy(backbone.state_dict())
-        modes = [module.training for module in backbone.modules()]
-        state = torch.get_rng_state()
-        network = TwoStreamBackbone(backbone, SIZE)
-        assert torch.equal(torch.get_rng_state(), state)
-        assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
-        assert [module.training for module in backbone.modules()] == modes
-        assert all(p.grad is None for p in network.parameters())
-
-    def test_width_is_seen_not_known(self):
-        backbone = build_backbone(config())
-        backbone.layer4.append(nn.Conv2d(512, 24, 1))
-        assert TwoStreamBackbone(backbone, SIZE).feature_width == 24
-
-    def test_wrong_feat_dim(self):
-        with pytest.raises(UserError) as error:
-            build_two_stream(config("resnet", feat_dim=2048))
-        message = str(error.value)
-        for part in ("FEAT_DIM is 2048", "build_resnet_backbone", "18x", "set it to 512"):
-            assert part in message
-        assert "\n" not in message
-
-    def test_pretrained_weights_that_cannot_be_had(self, monkeypatch):
-        def offline(cfg):
-            raise OSError("no route\nto host")
-
-        monkeypatch.setattr(two_stream_module, "build_backbone", offline)
-        cfg = config()
-        cfg.MODEL.BACKBONE.PRETRAIN = True
-        with pytest.raises(
-            UserError,
-            match=r"resnet_backbone 18x cannot be had \(no route to host\): .*PRETRAIN_PATH",
-        ):
-            build_two_stream(cfg)
-        cfg.MODEL.BACKBONE.PRETRAIN = False
-        with pytest.raises(OSError, match="no route"):  # it is no matter of weights then
-            build_two_stream(cfg)
-
-    @pytest.mark.parametrize("feat_dim", [0, 512])
-    def test_right_feat_dim(self, feat_dim):
-        assert build_two_stream(config("resnet", feat_dim=feat_dim)).feature_width == 512
+def test_wrong_feat_dim():
+    with pytest.raises(UserError) as error:
+        build_two_stream(config("resnet", feat_dim=2048))
+    assert "FEAT_DIM is 2048" in str(error.value)
+    assert "set it to 512" in str(error.value)
 
 
-class TestRegistry:
-    def test_unknown_backbone(self):
-        class Strange(nn.Module):
-            pass
+def test_pretrained_weights_that_cannot_be_had(monkeypatch):
+    def offline(cfg):
+        raise OSError("no route\nto host")
 
-        with pytest.raises(
-            UserError, match=r"Strange.*@fastreid_star.modeling.register_split\(Strange\)"
-        ):
-            split_backbone(Strange())
-
-    def test_a_backbone_of_your_own(self):
-        class Tiny(nn.Sequential):
-            pass
-
-        @register_split(Tiny)
-        def split_tiny(net):
-            return BackboneSplit(stem=net[0], stages=[net[1], net[2], net[3], net[4]])
-
-        net = Tiny(*(nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1) for i in range(5)))
-        assert TwoStreamBackbone(net, (8, 8)).feature_width == 4
-
-    def test_a_wrong_split_is_noticed(self):
-        class Forgetful(nn.Sequential):
-            pass
-
-        @register_split(Forgetful)
-        def split_forgetful(net):
-            return BackboneSplit(stem=net[0], stages=[net[1], net[2], net[3], nn.Identity()])
-
-        with pytest.raises(UserError, match="split of Forgetful does not compute"):
-            TwoStreamBackbone(Forgetful(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(5))), (8, 8))
-
-    def test_four_stages(self):
-        with pytest.raises(UserError, match="four stages, not 3"):
-            BackboneSplit(nn.Identity(), [nn.Identity()] * 3)
-
-    def test_a_network_whose_strides_give_no_four_stages(self):
-        net = build_backbone(config("mobilenet-v2"))
-        first = next(index for index, block in enumerate(net.features) if index and _halves(block))
-        del net.features[first]
-        with pytest.raises(
-            UserError, match="expected 4 blocks of stride 2 behind the first convolution, found 3"
-        ):
-            split_backbone(net)
-
-    def test_a_transformer_that_must_be_told_the_camera(self):
-        net = build_backbone(config("vit"))
-        net.cam_num = 6
-        with pytest.raises(
-            UserError, match="camera embeddings cannot be split: build it with camera=0"
-        ):
-            split_backbone(net)
-
-    def test_subclasses_are_split_as_their_base(self):
-        class Mine(ResNet):
-            pass
-
-        backbone = build_backbone(config())
-        backbone.__class__ = Mine
-        assert len(split_backbone(backbone).stages) == 4
+    monkeypatch.setattr(two_stream_module, "build_backbone", offline)
+    cfg = config()
+    cfg.MODEL.BACKBONE.PRETRAIN = True
+    with pytest.raises(
+        UserError,
+        match=r"resnet_backbone 18x cannot be had \(no route to host\): .*PRETRAIN_PATH",
+    ):
+        build_two_stream(cfg)
 
 
-def _halves(block):
-    return any(
-        isinstance(module, nn.Conv2d) and module.stride[0] == 2 for module in block.modules()
-    )
+def test_a_backbone_of_your_own():
+    class Tiny(nn.Sequential):
+        pass
+
+    @register_split(Tiny)
+    def split_tiny(net):
+        return BackboneSplit(stem=net[0], stages=[net[1], net[2], net[3], net[4]])
+
+    net = Tiny(*(nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1) for i in range(5)))
+    assert TwoStreamBackbone(net, (8, 8)).feature_width == 4
+
+
+def test_a_wrong_split_is_noticed():
+    class Forgetful(nn.Sequential):
+        pass
+
+    @register_split(Forgetful)
+    def split_forgetful(net):
+        return BackboneSplit(stem=net[0], stages=[net[1], net[2], net[3], nn.Identity()])
+
+    with pytest.raises(UserError, match="split of Forgetful does not compute"):
+        TwoStreamBackbone(Forgetful(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(5))), (8, 8))
 
 
 def test_pretrained_weights_fill_both_stems(tmp_path):
@@ -295,4 +200,3 @@ def test_pretrained_weights_fill_both_stems(tmp_path):
         assert torch.equal(stem[0].weight, state["conv1.weight"])
         assert torch.equal(stem[1].running_mean, state["bn1.running_mean"])
     assert torch.equal(network.stages[3][1].conv2.weight, state["layer4.1.conv2.weight"])
-    assert network.visible_stem[0].weight is not network.infrared_stem[0].weight

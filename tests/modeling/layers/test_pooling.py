@@ -21,16 +21,12 @@ def test_by_hand():
     )
 
 
-def test_eps_is_added_after_the_mean():
-    assert gem(torch.zeros(1, 4, dtype=torch.float64), 3.0, dim=1).item() == pytest.approx(
-        1e-4, rel=1e-9
-    )
-
-
-@settings(deadline=None, max_examples=60)
-@given(rows)
-def test_one_is_the_mean(x):
-    assert gem(x, 1.0, dim=0).item() == pytest.approx(x.mean().item(), rel=1e-9, abs=1e-11)
+def test_eps_is_added_after_the_mean_and_bounds_the_gradient():
+    x = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
+    pooled = gem(x, 3.0, dim=1)
+    assert pooled.item() == pytest.approx(1e-4, rel=1e-9)
+    pooled.sum().backward()
+    assert torch.equal(x.grad, torch.zeros_like(x))
 
 
 @settings(deadline=None, max_examples=60)
@@ -41,23 +37,10 @@ def test_a_large_exponent_nears_the_maximum(x):
     assert top * len(x) ** (-1 / p) - 1e-9 <= value <= top + 1e-9
 
 
-@settings(deadline=None, max_examples=60)
-@given(rows.filter(lambda x: x.max() > 0.1), st.floats(0.5, 7), st.floats(0.5, 7))
-def test_monotone_in_the_exponent(x, p, q):
-    low, high = sorted((p, q))
-    assert gem(x, low, dim=0) <= gem(x, high, dim=0) * (1 + 1e-9) + 1e-6
-
-
 def test_agrees_with_fastreid():
     maps = torch.rand(2, 5, 4, 3) + 0.1
     ours = gem(maps.flatten(2), 3.0, dim=2)
     assert torch.allclose(ours, GeneralizedMeanPooling(norm=3)(maps).flatten(1), rtol=1e-5)
-
-
-def test_gradient_at_zero_is_finite():
-    x = torch.zeros(2, 3, 4, requires_grad=True)
-    gem(x, 3.0, dim=1).sum().backward()
-    assert torch.equal(x.grad, torch.zeros_like(x))
 
 
 def test_half_types_are_pooled_in_float32():

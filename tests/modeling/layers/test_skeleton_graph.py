@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastreid_star.coco import BONES, NUM_JOINTS
-from fastreid_star.errors import UserError
 from fastreid_star.modeling.layers import skeleton_graph as graph
 
 
@@ -87,16 +86,6 @@ def test_size_and_place_of_the_crop_do_not_matter(factor, shift, frames, seed):
     )
 
 
-def test_release_readings_are_raw():
-    skeletons = random_skeletons(1, 2)
-    valid = all_of(skeletons)
-    assert torch.equal(graph.normalize_joints(skeletons, valid, "release"), skeletons)
-    doubled = skeletons * torch.tensor([2.0, 2.0, 1.0])
-    raw, large = (graph.bone_features(s, valid, "release") for s in (skeletons, doubled))
-    torch.testing.assert_close(large[..., 0], 2 * raw[..., 0])
-    torch.testing.assert_close(large[..., 1], raw[..., 1])
-
-
 def test_joints_are_centered_on_the_clip_not_on_the_frame():
     skeletons = random_skeletons(2, 4)
     valid = skeletons[..., 2] > 0.2
@@ -112,17 +101,6 @@ def test_joints_are_centered_on_the_clip_not_on_the_frame():
         assert torch.equal(joints[b][valid[b]][:, 2], skeletons[b][valid[b]][:, 2])
 
 
-@pytest.mark.parametrize("reading", ["normalized", "release"])
-def test_all_joints_on_one_point(reading):
-    skeletons = torch.full((1, 2, NUM_JOINTS, 3), 71.3, requires_grad=True)
-    features = graph.bone_features(skeletons, all_of(skeletons), reading)
-    joints = graph.normalize_joints(skeletons, all_of(skeletons))
-    assert features[..., 0].abs().max() == 0
-    assert joints[..., :2].abs().max() < 1e-3
-    (features.sum() + joints.sum()).backward()
-    assert torch.isfinite(skeletons.grad).all()
-
-
 def test_validity():
     skeletons = random_skeletons(1, 2)
     skeletons[..., 2] = 0.9
@@ -135,33 +113,12 @@ def test_validity():
     valid = graph.joint_validity(skeletons, has, 0.3)
     assert valid[0, 0].tolist() == [False, True, False, False, False] + 12 * [True]
     assert not valid[0, 1].any()
-    assert graph.joint_validity(skeletons, has, 0.0)[0, 0].tolist() == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ] + 12 * [True]
-    assert graph.joint_validity(skeletons, has, None)[0, 0].tolist() == [
-        True,
-        True,
-        True,
-        False,
-        False,
-    ] + 12 * [True]
+    for threshold, first in ((0.0, [True, True, False]), (None, [True, True, True])):
+        valid = graph.joint_validity(skeletons, has, threshold)
+        assert valid[0, 0].tolist() == [*first, False, False] + 12 * [True]
 
 
-@settings(max_examples=20, deadline=None)
-@given(low=st.floats(0, 1), high=st.floats(0, 1))
-def test_a_higher_threshold_never_adds_a_joint(low, high):
-    low, high = sorted((low, high))
-    skeletons, has = random_skeletons(2, 3), torch.ones(2, 3, dtype=torch.bool)
-    few, many = (graph.joint_validity(skeletons, has, threshold) for threshold in (high, low))
-    assert (many | ~few).all()
-    assert torch.equal(many, skeletons[..., 2] >= low)
-
-
-@pytest.mark.parametrize("length", range(1, 17))
+@pytest.mark.parametrize("length", [1, 2, 12])
 def test_equations_8_and_9(length):
     edges = graph.spatial_temporal_edges(length).t().tolist()
     undirected = {frozenset(edge) for edge in edges}
@@ -174,10 +131,6 @@ def test_equations_8_and_9(length):
     assert undirected == expected
     for a, b in edges:  # no bone across frames
         assert a // 17 == b // 17 or a % 17 == b % 17
-
-
-def test_830_directed_edges_at_the_papers_length():
-    assert graph.spatial_temporal_edges(12).shape == (2, 830)
 
 
 def test_the_release_has_bones_in_frame_0_only():
@@ -197,10 +150,3 @@ def test_skeleton_dropout_takes_whole_clips():
     assert 0.15 < lost.float().mean() < 0.35
     assert torch.equal(graph.drop_skeletons(has, 0.0), has)
     assert not graph.drop_skeletons(has, 1.0).any()
-
-
-def test_an_unknown_reading_names_the_key():
-    with pytest.raises(
-        UserError, match=r"MODEL\.STAR\.BONES is 'raw': choose one of standardized, normalized"
-    ):
-        graph.choose("BONES", "raw", graph.BONE_READINGS)

@@ -54,16 +54,6 @@ class TestAugmentation:
         assert len(permutations) == 6
         assert counts.min() > 4000 / 6 * 0.8
 
-    def test_frames_draw_apart_and_the_seed_decides(self):
-        is_visible = torch.tensor([True, True, False, False])
-        draws = []
-        for seed in (0, 0, 1):
-            torch.manual_seed(seed)
-            draws.append(style_factors(is_visible, 0.5, 1.5)[0])
-        assert torch.equal(draws[0], draws[1])
-        assert not torch.equal(draws[0], draws[2])
-        assert len(draws[0][:, 0].unique()) == 4
-
 
 class TestStatistics:
     def test_by_hand(self):
@@ -75,30 +65,11 @@ class TestStatistics:
         mean, sd = channel_statistics(x, (2, 3), "release")
         assert (mean.item(), sd.item()) == (4.0, pytest.approx((20 / 3) ** 0.5 + 1e-6))
 
-    def test_release_is_torch_std(self):
-        x = torch.randn(3, 4, 5, 6)
-        torch.testing.assert_close(
-            channel_statistics(x, (2, 3), "release")[1], x.std((2, 3), keepdim=True) + 1e-6
-        )
-
-    def test_shapes_for_maps_and_tokens(self):
-        assert channel_statistics(torch.randn(2, 3, 4, 5), (2, 3))[1].shape == (2, 3, 1, 1)
-        assert channel_statistics(torch.randn(2, 9, 7), (1,))[1].shape == (2, 1, 7)
-
-    def test_float32_for_half_types(self):
-        assert (
-            channel_statistics(torch.randn(2, 3, 4, 4).bfloat16(), (2, 3))[0].dtype == torch.float32
-        )
-
     def test_one_position(self):
         one = torch.randn(2, 3, 1, 1)
         assert channel_statistics(one, (2, 3))[1].isfinite().all()
         with pytest.raises(UserError, match="sqrt_var"):
             channel_statistics(one, (2, 3), "release")
-
-    def test_unknown_name(self):
-        with pytest.raises(UserError, match="sqrt_var, release"):
-            channel_statistics(torch.randn(1, 1, 2, 2), (2, 3), "std")
 
 
 class TestAdaIN:
@@ -111,23 +82,6 @@ class TestAdaIN:
         )
         expected = 2 + (6 - 10) / (16 + 1e-5) ** 0.5 * (1 + 1e-5) ** 0.5
         assert y[1, 0, 0, 0].item() == pytest.approx(expected, rel=1e-12)
-
-    def test_own_style_changes_nothing(self):
-        x = torch.randn(3, 4, 5, 2, dtype=torch.float64)
-        assert torch.allclose(adain(x, torch.arange(3)), x, atol=1e-12)
-
-    @pytest.mark.parametrize("std", ["sqrt_var", "release"])
-    def test_takes_the_partners_statistics(self, std):
-        x = torch.randn(4, 3, 8, 8, dtype=torch.float64) * torch.rand(4, 3, 1, 1) * 9 + torch.randn(
-            4, 3, 1, 1
-        )
-        partner = torch.tensor([2, 3, 3, 0])
-        for ours, theirs in zip(
-            channel_statistics(adain(x, partner, std=std), (2, 3)),
-            channel_statistics(x, (2, 3)),
-            strict=True,
-        ):
-            assert torch.allclose(ours, theirs[partner], rtol=1e-3, atol=1e-9)
 
     @pytest.mark.parametrize("std", ["sqrt_var", "release"])
     @pytest.mark.parametrize(
@@ -172,11 +126,6 @@ class TestAdaIN:
             assert found.is_contiguous(memory_format=layout)
             assert (found - wanted).abs().max() < tolerance * wanted.abs().max()
 
-    def test_keeps_the_type(self):
-        assert (
-            adain(torch.randn(2, 3, 4, 4).bfloat16(), torch.tensor([1, 0])).dtype == torch.bfloat16
-        )
-
     def test_constant_map(self):
         """A map without variance: bounded gradients by default, a blow-up under `release`."""
 
@@ -212,8 +161,3 @@ class TestPartners:
         assert {int(same[0]) for same, _ in draws} == {0, 1, 2}
         assert {int(other[0]) for _, other in draws} == {3, 4}
         assert {int(other[4]) for _, other in draws} == {0, 1, 2}
-
-    @pytest.mark.parametrize("only", [True, False])
-    def test_one_modality(self, only):
-        with pytest.raises(UserError, match="both modalities"):
-            attack_partners(torch.full((4,), only))

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import pickle
 import shutil
 import types
 
@@ -12,8 +11,6 @@ import torch
 from markers import SIZES, find, odd_crops, plant, refused
 from safetensors.torch import load_file, save_file
 from transformers import (
-    ViTConfig,
-    ViTForImageClassification,
     VitPoseBackboneConfig,
     VitPoseConfig,
     VitPoseForPoseEstimation,
@@ -85,8 +82,6 @@ def check_networks_end_to_end(folder):
         half = build(path, dtype="bfloat16").estimate(prepared)
         assert not np.array_equal(half, joints)
         assert np.median(np.abs(half - joints)[..., 2]) < 0.05
-        nothing = estimator.estimate([])
-        assert (nothing.shape, nothing.dtype) == ((0, NUM_JOINTS, 3), np.float32)
 
 
 def check_the_experts_for_coco_are_asked(folder):
@@ -106,22 +101,15 @@ def check_the_experts_for_coco_are_asked(folder):
 
 
 def check_description(folder):
-    said = build(published(folder), flip_test=True).describe()
-    assert json.loads(json.dumps(said)) == said
-    assert said["backend"] == "vitpose"
-    assert said["model"] == "vitpose-1-simple"
-    assert said["checkpoint"] == "model.safetensors"
-    assert len(said["sha256"]) == 64
-    assert said["input_size"] == [192, 256]
-    assert said["flip_test"] is True
-    assert set(said["versions"]) == {"torch", "transformers"}
     path = folder / "elsewhere" / "vitpose-1-simple"
     shutil.copytree(published(folder), path)
-    assert build(path, flip_test=True).describe() == said
+    said = build(published(folder), flip_test=True).describe()
+    assert json.loads(json.dumps(said)) == said == build(path, flip_test=True).describe()
+    assert (said["model"], said["checkpoint"]) == ("vitpose-1-simple", "model.safetensors")
+    assert (said["input_size"], said["flip_test"]) == ([192, 256], True)
     settings = json.loads((path / "preprocessor_config.json").read_text())
-    (path / "preprocessor_config.json").write_text(
-        json.dumps({**settings, "image_mean": [0.5, 0.5, 0.5]})
-    )
+    changed = json.dumps({**settings, "image_mean": [0.5, 0.5, 0.5]})
+    (path / "preprocessor_config.json").write_text(changed)
     after = build(path, flip_test=True).describe()
     assert {key for key in said if said[key] != after[key]} == {"config_sha256"}
 
@@ -178,8 +166,6 @@ def check_the_central_person_is_taken(folder):
 
 
 def check_the_input_is_mmposes(folder):
-    """Pixel for pixel, and the library's but for the border, where scipy ends the picture half a pixel earlier."""
-    processor = VitPoseImageProcessor()
     for width, height in SIZES:
         crop = odd_crops(1)[0].repeat(3, axis=0).repeat(3, axis=1)[:height, :width]
         crop = np.pad(
@@ -192,22 +178,10 @@ def check_the_input_is_mmposes(folder):
         assert (
             np.abs(image.astype(int) - theirs["img"]).max() <= 1
         )  # their matrix has float32's digits
-        assert np.allclose((ours.width, ours.height), theirs["input_scale"])
+        assert np.allclose(ours.box, theirs["input_scale"])
         corner = theirs["input_center"] - theirs["input_scale"] / 2
-        assert np.allclose((ours.left, ours.top), corner, atol=1e-4)
+        assert np.allclose(ours.corner, corner, atol=1e-4)
         assert np.isclose(ours.share, width / theirs["input_scale"][0])
-        options = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
-        library = processor([crop], boxes=[[[0, 0, width, height]]], **options)["pixel_values"][
-            0
-        ].transpose(1, 2, 0)
-        x = np.arange(192) * ours.width / 191 + ours.left
-        y = np.arange(256) * ours.height / 255 + ours.top
-        inside = ((y > 0) & (y < height - 1))[:, None] & ((x > 0) & (x < width - 1))
-        outside = ((y < -1) | (y > height))[:, None] | ((x < -1) | (x > width))
-        off = np.abs(image.astype(float) - library).max(axis=2)
-        assert off[inside].max() <= 4  # OpenCV has 5 bits for places between the pixels
-        assert off[inside].mean() < 0.5
-        assert off[outside].max() == 0
 
 
 def check_joints_are_mmposes(folder):
@@ -228,25 +202,6 @@ def check_joints_are_mmposes(folder):
         assert np.array_equal(scores[index].numpy(), heights[0])
         close += refined.sum()
     assert close > 0.95 * 8 * NUM_JOINTS
-    # on clean maps the library's way ends at the same places
-    cells, _ = vitpose.find_joints(clean)
-    inside = ((points > 30) & (points < [162, 226])).all(axis=2)
-    library = VitPoseImageProcessor().post_process_pose_estimation(
-        types.SimpleNamespace(heatmaps=clean), boxes=[[[0, 0, 192 / 1.25, 256 / 1.25]]] * 8
-    )
-    for index, (found,) in enumerate(library):
-        ours = (cells[index].numpy() / [47, 63] - 0.1) * [192, 256]
-        assert np.abs(ours - found["keypoints"].numpy())[inside[index]].max() < 0.02
-
-
-def check_preparing_travels_light(folder):
-    estimator = build(published(folder))
-    data = pickle.dumps(estimator.prepare)
-    assert len(data) < 1000
-    crop = odd_crops(1)[0]
-    here, there = estimator.prepare(crop), pickle.loads(data)(crop)
-    assert torch.equal(here.image, there.image)
-    assert (here.left, here.top, here.share) == (there.left, there.top, there.share)
 
 
 def check_folders_that_are_refused(folder):
@@ -254,7 +209,6 @@ def check_folders_that_are_refused(folder):
 
     def copy(name):
         path = folder / name
-        shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(good, path)
         return path
 
@@ -280,28 +234,16 @@ def check_folders_that_are_refused(folder):
     refuses(path, "cannot be read", "download it again")
 
     weights = load_file(good / "model.safetensors")
-    bias = {"head.conv.bias": weights["head.conv.bias"]}
-    for name, content, words in (
-        (
-            "fewer",
-            {key: weights[key] for key in weights.keys() - bias.keys()},
-            "are missing (head.conv.bias)",
-        ),
-        ("more", {**weights, "other": torch.ones(1)}, "are unexpected (other)"),
-        (
-            "narrow",
-            {**weights, "head.conv.bias": torch.ones(16)},
-            "are mismatched (head.conv.bias)",
-        ),
+    bias = "head.conv.bias"
+    fewer = {key: value for key, value in weights.items() if key != bias}
+    for content, words in (
+        (fewer, f"missing ({bias})"),
+        ({**weights, "other": torch.ones(1)}, "unexpected (other)"),
+        ({**weights, bias: torch.ones(16)}, f"mismatched ({bias})"),
     ):
-        path = copy(name)
+        path = copy(words.split()[0])
         save_file(content, path / "model.safetensors", metadata={"format": "pt"})
-        refuses(path, f"1 weights {words}")
-
-    path = folder / "classifier"
-    vit = ViTConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=4)
-    ViTForImageClassification(vit).save_pretrained(path)
-    refuses(path, "contains a vit, not a ViTPose")
+        refuses(path, f"1 weights are {words}")
 
     path = copy("hands")
     settings = json.loads((path / "config.json").read_text())
@@ -309,13 +251,3 @@ def check_folders_that_are_refused(folder):
     settings["label2id"] = {f"J{index}": index for index in range(21)}
     (path / "config.json").write_text(json.dumps(settings))
     refuses(path, "finds 21 joints")
-
-    path = copy("size")
-    settings = json.loads((path / "preprocessor_config.json").read_text())
-    settings["size"] = {"height": 384, "width": 288}
-    (path / "preprocessor_config.json").write_text(json.dumps(settings))
-    refuses(path, "288 x 384", "192 x 256")
-
-    path = copy("unfinished")
-    (path / "preprocessor_config.json").unlink()
-    refuses(path, "cannot be read", "preprocessor_config.json")
