@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import sys
 import time
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from fastreid.config import CfgNode
 
 WARM_UP_EPOCHS, EPOCHS = 8, 12
+# share of the whole time that each phase takes, measured on two cores
+PHASES = {
+    "drawing synthetic people": 0.15,
+    "warm-up: cross entropies only, shared by both networks": 0.15,
+    "training the baseline (SAD)": 0.25,
+    "training STAR": 0.35,
+    "writing the report": 0.1,
+}
 
 
 def add_demo(parser: argparse.ArgumentParser) -> Action:
@@ -59,20 +68,22 @@ def run_demo(output: Path, opts: list[str]) -> None:
     from fastreid_star.report.build import write_report
 
     start, runs = time.monotonic(), output / "runs"
+    # what an earlier call has finished takes no time, so nothing can be said about the rest
+    say = announce if runs.exists() else functools.partial(announce, start=start)
     warm_up, *configs = demo_configs(output, opts)
     claim(runs, [warm_up, *configs])
     open_log(output, opts)
 
-    print("[1/5] drawing synthetic people", flush=True)
+    say(0)
     build_dataset(warm_up, "SyntheticVCM")
-    print("[2/5] warm-up: cross entropies only, shared by both networks", flush=True)
+    say(1)
     trainer = Trainer(warm_up)
     results = {"untrained": trainer.test(trainer.cfg, trainer.model)}
     train(warm_up)
-    for number, (name, cfg) in enumerate(zip(("SAD", "STAR"), configs, strict=True), start=3):
-        print(f"[{number}/5] training {name}", flush=True)
+    for number, (name, cfg) in enumerate(zip(("SAD", "STAR"), configs, strict=True), start=2):
+        say(number)
         results[name] = train(cfg)
-    print("[5/5] writing the report", flush=True)
+    say(4)
     report = output / "report.html"
     write_report(runs / "STAR", runs / "SAD", output=report)
 
@@ -85,6 +96,15 @@ def run_demo(output: Path, opts: list[str]) -> None:
     print(f"weights, log and per-query results: {runs.resolve()}")
     print(f"curves: tensorboard --logdir {runs}")
     print(f"report: {report.resolve()} ({report.stat().st_size / 1e6:.1f} MB)")
+
+
+def announce(number: int, start: float | None = None) -> None:
+    """Print the phase that begins and, from its `start`, how long the rest of the demo takes."""
+    shares, left = list(PHASES.values()), ""
+    if number and start is not None:
+        seconds = (time.monotonic() - start) * sum(shares[number:]) / sum(shares[:number])
+        left = f" (about {seconds:.0f} s left)"
+    print(f"[{number + 1}/{len(PHASES)}] {list(PHASES)[number]}{left}", flush=True)
 
 
 def demo_configs(output: Path, opts: list[str]) -> list[CfgNode]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fastreid_star.cli import demo
 from fastreid_star.cli.main import run
 from fastreid_star.errors import UserError
 
@@ -89,3 +90,13 @@ def test_runs_of_other_options_or_of_the_user_are_refused_and_kept(tmp_path):
         run("demo", "--output", tmp_path, *ARGUMENTS)
     assert folder.is_dir()
     assert not (tmp_path / "datasets").exists()
+
+
+def test_a_phase_says_how_long_the_rest_takes(monkeypatch, capsys):
+    monkeypatch.setattr(demo.time, "monotonic", lambda: 130.0)
+    demo.announce(2, start=100.0)  # after 30 % of the whole
+    demo.announce(2)
+    assert capsys.readouterr().out.splitlines() == [
+        "[3/5] training the baseline (SAD) (about 70 s left)",
+        "[3/5] training the baseline (SAD)",
+    ]
