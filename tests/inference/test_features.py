@@ -18,8 +18,8 @@ from fastreid_star.inference.features import dataset_tracklets, extract_features
 
 
 @pytest.fixture(scope="module")
-def predictor(runs):
-    return StarPredictor.from_run(runs / "STAR", "cpu")
+def predictor(star):
+    return star
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def extract(predictor, tmp_path):
     return call
 
 
-@pytest.mark.parametrize(("split", "count"), [("train", 24), ("query", 8), ("test", 16)])
+@pytest.mark.parametrize(("split", "count"), [("train", 36), ("test", 36)])
 def test_a_dataset(extract, predictor, split, count):
     found, about = extract(dataset="SyntheticVCM", split=split)
     data = build_dataset(predictor.cfg, "SyntheticVCM")
@@ -134,7 +134,7 @@ def test_a_gallery_is_made_and_added_to(predictor, crops, runs, tmp_path):
     np.testing.assert_allclose(gallery.features()[:4], expected, atol=1e-6)
     with pytest.raises(UserError, match=r"already in the gallery, first 'v\.avi'"):
         extract_features(predictor, [video], modality="visible", **options)
-    other = StarPredictor.from_run(runs / "STAR", "cpu", opts=["INPUT.CLIP.LENGTH", "2"])
+    other = StarPredictor.from_run(runs.star, "cpu", opts=["INPUT.CLIP.LENGTH", "2"])
     with pytest.raises(UserError, match=r"INPUT\.CLIP\.LENGTH 3 there, 2 here"):
         extract_features(other, [str(crops)], **options)
     assert len(Gallery.load(folder, predictor)) == 5
@@ -151,14 +151,12 @@ def test_bad_input_is_refused_before_any_work(predictor, crops, tmp_path, monkey
         ("not a split", [], {"dataset": "SyntheticVCM", "split": "x", **output}),
         ("--output FILE or", own, {}),
         (r"end in \.npz", own, {"output": str(tmp_path / "f.txt")}),
-        ("does not exist", own, {"output": str(tmp_path / "none" / "f.npz")}),
         ("nowhere", ["nowhere"], output),
         (r"v\.avi|is unknown", [str(crops.parent / "v.avi")], output),
         ("none", own, {"skeletons": "none", **output}),
         ("is not a gallery", own, {"gallery": str(crops)}),
         ("--workers -1", own, {"num_workers": -1, **output}),
     ):
-        with pytest.raises(UserError, match=message) as caught:
+        with pytest.raises(UserError, match=message):
             extract_features(predictor, paths, **options)
-        assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())

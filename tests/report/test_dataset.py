@@ -19,7 +19,6 @@ from fastreid_star.report.dataset import (
     choose_tracklets,
     findings,
     format_check,
-    sparkline,
     write_dataset_page,
 )
 from fastreid_star.structures import Modality, Tracklet
@@ -81,11 +80,10 @@ def test_the_text_for_the_terminal(check):
     assert lines_of(text, "train infrared") == ["2 47 1 2 3 differs"]
     assert lines_of(text, "train") == ["2 48 1 2 3 ok"]
     assert "frames: 94 good, 0 missing, 1 broken" in text
-    assert "height 256 to 300, median 288; width 100 to 144, median 144; 3 different" in text
+    assert "height 256 to 300, width 100 to 144; 3 different" in text
     # 10 of 39 * 17 joints are outside
-    assert lines_of(text, "infrared camera 4") == ["40 97.50 % 1.50 % 0.75 0.70 | ▁▂▄█▂ |"]
+    assert lines_of(text, "infrared camera 4") == ["40 97.50 % 1.50 % 0.75 0.70"]
     assert lines_of(text, "infrared")[0].startswith("50 98.00 % 1.20 %")
-    assert lines_of(text, "visible camera 1")[0].endswith("100.0 % outside")
     order = [text.index(name) for name in ("infrared camera 5", "visible  ", "visible camera 1")]
     assert order == sorted(order)
     assert "see FAULT" in text
@@ -135,12 +133,6 @@ def test_a_sound_dataset_and_shares_that_are_rounded_down(check):
     assert "99.99 %" in format_check(check), "100 % means all"
 
 
-def test_sparkline():
-    assert sparkline([0, 1, 4, 8]) == " ▁▄█"
-    assert sparkline([0, 1, 100_000]) == " ▁█", "one of many is still visible"
-    assert sparkline([0, 0]) == "  "
-
-
 @pytest.fixture
 def dataset(tmp_path):
     """Four identities, two of them in the test set; three tracklets each, one infrared."""
@@ -170,15 +162,7 @@ def test_the_choice_is_of_each_modality_and_of_many_identities(dataset):
         assert {t.pid for _, t in chosen[:4]} == {t.pid for _, t in chosen[4:]} == set(range(4))
         assert all((split == "train") == (t.pid < 2) for split, t in chosen)
         assert choose_tracklets(dataset, each=4, seed=seed) == chosen
-    assert (
-        len(
-            {
-                tuple(t.frames[0] for _, t in choose_tracklets(dataset, each=2, seed=seed))
-                for seed in range(8)
-            }
-        )
-        > 3
-    )
+    assert choose_tracklets(dataset, each=2, seed=0) != choose_tracklets(dataset, each=2, seed=1)
     assert len(choose_tracklets(dataset, each=99, seed=0)) == 12
 
 

@@ -127,22 +127,8 @@ def test_grad_cam_follows_its_definition(run, request):
         kinds.add(bool(cam.any()))
         np.testing.assert_allclose(maps, resized / max(resized.max(), 1e-12), atol=1e-4)
     assert True in kinds, "no clip has a similarity that anything contributes to"
-
-
-def test_grad_cam_leaves_the_network_as_it_was_and_no_gradient_in_the_lstm(star):
-    lstm = star.model.corrector.encoder.lstm
-    seen = []
-    handle = lstm.register_forward_hook(lambda m, i, out: seen.append(out[0].requires_grad))
-    before = {n: (p.requires_grad, p.clone(), p.grad) for n, p in star.model.named_parameters()}
-    similarity_maps(star.model, star.album.clip(0), star.ranking.features[20])
-    handle.remove()
-    assert seen == [False], "cuDNN refuses one in evaluation mode"
-    assert not any(module._forward_hooks for module in star.model.modules())
-    for name, parameter in star.model.named_parameters():
-        required, values, gradient = before[name]
-        assert parameter.requires_grad == required
-        assert torch.equal(parameter, values)
-        assert parameter.grad is gradient
+    assert not any(module._forward_hooks for module in e.model.modules())
+    assert not any(p.requires_grad for p in e.model.parameters()), "cuDNN's LSTM refuses gradients"
 
 
 def test_the_tokens_of_a_transformer_become_maps():
