@@ -90,13 +90,15 @@ class CrossModalResults:
             f"{self.dataset_name}: tracklets of {frames}; same identity and camera {camera} the "
             "gallery"
         ]
-        for direction, result, query, gallery in (
-            ("I2V", self.i2v, "infrared", "visible"),
-            ("V2I", self.v2i, "visible", "infrared"),
+        for direction, query, gallery in (
+            ("I2V", "infrared", "visible"),
+            ("V2I", "visible", "infrared"),
         ):
+            result = self.directions()[direction][0]
+            queries, entries = result.similarity.shape
             lines.append(
-                f"{direction}: {result.queries:,} {query} queries x {result.gallery:,} {gallery} "
-                f"gallery tracklets, {result.identities:,} identities, {result.valid_queries:,} "
+                f"{direction}: {queries:,} {query} queries x {entries:,} {gallery} gallery "
+                f"tracklets, {result.identities:,} identities, {result.per_query.valid.sum():,} "
                 "valid queries"
             )
         return "\n".join(lines)

@@ -20,13 +20,13 @@ differ in the last bit, which then decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastreid_star.errors import UserError
-from fastreid_star.evaluation.similarity import BLOCK_SIZE, shorten
+from fastreid_star.evaluation.similarity import shorten
 
 DEFAULT_RANKS = (1, 5, 10, 20)
 # Up to so many matches of a query, counting the entries ahead of each is faster than sorting the
@@ -54,19 +54,10 @@ class QueryResults:
     top1: np.ndarray
     top1_similarity: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.n_matches)
-
     @property
     def valid(self) -> np.ndarray:
         """Bool ``[Q]``: the queries that have a match. All means are taken over these."""
         return self.n_matches > 0
-
-    @classmethod
-    def concatenate(cls, blocks: Sequence[QueryResults]) -> QueryResults:
-        """Join the results of consecutive blocks of queries."""
-        names = [field.name for field in fields(cls)]
-        return cls(*(np.concatenate([getattr(block, name) for block in blocks]) for name in names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +68,6 @@ class RetrievalResult:
         ranks: the k of `cmc`, ascending.
         cmc: CMC_k at each of `ranks`.
         mAP, mINP: means over the valid queries.
-        queries: Q.
-        valid_queries: the number of queries that have a match.
-        gallery: G.
         identities: the number of identities among the queries.
         per_query: the measures of each query.
         similarity: ``[Q, G]``, by which the gallery was ranked.
@@ -89,9 +77,6 @@ class RetrievalResult:
     cmc: tuple[float, ...]
     mAP: float
     mINP: float
-    queries: int
-    valid_queries: int
-    gallery: int
     identities: int
     per_query: QueryResults
     similarity: np.ndarray
@@ -107,7 +92,7 @@ def evaluate_retrieval(
     ranks: Sequence[int] = DEFAULT_RANKS,
     camera_filter: bool = True,
 ) -> RetrievalResult:
-    """Rank the gallery for every query, in blocks of queries.
+    """Rank the gallery for every query.
 
     Args:
         similarity: ``[Q, G]``, finite; larger is more similar. See
@@ -122,27 +107,19 @@ def evaluate_retrieval(
             not ascending positive numbers.
     """
     ranks = check_ranks(ranks)
-    queries, entries = similarity.shape
-    if not queries or not entries:
+    if 0 in similarity.shape:
+        queries, entries = similarity.shape
         raise UserError(f"{queries} queries and {entries} gallery entries: nothing to rank")
-    q_pids, q_camids = np.asarray(q_pids), np.asarray(q_camids)
-    blocks = []
-    for start in range(0, queries, BLOCK_SIZE):
-        block = slice(start, start + BLOCK_SIZE)
-        labels = (q_pids[block], g_pids, q_camids[block], g_camids)
-        blocks.append(rank_queries(similarity[block], *labels, camera_filter=camera_filter))
-    per_query = QueryResults.concatenate(blocks)
+    labels = (q_pids, g_pids, q_camids, g_camids)
+    per_query = rank_queries(similarity, *labels, camera_filter=camera_filter)
     valid = per_query.valid
     if not valid.any():
-        raise UserError(_why_no_match(q_pids, np.asarray(g_pids)))
+        raise UserError(_why_no_match(np.asarray(q_pids), np.asarray(g_pids)))
     return RetrievalResult(
         ranks=ranks,
         cmc=tuple(float(np.mean(per_query.first_match[valid] <= rank)) for rank in ranks),
         mAP=float(np.mean(per_query.ap[valid])),
         mINP=float(np.mean(per_query.inp[valid])),
-        queries=queries,
-        valid_queries=int(valid.sum()),
-        gallery=entries,
         identities=len(np.unique(q_pids)),
         per_query=per_query,
         similarity=similarity,
@@ -158,11 +135,7 @@ def rank_queries(
     *,
     camera_filter: bool = True,
 ) -> QueryResults:
-    """Rank the gallery for one block of queries.
-
-    The arguments are those of :func:`evaluate_retrieval`. The function holds several arrays of the
-    size of `similarity`.
-    """
+    """The measures of each query. The arguments are those of :func:`evaluate_retrieval`."""
     # A copy in row order: the camera rule writes into it.
     similarity = np.array(similarity, order="C")
     q_pids, g_pids = np.asarray(q_pids), np.asarray(g_pids)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fastreid_star.errors import UserError
 
-BLOCK_SIZE = 512  # queries that are handled at once: limits the memory, not the result
+BLOCK_SIZE = 512  # queries that are compared at once: limits the memory, not the result
 
 
 def normalize(features: torch.Tensor) -> torch.Tensor:
