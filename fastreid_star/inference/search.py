@@ -66,10 +66,9 @@ def search(
     Args:
         predictor: the model that the gallery was made with.
         gallery: the gallery's folder.
-        queries: folders of tracklets and videos, see
+        queries: folders of tracklets and videos.
+        modality, skeletons: of the queries, see
             :func:`~fastreid_star.inference.features.find_tracklets`.
-        modality: of all queries; None: folders named rgb, visible, ir or infrared tell it.
-        skeletons: the skeleton store of the queries' images.
         top: the length of each list.
         among: which entries are ranked: ``other``, those of the modality that the query does not
             have; ``visible``, ``infrared`` or ``all``.

@@ -179,7 +179,7 @@ def choose_pairs(found: ranking.Ranking, chosen: Chosen) -> list[Pair]:
 
 def look(e: Evaluated, pairs: Sequence[Pair]) -> dict | None:
     """What the network looked at, in the pairs and over the test set; None without skeletons."""
-    if not explain.reads_skeletons(e.model):
+    if not getattr(e.model, "reads_skeletons", False):
         return None
     trained = explain.sample_weights(e.model, e.ranking.dataset)
     random = explain.sample_weights(explain.untrained(e.run.cfg, e.model), e.ranking.dataset)

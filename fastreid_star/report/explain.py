@@ -40,11 +40,6 @@ NAMES = {
 Weights = Mapping[str, np.ndarray]
 
 
-def reads_skeletons(model: nn.Module) -> bool:
-    """Whether the network has weights to show."""
-    return bool(getattr(model, "reads_skeletons", False))
-
-
 def explain_clips(model: nn.Module, items: Sequence[Mapping]) -> dict[str, np.ndarray]:
     """The network's weights for some clips, see :data:`NAMES`; zeros without skeletons."""
     explain: Any = model.explain
