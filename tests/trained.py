@@ -2,7 +2,6 @@
 
 import functools
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -24,14 +23,11 @@ CHANGES = {
 
 
 @functools.cache
-def trained(folder: Path) -> SimpleNamespace:
-    """``star`` and ``sad``, the folders of the runs, and ``root``, that of their data."""
+def train(folder: Path) -> Path:
+    """Fill a folder with the runs ``STAR`` and ``SAD`` and their ``datasets``, and return it."""
     more = [str(part) for pair in CHANGES.items() for part in pair]
-    runs = {"star": STAR_DEMO, "sad": DEMO}
-    for name, config in runs.items():
+    for name, config in {"STAR": STAR_DEMO, "SAD": DEMO}.items():
         torch.manual_seed(0)
-        options = tiny_options(folder / "datasets", folder / name.upper(), *more)
+        options = tiny_options(folder / "datasets", folder / name, *more)
         train_or_evaluate(argument_parser("test").parse_args(["--config-file", config, *options]))
-    return SimpleNamespace(
-        root=folder / "datasets", **{name: folder / name.upper() for name in runs}
-    )
+    return folder

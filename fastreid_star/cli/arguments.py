@@ -76,7 +76,7 @@ def add_predictor(parser: argparse.ArgumentParser) -> None:
         "--run",
         default="",
         metavar="FOLDER",
-        help="it holds model_best.pth, model_final.pth or model_last.pth",
+        help="it holds config.yaml, and model_best.pth or model_final.pth",
     )
     model.add_argument(
         "--config-file", default="", metavar="FILE", help="a YAML file, or the name of a config"

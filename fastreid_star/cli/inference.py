@@ -147,7 +147,7 @@ def add_export(parser: argparse.ArgumentParser) -> Action:
         "--run",
         default="",
         metavar="FOLDER",
-        help="it holds model_best.pth, model_final.pth or model_last.pth",
+        help="it holds config.yaml, and model_best.pth or model_final.pth",
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="a YAML file")
     parser.add_argument(

@@ -137,8 +137,8 @@ class StarPredictor:
     ) -> torch.Tensor:
         """Compute one feature for each tracklet.
 
-        A warning is logged once if tracklets have no skeletons but the model was trained with
-        skeletons, and once if frames look like whole scenes instead of crops of a person.
+        A warning is logged if tracklets have no skeletons but the model was trained with skeletons,
+        and if frames look like whole scenes instead of crops of a person.
 
         Args:
             tracklets: N tracklets.
@@ -172,12 +172,10 @@ class StarPredictor:
             ),
             self.device,
         )
-        parts: list[torch.Tensor] = []
-        bare: list[int] = []  # for each tracklet whether it has no skeletons
-        wide: list[int] = []  # for each tracklet whether all frames are wider than high
+        parts, without_skeletons, wide = [], [], []
         with torch.no_grad(), _opencv_ready_to_fork(num_workers):
             for batch in loader:
-                bare += (~batch["has_skeleton"].any(dim=1)).tolist()
+                without_skeletons += batch.pop("without_skeletons").tolist()
                 wide += batch.pop("wide").tolist()
                 parts.append(self.model(batch).to("cpu", torch.float32))
                 if progress is not None:
@@ -187,12 +185,12 @@ class StarPredictor:
                 "%d broken frames were replaced by their nearest good neighbor", loader.replaced
             )
         if getattr(self.model, "reads_skeletons", False):
-            self._warn_once(
-                bare,
+            self._warn(
+                without_skeletons,
                 "have no skeletons, but this model was trained with skeletons: without them it "
                 "ranks worse than the baseline SAD; extract skeletons first, or use a SAD model",
             )
-        self._warn_once(
+        self._warn(
             wide,
             "have frames that are wider than high: a tracklet consists of crops of one person, not "
             "of whole scenes; detect and track persons first",
@@ -201,14 +199,13 @@ class StarPredictor:
         check_features(features, "the tracklets'")
         return normalize(features)
 
-    def _warn_once(self, flags: list[int], message: str) -> None:
-        """Warn of the tracklets whose flag is set."""
+    def _warn(self, flags: list[int], message: str) -> None:
+        """Warn once of the tracklets whose flag is set."""
         if any(flags) and message not in self._warned:
             self._warned.add(message)
-            places = [place for place, flag in enumerate(flags) if flag]
+            found = [position for position, flag in enumerate(flags) if flag]
             logger.warning(
-                "%d of %d tracklets %s (index %s)",
-                *(len(places), len(flags), message, shorten(places)),
+                "%d of %d tracklets %s (index %s)", len(found), len(flags), message, shorten(found)
             )
 
 
@@ -265,11 +262,14 @@ class _TestClips(Dataset):
     def __getitem__(self, index: int) -> dict:
         tracklet = self.tracklets[index]
         clip, replaced = _named(tracklet, index, lambda it: read_test_clip(it, self.length))
+        wide = all(frame.shape[1] > frame.shape[0] for frame in clip.frames)
+        tensors = clip_tensors(self.transform(clip, np.random.default_rng(0)))
         return {
-            **clip_tensors(self.transform(clip, np.random.default_rng(0))),
+            **tensors,
             "modality": int(as_modality(tracklet.modality)),
             "replaced": replaced,
-            "wide": int(all(frame.shape[1] > frame.shape[0] for frame in clip.frames)),
+            "without_skeletons": int(not tensors["has_skeleton"].any()),
+            "wide": int(wide),
         }
 
 

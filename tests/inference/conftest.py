@@ -4,19 +4,26 @@ import pytest
 
 from fastreid_star.inference import StarPredictor
 
-from ..trained import trained
+from ..trained import train
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    return trained(tmp_path_factory.getbasetemp() / "trained")
+    """A folder with the runs ``SAD`` and ``STAR``."""
+    return train(tmp_path_factory.getbasetemp() / "trained")
 
 
 @pytest.fixture(scope="session")
 def sad(runs):
-    return StarPredictor.from_run(runs.sad, "cpu")
+    return StarPredictor.from_run(runs / "SAD", "cpu")
 
 
 @pytest.fixture(scope="session")
 def star(runs):
-    return StarPredictor.from_run(runs.star, "cpu")
+    return StarPredictor.from_run(runs / "STAR", "cpu")
+
+
+@pytest.fixture(scope="session")
+def predictor(star):
+    """For tests in which the method does not matter."""
+    return star

@@ -18,11 +18,6 @@ from fastreid_star.inference.features import dataset_tracklets, extract_features
 
 
 @pytest.fixture(scope="module")
-def predictor(star):
-    return star
-
-
-@pytest.fixture(scope="module")
 def crops(tmp_path_factory):
     """A folder with crops of four tracklets, and a video beside it."""
     root = tmp_path_factory.mktemp("own")
@@ -134,7 +129,7 @@ def test_a_gallery_is_made_and_added_to(predictor, crops, runs, tmp_path):
     np.testing.assert_allclose(gallery.features()[:4], expected, atol=1e-6)
     with pytest.raises(UserError, match=r"already in the gallery, first 'v\.avi'"):
         extract_features(predictor, [video], modality="visible", **options)
-    other = StarPredictor.from_run(runs.star, "cpu", opts=["INPUT.CLIP.LENGTH", "2"])
+    other = StarPredictor.from_run(runs / "STAR", "cpu", opts=["INPUT.CLIP.LENGTH", "2"])
     with pytest.raises(UserError, match=r"INPUT\.CLIP\.LENGTH 3 there, 2 here"):
         extract_features(other, [str(crops)], **options)
     assert len(Gallery.load(folder, predictor)) == 5

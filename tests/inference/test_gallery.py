@@ -280,7 +280,7 @@ def test_a_damaged_gallery_is_refused(tmp_path, damage):
 
 def test_the_example_of_the_module_runs(runs, tmp_path, monkeypatch):
     (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "run").symlink_to(runs.sad)
+    (tmp_path / "logs" / "run").symlink_to(runs / "SAD")
     rng = np.random.default_rng(0)
     for person in range(14):
         folder = tmp_path / "crops" / ("rgb", "ir")[person % 2] / f"person {person}"

@@ -111,7 +111,7 @@ def test_a_video_is_its_frames(star, tmp_path):
     torch.testing.assert_close(spread, every_third, atol=1e-6, rtol=0)
 
 
-def test_broken_frames_are_replaced_and_counted(star, data, caplog):
+def test_broken_frames_are_replaced_and_counted(predictor, data, caplog):
     good = from_memory(*data)[0]
     assert len(good.frames) == 12  # of which a clip of 3 shows 0, 4 and 8
     broken = [None if k == 4 else frame for k, frame in enumerate(good.frames)]
@@ -121,9 +121,9 @@ def test_broken_frames_are_replaced_and_counted(star, data, caplog):
         [0, 1, 2, 3, 3, 5, 6, 7, 8, 9, 10, 11]
     ])  # fmt: skip
     with caplog.at_level(logging.WARNING, logger="fastreid_star"):
-        feature = star.features([TrackletInput(broken, good.modality, joints)])
+        feature = predictor.features([TrackletInput(broken, good.modality, joints)])
     assert "1 broken frames were replaced by their nearest good neighbor" in caplog.text
-    assert torch.equal(feature, star.features([same]))
+    assert torch.equal(feature, predictor.features([same]))
 
 
 GOOD = {"frames": [np.zeros((8, 4, 3), np.uint8)] * 2, "modality": "visible"}
@@ -148,7 +148,7 @@ def test_what_is_wrong_is_said_of_the_tracklet(star, wrong, message):
 
 
 def test_features_that_are_not_finite_are_refused(runs):
-    sad = StarPredictor.from_run(runs.sad, device="cpu")
+    sad = StarPredictor.from_run(runs / "SAD", device="cpu")
     with torch.no_grad():
         sad.model.heads.bottleneck[0].running_var.fill_(float("nan"))
     with pytest.raises(UserError, match="the tracklets' features: 1 of 1 tracklets have NaN"):
@@ -176,7 +176,7 @@ def test_the_users_process_is_left_as_it_is(star, data):
 
 
 def test_star_without_skeletons_warns_once(runs, sad, data, caplog):
-    star = StarPredictor.from_run(runs.star, device="cpu")
+    star = StarPredictor.from_run(runs / "STAR", device="cpu")
     inputs = from_memory(data[0][:4], data[1])
     bare = [TrackletInput(tracklet.frames, tracklet.modality) for tracklet in inputs]
     missing = [
@@ -216,7 +216,7 @@ def test_weights_are_the_best_then_the_last(tmp_path):
 
 def test_which_weights_and_config_of_a_run_are_used(runs, tmp_path):
     folder = tmp_path / "run"
-    shutil.copytree(runs.sad, folder)
+    shutil.copytree(runs / "SAD", folder)
     shutil.copy(folder / "model_final.pth", folder / "model_best.pth")
     other = torch.load(folder / "model_final.pth", weights_only=True)
     other["model"]["heads.bottleneck.0.running_mean"] += 1
@@ -255,7 +255,7 @@ def test_which_weights_and_config_of_a_run_are_used(runs, tmp_path):
 
 
 def test_models_that_do_not_fit_are_refused(runs):
-    config, weights = str(runs.sad / "config.yaml"), runs.sad / "model_best.pth"
+    config, weights = str(runs / "SAD" / "config.yaml"), runs / "SAD" / "model_best.pth"
     for options, message in (
         (["MODEL.META_ARCHITECTURE", "Baseline"], "does not read clips"),
         (["MODEL.META_ARCHITECTURE", "STAR"], "META_ARCHITECTURE"),
@@ -272,7 +272,7 @@ def test_models_that_do_not_fit_are_refused(runs):
 
 def test_fingerprints_differ_where_features_do(runs, star):
     def of(*options):
-        cfg = load_config(str(runs.star / "config.yaml"), list(options))
+        cfg = load_config(str(runs / "STAR" / "config.yaml"), list(options))
         return fingerprint(star.model, cfg)
 
     own = star.fingerprint
@@ -293,7 +293,7 @@ def test_fingerprints_differ_where_features_do(runs, star):
 
 
 def test_any_weight_or_buffer_but_the_losses_changes_the_fingerprint(runs, star):
-    other = StarPredictor.from_run(runs.star, "cpu")
+    other = StarPredictor.from_run(runs / "STAR", "cpu")
     assert other.fingerprint == star.fingerprint
     state = other.model.state_dict()
     assert any(name.startswith("losses.") for name in state)

@@ -9,7 +9,7 @@ from fastreid_star.report.build import evaluate, report_contents
 from fastreid_star.report.page import render
 from fastreid_star.report.runs import read_run
 
-from ..trained import trained
+from ..trained import train
 
 HOSTILE = "<img src=x onerror=alert(1)> & $x_1$"  # as a file name may be
 
@@ -17,10 +17,10 @@ HOSTILE = "<img src=x onerror=alert(1)> & $x_1$"  # as a file name may be
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """``star``; ``sad``, whose name is HTML and which has no log; ``root``, their data."""
-    runs = trained(tmp_path_factory.getbasetemp() / "trained")
+    runs = train(tmp_path_factory.getbasetemp() / "trained")
     sad = tmp_path_factory.mktemp("report") / HOSTILE
-    shutil.copytree(runs.sad, sad, ignore=shutil.ignore_patterns("log.txt"))
-    return SimpleNamespace(root=runs.root, star=runs.star, sad=sad)
+    shutil.copytree(runs / "SAD", sad, ignore=shutil.ignore_patterns("log.txt"))
+    return SimpleNamespace(root=runs / "datasets", star=runs / "STAR", sad=sad)
 
 
 @pytest.fixture(scope="session")
