@@ -20,10 +20,10 @@ from markupsafe import Markup
 
 from fastreid_star.data.folders import natural_key
 from fastreid_star.engine.ablation import COLUMNS, OPTIONS, PAPER, RESULT, spread
-from fastreid_star.engine.config_changes import flatten
 from fastreid_star.errors import UserError
 from fastreid_star.report import plots
 from fastreid_star.report.page import file_name, write_page
+from fastreid_star.report.runs import flatten
 
 LENGTH, EXPONENTS, METHOD = "INPUT.CLIP.LENGTH", "MODEL.STAR.EXPONENTS", "MODEL.META_ARCHITECTURE"
 OF_A_RUN = {"SEED", "OUTPUT_DIR", "DATASETS.ROOT", "DATASETS.SYNTHETIC.SEED", "MODEL.WEIGHTS"}
