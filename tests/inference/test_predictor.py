@@ -196,7 +196,8 @@ def test_star_without_skeletons_warns_once(runs, sad, data, caplog):
     assert not torch.allclose(star.features(inputs)[1:], without[1:], atol=1e-4)
 
 
-def test_whole_scenes_are_warned_of(sad, caplog):
+def test_whole_scenes_are_warned_of(runs, caplog):
+    sad = StarPredictor.from_run(runs / "SAD", device="cpu")
     crop, scene = np.zeros((40, 20, 3), np.uint8), np.zeros((90, 160, 3), np.uint8)
     with caplog.at_level(logging.WARNING, logger="fastreid_star"):
         sad.features([TrackletInput([crop, crop], "visible")])
