@@ -49,13 +49,13 @@ def test_the_command_can_be_repeated_elsewhere(run):
 
 def test_only_what_is_between_the_marks_changes(folders, tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"# Größe\n{BEGIN}\nold\n{END}\nrest\n", encoding="utf-8")
+    page.write_text(f"# Größe\n{BEGIN}\nthe table before\n{END}\nrest\n", encoding="utf-8")
     for _ in range(2):
         update_zoo([folders.star], page=page)
         text = page.read_text(encoding="utf-8")
         assert text.startswith(f"# Größe\n{BEGIN}\n\n| run")
         assert text.endswith(f"`\n\n{END}\nrest\n")
-        assert "old" not in text
+        assert "the table before" not in text
     lines = (tmp_path / "logs" / "STAR.json").read_text().splitlines()
     assert lines
     assert all(json.loads(line) for line in lines)
