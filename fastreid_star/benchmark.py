@@ -1,4 +1,4 @@
-"""Measure speed and memory, each figure beside a reference that is measured in the same run.
+"""Measure speed, each figure beside a reference that is measured in the same run.
 
 The reference is the same work without the part that is measured: a time alone says more about the
 machine than about the program. Both run in turns, and of each the fastest run counts.
@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-import multiprocessing
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -45,13 +42,13 @@ NETWORKS = {BARE: "SAD_R50.yml", "SAD": "SAD_R50.yml", "STAR": "STAR_R50.yml"}
 RANKED = (5159, 5643, 2048)  # infrared and visible tracklets of HITSZ-VCM's test set, feature width
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """One measured number.
 
     Args:
         name, unit, value: such as ``loader``, ``frames/s`` and 1300.
-        reference: the same work without the part that is measured; None: not measured.
+        ratio: to the reference, which is the same work without the part that is measured; NaN
+            without a reference.
         limit: of the ratio, or of the value where there is no reference: ``>= 0.65``, ``<= 10``.
         note: what the reference is, and the size of the work.
     """
@@ -59,14 +56,9 @@ class Figure:
     name: str
     unit: str
     value: float
-    reference: float | None = None
-    limit: str = ""
-    note: str = ""
-
-    @property
-    def ratio(self) -> float | None:
-        """value / reference."""
-        return None if self.reference is None else self.value / self.reference
+    ratio: float
+    limit: str
+    note: str
 
     @property
     def is_outside(self) -> bool:
@@ -74,8 +66,8 @@ class Figure:
         if not self.limit:
             return False
         sign, limit = self.limit.split()
-        number = self.value if self.ratio is None else self.ratio
-        return not (number >= float(limit) if sign == ">=" else number <= float(limit))
+        number = self.value if np.isnan(self.ratio) else self.ratio
+        return number < float(limit) if sign == ">=" else number > float(limit)
 
 
 def run(
@@ -115,12 +107,8 @@ def run(
 
 def format_table(figures: Sequence[Figure]) -> str:
     """The figures as a Markdown table. An exclamation mark stands at a limit that is missed."""
-    rows = [
-        (f.name, f.unit, f.value, f.reference, f.ratio, f.limit + " !" * f.is_outside, f.note)
-        for f in figures
-    ]
-    headers = ["figure", "unit", "value", "reference", "ratio", "limit", "note"]
-    return tabulate(rows, headers, tablefmt="pipe", floatfmt=",.2f")
+    rows = [f._replace(limit=f.limit + " !" * f.is_outside) for f in figures]
+    return tabulate(rows, headers=Figure._fields, tablefmt="pipe", floatfmt=",.2f")
 
 
 def _config(file: str, settings: Mapping[str, Any], opts: Sequence[str]) -> CfgNode:
@@ -207,7 +195,7 @@ class TrainingStep:
 
 
 def measure_step(device: torch.device, quick: bool, opts: Sequence[str]) -> Iterator[Figure]:
-    """A training step of SAD and STAR, and its memory, against the bare backbone's same passes."""
+    """A training step of SAD and STAR against the bare backbone's same passes."""
     on_cpu, size = device.type == "cpu", "50x 32 12 [288,144]"  # the paper's
     if on_cpu:
         size = "18x 4 6 [96,48]" if quick else "50x 8 12 [144,72]"
@@ -233,34 +221,10 @@ def measure_step(device: torch.device, quick: bool, opts: Sequence[str]) -> Iter
     count = cfg.SOLVER.IMS_PER_BATCH * cfg.INPUT.CLIP.LENGTH
     done = f"{cfg.MODEL.BACKBONE.DEPTH}, {count} frames of {cfg.INPUT.SIZE_TRAIN}"
     for name, value in seconds.items():
-        reference = None if name == BARE else count / seconds[BARE]
+        ratio = np.nan if name == BARE else seconds[BARE] / value
         limit = ">= 0.88" if on_cpu and name == "STAR" else ""
         note = f"{1000 * value:,.1f} ms; {done if name == BARE else 'the bare backbone'}"
-        yield Figure(f"{name} step", "frames/s", count / value, reference, limit, note)
-    bare = None
-    for name, cfg in configs.items():
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            megabytes = pool.apply(memory_of_step, (name, cfg)) / 1e6
-        yield Figure(f"{name} step memory", "MB", megabytes, bare, note="at the peak")
-        bare = bare or megabytes
-
-
-def memory_of_step(network: str, cfg: CfgNode) -> int:
-    """The most bytes of the device in two steps; on a CPU, what this process grows by at most."""
-
-    def held(key: str) -> int:  # 0 elsewhere than on Linux
-        file = Path("/proc/self/status")
-        found = re.search(rf"{key}:\s+(\d+)", file.read_text()) if file.exists() else None
-        return 1024 * int(found[1]) if found else 0
-
-    before = held("VmRSS")
-    cfg.defrost()
-    cfg.CUDNN_BENCHMARK = False  # the trials of cuDNN need memory that later steps do not
-    step = TrainingStep(network, cfg)
-    step()
-    step()
-    peak = devices.peak_memory(devices.choose_device(cfg.MODEL.DEVICE))
-    return held("VmHWM") - before if peak is None else peak
+        yield Figure(f"{name} step", "frames/s", count / value, ratio, limit, note)
 
 
 def measure_loader(device: torch.device, quick: bool, opts: Sequence[str]) -> Iterator[Figure]:
@@ -289,9 +253,9 @@ def measure_loader(device: torch.device, quick: bool, opts: Sequence[str]) -> It
     torch.set_num_threads(1)  # as a worker process of the loader
     load = lambda: collate_clips([loader.dataset[request] for request in requests])  # noqa: E731
     seconds = in_turns({"load": load, "decode": decode_and_resize}, repeats=10)
-    ours, reference = (len(files) / value for value in seconds.values())
+    ratio = seconds["decode"] / seconds["load"]
     note = f"decode and resize; {len(files)} JPEGs to {cfg.INPUT.SIZE_TRAIN}, one process"
-    yield Figure("loader", "frames/s", ours, reference, ">= 0.65", note)
+    yield Figure("loader", "frames/s", len(files) / seconds["load"], ratio, ">= 0.65", note)
 
 
 def measure_ranking(device: torch.device, quick: bool, opts: Sequence[str]) -> Iterator[Figure]:
@@ -317,7 +281,8 @@ def measure_ranking(device: torch.device, quick: bool, opts: Sequence[str]) -> I
     sides: dict[str, Callable] = {"rank": rank, "loop": rank_by_loop}
     seconds = in_turns(sides, repeats=1 if quick else 3, warm_up=0)
     note = f"the plain loop, from each {every}th query; {infrared} x {visible} x {width}"
-    yield Figure("ranking", "s", seconds["rank"], seconds["loop"] * every, "<= 0.05", note)
+    ratio = seconds["rank"] / (seconds["loop"] * every)
+    yield Figure("ranking", "s", seconds["rank"], ratio, "<= 0.05", note)
 
 
 def first_step() -> None:
@@ -338,7 +303,7 @@ def measure_start(device: torch.device, quick: bool, opts: Sequence[str]) -> Ite
     options = ["--config-file", str(file), "OUTPUT_DIR", str(file.with_name("run"))]
     start = partial(subprocess.check_output, [sys.executable, "-c", code, *options])
     seconds = in_turns({"start": start}, repeats=1 if quick else 3, warm_up=0)
-    yield Figure("start", "s", seconds["start"], limit="<= 10", note="a process to its first step")
+    yield Figure("start", "s", seconds["start"], np.nan, "<= 10", "a process to its first step")
 
 
 PARTS: dict[str, Callable[[torch.device, bool, Sequence[str]], Iterator[Figure]]] = {

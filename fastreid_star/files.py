@@ -49,6 +49,35 @@ def write_whole(
         raise
 
 
+def prepare_output(path: str | os.PathLike[str], ending: str = "") -> None:
+    """Create the folder of a file that a user has named. Call it before the work for the file.
+
+    Raises:
+        UserError: the path has another ending or is a folder, or its folder cannot be created.
+    """
+    if not os.fspath(path).endswith(ending):
+        raise UserError(f"{path} does not end in {ending}")
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder: name a file to write")
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def write_output(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
+    """:func:`write_whole` for a file that a user has named; its folder is created.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    prepare_output(path)
+    try:
+        write_whole(path, write)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 def earlier_path(path: str | os.PathLike[str], number: int) -> str:
     """The version `number` writes ago: ``model_last-1.pth`` beside ``model_last.pth``."""
     stem, ending = os.path.splitext(os.fspath(path))

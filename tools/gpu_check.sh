@@ -7,7 +7,7 @@
 # doctor  versions, and a tiny training step
 # tests   tests/cuda: layers, losses, gradients, AdaIN, evaluation and checkpoints against the CPU; 20 steps of
 #         SAD, STAR and STAR with the authors' readings, in float32, bfloat16 and float16
-# step    SAD's and STAR's training step at the paper's size: speed and memory against the bare backbone
+# step    SAD's and STAR's training step at the paper's size: speed against the bare backbone
 #
 # A part that fails does not stop the later ones; the exit status is then 1. Variables:
 #   PYTHON      the interpreter (default: python3)

@@ -38,8 +38,8 @@ def _check(args: argparse.Namespace) -> int:
     from fastreid_star.data.check import check_dataset, open_dataset, splits
     from fastreid_star.data.skeletons import SkeletonStore
     from fastreid_star.errors import UserError
+    from fastreid_star.files import prepare_output
     from fastreid_star.report.dataset import PAGE, format_check, write_dataset_page
-    from fastreid_star.report.page import make_folder_of
 
     for option, least in (("sample", 1), ("workers", 1), ("tracklets", 1), ("seed", 0)):
         if getattr(args, option) is not None and getattr(args, option) < least:
@@ -50,7 +50,7 @@ def _check(args: argparse.Namespace) -> int:
         path = dataset.path(args.skeletons)  # as training resolves it
         store = SkeletonStore.open(path if os.path.exists(path) else args.skeletons)
     if args.output:
-        make_folder_of(os.path.join(args.output, PAGE))
+        prepare_output(os.path.join(args.output, PAGE))
     frames = sum(len(tracklet) for part in splits(dataset).values() for tracklet in part)
     few = frames // args.sample < 5000  # one process is done before others have started
     check = check_dataset(

@@ -11,7 +11,7 @@ import logging
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,16 +25,12 @@ from fastreid_star.evaluation.retrieval import (
     RetrievalResult,
     check_ranks,
     evaluate_retrieval,
-    evaluate_similarity,
 )
-from fastreid_star.evaluation.similarity import check_features, normalize, shorten
+from fastreid_star.evaluation.similarity import check_features, normalize, shorten, similarity
 from fastreid_star.evaluation.tables import format_table, mean_of_both, write_query_csv
 from fastreid_star.structures import Modality, Tracklet
 
 logger = logging.getLogger(__name__)
-
-# Up to so many similarities (1 GiB) are kept for the other direction; more are computed again.
-MAX_SHARED = 2**28
 
 
 class Sides(NamedTuple):
@@ -49,11 +45,6 @@ class Sides(NamedTuple):
     i2v_gallery: np.ndarray  # visible
     v2i_query: np.ndarray  # visible
     v2i_gallery: np.ndarray  # infrared
-
-    def same_tracklets(self) -> bool:
-        """Whether the queries of each direction are the gallery of the other."""
-        pairs = ((self.i2v_query, self.v2i_gallery), (self.v2i_query, self.i2v_gallery))
-        return all(np.array_equal(query, gallery) for query, gallery in pairs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +72,7 @@ class CrossModalResults:
     def metrics(self) -> OrderedDict[str, float]:
         """Percentages, ``I2V/Rank-1`` to ``mean/mINP``; ``metric`` selects the best checkpoint."""
         metrics = OrderedDict()
-        for direction, result in (("I2V", self.i2v), ("V2I", self.v2i)):
+        for direction, (result, _, _) in self.directions().items():
             for rank, value in zip(result.ranks, result.cmc, strict=True):
                 metrics[f"{direction}/Rank-{rank}"] = 100 * value
             metrics[f"{direction}/mAP"] = 100 * result.mAP
@@ -99,13 +90,15 @@ class CrossModalResults:
             f"{self.dataset_name}: tracklets of {frames}; same identity and camera {camera} the "
             "gallery"
         ]
-        for direction, result, query, gallery in (
-            ("I2V", self.i2v, "infrared", "visible"),
-            ("V2I", self.v2i, "visible", "infrared"),
+        for direction, query, gallery in (
+            ("I2V", "infrared", "visible"),
+            ("V2I", "visible", "infrared"),
         ):
+            result = self.directions()[direction][0]
+            queries, entries = result.similarity.shape
             lines.append(
-                f"{direction}: {result.queries:,} {query} queries x {result.gallery:,} {gallery} "
-                f"gallery tracklets, {result.identities:,} identities, {result.valid_queries:,} "
+                f"{direction}: {queries:,} {query} queries x {entries:,} {gallery} gallery "
+                f"tracklets, {result.identities:,} identities, {result.per_query.valid.sum():,} "
                 "valid queries"
             )
         return "\n".join(lines)
@@ -119,7 +112,6 @@ def cross_modal_results(
     dataset_name: str,
     ranks: Sequence[int] = DEFAULT_RANKS,
     camera_filter: bool = True,
-    keep_similarity: bool = False,
 ) -> CrossModalResults:
     """Evaluate I2V and V2I.
 
@@ -134,7 +126,6 @@ def cross_modal_results(
         dataset_name: for the protocol and for messages.
         ranks: the k at which CMC is reported.
         camera_filter: remove gallery entries with the query's identity and camera.
-        keep_similarity: also return the similarities of both directions.
 
     Raises:
         UserError: a feature is NaN or infinite, one modality is missing, a tracklet is too short,
@@ -153,28 +144,23 @@ def cross_modal_results(
     pids = np.array([tracklet.pid for tracklet in tracklets])
     camids = np.array([tracklet.camid for tracklet in tracklets])
 
-    # If both directions have the same tracklets, the similarities of V2I are the transpose of those
-    # of I2V.
-    shared = sides.same_tracklets() and len(sides.i2v_query) * len(sides.i2v_gallery) <= MAX_SHARED
     results: list[RetrievalResult] = []
     for name, query, gallery in (("I2V", *sides[:2]), ("V2I", *sides[2:])):
+        # If both directions have the same tracklets, V2I has the similarities of I2V, transposed.
+        if (
+            results
+            and np.array_equal(query, sides.i2v_gallery)
+            and np.array_equal(gallery, sides.i2v_query)
+        ):
+            values = results[0].similarity.T
+        else:
+            values = similarity(features[query], features[gallery]).numpy()
         labels = (pids[query], pids[gallery], camids[query], camids[gallery])
-        options: dict[str, Any] = {"ranks": ranks, "camera_filter": camera_filter}
         try:
-            if results and shared:
-                transposed = np.asarray(results[0].similarity).T
-                result = evaluate_similarity(transposed, *labels, **options)
-                results.append(replace(result, similarity=transposed))
-            else:
-                options["keep_similarity"] = keep_similarity or shared
-                query_features, gallery_features = features[query], features[gallery]
-                results.append(
-                    evaluate_retrieval(query_features, gallery_features, *labels, **options)
-                )
+            found = evaluate_retrieval(values, *labels, ranks=ranks, camera_filter=camera_filter)
         except UserError as error:
             raise UserError(f"{dataset_name}, {name}, min_frames {min_frames}: {error}") from None
-    if not keep_similarity:
-        results = [replace(result, similarity=None) for result in results]
+        results.append(found)
     i2v, v2i = results
     return CrossModalResults(i2v, v2i, sides, dataset_name, min_frames, camera_filter)
 
@@ -218,17 +204,24 @@ class CrossModalEvaluator(DatasetEvaluator):
         Args:
             inputs: the batch; ``index`` ``[B]`` holds the positions of its clips in `tracklets`.
             outputs: ``[B, D]`` or ``[B, P, D]``, the model's features.
+        """
+        self._indexes.append(inputs["index"].detach().to("cpu", torch.int64, copy=True))
+        self._features.append(outputs.detach().to("cpu", torch.float32, copy=True))
+
+    def gather(self) -> torch.Tensor | None:
+        """The features of all tracklets, in their order, in the main process; None in the others.
 
         Raises:
-            ValueError: the number of features is not the number of indexes.
+            AssertionError: a tracklet was not seen exactly once.
         """
-        index = inputs["index"]
-        if outputs.ndim not in (2, 3) or index.shape != outputs.shape[:1]:
-            raise ValueError(
-                f"index {list(index.shape)} and features {list(outputs.shape)} do not match"
-            )
-        self._indexes.append(index.detach().to("cpu", torch.int64, copy=True))
-        self._features.append(outputs.detach().to("cpu", torch.float32, copy=True))
+        # One tensor a process: pickling thousands of small ones takes longer than gathering them.
+        own = (torch.cat(self._indexes), torch.cat(self._features)) if self._indexes else None
+        gathered = [part for part in comm.gather(own, dst=0) if part is not None]
+        if not comm.is_main_process():
+            return None
+        indexes = torch.cat([torch.empty(0, dtype=torch.int64), *(part[0] for part in gathered)])
+        _check_coverage(indexes.tolist(), len(self.tracklets))
+        return torch.cat([part[1] for part in gathered])[indexes.argsort()]
 
     def evaluate(self) -> OrderedDict[str, float]:
         """Gather the features, evaluate, log the table and write the CSV file.
@@ -240,17 +233,9 @@ class CrossModalEvaluator(DatasetEvaluator):
             AssertionError: a tracklet was not seen exactly once.
             UserError: see :func:`cross_modal_results`.
         """
-        # One tensor a process: pickling thousands of small ones takes longer than gathering them.
-        own = (torch.cat(self._indexes), torch.cat(self._features)) if self._indexes else None
-        gathered = [part for part in comm.gather(own, dst=0) if part is not None]
-        if not comm.is_main_process():
+        features = self.gather()
+        if features is None:
             return OrderedDict()
-        indexes = torch.cat([torch.empty(0, dtype=torch.int64), *(part[0] for part in gathered)])
-        _check_coverage(indexes.tolist(), len(self.tracklets))
-
-        shuffled = torch.cat([part[1] for part in gathered])
-        features = torch.empty_like(shuffled)
-        features[indexes] = shuffled
         results = cross_modal_results(features, self.tracklets, **self.protocol)
         logger.info("%s\n%s", results.protocol(), format_table({"": results.metrics()}))
         if self.csv_path is not None:
@@ -289,15 +274,11 @@ def _check_tracklets(tracklets: Sequence[Tracklet], min_frames: int, dataset_nam
 
 def _check_coverage(indexes: Sequence[int], size: int) -> None:
     """Check that every position from 0 to `size` - 1 was seen exactly once."""
-    seen = Counter(indexes)
-    groups = {
-        "missing": [index for index in range(size) if index not in seen],
-        "seen more than once": [index for index, times in seen.items() if times > 1],
-        "unknown": [index for index in seen if not 0 <= index < size],
-    }
-    if any(groups.values()):
-        found = [f"{len(g)} {what} (index {shorten(g)})" for what, g in groups.items() if g]
+    expected, seen = Counter(range(size)), Counter(indexes)
+    missing, surplus = sorted(expected - seen), sorted(seen - expected)
+    if missing or surplus:
         raise AssertionError(
-            f"{size} tracklets must each be seen exactly once: {'; '.join(found)}; the test loader "
-            "must show the whole dataset, once over all processes"
+            f"{size} tracklets must each be seen exactly once: {len(missing)} missing (index "
+            f"{shorten(missing)}), {len(surplus)} too often or unknown (index {shorten(surplus)}); "
+            "the test loader must show the whole dataset, once over all processes"
         )

@@ -13,30 +13,27 @@ from torch.nn import functional as F
 
 from fastreid_star.errors import UserError
 
+BLOCK_SIZE = 512  # queries that are compared at once: limits the memory, not the result
+
 
 def normalize(features: torch.Tensor) -> torch.Tensor:
     """Scale features ``[N, D]`` to unit length. Features of parts ``[N, P, D]`` are unchanged."""
     return F.normalize(features, dim=1) if features.ndim == 2 else features
 
 
-def similarity(
-    query: torch.Tensor, gallery: torch.Tensor, out: torch.Tensor | None = None
-) -> torch.Tensor:
+def similarity(query: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
     """The similarity of every query to every gallery entry; larger is more similar.
 
     Features of one vector are compared by their dot product, which is the cosine once they are
-    normalized. Features of parts are compared by minus the mean Euclidean distance of their parts::
+    normalized. Features of parts are compared by minus the mean Euclidean distance of their parts,
+    which are summed in float64::
 
         s(q, g) = q . g                              for [N, D]
         s(q, g) = -1/P sum_p |q_p - g_p|             for [N, P, D]
 
-    The distances are summed part by part in float64: the memory needed is 8 Q G bytes, so call this
-    function for blocks of queries.
-
     Args:
         query: ``[Q, D]`` or ``[Q, P, D]``, float32 on the CPU.
         gallery: ``[G, D]`` or ``[G, P, D]``.
-        out: ``[Q, G]``, where to write the result.
 
     Returns:
         float32 ``[Q, G]``.
@@ -49,13 +46,14 @@ def similarity(
             f"query features {list(query.shape)} and gallery features {list(gallery.shape)} must "
             "both be [N, D] or both [N, P, D]"
         )
-    if query.ndim == 2:
-        return torch.mm(query, gallery.T, out=out)
-    total = torch.zeros(len(query), len(gallery), dtype=torch.float64)
-    for part in range(query.shape[1]):
-        total += torch.cdist(query[:, part].double(), gallery[:, part].double())
-    found = (total / -query.shape[1]).float()
-    return found if out is None else out.copy_(found)
+    found = torch.empty(len(query), len(gallery))
+    for rows, block in zip(found.split(BLOCK_SIZE), query.split(BLOCK_SIZE), strict=True):
+        if query.ndim == 2:
+            torch.mm(block, gallery.T, out=rows)
+        else:
+            pairs = zip(block.double().unbind(1), gallery.double().unbind(1), strict=True)
+            rows.copy_(-sum(torch.cdist(q, g) for q, g in pairs) / query.shape[1])
+    return found
 
 
 def first_ranked(similarity: np.ndarray, k: int) -> np.ndarray:
@@ -71,14 +69,7 @@ def first_ranked(similarity: np.ndarray, k: int) -> np.ndarray:
     Returns:
         int64 ``[Q, min(k, G)]``.
     """
-    count = similarity.shape[1]
-    k = min(k, count)
-    order = np.empty((len(similarity), k), np.int64)
-    for row, values in enumerate(similarity):
-        # All entries at least as similar as the k-th: a few more than k where there are ties.
-        candidates = np.flatnonzero(values >= np.partition(values, count - k)[count - k])
-        order[row] = candidates[np.argsort(-values[candidates], kind="stable")[:k]]
-    return order
+    return np.argsort(-similarity, axis=1, kind="stable")[:, :k]
 
 
 def check_features(features: torch.Tensor, what: str) -> None:
@@ -91,21 +82,12 @@ def check_features(features: torch.Tensor, what: str) -> None:
     Raises:
         UserError: with the number of broken features and their indexes.
     """
-    features = features.flatten(1)
-    # A sum is finite unless a value is not, or the sum overflows: one pass over the features
-    # instead of several.
-    if not torch.isfinite(features.sum(dim=1)).all():
-        check_finite(torch.isfinite(features).all(dim=1).numpy(), f"{what} features")
-
-
-def check_finite(finite: np.ndarray, what: str) -> None:
-    """Raise a UserError that names the entries of a bool array that are False."""
-    bad = np.flatnonzero(~finite)
-    if len(bad):
+    bad = torch.nonzero(~features.flatten(1).isfinite().all(dim=1)).flatten().tolist()
+    if bad:
         raise UserError(
-            f"{what}: {len(bad)} of {len(finite)} tracklets have NaN or infinite values, index "
-            f"{shorten(bad)}; training has diverged or half precision has overflowed: check the "
-            "training loss, try a lower learning rate or float32"
+            f"{what} features: {len(bad)} of {len(features)} tracklets have NaN or infinite "
+            f"values, index {shorten(bad)}; training has diverged or half precision has "
+            "overflowed: check the training loss, try a lower learning rate or float32"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tabulate import tabulate
@@ -67,26 +67,26 @@ def write_query_csv(
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(CSV_COLUMNS)
-    for name, direction in directions.items():
-        writer.writerows([name, *cells] for cells in _csv_rows(*direction, tracklets))
+    for name, (result, query, gallery) in directions.items():
+        found = result.per_query
+        for row, index in enumerate(query.tolist()):
+            tracklet = tracklets[index]
+            modality = Modality(tracklet.modality).name.lower()
+            cells: list[object] = [
+                name,
+                index,
+                tracklet.pid,
+                tracklet.camid,
+                modality,
+                tracklet.path(0),
+            ]
+            cells.append(found.n_matches[row])
+            measures: list[object] = ["", "", ""]
+            top1: list[object] = ["", "", ""]
+            if found.valid[row]:
+                measures = [found.first_match[row], float(found.ap[row]), float(found.inp[row])]
+            if found.top1[row] >= 0:
+                position = int(gallery[found.top1[row]])
+                top1 = [tracklets[position].pid, position, float(found.top1_similarity[row])]
+            writer.writerow([*cells, *measures, *top1])
     write_whole(path, lambda file: file.write(text.getvalue().encode()))
-
-
-def _csv_rows(
-    result: RetrievalResult, query: np.ndarray, gallery: np.ndarray, tracklets: Sequence[Tracklet]
-) -> Iterator[list[object]]:
-    found = result.per_query
-    for row, index in enumerate(query.tolist()):
-        tracklet = tracklets[index]
-        cells: list[object] = [index, tracklet.pid, tracklet.camid]
-        cells += [Modality(tracklet.modality).name.lower(), tracklet.path(0), found.n_matches[row]]
-        if found.valid[row]:
-            cells += [found.first_match[row], float(found.ap[row]), float(found.inp[row])]
-        else:
-            cells += ["", "", ""]
-        if found.top1[row] >= 0:
-            position = int(gallery[found.top1[row]])
-            cells += [tracklets[position].pid, position, float(found.top1_similarity[row])]
-        else:
-            cells += ["", "", ""]
-        yield cells

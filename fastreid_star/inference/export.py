@@ -7,11 +7,9 @@ Ascend's .om.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,26 +17,20 @@ from fastreid.config import CfgNode
 
 import fastreid_star
 from fastreid_star.coco import NUM_JOINTS
+from fastreid_star.data.tracklets import as_modality
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.similarity import check_features
-from fastreid_star.files import write_whole
-from fastreid_star.inference.features import check_output
+from fastreid_star.files import prepare_output, write_output
 from fastreid_star.inference.fingerprint import fingerprint
 from fastreid_star.inference.onnx_graph import ExportedModel, trace
 from fastreid_star.modeling.video_reid import VideoReID
 from fastreid_star.structures import Modality
 
-logger = logging.getLogger(__name__)
-
 # Opset 13 is documented for every compiler for Ascend since CANN 5.0; no opset above 18 is
 # documented for any.
 OPSETS, DEFAULT_OPSET = range(13, 19), 13
 TOLERANCE = 1e-4  # the largest difference of a value of a feature, which has unit length
-BATCHES = (
-    1,
-    2,
-    5,
-)  # numbers of clips that are compared; two clips without skeletons are compared too
+BATCHES = (1, 2, 5, 2)  # numbers of clips that are compared; the last two have no skeletons
 
 _DESCRIPTIONS = {
     "images": "frames, RGB, 0 to 255; the graph normalizes them",
@@ -49,44 +41,36 @@ _DESCRIPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Export:
+class Export(NamedTuple):
     """An exported file.
 
     Args:
         path: the file.
         opset: the version of ONNX's operators.
         inputs: name -> shape without the batch.
-        width: D, of the feature.
-        clips: the number of clips that were compared.
-        difference: the largest difference of a value to the model's.
-        runtime: the version of onnxruntime that computed the features.
+        difference: the largest difference of a value of a feature to the model's.
         metadata: the file's own description.
     """
 
     path: str
     opset: int
     inputs: dict[str, tuple[int, ...]]
-    width: int
-    clips: int
     difference: float
-    runtime: str
     metadata: dict[str, str]
 
     def __str__(self) -> str:
         shapes = [
-            f"{name} {['batch', *sizes]}".replace("'", "") for name, sizes in self.inputs.items()
+            f"{name} [{', '.join(map(str, ('batch', *sizes)))}]"
+            for name, sizes in self.inputs.items()
         ]
         about = self.metadata
-        clips = (
-            "both modalities" if about["modality"] == "both" else f"{about['modality']} clips only"
-        )
         return (
             f"{self.path}: {os.path.getsize(self.path) / 1e6:.1f} MB, opset {self.opset}, "
-            f"{about['model']}, {clips}\ninputs:  {', '.join(shapes)}; all float32\n"
-            f"output:  features [batch, {self.width}], of unit length\n"
-            f"parity:  {self.difference:.1e} at most on {self.clips} clips in onnxruntime "
-            f"{self.runtime}, {TOLERANCE:.0e} is allowed"
+            f"{about['model']}, modality: {about['modality']}\n"
+            f"inputs:  {', '.join(shapes)}; all float32\n"
+            f"output:  features [batch, {about['feature_width']}], of unit length\n"
+            f"parity:  {self.difference:.1e} at most on {sum(BATCHES)} clips in onnxruntime, "
+            f"{TOLERANCE:.0e} is allowed"
         )
 
 
@@ -107,7 +91,7 @@ def export_onnx(
     Args:
         model: a model of clips in evaluation mode, such as `StarPredictor.model`.
         cfg: its config; ``INPUT.SIZE_TEST`` is the size of the images.
-        path: an ``.onnx`` file in a folder that exists.
+        path: an ``.onnx`` file.
         modality: of all clips, for a graph with one stem; None: both, and an input tells the
             modality of each clip.
         length: T, the number of frames; None: ``INPUT.CLIP.LENGTH``.
@@ -118,67 +102,59 @@ def export_onnx(
             the features.
     """
     path, length = os.fspath(path), cfg.INPUT.CLIP.LENGTH if length is None else length
-    kind = Modality[modality.upper()] if isinstance(modality, str) else modality
+    kind = None if modality is None else as_modality(modality)
     if not isinstance(model, VideoReID):
         raise UserError(f"{type(model).__name__} is not a model of clips, such as SAD and STAR")
-    if model.training:
-        raise ValueError("the model is in training mode")
     if opset not in OPSETS:
         raise UserError(f"opset {opset}: choose one from {OPSETS[0]} to {OPSETS[-1]}")
     if length < 1:
         raise UserError(f"{length} frames: a clip has at least one")
-    check_output(path, ".onnx")
-    onnx, runtime = _packages()
+    prepare_output(path, ".onnx")
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            f"export needs onnx and onnxruntime ({error}): pip install onnx onnxruntime"
+        ) from error
     batches = comparison_batches(length, cfg.INPUT.SIZE_TEST, kind)
     with torch.no_grad():
         expected = [model(batch).to("cpu", torch.float32) for batch in batches]
     check_features(torch.cat(expected), "the model's")
     module = ExportedModel(model, modality=kind).eval()
     inputs = [module.inputs(batch) for batch in batches]
+    part = (
+        f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} and MODEL.HEADS.NAME {cfg.MODEL.HEADS.NAME}"
+    )
     try:
         graph = trace(module, inputs[1], opset)
         onnx.checker.check_model(graph, full_check=True)
-        difference = _difference(runtime, graph, module.input_names, inputs, expected)
-    except (
-        Exception
-    ) as error:  # the exporter, the checker and the runtime raise errors of many kinds
+        difference = _difference(onnxruntime, graph, module.input_names, inputs, expected)
+    except Exception as error:  # exporter, checker and runtime raise errors of many kinds
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
-            f"this model cannot be exported with opset {opset} ({reason}): train one with a "
-            "backbone and a head of the table in docs/export.md; this one has MODEL.BACKBONE.NAME "
-            f"{cfg.MODEL.BACKBONE.NAME} and MODEL.HEADS.NAME {cfg.MODEL.HEADS.NAME}"
+            f"this model cannot be exported with opset {opset} ({reason}): docs/export.md lists "
+            f"what can be exported; this model has {part}"
         ) from error
     if difference > TOLERANCE:
         raise UserError(
             f"the exported graph's features differ from the model's by {difference:.1e}, "
-            f"{TOLERANCE:.0e} is allowed: no file is kept; try another opset from {OPSETS[0]} to "
-            f"{OPSETS[-1]}, or another backbone and head of the table in docs/export.md"
+            f"{TOLERANCE:.0e} is allowed: no file is kept; docs/export.md lists what can be "
+            f"exported; this model has {part}"
         )
-    _warn_if_features_are_equal(expected)
     metadata = {
+        **_about(model, cfg),
         "modality": "both" if kind is None else kind.name.lower(),
         "frames": str(length),
         "feature_width": str(expected[0].shape[1]),
         "largest_difference": f"{difference:.1e}",
-        **_about(model, cfg),
     }
     content = _describe(onnx, graph, metadata)
-    try:
-        write_whole(path, lambda file: file.write(content))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    return Export(
-        path=path,
-        opset=opset,
-        inputs={
-            name: tuple(x.shape[1:]) for name, x in zip(module.input_names, inputs[0], strict=True)
-        },
-        width=expected[0].shape[1],
-        clips=sum(map(len, expected)),
-        difference=difference,
-        runtime=runtime.__version__,
-        metadata=metadata,
-    )
+    write_output(path, lambda file: file.write(content))
+    shapes = {
+        name: tuple(x.shape[1:]) for name, x in zip(module.input_names, inputs[0], strict=True)
+    }
+    return Export(path, opset, shapes, difference, metadata)
 
 
 def comparison_batches(
@@ -196,7 +172,7 @@ def comparison_batches(
         modality: of all clips; None: both.
     """
     generator = torch.Generator().manual_seed(0)
-    batches = [_clips(clips, length, size, generator) for clips in (*BATCHES, 2)]
+    batches = [_clips(clips, length, size, generator) for clips in BATCHES]
     batches[-1]["has_skeleton"][:] = False
     if modality is not None:
         for batch in batches:
@@ -270,25 +246,3 @@ def _describe(onnx: Any, graph: bytes, metadata: dict[str, str]) -> bytes:
     width = proto.graph.output[0].type.tensor_type.shape.dim[1]
     width.dim_value = int(metadata["feature_width"])
     return proto.SerializeToString()
-
-
-def _warn_if_features_are_equal(expected: list[torch.Tensor]) -> None:
-    distance = min(float(F.pdist(features).min()) for features in expected if len(features) > 1)
-    if distance < 100 * TOLERANCE:
-        logger.warning(
-            "the model gives nearly equal features for random clips (distance %.1e), so the "
-            "comparison proves little: are these trained weights?",
-            distance,
-        )
-
-
-def _packages() -> tuple[Any, Any]:
-    """onnx and onnxruntime, which only an export needs."""
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(
-            f"export needs onnx and onnxruntime ({error}): pip install onnx onnxruntime"
-        ) from error
-    return onnx, onnxruntime

@@ -22,8 +22,8 @@ from fastreid_star.data.folders import check_names, tracklets_at
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.tracklets import TrackletInput, as_modality
 from fastreid_star.errors import UserError
-from fastreid_star.files import write_whole
-from fastreid_star.inference.gallery import Gallery, check_gallery_folder
+from fastreid_star.files import prepare_output, write_output
+from fastreid_star.inference.gallery import FILE, Gallery, prepare_gallery
 from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.structures import Modality, Tracklet
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "query", "gallery", "test")
 PICTURE = "picture"
-# A file by which the folder of a dataset is recognized.
+# Files by which the folder of a dataset is recognized.
 _LISTS: dict[type, tuple[str, ...]] = {
     HITSZVCM: ("info/track_test_info.txt", "track_test_info.txt"),
     BUPTCampus: ("data_paths.json",),
@@ -64,9 +64,12 @@ class TrackletSet:
     @property
     def metadata(self) -> list[dict[str, Any]]:
         """`picture`, an image or video of each; `pid` and `camid` of a dataset's tracklets."""
-        found: list[dict[str, Any]] = [{PICTURE: _picture(tracklet)} for tracklet in self.tracklets]
-        for entry, tracklet in zip(found, self.listed, strict=False):
-            entry.update(pid=tracklet.pid, camid=tracklet.camid)
+        found: list[dict[str, Any]] = []
+        for tracklet in self.tracklets:
+            file = cast(str, tracklet.frames) if tracklet.is_video else tracklet.images[0]
+            found.append({PICTURE: os.path.abspath(file)})
+        for entry, listed in zip(found, self.listed, strict=False):
+            entry.update(pid=listed.pid, camid=listed.camid)
         return found
 
 
@@ -118,15 +121,13 @@ def extract_features(
     else:
         found = find_tracklets(paths, modality, skeletons, predictor.cfg.DATASETS.MIN_FRAMES)
     if output:
-        check_output(output, ".npz")
+        prepare_output(output, ".npz")
         features = compute(predictor, found.tracklets, batch_size, num_workers)
         write_features(output, features, found, predictor.fingerprint)
         width = " x ".join(map(str, features.shape[1:]))
         return f"{len(features)} features of {width} numbers: {output}; names: {names_file(output)}"
-    check_gallery_folder(gallery)
-    if os.path.isdir(gallery) and os.listdir(
-        gallery
-    ):  # before the work, and again when they are added
+    prepare_gallery(gallery)
+    if os.path.isfile(os.path.join(gallery, FILE)):  # checked now, and when they are added
         Gallery.load(gallery, predictor).check_names(found.names)
     features = compute(predictor, found.tracklets, batch_size, num_workers)
     with Gallery.update(gallery, predictor) as entries:
@@ -180,7 +181,7 @@ def dataset_tracklets(cfg: CfgNode, name: str, split: str) -> TrackletSet:
 def find_tracklets(
     paths: Sequence[str],
     modality: Modality | str | None = None,
-    skeletons: SkeletonStore | str | None = None,
+    skeletons: str | None = None,
     min_frames: int = 1,
 ) -> TrackletSet:
     """The tracklets in folders and videos.
@@ -192,22 +193,26 @@ def find_tracklets(
     Args:
         paths: folders and videos.
         modality: of all tracklets; None: folders named rgb, visible, ir or infrared tell it.
-        skeletons: a skeleton store of the images, or its path.
+        skeletons: the path of a skeleton store of the images.
         min_frames: leave out shorter tracklets of a dataset's lists, as the evaluation does.
 
     Raises:
         UserError: a path does not exist, a modality is not known, two tracklets have the same name,
             or the skeletons are of other images.
     """
-    store = SkeletonStore.open(skeletons) if isinstance(skeletons, str) and skeletons else None
-    if isinstance(skeletons, SkeletonStore):
-        store = skeletons
+    store = SkeletonStore.open(skeletons) if skeletons else None
     below = {path: _listed_below(path, min_frames) for path in paths}
     listed = [tracklet for tracklets in below.values() for tracklet in tracklets]
     others = [path for path, tracklets in below.items() if not tracklets]
     if listed:
         logger.info("%d tracklets are taken from the dataset's lists", len(listed))
-        _check_store(store, listed)
+    if listed and store is not None:
+        sample = [tracklet.key(0) for tracklet in listed[:: max(1, len(listed) // 100)]]
+        if not any(key in store for key in sample):
+            raise UserError(
+                f"skeleton store {store.path} has no skeletons of these images, such as {sample[0]}"
+            )
+        store.close()  # each process opens its own
     found = [_input(tracklet, store) for tracklet in listed]
     if others:
         found += tracklets_at(others, modality, skeletons=store)
@@ -241,26 +246,8 @@ def write_features(
         arrays["pids"] = np.array([tracklet.pid for tracklet in of.listed], np.int64)
         arrays["camids"] = np.array([tracklet.camid for tracklet in of.listed], np.int64)
     about = {"names": of.names, "metadata": of.metadata, "fingerprint": fingerprint}
-    try:
-        write_whole(names_file(path), lambda file: file.write(json.dumps(about, indent=1).encode()))
-        write_whole(path, lambda file: np.savez(file, **arrays))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def check_output(path: str, ending: str = "") -> None:
-    """Check before the work that a file can be written.
-
-    Raises:
-        UserError: its name has another ending, its folder does not exist, or it is a folder.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    if not path.endswith(ending):
-        raise UserError(f"{path} does not end in {ending}")
-    if not os.path.isdir(folder):
-        raise UserError(f"the folder {folder} does not exist: create it, or choose another file")
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a folder: give the name of a file")
+    write_output(names_file(path), lambda file: file.write(json.dumps(about, indent=1).encode()))
+    write_output(path, lambda file: np.savez(file, **arrays))
 
 
 def _listed_below(folder: str, min_frames: int) -> list[Tracklet]:
@@ -273,20 +260,6 @@ def _listed_below(folder: str, min_frames: int) -> list[Tracklet]:
                 listed = [*data.train, *data.query, *data.gallery]
                 return [tracklet for tracklet in listed if path in Path(tracklet.path(0)).parents]
     return []
-
-
-def _check_store(store: SkeletonStore | None, tracklets: list[Tracklet]) -> None:
-    if store is not None:
-        sample = [tracklet.key(0) for tracklet in tracklets[:: max(1, len(tracklets) // 100)]]
-        if not any(key in store for key in sample):
-            raise UserError(
-                f"skeleton store {store.path} has no skeletons of these images, such as {sample[0]}"
-            )
-        store.close()  # each process opens its own
-
-
-def _picture(tracklet: TrackletInput) -> str:
-    return os.path.abspath(cast(str, tracklet.frames) if tracklet.is_video else tracklet.images[0])
 
 
 def _input(tracklet: Tracklet, store: SkeletonStore | None) -> TrackletInput:

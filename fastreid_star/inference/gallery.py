@@ -36,7 +36,7 @@ from fastreid_star.evaluation.similarity import (
     shorten,
     similarity,
 )
-from fastreid_star.files import write_whole
+from fastreid_star.files import prepare_output, write_output
 from fastreid_star.inference.fingerprint import differences
 from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.structures import Modality
@@ -68,14 +68,19 @@ class Gallery:
 
     Args:
         made_with: the predictor whose features are added, or its fingerprint.
+
+    Attributes:
+        names: N names.
+        modalities: the modality of each entry.
+        metadata: a dict of JSON values for each entry.
     """
 
     def __init__(self, made_with: StarPredictor | dict[str, Any]):
         self.fingerprint = made_with if isinstance(made_with, dict) else made_with.fingerprint
         self.names: list[str] = []
+        self.modalities: list[Modality] = []
         self.metadata: list[dict[str, Any]] = []
-        self._modality = np.zeros(0, np.int8)
-        self._features: torch.Tensor | None = None
+        self._features = torch.empty(0, 0)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -83,18 +88,9 @@ class Gallery:
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
-    @property
-    def modalities(self) -> list[Modality]:
-        """The modality of each entry."""
-        return [Modality(value) for value in self._modality.tolist()]
-
     def features(self) -> np.ndarray:
         """All features, float32 ``[N, D]`` or ``[N, P, D]``, in the gallery's order; a copy."""
-        return (
-            np.zeros((0, 0), np.float32)
-            if self._features is None
-            else self._features.numpy().copy()
-        )
+        return self._features.numpy().copy()
 
     def add(
         self,
@@ -112,11 +108,10 @@ class Gallery:
             metadata: n dicts of JSON values, stored with the entries.
 
         Raises:
-            UserError: a name is used already, a modality is unknown, or a feature is zero or not
-                finite.
+            UserError: a name is used already, a modality is unknown, or a feature is not finite.
             ValueError: numbers or shapes do not match.
         """
-        names, new = list(names), self._check(features)
+        new = self._check(features)
         given = [modality] * len(names) if isinstance(modality, str | int) else list(modality)
         own = [{} for _ in names] if metadata is None else [dict(entry) for entry in metadata]
         if not len(new) == len(names) == len(given) == len(own):
@@ -124,23 +119,21 @@ class Gallery:
                 f"{len(new)} features, {len(names)} names, {len(given)} modalities and {len(own)} "
                 "metadata"
             )
-        kinds = np.array([as_modality(value) for value in given], np.int8)
+        kinds = [as_modality(value) for value in given]
         self.check_names(names)
         json.dumps(own)  # raises TypeError now, not when the gallery is saved
-        self._features = new if self._features is None else torch.cat([self._features, new])
-        self._modality = np.concatenate([self._modality, kinds])
+        self._features = torch.cat([self._features, new]) if self.names else new
         self.names += names
+        self.modalities += kinds
         self.metadata += own
 
     def check_names(self, names: Sequence[str]) -> None:
         """Check that entries of these names can be added.
 
         Raises:
-            UserError: a name is empty, is given twice or is used already.
+            UserError: a name is given twice or is used already.
         """
-        if not all(isinstance(name, str) and name for name in names):
-            raise UserError("every entry of a gallery needs a name that is not empty")
-        check_names(list(names))
+        check_names(names)
         used = sorted(set(names) & set(self.names))
         if used:
             raise UserError(
@@ -160,9 +153,9 @@ class Gallery:
             raise UserError(f"the gallery has no entry named {unknown[0]!r}")
         keep = [place for place, name in enumerate(self.names) if name not in gone]
         self.names = [self.names[place] for place in keep]
+        self.modalities = [self.modalities[place] for place in keep]
         self.metadata = [self.metadata[place] for place in keep]
-        self._modality = self._modality[keep]
-        self._features = self._features[keep] if keep and self._features is not None else None
+        self._features = self._features[keep]
 
     def search(
         self,
@@ -182,20 +175,17 @@ class Gallery:
             Q ranked lists.
 
         Raises:
-            UserError: k is below 1, there is nothing to rank, or a feature is zero or not finite.
+            UserError: k is below 1, there is nothing to rank, or a feature is not finite.
             ValueError: features of another shape.
         """
         if k < 1:
             raise UserError(f"k is {k}: ask for at least one entry")
         kind = None if modality is None else as_modality(modality)
-        places = np.flatnonzero(
-            np.full(len(self), True) if kind is None else self._modality == kind
-        )
-        if self._features is None or not len(places):
+        places = np.flatnonzero([kind in (None, own) for own in self.modalities])
+        if not len(places):
             name = "" if kind is None else f"{kind.name.lower()} "
             raise UserError(f"the gallery has no {name}entries to rank; it has {len(self)} in all")
-        query = self._check(features)
-        entries = self._features if kind is None else self._features[places]
+        query, entries = self._check(features), self._features[places]
         lists = []
         for block in query.split(max(1, _BLOCK // len(places))):
             found = similarity(block, entries).numpy()
@@ -214,11 +204,20 @@ class Gallery:
             folder: it is created if it does not exist.
 
         Raises:
-            UserError: the gallery is empty, or the folder contains other files or cannot be
-                written.
+            UserError: the folder contains other files or cannot be written.
         """
-        with _locked(folder):
-            self._write(os.fspath(folder))
+        prepare_gallery(folder)
+        about = {
+            "names": self.names,
+            "modality": self.modalities,
+            "metadata": self.metadata,
+            "fingerprint": self.fingerprint,
+        }
+        arrays: dict[str, Any] = {
+            "features": self._features.numpy(),
+            "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
+        }
+        write_output(os.path.join(folder, FILE), lambda file: np.savez(file, **arrays))
 
     @classmethod
     def load(cls, folder: str | os.PathLike, made_with: StarPredictor | dict[str, Any]) -> Gallery:
@@ -235,8 +234,8 @@ class Gallery:
         path, gallery = os.path.join(folder, FILE), cls(made_with)
         if not os.path.isfile(path):
             raise UserError(
-                f"{os.fspath(folder)} is not a gallery, it has no {FILE}: make one with the "
-                "command `features --gallery`"
+                f"{folder} is not a gallery, it has no {FILE}: make one with the command "
+                "`features --gallery`"
             )
         try:
             with np.load(path, allow_pickle=False) as arrays:
@@ -252,7 +251,7 @@ class Gallery:
             raise UserError(f"gallery {path} is damaged ({reason}): make it again") from error
         if different:
             raise UserError(
-                f"gallery {os.fspath(folder)} was made with another model or config "
+                f"gallery {folder} was made with another model or config "
                 f"({shorten(different, 4)}): use the model it was made with, or make it again"
             )
         return gallery
@@ -270,79 +269,38 @@ class Gallery:
         Raises:
             UserError: see :meth:`load` and :meth:`save`.
         """
-        with _locked(folder):
+        prepare_gallery(folder)
+        with open(os.path.join(folder, LOCK), "w") as lock:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
             exists = os.path.isfile(os.path.join(folder, FILE))
             gallery = cls.load(folder, made_with) if exists else cls(made_with)
             yield gallery
-            gallery._write(os.fspath(folder))
-
-    def _write(self, folder: str) -> None:
-        if self._features is None:
-            raise UserError("an empty gallery cannot be saved: add entries first")
-        about = {
-            "names": self.names,
-            "modality": self._modality.tolist(),
-            "metadata": self.metadata,
-            "fingerprint": self.fingerprint,
-        }
-        text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        features = self._features.numpy()
-        try:
-            write_whole(
-                os.path.join(folder, FILE),
-                lambda file: np.savez(file, features=features, about=text),
-            )
-        except OSError as error:
-            raise UserError(
-                f"gallery {folder} cannot be written: {error.strerror or error}"
-            ) from error
+            gallery.save(folder)
 
     def _check(self, features: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Features as the gallery stores them, float32 on the CPU."""
         features = torch.as_tensor(features).detach().to("cpu", torch.float32)
-        shape = None if self._features is None else self._features.shape[1:]
-        if features.ndim not in (2, 3) or shape not in (None, features.shape[1:]):
-            expected = (
-                "[N, D] or [N, P, D]" if shape is None else f"[N, {', '.join(map(str, shape))}]"
+        own = self._features.shape[1:] if self.names else features.shape[1:]
+        if features.ndim not in (2, 3) or features.shape[1:] != own:
+            raise ValueError(
+                f"features must be [N, D] or [N, P, D], in this gallery of {list(own)} numbers "
+                f"each, got {list(features.shape)}"
             )
-            raise ValueError(f"features must be {expected}, got {list(features.shape)}")
         check_features(features, "the tracklets'")
-        zero = np.flatnonzero((features == 0).flatten(1).all(dim=1).numpy())
-        if len(zero):
-            raise UserError(
-                f"{len(zero)} features are zero, index {shorten(zero)}: they cannot be ranked"
-            )
         unit = normalize(features)
         # Features that a predictor has normalized are kept to the last bit.
         return features if torch.allclose(unit, features, rtol=0, atol=1e-6) else unit
 
 
-def check_gallery_folder(folder: str | os.PathLike) -> None:
-    """Check that a gallery can be saved in a folder.
+def prepare_gallery(folder: str | os.PathLike) -> None:
+    """Create the folder of a gallery if it does not exist.
 
     Raises:
-        UserError: it is a file, or it contains something else.
+        UserError: it is a file, contains something else, or cannot be created.
     """
     is_gallery = os.path.isfile(os.path.join(folder, FILE))
     is_empty = os.path.isdir(folder) and set(os.listdir(folder)) <= {LOCK}
     if os.path.exists(folder) and not (is_gallery or is_empty):
-        raise UserError(
-            f"{os.fspath(folder)} is not a gallery and not an empty folder: choose another folder"
-        )
-
-
-@contextlib.contextmanager
-def _locked(folder: str | os.PathLike) -> Iterator[None]:
-    """Create a gallery's folder, and wait until no other program writes into it."""
-    check_gallery_folder(folder)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        file = open(os.path.join(folder, LOCK), "w")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UserError(
-            f"gallery {os.fspath(folder)} cannot be written: {error.strerror or error}"
-        ) from error
-    with file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        raise UserError(f"{folder} is not a gallery and not an empty folder: choose another folder")
+    prepare_output(os.path.join(folder, FILE))

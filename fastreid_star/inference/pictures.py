@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
@@ -12,20 +11,18 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from fastreid_star.data.folders import IMAGE_SUFFIXES, is_video, natural_key
+from fastreid_star.data.folders import is_video
 from fastreid_star.data.io import BrokenImage, read_frame, read_video
 from fastreid_star.errors import UserError
-from fastreid_star.files import write_whole
+from fastreid_star.files import write_output
 
 logger = logging.getLogger(__name__)
 
-# Width and height of a frame, height of the two lines of text below it, and the space around, in
-# pixels.
+# In pixels: width and height of a frame, height of the two lines of text below, space around them.
 BOX = (96, 192)
 CAPTION, MARGIN = 30, 6
 COLUMNS = 11  # the query and ten entries
-_BACKGROUND, _EMPTY, _TEXT = (255, 255, 255), (200, 200, 200), (0, 0, 0)
-_QUERY = (200, 30, 30)  # the frame around the query
+_GRAY, _QUERY = (200, 200, 200), (200, 30, 30)
 # Fonts for names that Pillow's own font cannot show, where Pillow finds fonts of the system.
 _FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "PingFang.ttc", "DejaVuSans.ttf")
 
@@ -49,32 +46,20 @@ def write_pictures(
     """
     read = functools.lru_cache(maxsize=256)(first_frame)  # an entry is in many lists
     files = []
-    try:
-        os.makedirs(folder, exist_ok=True)
-        for number, (query, paths, captions) in enumerate(lists, start=1):
-            picture = draw_list([read(path) if path else None for path in paths], captions)
-            name = re.sub(r"[^\w.-]+", "_", query)[-60:]
-            files.append(os.path.join(folder, f"{number:03d}-{name}.jpg"))
-            write_whole(files[-1], functools.partial(picture.save, format="JPEG", quality=90))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+    for number, (query, paths, captions) in enumerate(lists, start=1):
+        picture = draw_list([read(path) if path else None for path in paths], captions)
+        name = re.sub(r"[^\w.-]+", "_", query)[-60:]
+        files.append(os.path.join(folder, f"{number:03d}-{name}.jpg"))
+        write_output(files[-1], functools.partial(picture.save, format="JPEG", quality=90))
     return files
 
 
 def first_frame(path: str) -> np.ndarray | None:
-    """An image, or the first frame of a video, as uint8 RGB ``[H, W, 3]``.
-
-    If an image cannot be read, another image of its folder is taken, which is of the same tracklet.
-    None, with a warning, if there is none.
-    """
+    """An image, or the first frame of a video, as uint8 RGB ``[H, W, 3]``; None, with a warning, if
+    it cannot be read."""
     try:
         return read_video(path, lambda n: [0])[0][0] if is_video(path) else read_frame(path)
     except (BrokenImage, UserError) as error:
-        folder = os.path.dirname(path)
-        others = sorted(os.listdir(folder), key=natural_key) if os.path.isdir(folder) else []
-        for name in [name for name in others if name.lower().endswith(IMAGE_SUFFIXES)][:10]:
-            with contextlib.suppress(BrokenImage):
-                return read_frame(os.path.join(folder, name))
         logger.warning("No picture: %s", error)
         return None
 
@@ -91,22 +76,22 @@ def draw_list(
     width, height = BOX[0] + MARGIN, BOX[1] + CAPTION + MARGIN
     columns = min(len(pictures), COLUMNS)
     rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), _BACKGROUND)
+    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     for place, (picture, lines) in enumerate(zip(pictures, captions, strict=True)):
         left, top = MARGIN + place % columns * width, MARGIN + place // columns * height
-        if picture is None:
-            box = Image.new("RGB", BOX, _EMPTY)
-        else:
-            box = ImageOps.pad(Image.fromarray(picture), BOX, color=_BACKGROUND)
+        box = Image.new("RGB", BOX, _GRAY)
+        if picture is not None:
+            box = ImageOps.pad(Image.fromarray(picture), BOX, color="white")
         sheet.paste(box, (left, top))
         if place == 0:
             corners = (left - 2, top - 2, left + BOX[0] + 1, top + BOX[1] + 1)
             draw.rectangle(corners, outline=_QUERY, width=2)
         for line, text in enumerate(lines):
             font = _font(text.isascii())
-            start = (left, top + BOX[1] + 2 + line * CAPTION // 2)
-            draw.text(start, _shortened(draw, text, font), fill=_TEXT, font=font)
+            while draw.textlength(text, font) > BOX[0]:  # names of tracklets differ at their ends
+                text = f"..{text.removeprefix('..')[1:]}"
+            draw.text((left, top + BOX[1] + 2 + line * CAPTION // 2), text, fill="black", font=font)
     return sheet
 
 
@@ -118,14 +103,3 @@ def _font(ascii_only: bool):
         except OSError:
             continue
     return ImageFont.load_default()
-
-
-def _shortened(draw: ImageDraw.ImageDraw, text: str, font) -> str:
-    """The text, or its end if it is too long for a box: names of tracklets differ at their ends."""
-    if isinstance(font, ImageFont.ImageFont):  # Pillow's bitmap font knows Latin letters only
-        text = text.encode("latin-1", "replace").decode("latin-1")
-    if draw.textlength(text, font) <= BOX[0]:
-        return text
-    while text and draw.textlength(f"..{text}", font) > BOX[0]:
-        text = text[1:]
-    return f"..{text}"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -46,9 +45,7 @@ from fastreid_star.inference.fingerprint import fingerprint
 logger = logging.getLogger(__name__)
 
 # The best checkpoint by the evaluation, or the last one of a run that was never evaluated.
-RUN_WEIGHTS = ("model_best.pth", "model_final.pth")
-# File names that begin with an identity and a camera: Market-1501, DukeMTMC, MARS, HITSZ-VCM.
-_LISTED_NAME = re.compile(r"(-?\d+)(?:_c(\d+)(?:s\d+)?_f?\d+|C(\d+)T\d+F\d+|M\dD(\d+)T\d+F\d+)")
+RUN_WEIGHTS = ("model_best.pth", "model_final.pth", "model_last.pth")
 
 
 class StarPredictor:
@@ -88,10 +85,6 @@ class StarPredictor:
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read clips: use a "
                 "model such as SAD or STAR"
             )
-        if cfg.INPUT.CLIP.LENGTH < 1:
-            raise UserError(
-                f"INPUT.CLIP.LENGTH is {cfg.INPUT.CLIP.LENGTH}: a clip has at least one frame"
-            )
         self.cfg = cfg
         self.device = devices.choose_device(device)
         self.transform = build_transforms(cfg, is_train=False)
@@ -115,8 +108,7 @@ class StarPredictor:
         Args:
             folder: the run's OUTPUT_DIR.
             device: replaces ``MODEL.DEVICE``.
-            weights: a file in the folder, such as ``model_last.pth`` of an unfinished run; empty:
-                ``model_best.pth``, or ``model_final.pth`` if no evaluation has written one.
+            weights: a file in the folder; empty: see :func:`find_weights`.
             opts: config keys and values to change, ``[KEY, VALUE, ...]``.
 
         Raises:
@@ -125,13 +117,7 @@ class StarPredictor:
         folder = os.fspath(folder)
         if not os.path.isdir(folder):
             raise UserError(f"run folder {folder} does not exist")
-        names = [weights] if weights else RUN_WEIGHTS
-        paths = [os.path.join(folder, name) for name in names]
-        path = next((path for path in paths if os.path.isfile(path)), None)
-        if path is None:
-            others = sorted(name for name in os.listdir(folder) if name.endswith(".pth"))
-            cure = f"choose one of {', '.join(others)}" if others else "train the model first"
-            raise UserError(f"{folder} does not contain {' or '.join(names)}: {cure}")
+        path = find_weights(folder, weights)
         logger.info("Weights: %s", path)
         cfg = _run_config(folder, path, list(opts))
         return cls(cfg, path, device, allow_changed=bool(opts))
@@ -165,8 +151,7 @@ class StarPredictor:
 
         Raises:
             UserError: there are no tracklets; a tracklet has no readable frames, a wrong modality,
-                images of several persons or skeletons that do not match its frames; or a feature is
-                not finite.
+                or skeletons that do not match its frames; or a feature is not finite.
         """
         if len(tracklets) == 0:
             raise UserError("there are no tracklets to compute features of")
@@ -175,7 +160,6 @@ class StarPredictor:
             raise UserError(f"batch size {batch_size}: at least one tracklet at a time")
         for position, tracklet in enumerate(tracklets):
             _named(tracklet, position, check_input)
-            _named(tracklet, position, _check_one_person)
         loader = DeviceLoader(
             DataLoader(
                 _TestClips(tracklets, self.cfg.INPUT.CLIP.LENGTH, self.transform),
@@ -223,6 +207,21 @@ class StarPredictor:
             logger.warning(
                 "%d of %d tracklets %s (index %s)", len(found), len(flags), message, shorten(found)
             )
+
+
+def find_weights(folder: str | os.PathLike, name: str = "") -> str:
+    """The checkpoint `name` in a run's folder; without a name the best one, or else the last.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = [name] if name else RUN_WEIGHTS
+    for path in (os.path.join(folder, each) for each in names):
+        if os.path.isfile(path):
+            return path
+    others = sorted(each for each in os.listdir(folder) if each.endswith(".pth"))
+    cure = f"choose one of {', '.join(others)}" if others else "train the model first"
+    raise UserError(f"{folder} does not contain {' or '.join(names)}: {cure}")
 
 
 def load_predictor(
@@ -305,21 +304,6 @@ def _opencv_ready_to_fork(num_workers: int) -> Iterator[None]:
         yield
     finally:
         opencv.setNumThreads(threads)
-
-
-def _check_one_person(tracklet: TrackletInput) -> None:
-    """Raise an error if file names are of several persons or cameras, as in Market-1501."""
-    if tracklet.is_video or not tracklet.is_files:
-        return
-    names = (os.path.basename(os.fspath(frame)) for frame in tracklet.images)
-    matches = [match for match in map(_LISTED_NAME.match, names) if match]
-    persons = sorted({match[1] for match in matches})
-    if len(persons) > 1 or len({match.groups() for match in matches}) > 1:
-        raise UserError(
-            f"its file names are of {len(persons)} identities ({shorten(persons, 4)}) or several "
-            "cameras: a tracklet shows one person in one camera; put the images of each identity "
-            "and camera into a folder of its own"
-        )
 
 
 def _named(tracklet: TrackletInput, position: int, act: Callable):

@@ -7,14 +7,13 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tabulate import tabulate
 
 from fastreid_star.errors import UserError
-from fastreid_star.files import write_whole
-from fastreid_star.inference.features import PICTURE, check_output, compute, find_tracklets
+from fastreid_star.files import prepare_output, write_output
+from fastreid_star.inference.features import PICTURE, compute, find_tracklets
 from fastreid_star.inference.gallery import Gallery, RankedList
 from fastreid_star.inference.pictures import write_pictures
 from fastreid_star.inference.predictor import StarPredictor
@@ -30,13 +29,13 @@ class Answer:
 
     Args:
         query: the query's name.
-        modality: the query's modality.
+        modality: the query's modality, in lower case.
         among: which entries were ranked: visible, infrared or all.
         ranked: the entries most similar to it.
     """
 
     query: str
-    modality: Modality
+    modality: str
     among: str
     ranked: RankedList
 
@@ -67,10 +66,9 @@ def search(
     Args:
         predictor: the model that the gallery was made with.
         gallery: the gallery's folder.
-        queries: folders of tracklets and videos, see
+        queries: folders of tracklets and videos.
+        modality, skeletons: of the queries, see
             :func:`~fastreid_star.inference.features.find_tracklets`.
-        modality: of all queries; None: folders named rgb, visible, ir or infrared tell it.
-        skeletons: the skeleton store of the queries' images.
         top: the length of each list.
         among: which entries are ranked: ``other``, those of the modality that the query does not
             have; ``visible``, ``infrared`` or ``all``.
@@ -87,24 +85,24 @@ def search(
             used, or a file cannot be written.
     """
     for path in filter(None, (json_file, csv_file)):
-        check_output(path)
+        prepare_output(path)
     entries = Gallery.load(gallery, predictor)
     found = find_tracklets(queries, modality, skeletons)
     features = compute(predictor, found.tracklets, batch_size, num_workers)
     answers = rank(entries, features, found.names, found.modalities, k=top, among=among)
-    for path, text in ((json_file, to_json(answers, entries)), (csv_file, to_csv(answers))):
-        if path:
-            _write(path, text)
+    if json_file:
+        text = to_json(answers, entries)
+        write_output(json_file, lambda file: file.write(text.encode()))
+    if csv_file:
+        write_output(csv_file, lambda file: file.write(to_csv(answers).encode()))
     if pictures:
         lists = []
         for answer, known in zip(answers, found.metadata, strict=True):
-            paths = [
-                known[PICTURE],
-                *(entries.metadata[row[3]].get(PICTURE) for row in answer.rows()),
-            ]
+            rows = answer.rows()
+            files = [known[PICTURE], *(entries.metadata[row[3]].get(PICTURE) for row in rows)]
             captions = [("query", answer.query)]
-            captions += [(f"{rank}: {value:.3f}", name) for rank, value, name, _ in answer.rows()]
-            lists.append((answer.query, paths, captions))
+            captions += [(f"{rank}: {value:.3f}", name) for rank, value, name, _ in rows]
+            lists.append((answer.query, files, captions))
         write_pictures(pictures, lists)
     return answers
 
@@ -134,13 +132,14 @@ def rank(
         raise UserError(f"among is {among!r}: choose one of {', '.join(AMONG)}")
     answers: dict[int, Answer] = {}  # by query
     for modality in sorted(set(modalities)):
-        rows = [row for row, other in enumerate(modalities) if other == modality]
+        own = modality.name.lower()
         kind = among
         if among == "other":
             kind = "infrared" if modality == Modality.VISIBLE else "visible"
+        rows = [row for row, other in enumerate(modalities) if other == modality]
         found = gallery.search(features[rows], k, modality=None if kind == "all" else kind)
         for row, ranked in zip(rows, found, strict=True):
-            answers[row] = Answer(names[row], modality, kind, ranked)
+            answers[row] = Answer(names[row], own, kind, ranked)
     return [answers[row] for row in range(len(names))]
 
 
@@ -155,32 +154,27 @@ def to_table(answers: Sequence[Answer]) -> str:
             colalign=("right", "right", "left"),
             disable_numparse=True,
         )
-        parts.append(f"{answer.query} ({answer.modality.name.lower()}) among {among}:\n{table}")
+        parts.append(f"{answer.query} ({answer.modality}) among {among}:\n{table}")
     return "\n\n".join(parts)
 
 
 def to_json(answers: Sequence[Answer], gallery: Gallery) -> str:
     """A JSON list of queries, each with its ranked entries and their metadata."""
-    modalities = gallery.modalities
-    content: list[dict[str, Any]] = [
-        {
-            "query": answer.query,
-            "modality": answer.modality.name.lower(),
-            "among": answer.among,
-            "results": [
-                {
-                    "rank": rank,
-                    "similarity": value,
-                    "name": name,
-                    "index": index,
-                    "modality": modalities[index].name.lower(),
-                    "metadata": gallery.metadata[index],
-                }
-                for rank, value, name, index in answer.rows()
-            ],
-        }
-        for answer in answers
-    ]
+    content = []
+    for answer in answers:
+        results = [
+            {
+                "rank": rank,
+                "similarity": value,
+                "name": name,
+                "index": index,
+                "modality": gallery.modalities[index].name.lower(),
+                "metadata": gallery.metadata[index],
+            }
+            for rank, value, name, index in answer.rows()
+        ]
+        query = {"query": answer.query, "modality": answer.modality, "among": answer.among}
+        content.append({**query, "results": results})
     return json.dumps(content, indent=1) + "\n"
 
 
@@ -190,13 +184,5 @@ def to_csv(answers: Sequence[Answer]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for answer in answers:
-        modality = answer.modality.name.lower()
-        writer.writerows([answer.query, modality, *row] for row in answer.rows())
+        writer.writerows([answer.query, answer.modality, *row] for row in answer.rows())
     return text.getvalue()
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        write_whole(path, lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error

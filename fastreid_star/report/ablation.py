@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from fastreid_star.data.folders import natural_key
 from fastreid_star.engine.ablation import COLUMNS, OPTIONS, PAPER, RESULT, spread
 from fastreid_star.errors import UserError
 from fastreid_star.report import plots
-from fastreid_star.report.page import file_name, make_folder_of, render, write_file
+from fastreid_star.report.page import file_name, write_page
 from fastreid_star.report.runs import flatten
 
 LENGTH, EXPONENTS, METHOD = "INPUT.CLIP.LENGTH", "MODEL.STAR.EXPONENTS", "MODEL.META_ARCHITECTURE"
@@ -51,19 +51,17 @@ def write_ablation_page(folder: str | Path, *, output: str | Path | None = None)
     """
     output = output or Path(folder) / "report.html"
     runs = find_runs(folder)
-    make_folder_of(output)
     datasets = sorted({name for run in runs for name in run.config["DATASETS.TESTS"]})
-    table: dict[str, list[Finished]] = {}
-    for run in runs:
-        table.setdefault(run.name, []).append(run)
-    page = render(
+    table = _collect((run.name, run.result) for run in runs)
+    return write_page(
+        output,
         "ablation",
         name=file_name(Path(folder).resolve()),
         datasets=datasets,
         columns=COLUMNS,
         rows=[
-            (name, len(of), [spread([run.result[column] for run in of]) for column in COLUMNS])
-            for name, of in table.items()
+            (name, len(results), [spread([result[key] for result in results]) for key in COLUMNS])
+            for name, results in table.items()
         ],
         paper={name: [*row, (row[1] + row[3]) / 2] for name, row in PAPER.items()}
         if datasets == ["HITSZVCM"]
@@ -71,7 +69,6 @@ def write_ablation_page(folder: str | Path, *, output: str | Path | None = None)
         lengths=length_charts(runs),
         maps=exponent_maps(runs),
     )
-    return write_file(output, page)
 
 
 def find_runs(folder: str | Path) -> list[Finished]:
@@ -100,10 +97,10 @@ def find_runs(folder: str | Path) -> list[Finished]:
 
 def families(runs: Sequence[Finished], vary: str) -> dict[str, list[Finished]]:
     """The runs that differ only in `vary`, seeds and folders, if it has two values or more."""
-    groups: dict[Hashable, list[Finished]] = {}
-    for run in runs:
-        kept = {k: v for k, v in run.config.items() if k not in OF_A_RUN and k != vary}
-        groups.setdefault(json.dumps(kept, sort_keys=True), []).append(run)
+    groups = _collect(
+        (str(sorted((k, v) for k, v in run.config.items() if k not in {*OF_A_RUN, vary})), run)
+        for run in runs
+    )
     varied = [g for g in groups.values() if len({str(run.config[vary]) for run in g}) > 1]
     return {_name(group): group for group in varied}
 
@@ -113,8 +110,10 @@ def length_charts(runs: Sequence[Finished]) -> list[Markup]:
     groups = families(runs, LENGTH)
     charts = []
     for way, key in MEASURES.items() if groups else ():
-        lines = {name: _collect((run.config[LENGTH], run.result[key]) for run in group)
-                 for name, group in groups.items()}  # fmt: skip
+        lines = {}
+        for name, group in groups.items():
+            points = _collect((run.config[LENGTH], run.result[key]) for run in group)
+            lines[name] = dict(sorted(points.items()))
         charts.append(plots.means(lines, title=f"{way}, mAP in %", x_label="frames of a clip"))
     return charts
 
@@ -154,11 +153,12 @@ def _name(group: Sequence[Finished]) -> str:
     return "".join(each[0] for each in shared) or group[0].config[METHOD]
 
 
-def _collect(pairs: Any) -> dict[Any, list]:
+def _collect(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, list]:
+    """The values of each key, in a list."""
     collected: dict[Any, list] = {}
     for key, value in pairs:
         collected.setdefault(key, []).append(value)
-    return dict(sorted(collected.items()))
+    return collected
 
 
 def _counts(run: Finished) -> tuple[int, int]:

@@ -11,12 +11,12 @@ import numpy as np
 
 from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
+from fastreid_star.files import prepare_output
 from fastreid_star.report import explain, ranking, sections
 from fastreid_star.report.draw import Album
-from fastreid_star.report.page import file_name, make_folder_of, render, write_file
-from fastreid_star.report.ranking import Ranking, choose_queries, rank_run, require_comparable
+from fastreid_star.report.page import file_name, write_page
 from fastreid_star.report.runs import Run, differences, read_run
-from fastreid_star.report.sections import ClipRow, Evaluated
+from fastreid_star.report.sections import Evaluated
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ TITLES = {
     "V2I": "V2I: visible queries, infrared gallery",
 }
 MOVES = {"better": 1, "equal": 0, "worse": -1}
+Chosen = Mapping[str, Mapping[str, Sequence[int]]]  # direction -> kind -> rows of queries
 
 
 class Pair(NamedTuple):
@@ -79,63 +80,14 @@ def write_report(
     output = Path(output or Path(run) / "report.html")
     folders = [run] if baseline is None else [run, baseline]
     runs = [read_run(folder, options, config_file=config_file) for folder in folders]
-    make_folder_of(output)
-    page = build_report(runs, queries=queries, seed=seed, gradcam=gradcam, progress=progress)
-    return write_file(output, page)
-
-
-def build_report(
-    runs: Sequence[Run],
-    *,
-    queries: int = 2,
-    seed: int = 0,
-    gradcam: bool = True,
-    progress: Callable[[str], None] = logger.info,
-) -> str:
-    """The HTML of the report of one run, or of two: see :func:`write_report`."""
+    prepare_output(output)
     evaluated = []
     for each, name in zip(runs, run_names(runs), strict=True):
         progress(f"{name}: extracting the features of {each.dataset} ...")
         evaluated.append(evaluate(each, name))
-    main, *others = evaluated
-    for other in others:
-        require_comparable(main.ranking, other.ranking, (main.name, other.name))
     progress("drawing the report ...")
-    chosen = {
-        way: choose_queries(direction, main.ranking.tracklets, queries, seed + number)
-        for number, (way, direction) in enumerate(main.ranking.directions.items())
-    }
-    pairs = choose_pairs(main.ranking, chosen)
-    return render(
-        "report",
-        names=[e.name for e in evaluated],
-        dataset=main.run.dataset,
-        means=[e.metrics["mean/mAP"] for e in evaluated],
-        ways=TITLES,
-        kinds=KINDS,
-        columns=sections.columns(main.metrics),
-        results=[sections.result_rows(e) for e in evaluated],
-        protocol=main.ranking.results.protocol().splitlines(),
-        camera_filter=main.ranking.results.camera_filter,
-        facts=[(e.name, sections.facts(e)) for e in evaluated],
-        cmc=sections.cmc_chart(evaluated),
-        training=sections.training_charts({e.name: e.run for e in evaluated}),
-        untrained=[e.name for e in evaluated if e.run.history is None],
-        settings=[(e.name, sections.settings(e.run)) for e in evaluated],
-        between=[differences(e.run.trained, main.run.trained) for e in others],
-        skeletons=main.album.has_skeletons,
-        ranked=ranked_rows(main, chosen),
-        looked=look(main, pairs),
-        explained=gradcam_pairs(evaluated, pairs) if gradcam else None,
-        distributions=sections.distribution_charts(evaluated),
-        embeddings=sections.embedding_charts(evaluated),
-        cameras=[(e.name, sections.camera_tables(e)) for e in evaluated],
-        confused={
-            way: sections.confused_rows(main, direction, queries)
-            for way, direction in main.ranking.directions.items()
-        },
-        compared=compare(main, others[0], queries) if others else None,
-    )
+    contents = report_contents(evaluated, queries=queries, seed=seed, gradcam=gradcam)
+    return write_page(output, "report", **contents)
 
 
 def evaluate(run: Run, name: str) -> Evaluated:
@@ -144,9 +96,64 @@ def evaluate(run: Run, name: str) -> Evaluated:
     Raises:
         UserError: weights, config and data do not fit.
     """
-    model = load_trained(run.cfg, str(run.weights.path))
-    found = rank_run(run.cfg, run.dataset, model)
+    # Without gradients of the weights, as Grad-CAM needs those of the frames only.
+    model = load_trained(run.cfg, str(run.weights.path)).requires_grad_(False)
+    found = ranking.rank_run(run.cfg, run.dataset, model)
     return Evaluated(run, name, model, found, Album(found.dataset))
+
+
+def report_contents(
+    evaluated: Sequence[Evaluated], *, queries: int = 2, seed: int = 0, gradcam: bool = True
+) -> dict:
+    """The values of the template: of one run, or of a run and its baseline.
+
+    Raises:
+        UserError: the runs cannot be compared.
+    """
+    main, *others = evaluated
+    for other in others:
+        ranking.require_comparable(main.ranking, other.ranking, (main.name, other.name))
+    directions, tracklets = main.ranking.directions, main.ranking.tracklets
+    chosen = {
+        way: ranking.choose_queries(direction, tracklets, queries, seed + number)
+        for number, (way, direction) in enumerate(directions.items())
+    }
+    pairs = choose_pairs(main.ranking, chosen)
+    return {
+        "names": [e.name for e in evaluated],
+        "dataset": main.run.dataset,
+        "means": [e.metrics["mean/mAP"] for e in evaluated],
+        "ways": TITLES,
+        "kinds": KINDS,
+        "columns": sections.columns(main.metrics),
+        "results": [sections.result_rows(e) for e in evaluated],
+        "protocol": main.ranking.results.protocol().splitlines(),
+        "camera_filter": main.ranking.results.camera_filter,
+        "facts": [(e.name, sections.facts(e)) for e in evaluated],
+        "cmc": sections.cmc_chart(evaluated),
+        "training": sections.training_charts({e.name: e.run for e in evaluated}),
+        "untrained": [e.name for e in evaluated if not e.run.history],
+        "settings": [(e.name, sections.settings(e.run)) for e in evaluated],
+        "between": [differences(e.run.trained, main.run.trained) for e in others],
+        "skeletons": main.album.has_skeletons,
+        "ranked": {
+            way: {
+                kind: [sections.ranked_row(main, directions[way], row) for row in rows]
+                for kind, rows in kinds.items()
+            }
+            for way, kinds in chosen.items()
+        },
+        "looked": look(main, pairs),
+        "explained": gradcam_pairs(evaluated, pairs) if gradcam else None,
+        "distributions": sections.distribution_charts(evaluated),
+        "embeddings": sections.embedding_charts(evaluated),
+        "cameras": [(e.name, camera_tables(e)) for e in evaluated],
+        "confused": {
+            way: sections.confused_rows(main, direction, queries)
+            for way, direction in directions.items()
+        },
+        "compared": compare(main, others[0], queries) if others else None,
+    }
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
@@ -158,34 +165,21 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     return [f"{parent}/{name}" for parent, name in zip(parents, names, strict=True)]
 
 
-def choose_pairs(found: Ranking, chosen: Mapping[str, Mapping[str, Sequence[int]]]) -> list[Pair]:
+def choose_pairs(found: ranking.Ranking, chosen: Chosen) -> list[Pair]:
     """The first random query of each direction with its most similar match."""
     pairs = []
     for way, kinds in chosen.items():
         direction, row = found.directions[way], kinds["random"][0]
         column = direction.best_right(row)
-        rank = direction.rank_of(row, column)
-        title = f"{way}: a random query and its first match, at rank {rank}"
+        title = f"{way}: a random query and its first match, at rank "
+        title += str(direction.rank_of(row, column))
         pairs.append(Pair(title, int(direction.queries[row]), int(direction.gallery[column])))
     return pairs
 
 
-def ranked_rows(
-    e: Evaluated, chosen: Mapping[str, Mapping[str, Sequence[int]]]
-) -> dict[str, dict[str, list[ClipRow]]]:
-    """The ranked lists by direction and kind of query."""
-    return {
-        way: {
-            kind: [sections.ranked_row(e, e.ranking.directions[way], row) for row in rows]
-            for kind, rows in kinds.items()
-        }
-        for way, kinds in chosen.items()
-    }
-
-
 def look(e: Evaluated, pairs: Sequence[Pair]) -> dict | None:
     """What the network looked at, in the pairs and over the test set; None without skeletons."""
-    if not explain.reads_skeletons(e.model):
+    if not getattr(e.model, "reads_skeletons", False):
         return None
     trained = explain.sample_weights(e.model, e.ranking.dataset)
     random = explain.sample_weights(explain.untrained(e.run.cfg, e.model), e.ranking.dataset)
@@ -196,7 +190,7 @@ def look(e: Evaluated, pairs: Sequence[Pair]) -> dict | None:
             for p in pairs
         ],
         "constant": explain.constant_weights(trained),
-        "charts": explain.weight_charts(trained, random, exponents) if trained else [],
+        "charts": explain.weight_charts(trained, random, exponents),
         "clips": max((len(values) for values in trained.values()), default=0),
         "all": len(e.ranking.tracklets),
     }
@@ -209,17 +203,21 @@ def gradcam_pairs(runs: Sequence[Evaluated], pairs: Sequence[Pair]) -> list[tupl
     for title, query, match in pairs:
         sides = []
         for role, place, to in (("query", query, match), ("match", match, query)):
-            maps = [
-                (e.name, *explain.gradcam(e.model, e.album.clip(place), e.ranking.features[to],
-                                          height=album.height, about=e.name))
-                for e in reversed(runs)
-            ]  # fmt: skip
-            clip = album.clip(place)
-            sides.append(
-                {"role": role, "title": clip.title, "picture": album.strip(clip), "maps": maps}
-            )
+            clip, maps = album.clip(place), []
+            for e in reversed(runs):
+                own, target = e.album.clip(place), e.ranking.features[to]
+                found = explain.gradcam(e.model, own, target, height=album.height, about=e.name)
+                maps.append((e.name, *found))
+            side = {"role": role, "title": clip.title, "picture": album.strip(clip), "maps": maps}
+            sides.append(side)
         explained.append((title, sides))
     return explained
+
+
+def camera_tables(e: Evaluated) -> dict[str, ranking.CameraPairs]:
+    """Rank-1 between cameras by direction."""
+    tracklets = e.ranking.tracklets
+    return {way: ranking.camera_pairs(d, tracklets) for way, d in e.ranking.directions.items()}
 
 
 def compare(main: Evaluated, other: Evaluated, count: int) -> dict:
@@ -235,7 +233,7 @@ def compare(main: Evaluated, other: Evaluated, count: int) -> dict:
         moved = np.sign(list(ranking.rank_changes(direction, its).values())).tolist()
         moves[way] = {name: moved.count(sign) for name, sign in MOVES.items()}
         changed[way] = [
-            [sections.changed_row(main, other, way, row) for row in some]
-            for some in ranking.most_changed(direction, its, count)
+            [sections.changed_row(main, other, way, row) for row in rows_of_kind]
+            for rows_of_kind in ranking.most_changed(direction, its, count)
         ]
     return {"rows": rows, "moves": moves, "changed": changed}

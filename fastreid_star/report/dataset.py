@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,10 @@ from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.io import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import SkeletonStats
 from fastreid_star.data.skeletons import SkeletonStore
+from fastreid_star.files import prepare_output, write_output
 from fastreid_star.report.draw import draw_skeleton, filmstrip
-from fastreid_star.report.page import make_folder_of, render, write_file
+from fastreid_star.report.page import write_page
+from fastreid_star.report.ranking import new_identities_first
 from fastreid_star.structures import Modality, Tracklet
 
 PAGE, PROBLEMS = "check.html", "problems.csv"
@@ -71,9 +73,10 @@ def write_dataset_page(
         UserError: the folder cannot be written.
     """
     folder = Path(output)
-    make_folder_of(folder / PAGE)
+    prepare_output(folder / PAGE)
     chosen = choose_tracklets(dataset, each=tracklets, seed=seed)
-    page = render(
+    page = write_page(
+        folder / PAGE,
         "dataset",
         check=check,
         findings=findings(check),
@@ -84,8 +87,9 @@ def write_dataset_page(
         shown=[show_tracklet(split, tracklet, store) for split, tracklet in chosen],
         problems=PROBLEMS,
     )
-    problems = write_file(folder / PROBLEMS, to_csv(check), errors="surrogateescape")
-    return [write_file(folder / PAGE, page), problems]
+    table = to_csv(check).encode(errors="surrogateescape")  # names of files need not be UTF-8
+    write_output(folder / PROBLEMS, lambda file: file.write(table))
+    return [page, folder / PROBLEMS]
 
 
 def format_check(check: DatasetCheck) -> str:
@@ -155,13 +159,9 @@ def choose_tracklets(dataset: VideoDataset, *, each: int, seed: int) -> list[tup
             for tracklet in part
             if tracklet.modality == modality
         ]
-        order = [candidates[position] for position in rng.permutation(len(candidates))]
-        seen: Counter[int] = Counter()
-        turns = []  # tracklets of the same identity that come before
-        for _, tracklet in order:
-            turns.append(seen[tracklet.pid])
-            seen[tracklet.pid] += 1
-        chosen += [order[position] for position in np.argsort(turns, kind="stable")[:each]]
+        rows = rng.permutation(len(candidates)).tolist()
+        pids = [tracklet.pid for _, tracklet in candidates]
+        chosen += [candidates[row] for row in new_identities_first(rows, pids)[:each]]
     return chosen
 
 
@@ -214,30 +214,27 @@ def _frames_line(check: DatasetCheck) -> str:
     missing, broken = kinds[Kind.MISSING_FRAME], kinds[Kind.BROKEN_FRAME]
     good = f"{check.checked - missing - broken:,} {'good' if check.decoded else 'found'}"
     line = f"frames: {good}, {missing:,} missing, {broken:,} broken"
-    if not check.sizes:
-        return line
     if len(check.sizes) == 1:
         ((height, width),) = check.sizes
-        return f"{line}; all {height} x {width} (height x width)"
-    for side, name in enumerate(("height", "width")):
-        values = np.repeat([size[side] for size in check.sizes], list(check.sizes.values()))
-        middle = int(np.percentile(values, 50, method="lower"))
-        line += f"; {name} {values.min()} to {values.max()}, median {middle}"
-    return f"{line}; {len(check.sizes):,} different sizes"
+        line += f"; all {height} x {width} (height x width)"
+    elif check.sizes:
+        heights, widths = zip(*check.sizes, strict=True)
+        line += f"; height {min(heights)} to {max(heights)}, width {min(widths)} to {max(widths)}"
+        line += f"; {len(check.sizes):,} different sizes"
+    return line
 
 
 def _skeleton_rows(check: DatasetCheck) -> list[tuple[str, ...]]:
     """A row for each modality, followed by its cameras."""
 
-    def rows() -> Iterator[tuple[str, SkeletonStats]]:
-        for modality in Modality:
-            name = modality.name.lower()
-            yield name, check.of_modality(modality)
-            for (own, camera), stats in check.skeletons.items():
-                if own == modality:
-                    yield f"{name} camera {camera}", stats
-
-    return [_skeleton_row(name, stats) for name, stats in rows() if stats.frames]
+    rows = []
+    for modality in Modality:
+        name = modality.name.lower()
+        rows.append((name, check.of_modality(modality)))
+        for (own, camera), stats in check.skeletons.items():
+            if own == modality:
+                rows.append((f"{name} camera {camera}", stats))
+    return [_skeleton_row(name, stats) for name, stats in rows if stats.frames]
 
 
 def _skeleton_row(name: str, stats: SkeletonStats) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fastreid_star.coco import BONES, JOINT_NAMES
 from fastreid_star.data.clips import ClipDataset
@@ -139,11 +139,12 @@ def filmstrip(
     for number, frame in enumerate(frames):
         row, column = divmod(number, columns)
         corner = column * (width + GAP), row * (height + GAP)
-        sheet.paste(_resize(frame, _pixels((width, height))), _pixels(corner))
+        box = ImageOps.pad(Image.fromarray(frame), _pixels((width, height)), color="white")
+        sheet.paste(box, _pixels(corner))
         if drawings is not None:
             place = f'x="{corner[0]}" y="{corner[1]}" width="{width}" height="{height}"'
-            box = f'viewBox="-.5 -.5 {frame.shape[1]} {frame.shape[0]}"'
-            overlay += f'<svg class="{style}" {place} {box}>{drawings[number]}</svg>'
+            view = f'viewBox="-.5 -.5 {frame.shape[1]} {frame.shape[0]}"'
+            overlay += f'<svg class="{style}" {place} {view}>{drawings[number]}</svg>'
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=QUALITY, optimize=True)
     uri = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -153,17 +154,6 @@ def filmstrip(
 def _pixels(size: tuple[int, int]) -> tuple[int, int]:
     """CSS pixels to pixels of a picture."""
     return round(DENSITY * size[0]), round(DENSITY * size[1])
-
-
-def _resize(frame: np.ndarray, box: tuple[int, int]) -> Image.Image:
-    """A frame scaled into a box of (width, height) pixels, centered on white."""
-    height, width = frame.shape[:2]
-    scale = min(box[0] / width, box[1] / height)
-    inner = max(1, round(scale * width)), max(1, round(scale * height))
-    canvas = Image.new("RGB", box, "white")
-    image = Image.fromarray(frame).resize(inner, Image.Resampling.BICUBIC)
-    canvas.paste(image, ((box[0] - inner[0]) // 2, (box[1] - inner[1]) // 2))
-    return canvas
 
 
 def draw_skeleton(joints: np.ndarray | None, shape: Sequence[int]) -> Markup:

@@ -40,11 +40,6 @@ NAMES = {
 Weights = Mapping[str, np.ndarray]
 
 
-def reads_skeletons(model: nn.Module) -> bool:
-    """Whether the network has weights to show."""
-    return bool(getattr(model, "reads_skeletons", False))
-
-
 def explain_clips(model: nn.Module, items: Sequence[Mapping]) -> dict[str, np.ndarray]:
     """The network's weights for some clips, see :data:`NAMES`; zeros without skeletons."""
     explain: Any = model.explain
@@ -167,37 +162,29 @@ def similarity_maps(
     The gradient reaches the frames only; skeletons count as fixed.
 
     Args:
-        model: one of this plugin's networks, in evaluation mode.
+        model: one of this plugin's networks, in evaluation mode. Its weights must not require
+            gradients: none may run back through the LSTM, which cuDNN refuses in evaluation mode.
         clip: to be explained.
         feature: of the other clip.
 
     Returns:
         maps [T, H, W] from 0 to 1, on one scale for the whole clip; and the similarity.
     """
-    batch = collate_clips([clip.item])
     layer, to_maps = target_layer(model.backbone)
     kept: list[torch.Tensor] = []
     handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = next(model.parameters()).device
     try:
-        # Only the frames need a gradient. None runs back through the LSTM, which cuDNN refuses in
-        # evaluation mode.
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        images = batch["images"].float().to(device).requires_grad_()
+        batch = collate_clips([clip.item])
+        images = batch["images"].float().to(next(model.parameters()).device).requires_grad_()
         found = model({**batch, "images": images}).flatten()
         target = feature.flatten().to(found)
         similarity = torch.nn.functional.cosine_similarity(found, target, dim=0)
         (gradient,) = torch.autograd.grad(similarity, kept[-1])
     finally:
         handle.remove()
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-    activations = kept[-1].detach()
-    if to_maps is not None:
-        activations, gradient = to_maps(activations), to_maps(gradient)
-    maps = (gradient.mean((2, 3), keepdim=True) * activations).sum(1, keepdim=True).clamp(min=0)
+    activations = to_maps(kept[-1].detach())
+    weights = to_maps(gradient).mean((2, 3), keepdim=True)
+    maps = (weights * activations).sum(1, keepdim=True).clamp(min=0)
     size = clip.frames.shape[1:3]
     maps = torch.nn.functional.interpolate(maps.float(), size, mode="bilinear")[:, 0].cpu()
     return (maps / maps.max().clamp(min=1e-12)).numpy(), float(similarity.detach())
@@ -205,13 +192,13 @@ def similarity_maps(
 
 def target_layer(
     backbone: Any,
-) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor] | None]:
-    """The last stage with maps, and a function from its output to ``[N, C, h, w]`` if it needs one.
+) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
+    """The last stage with maps, and a function from its output to maps ``[N, C, h, w]``.
 
     The last stage of a transformer keeps only the class token; the third has tokens of all patches.
     """
     if backbone.spatial_dims == (2, 3):
-        return backbone.stages[3], None
+        return backbone.stages[3], lambda maps: maps
     patches = backbone.visible_stem.patch_embed
     grid = (patches.num_y, patches.num_x)
     return backbone.stages[2], lambda tokens: tokens[:, 1:].transpose(1, 2).unflatten(2, grid)

@@ -1,4 +1,4 @@
-"""Fill the templates of the report and write the result as one self-contained HTML file."""
+"""Fill the templates of the report, and write the result as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fastreid_star.errors import UserError
-from fastreid_star.files import write_whole
+from fastreid_star.files import write_output
+
+
+def write_page(path: str | os.PathLike, template: str, **values: object) -> Path:
+    """Fill a template of this package and write the page; see :func:`render`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    page = render(template, **values).encode(errors="replace")  # names of files need not be UTF-8
+    write_output(path, lambda file: file.write(page))
+    return Path(path)
 
 
 def render(template: str, **values: object) -> str:
@@ -33,43 +43,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(number=number, signed=signed, percent=percent, config_value=config_value)
+    made.filters.update(number=number, signed=signed, config_value=config_value)
     return made
-
-
-def make_folder_of(path: str | os.PathLike) -> None:
-    """Create the folder of an output file. Call it before the work, which a bad path would waste.
-
-    Raises:
-        UserError: the folder cannot be created, or `path` is an existing folder.
-    """
-    try:
-        Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a folder: name a file to write")
-
-
-def write_file(path: str | os.PathLike, text: str, *, errors: str = "replace") -> Path:
-    """Write a text file completely or not at all, and return its path.
-
-    Args:
-        path: the file; its folder is created.
-        text: may contain names of files that are not UTF-8.
-        errors: what becomes of their bytes: ``replace`` by question marks, or ``surrogateescape``
-            to keep them.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    make_folder_of(path)
-    content = text.encode(errors=errors)
-    try:
-        write_whole(path, lambda file: file.write(content))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    return Path(path)
 
 
 def file_name(path: str | os.PathLike) -> str:
@@ -88,15 +63,10 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
 
 
-def percent(share: float | None) -> str:
-    """A share as a whole number of percent without the sign, or a dash."""
-    return "–" if share is None or math.isnan(share) else f"{100 * share:.0f}"
-
-
 def config_value(value: object) -> str:
     """A config value as a user would write it, without the brackets of a list."""
     if value is None:
         return "–"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value)) or "(empty)"
-    return "(empty)" if value == "" else str(value)
+        value = ", ".join(map(str, value))
+    return str(value) or "(empty)"

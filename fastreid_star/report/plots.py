@@ -7,10 +7,10 @@ text. One unit of a figure is one CSS pixel.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,24 +67,45 @@ _STYLE: Any = {
 }
 
 
-@contextmanager
-def drawing(label: str, height: int = HEIGHT) -> Iterator[tuple[Figure, list[Markup]]]:
-    """A figure to draw on; on exit its SVG is appended to the list.
+def draw(
+    plot: Callable[[Axes], Mapping[str, Any]],
+    *,
+    title: str,
+    x_label: str = "",
+    y_label: str = "",
+    label: str = "",
+    height: int = HEIGHT,
+) -> Markup:
+    """A figure as SVG.
 
     Args:
-        label: description for screen readers and name of the downloaded file; unique in a page.
-        height: in CSS pixels.
+        plot: draws on the axes, and returns what the legend shows: name -> artist.
+        title, x_label, y_label: of the figure.
+        label: description for screen readers and name of the downloaded file, unique in a page;
+            empty: the title.
+        height: in CSS pixels, without the legend.
     """
-    result: list[Markup] = []
+    label = label or title
     with rc_context(_STYLE | {"svg.hashsalt": label}):
-        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        figure = Figure(layout="constrained")
         FigureCanvasSVG(figure)
-        yield figure, result
+        axes = figure.add_subplot()
+        handles = plot(axes)
+        axes.set_title(plain(title, 60), loc="left")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.tick_params(length=0)
+        if len(handles) > 1:
+            height += 17 * -(-len(handles) // 2)  # two columns
+            place: Any = {"loc": "outside lower center", "ncols": 2, "columnspacing": 1.2}
+            names = [plain(name) for name in handles]
+            figure.legend(list(handles.values()), names, handlelength=1.8, **place)
+        figure.set_size_inches(WIDTH / 72, height / 72)
         text = io.StringIO()
         with warnings.catch_warnings():  # the page has fonts for characters that matplotlib lacks
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
             figure.savefig(text, format="svg", metadata={"Date": None})
-    result.append(_inline(text.getvalue(), label))
+    return _inline(text.getvalue(), label)
 
 
 def _inline(svg: str, label: str) -> Markup:
@@ -107,45 +128,43 @@ def curves(
     series: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     *,
     title: str,
-    x_label: str,
     log: bool = False,
     dots: bool = False,
 ) -> Markup:
-    """Quantities over training, one color a quantity and one line style a run.
+    """Quantities over the epochs of training, one color a quantity and one line style a run.
 
     Args:
         series: quantity -> run -> (x, y).
-        title, x_label: of the figure.
+        title: of the figure.
         log: use a logarithmic y axis, which does not show values of 0 and below.
         dots: mark each value.
     """
-    runs = list(dict.fromkeys(run for of_run in series.values() for run in of_run))
-    entries = (len(series) if len(series) > 1 else 0) + (len(runs) if len(runs) > 1 else 0)
-    with drawing(title, HEIGHT + 17 * -(-entries // 2)) as (figure, result):
-        axes = figure.add_subplot()
-        for number, of_run in enumerate(series.values()):
-            color = SERIES[number % len(SERIES)]
+    colors = dict(zip(series, itertools.cycle(SERIES), strict=False))
+    runs = dict.fromkeys(run for of_run in series.values() for run in of_run)
+    styles: dict[str, Any] = dict(zip(runs, STYLES, strict=False))
+
+    def plot(axes: Axes) -> dict[str, Any]:
+        for name, of_run in series.items():
             for run, (x, y) in of_run.items():
                 shown = np.where(np.asarray(y) > 0, y, np.nan) if log else y
                 mark = "o" if dots or len(x) == 1 else ""
-                style = STYLES[runs.index(run)]
-                axes.plot(x, shown, style, marker=mark, markersize=4, color=color)
+                look: Any = {"color": colors[name], "linestyle": styles[run]}
+                axes.plot(x, shown, marker=mark, markersize=4, **look)
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
-        finish(axes, title, x_label)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         handles = {}
         if len(series) > 1:
-            colors = zip(series, SERIES * 9, strict=False)
-            handles = {name: Line2D([], [], color=color) for name, color in colors}
+            handles = {name: Line2D([], [], color=color) for name, color in colors.items()}
         if len(runs) > 1:
-            styles = zip(runs, STYLES, strict=True)
-            handles |= {run: Line2D([], [], color=INK, linestyle=style) for run, style in styles}
-        legend(figure, handles)
-    return result[0]
+            for run, style in styles.items():
+                handles[run] = Line2D([], [], color=INK, linestyle=style)
+        return handles
+
+    return draw(plot, title=title, x_label="epoch")
 
 
 def cmc(lines: Mapping[str, tuple[str, str, np.ndarray]], *, title: str) -> Markup:
@@ -155,15 +174,15 @@ def cmc(lines: Mapping[str, tuple[str, str, np.ndarray]], *, title: str) -> Mark
         lines: name -> (color, line style, CMC_1 ... as fractions).
         title: of the figure.
     """
-    with drawing(title, HEIGHT + 17 * -(-len(lines) // 2)) as (figure, result):
-        axes = figure.add_subplot()
+
+    def plot(axes: Axes) -> dict[str, Any]:
         for color, style, values in lines.values():
             axes.plot(np.arange(1, len(values) + 1), 100 * values, style, color=color)
         axes.set_xlim(left=1)
         axes.set_ylim(top=101)
-        finish(axes, title, "rank k", "% of queries")
-        legend(figure, dict(zip(lines, axes.lines, strict=True)))
-    return result[0]
+        return dict(zip(lines, axes.lines, strict=True))
+
+    return draw(plot, title=title, x_label="rank k", y_label="% of queries")
 
 
 def means(
@@ -175,16 +194,13 @@ def means(
         values: name -> count -> one value a run.
         title, x_label: of the figure.
     """
-    with drawing(f"{title}: {', '.join(values)}", HEIGHT + 17 * -(-len(values) // 2)) as (
-        figure,
-        result,
-    ):
-        axes = figure.add_subplot()
+
+    def plot(axes: Axes) -> dict[str, Any]:
         handles = {}
         for number, (name, points) in enumerate(values.items()):
             mean = [float(np.mean(each)) for each in points.values()]
             spread = [
-                float(np.std(each, ddof=1)) if len(each) > 1 else 0 for each in points.values()
+                float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in points.values()
             ]
             style: Any = {"color": SERIES[number % len(SERIES)], "fmt": "os^v"[number % 4] + "-"}
             handles[name] = axes.errorbar(
@@ -192,16 +208,15 @@ def means(
             )
         axes.set_xticks(sorted({count for points in values.values() for count in points}))
         axes.margins(x=0.1, y=0.12)
-        finish(axes, title, x_label)
-        legend(figure, handles)
-    return result[0]
+        return handles
+
+    return draw(plot, title=title, x_label=x_label, label=f"{title}: {', '.join(values)}")
 
 
 def distributions(found: Distribution, *, title: str) -> Markup:
     """Similarities of pairs of one identity and of two, each as a share of its kind."""
-    label = f"{title}: similarities of pairs of one identity and of two"
-    with drawing(label, HEIGHT + 17) as (figure, result):
-        axes = figure.add_subplot()
+
+    def plot(axes: Axes) -> dict[str, Any]:
         for values, median, color in (
             (found.different, found.different_median, SERIES[1]),
             (found.same, found.same_median, SERIES[0]),
@@ -209,14 +224,23 @@ def distributions(found: Distribution, *, title: str) -> Markup:
             axes.stairs(100 * values, found.edges, fill=True, color=color, alpha=0.35)
             axes.stairs(100 * values, found.edges, color=color, linewidth=1.6)
             axes.axvline(median, color=color, linestyle="--", linewidth=1.2)
-        finish(axes, title, "cosine similarity", "% of the pairs")
-        patches = [Patch(color=color, alpha=0.6) for color in SERIES[:2]]
-        legend(figure, dict(zip(("same identity", "different identity"), patches, strict=True)))
-    return result[0]
+        names = ("same identity", "different identity")
+        return {name: Patch(color=c, alpha=0.6) for name, c in zip(names, SERIES, strict=False)}
+
+    label = f"{title}: similarities of pairs of one identity and of two"
+    return draw(
+        plot, title=title, label=label, x_label="cosine similarity", y_label="% of the pairs"
+    )
 
 
-def embedding(points: np.ndarray, modalities: Sequence[Modality], pids: Sequence[int], *,
-              title: str, identities: Sequence[int] = ()) -> Markup:  # fmt: skip
+def embedding(
+    points: np.ndarray,
+    modalities: Sequence[Modality],
+    pids: Sequence[int],
+    *,
+    title: str,
+    identities: Sequence[int] = (),
+) -> Markup:
     """Points in the plane; circles are infrared clips and triangles visible ones.
 
     Args:
@@ -225,29 +249,28 @@ def embedding(points: np.ndarray, modalities: Sequence[Modality], pids: Sequence
         title: of the figure.
         identities: color these identities and show the others in gray; empty: color by modality.
     """
-    names = [f"identity {pid}" for pid in identities] or [m.name.lower() for m in Modality]
-    with drawing(title, 270 + 17 * -(-len(names) // 2)) as (figure, result):
-        axes = figure.add_subplot()
-        infrared = np.array(modalities) == Modality.INFRARED
-        groups = [(np.array(pids) == pid) for pid in identities] or [infrared, ~infrared]
-        rest = ~np.logical_or.reduce(groups)
-        colors = [RULE, *SERIES]
-        for group, color in zip([rest, *groups], colors, strict=False):
-            for kind, marker in ((infrared, "o"), (~infrared, "^")):
-                place = points[group & kind].T
-                axes.plot(
-                    *place, marker, color=color, markersize=4.5, alpha=0.85, markeredgewidth=0
-                )
+    infrared = np.array(modalities) == Modality.INFRARED
+    kinds = {"o": infrared, "^": ~infrared}
+    if identities:
+        groups = {f"identity {pid}": np.array(pids) == pid for pid in identities}
+        markers = ["s"] * len(groups)
+    else:
+        groups, markers = {"infrared": infrared, "visible": ~infrared}, ["o", "^"]
+    rest = ~np.logical_or.reduce(list(groups.values()))
+
+    def plot(axes: Axes) -> dict[str, Any]:
+        for group, color in zip([rest, *groups.values()], [RULE, *SERIES], strict=False):
+            for marker, kind in kinds.items():
+                look: Any = {"color": color, "markersize": 4.5, "alpha": 0.85, "markeredgewidth": 0}
+                axes.plot(*points[group & kind].T, marker, **look)
         axes.set_xticks([])
         axes.set_yticks([])
-        finish(axes, title, "")
-        markers = ["s"] * len(names) if len(identities) else ["o", "^"]
-        handles = {
+        return {
             name: Line2D([], [], color=color, marker=marker, linestyle="", markersize=6)
-            for name, color, marker in zip(names, SERIES, markers, strict=False)
+            for name, color, marker in zip(groups, SERIES, markers, strict=False)
         }
-        legend(figure, handles)
-    return result[0]
+
+    return draw(plot, title=title, height=270)
 
 
 def ranges(
@@ -263,44 +286,26 @@ def ranges(
     A bar reaches from the 5th to the 95th percentile, its mark is the median.
 
     Args:
-        groups: name -> [clips, weights].
+        groups: name -> [clips, weights]: of the trained network, and of the untrained one.
         names: of the weights, from the top.
         title, x_label: of the figure.
         limit: the axis reaches from 0 to this value.
     """
-    row = 32 if len(names) < 12 else 17
-    with drawing(title, 95 + row * len(names)) as (figure, result):
-        axes = figure.add_subplot()
-        places = np.arange(len(names))
-        handles = {}
-        for number, (name, values) in enumerate(groups.items()):
-            shift = (number - (len(groups) - 1) / 2) * 0.36
+
+    def plot(axes: Axes) -> dict[str, Any]:
+        places, handles = np.arange(len(names)), {}
+        looks = ((-0.18, SERIES[0], "o"), (0.18, MUTED, "s"))
+        for (name, values), (shift, color, mark) in zip(groups.items(), looks, strict=False):
             low, middle, high = np.percentile(values, (5, 50, 95), axis=0)
-            color, mark = ((SERIES[0], "o"), (MUTED, "s"))[number % 2]
             axes.hlines(places + shift, low, high, color=color, linewidth=4, alpha=0.55)
             (handles[name],) = axes.plot(middle, places + shift, mark, color=color, markersize=4.5)
         axes.set_yticks(places, names)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(0, limit)
-        finish(axes, title, x_label)
-        legend(figure, handles)
-    return result[0]
+        return handles
 
-
-def finish(axes: Axes, title: str, x_label: str, y_label: str = "") -> None:
-    """Set title and labels."""
-    axes.set_title(plain(title, 60), loc="left")
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.tick_params(length=0)
-
-
-def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
-    """Put a legend of two columns below the axes, unless there is only one name."""
-    if len(handles) > 1:
-        names: Iterable[str] = map(plain, handles)
-        place: Any = {"loc": "outside lower center", "ncols": 2, "columnspacing": 1.2}
-        figure.legend(list(handles.values()), list(names), handlelength=1.8, **place)
+    height = 78 + (32 if len(names) < 12 else 17) * len(names)
+    return draw(plot, title=title, x_label=x_label, height=height)
 
 
 def plain(name: str, length: int = 28) -> str:

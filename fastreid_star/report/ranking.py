@@ -5,7 +5,7 @@ Letters: N tracklets, Q queries, G gallery entries, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import CrossModalResults, cross_modal_results
 from fastreid_star.evaluation.retrieval import QueryResults
+from fastreid_star.evaluation.similarity import first_ranked, normalize
 from fastreid_star.structures import Tracklet
 
 
@@ -28,16 +29,14 @@ class Direction:
     name: str  # I2V or V2I
     queries: np.ndarray  # [Q], positions among the tracklets
     gallery: np.ndarray  # [G], positions among the tracklets
-    similarity: np.ndarray  # float32 [Q, G]
-    removed: np.ndarray  # bool [Q, G], entries that the camera rule removes
+    similarity: np.ndarray  # float32 [Q, G], -inf for entries that the camera rule removes
     right: np.ndarray  # bool [Q, G], entries of the query's identity that are not removed
     per_query: QueryResults  # of the evaluation
 
     def top(self, row: int, count: int) -> list[int]:
         """The first `count` gallery columns of a query's ranked list. Ties keep their order."""
-        kept = np.flatnonzero(~self.removed[row])
-        order = np.argsort(-self.similarity[row, kept], kind="stable")
-        return kept[order[:count]].tolist()
+        (order,) = first_ranked(self.similarity[row : row + 1], count)
+        return [column for column in order.tolist() if self.similarity[row, column] > -np.inf]
 
     def best_right(self, row: int) -> int:
         """The gallery column of a query's most similar match. The query must have one."""
@@ -46,13 +45,11 @@ class Direction:
     def rank_of(self, row: int, column: int) -> int:
         """The rank, from 1, of a gallery entry that is not removed. Ties keep their order."""
         values, own = self.similarity[row], self.similarity[row, column]
-        ahead = (values > own) | ((values == own) & (np.arange(len(values)) < column))
-        return 1 + int((ahead & ~self.removed[row]).sum())
+        return 1 + int((values > own).sum() + (values[:column] == own).sum())
 
     def lead(self, row: int) -> float:
         """Similarity of the best match minus that of the best wrong entry; inf without one."""
-        wrong = ~self.right[row] & ~self.removed[row]
-        best_wrong = self.similarity[row, wrong].max(initial=-np.inf)
+        best_wrong = self.similarity[row, ~self.right[row]].max(initial=-np.inf)
         return float(self.similarity[row, self.best_right(row)] - best_wrong)
 
     def cmc(self, length: int) -> np.ndarray:
@@ -88,20 +85,10 @@ def rank_run(cfg: CfgNode, dataset: str, model: torch.nn.Module) -> Ranking:
     Raises:
         UserError: the data do not fit the config, or no query has a match.
     """
-    loader, _ = Trainer.build_evaluator(cfg, dataset)
-    positions, features = [], []
+    loader, evaluator = Trainer.build_evaluator(cfg, dataset)
     for batch in loader:
-        features.append(model(batch).float().cpu())
-        positions.append(torch.as_tensor(batch["index"]).cpu())
-    order = torch.cat(positions).argsort()
-    return rank(
-        torch.cat(features)[order],
-        loader.dataset,
-        min_frames=cfg.DATASETS.MIN_FRAMES,
-        dataset_name=dataset,
-        ranks=tuple(cfg.TEST.RANKS),
-        camera_filter=cfg.TEST.CAMERA_FILTER,
-    )
+        evaluator.process(batch, model(batch))
+    return rank(evaluator.gather(), loader.dataset, **evaluator.protocol)
 
 
 def rank(features: torch.Tensor, dataset: ClipDataset, **protocol: Any) -> Ranking:
@@ -112,20 +99,17 @@ def rank(features: torch.Tensor, dataset: ClipDataset, **protocol: Any) -> Ranki
         dataset: the test clips.
         protocol: arguments of :func:`~fastreid_star.evaluation.cross_modal.cross_modal_results`.
     """
-    results = cross_modal_results(features, dataset.tracklets, **protocol, keep_similarity=True)
+    results = cross_modal_results(features, dataset.tracklets, **protocol)
     pids, camids = (np.array([getattr(t, n) for t in dataset.tracklets]) for n in ("pid", "camid"))
     directions = {}
-    for name, queries, gallery, result in (
-        ("I2V", results.sides.i2v_query, results.sides.i2v_gallery, results.i2v),
-        ("V2I", results.sides.v2i_query, results.sides.v2i_gallery, results.v2i),
-    ):
+    for name, (result, queries, gallery) in results.directions().items():
         same = pids[queries][:, None] == pids[gallery]
         removed = same & (camids[queries][:, None] == camids[gallery]) & results.camera_filter
-        assert result.similarity is not None
-        parts = (result.similarity, removed, same & ~removed, result.per_query)
-        directions[name] = Direction(name, queries, gallery, *parts)
-    features = torch.nn.functional.normalize(features.float(), dim=1)
-    return Ranking(dataset, features, results, directions)
+        similarity = np.where(removed, np.float32(-np.inf), result.similarity)
+        directions[name] = Direction(
+            name, queries, gallery, similarity, same & ~removed, result.per_query
+        )
+    return Ranking(dataset, normalize(features.float()), results, directions)
 
 
 def choose_queries(
@@ -151,43 +135,29 @@ def choose_queries(
         "best": best,
         "worst": best[::-1],
     }
-    return {kind: _new_identities_first(order, pids)[:count] for kind, order in orders.items()}
+    return {
+        kind: new_identities_first(order.tolist(), pids)[:count] for kind, order in orders.items()
+    }
 
 
-def _new_identities_first(rows: Iterable[int], pids: Sequence[int]) -> list[int]:
-    first: dict[int, int] = {}
-    others = []
-    for row in map(int, rows):
-        if first.setdefault(pids[row], row) != row:
-            others.append(row)
-    return [*first.values(), *others]
+def new_identities_first(rows: Sequence[int], pids: Sequence[int]) -> list[int]:
+    """The rows in their order, but an identity comes twice only when all others have come."""
+    first = {pids[row]: row for row in reversed(rows)}
+    return sorted(rows, key=lambda row: first[pids[row]] != row)
 
 
-class Confusion(NamedTuple):
-    """A query whose first entry is another identity."""
+def confusions(direction: Direction, tracklets: Sequence[Tracklet], count: int) -> list[int]:
+    """Rows of the queries whose wrong first entry is furthest ahead of the best match.
 
-    row: int
-    wrong: int  # gallery column of the first entry
-    right: int  # gallery column of the most similar match
-    right_rank: int
-    lead: float  # by how much the wrong entry is more similar
-
-
-def confusions(direction: Direction, tracklets: Sequence[Tracklet], count: int) -> list[Confusion]:
-    """The queries whose wrong first entry is furthest ahead of the match; a pair of people once."""
+    A pair of people comes once.
+    """
     wrong = np.flatnonzero(direction.per_query.valid & (direction.per_query.first_match > 1))
-    lead = {row: -direction.lead(row) for row in wrong.tolist()}
-    found: dict[tuple[int, int], Confusion] = {}
-    for row in sorted(lead, key=lambda row: (-lead[row], row)):
+    rows: dict[tuple[int, int], int] = {}
+    for row in sorted(wrong.tolist(), key=direction.lead):
         (first,) = direction.top(row, 1)
         pair = tracklets[direction.queries[row]].pid, tracklets[direction.gallery[first]].pid
-        if pair not in found:
-            right = direction.best_right(row)
-            rank = direction.rank_of(row, right)
-            found[pair] = Confusion(row, first, right, rank, lead[row])
-        if len(found) == count:
-            break
-    return list(found.values())
+        rows.setdefault(pair, row)
+    return list(rows.values())[:count]
 
 
 class Distribution(NamedTuple):
@@ -205,7 +175,8 @@ class Distribution(NamedTuple):
 def distribution(direction: Direction, bins: int = 40) -> Distribution | None:
     """The pairs of a direction that the camera rule keeps; None unless both kinds exist."""
     same = direction.similarity[direction.right].astype(np.float64)
-    different = direction.similarity[~direction.right & ~direction.removed].astype(np.float64)
+    kept = np.isfinite(direction.similarity)
+    different = direction.similarity[kept & ~direction.right].astype(np.float64)
     if not len(same) or not len(different):
         return None
     different.sort()
@@ -242,14 +213,12 @@ def camera_pairs(direction: Direction, tracklets: Sequence[Tracklet]) -> CameraP
         own = np.flatnonzero(of_gallery == camera)
         first = own[direction.similarity[:, own].argmax(1)]
         hit = direction.right[np.arange(len(of_query)), first]
-        counted = direction.right[:, own].any(
-            1
-        )  # a query that the camera rule concerns has no match
+        has_match = direction.right[:, own].any(1)
         for row, query_camera in enumerate(query_cameras):
-            chosen = counted & (of_query == query_camera)
-            queries[row, column] = chosen.sum()
-            if chosen.any():
-                accuracy[row, column] = hit[chosen].mean()
+            counted = hit[has_match & (of_query == query_camera)]
+            queries[row, column] = len(counted)
+            if len(counted):
+                accuracy[row, column] = counted.mean()
     return CameraPairs(query_cameras.tolist(), gallery_cameras.tolist(), accuracy, queries)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import json
@@ -16,39 +15,11 @@ from fastreid.config import CfgNode
 
 from fastreid_star.data.build import is_video_dataset
 from fastreid_star.engine.checkpoint import read_checkpoint
+from fastreid_star.engine.config_changes import flatten
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.errors import UserError
+from fastreid_star.inference.predictor import find_weights
 from fastreid_star.report.page import file_name
-
-WEIGHTS = ("model_best.pth", "model_final.pth", "model_last.pth")
-
-
-@dataclass(frozen=True)
-class History:
-    """The lines of metrics.json in the order of training.
-
-    Args:
-        lines: ``{"iteration": 24, "epoch": 2.5, "lr": 0.01, ...}``. Iterations count from 0;
-            `epoch` is the number of epochs done, a fraction within an epoch.
-    """
-
-    lines: tuple[dict, ...]
-
-    @property
-    def unit(self) -> str:
-        """The unit of the x values of :meth:`series`."""
-        return "epoch" if all("epoch" in line for line in self.lines) else "iteration"
-
-    def series(self, name: str) -> tuple[list[float], list[float]]:
-        """One quantity over training: x in :attr:`unit`, and its values."""
-        lines = [line for line in self.lines if name in line]
-        by_epoch = self.unit == "epoch"
-        x = [float(line["epoch"] if by_epoch else line["iteration"] + 1) for line in lines]
-        return x, [float(line[name]) for line in lines]
-
-    def names(self, start: str) -> list[str]:
-        """The quantities whose names begin with `start`, in the order of their first value."""
-        return list(dict.fromkeys(n for line in self.lines for n in line if n.startswith(start)))
 
 
 @dataclass(frozen=True)
@@ -60,7 +31,6 @@ class Weights:
     size: int  # bytes
     modified: datetime.datetime
     epochs: int | None  # of training; None: the file does not contain it
-    metric: float | None  # for which it was kept as the best; None: it was not
 
 
 @dataclass(frozen=True)
@@ -73,7 +43,7 @@ class Run:
     cfg: CfgNode  # with the options given to the report; `weights` replaces MODEL.WEIGHTS
     dataset: str  # the test set
     weights: Weights
-    history: History | None  # None if the folder has no metrics.json
+    history: tuple[dict, ...]  # of metrics.json, see read_history; empty without such a file
     environments: tuple[str, ...]  # lines of versions and devices in the log
     commands: tuple[str, ...]  # command lines in the log, quoted for a shell
 
@@ -86,24 +56,27 @@ class Run:
     @property
     def recorded(self) -> dict[str, float] | None:
         """The evaluation of these weights in metrics.json; None if it has none."""
-        if self.history is None or self.weights.epochs is None:
-            return None
         if self.weights.path.resolve().parent != self.folder.resolve():
             return None
-        lines = [line for line in self.history.lines if line.get("epoch") == self.weights.epochs]
-        line = lines[0] if lines else {}
-        metric = line.get(_prefix(self.trained, self.trained.DATASETS.TESTS[0]) + "metric")
-        if self.weights.metric is not None and self.weights.metric != metric:
-            return None
-        prefix = _prefix(self.trained, self.dataset)
-        found = {k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)}
-        return found if "mean/mAP" in found else None
+        for line in self.history:
+            if line["epoch"] == self.weights.epochs and self._prefix + "mean/mAP" in line:
+                known = {k: v for k, v in line.items() if k.startswith(self._prefix)}
+                return {k.removeprefix(self._prefix): v for k, v in known.items()}
+        return None
+
+    def series(self, name: str) -> tuple[list[float], list[float]]:
+        """A quantity of metrics.json over training: numbers of epochs, and its values."""
+        lines = [line for line in self.history if name in line]
+        return [line["epoch"] for line in lines], [float(line[name]) for line in lines]
 
     def evaluations(self, key: str) -> tuple[list[float], list[float]]:
-        """One number of the evaluations over training, as :meth:`History.series`."""
-        if self.history is None:
-            return [], []
-        return self.history.series(_prefix(self.trained, self.dataset) + key)
+        """One number of the evaluations over training, as :meth:`series`."""
+        return self.series(self._prefix + key)
+
+    @property
+    def _prefix(self) -> str:
+        """The prefix of an evaluation's keys, which a run with several test sets writes."""
+        return f"{self.dataset}/" if len(self.trained.DATASETS.TESTS) > 1 else ""
 
 
 def read_run(folder: str | Path, options: Sequence[str] = (), *, config_file: str = "") -> Run:
@@ -134,27 +107,10 @@ def read_run(folder: str | Path, options: Sequence[str] = (), *, config_file: st
         trained=trained,
         cfg=cfg,
         dataset=_test_set(cfg, folder),
-        weights=read_weights(find_weights(folder, asked)),
+        weights=read_weights(Path(asked or find_weights(folder))),
         history=read_history(folder / "metrics.json"),
         environments=_find(r"INFO: (Python [\d.]+, torch .*)$", log),
-        commands=tuple(map(_quoted, _find(r"INFO: Command line: (.*)$", log))),
-    )
-
-
-def find_weights(folder: Path, asked: str = "") -> Path:
-    """The checkpoint to report on: `asked`, or the best of the folder, or its last.
-
-    Raises:
-        UserError: there is none.
-    """
-    if asked:
-        return Path(asked)
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(
-        f"{folder} contains none of {', '.join(WEIGHTS)}: train first, or name a checkpoint with "
-        "MODEL.WEIGHTS path/to/model.pth"
+        commands=_find(r"INFO: Command line: (.*)$", log),
     )
 
 
@@ -164,64 +120,30 @@ def read_weights(path: Path) -> Weights:
     Raises:
         UserError: the file is missing or damaged.
     """
-    content = read_checkpoint(str(path))
-    epoch = content.get("epoch")
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
+    epoch = read_checkpoint(str(path)).get("epoch")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     status = path.stat()
     modified = datetime.datetime.fromtimestamp(status.st_mtime)
-    epochs = None if epoch is None else epoch + 1
-    size = status.st_size
-    return Weights(path, digest.hexdigest(), size, modified, epochs, content.get("metric"))
+    return Weights(path, digest, status.st_size, modified, None if epoch is None else epoch + 1)
 
 
-def read_history(path: str | Path) -> History | None:
-    """Read metrics.json. Lines that a resumed or restarted run has repeated count once.
+def read_history(path: Path) -> tuple[dict, ...]:
+    """The lines of metrics.json, ``{"iteration": 24, "epoch": 2.5, "lr": 0.01, ...}``.
 
-    Returns:
-        None if there is no such file.
-
-    Raises:
-        UserError: a line is damaged; the last one may be, since an interruption can cut it off.
+    `epoch` is the number of epochs done, a fraction within an epoch. Lines that a resumed or
+    restarted run has repeated count once. A line that an interruption has cut off is skipped.
     """
-    path = Path(path)
-    if not path.is_file():
-        return None
-    texts = path.read_text(encoding="utf-8").splitlines()
     lines: list[dict] = []
-    for number, text in enumerate(texts, start=1):
+    texts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for text in texts:
         try:
             line = json.loads(text)
-            line["iteration"]
-        except (ValueError, TypeError, KeyError):
-            if number == len(texts):
-                break
-            raise UserError(
-                f"{path}: line {number} is damaged; restore or delete the file"
-            ) from None
-        while lines and not _is_before(lines[-1], line):
+        except ValueError:
+            continue
+        while lines and lines[-1]["epoch"] >= line["epoch"]:
             lines.pop()
         lines.append(line)
-    return History(tuple(lines))
-
-
-def _is_before(line: dict, other: dict) -> bool:
-    """By epoch where both lines have it: resuming with another batch size renumbers iterations."""
-    key = "epoch" if "epoch" in line and "epoch" in other else "iteration"
-    return line[key] < other[key]
-
-
-def flatten(node: Mapping, prefix: str = "") -> dict[str, object]:
-    """A config as ``{"MODEL.HEADS.NAME": value}``; tuples become lists."""
-    flat: dict[str, object] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
+    return tuple(lines)
 
 
 def differences(before: Mapping, after: Mapping) -> list[tuple[str, object, object]]:
@@ -229,20 +151,6 @@ def differences(before: Mapping, after: Mapping) -> list[tuple[str, object, obje
     old, new = flatten(before), flatten(after)
     keys = sorted({*old, *new})
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
-
-
-def base_config(run: Run) -> tuple[str, CfgNode] | None:
-    """The config file of the training command, as it is today; None if it cannot be read."""
-    words = shlex.split(run.training_command or "")
-    for place, word in enumerate(words):
-        name, _, value = word.partition("=")
-        if name == "--config-file" and (value or words[place + 1 :]):
-            path = value or words[place + 1]
-            try:
-                return path, load_config(path)
-            except UserError:
-                return None
-    return None
 
 
 def _read_log(folder: Path, trained: CfgNode) -> str:
@@ -256,29 +164,13 @@ def _read_log(folder: Path, trained: CfgNode) -> str:
 
 def _test_set(cfg: CfgNode, folder: Path) -> str:
     names = list(cfg.DATASETS.TESTS)
-    if len(names) != 1:
-        example = names[0] if names else "NAME"
+    if len(names) != 1 or not is_video_dataset(names[0]):
         raise UserError(
             f"{folder} is tested on {', '.join(names) or 'no dataset'}: a report is about one test "
-            f"set, so set DATASETS.TESTS \"('{example}',)\""
+            "set of tracklets, so set DATASETS.TESTS \"('HITSZVCM',)\" or another name"
         )
-    if not is_video_dataset(names[0]):
-        raise UserError(f"{folder} is tested on {names[0]}, which has images, not tracklets")
     return names[0]
-
-
-def _prefix(trained: CfgNode, dataset: str) -> str:
-    """The prefix of an evaluation's keys, which a run with several test sets writes."""
-    return f"{dataset}/" if len(trained.DATASETS.TESTS) > 1 else ""
 
 
 def _find(pattern: str, text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(match.strip() for match in re.findall(pattern, text, re.MULTILINE)))
-
-
-def _quoted(command: str) -> str:
-    """A command of the log, quoted for a shell. Logs of older versions have no quotes."""
-    with contextlib.suppress(ValueError):
-        if shlex.join(shlex.split(command)) == command:
-            return command
-    return shlex.join(command.split())

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from fastreid.config import CfgNode, get_cfg
+from fastreid.config import get_cfg
 from markupsafe import Markup
 from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 
@@ -18,16 +18,13 @@ from fastreid_star.engine.ablation import PAPER
 from fastreid_star.report import plots, ranking
 from fastreid_star.report.draw import Album, Picture
 from fastreid_star.report.ranking import Direction, Ranking
-from fastreid_star.report.runs import Run, base_config, differences
+from fastreid_star.report.runs import Run, differences
 from fastreid_star.structures import Modality, Tracklet
 
 WAYS = ("I2V", "V2I")
 CMC_LENGTH = 50
 TOP = 10  # entries of a ranked list
 EMBEDDED = 600  # clips in the t-SNE
-# keys that do not change what the paper's table measures
-HARMLESS = ("OUTPUT_DIR", "SEED", "DATASETS.ROOT", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE",
-            "MODEL.WEIGHTS", "SOLVER.LOG_PERIOD", "SOLVER.CHECKPOINT_PERIOD")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +49,6 @@ class ResultRow(NamedTuple):
     name: str  # of the run, or "paper"
     direction: str
     values: list[float | None]  # one a column
-    ours: bool = True
 
 
 class Shown(NamedTuple):
@@ -82,69 +78,60 @@ def columns(metrics: Mapping[str, float]) -> list[str]:
 
 
 def result_rows(e: Evaluated) -> list[ResultRow]:
-    """Both directions and their mean, then the paper's if it has this network."""
+    """Both directions and their mean, then the paper's if it has this config."""
     names = columns(e.metrics)
-    rows = _with_mean(e.name, [[e.metrics[f"{way}/{name}"] for name in names] for way in WAYS])
+    known = [(e.name, e.metrics)]
     printed = PAPER.get(paper_row(e.run))
     if printed is not None:
-        known = dict(zip(("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP"), printed, strict=True))
-        values = [[known.get(f"{way}/{name}") for name in names] for way in WAYS]
-        rows += [row._replace(ours=False) for row in _with_mean("paper", values)]
+        measures = ("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP")
+        known.append(("paper", dict(zip(measures, printed, strict=True))))
+    rows = []
+    for name, values in known:
+        i2v, v2i = ([values.get(f"{way}/{measure}") for measure in names] for way in WAYS)
+        mean = [
+            None if a is None or b is None else (a + b) / 2 for a, b in zip(i2v, v2i, strict=True)
+        ]
+        rows += [ResultRow(name, *row) for row in (("I2V", i2v), ("V2I", v2i), ("mean", mean))]
     return rows
 
 
-def _with_mean(name: str, values: list[list]) -> list[ResultRow]:
-    mean = [None if None in pair else sum(pair) / 2 for pair in zip(*values, strict=True)]
-    return [ResultRow(name, *row) for row in zip((*WAYS, "mean"), (*values, mean), strict=True)]
-
-
 def paper_row(run: Run) -> str:
-    """The row of the paper's Table 3 that a run reproduces, or an empty string.
-
-    It is one whose config file has the row's name and whose other options do not matter.
-    """
-    base = base_config(run)
-    if base is None or tuple(run.cfg.DATASETS.TESTS) != ("HITSZVCM",):
-        return ""
-    changed = [key for key, _, _ in differences(base[1], run.cfg) if key not in HARMLESS]
-    name = Path(base[0]).stem
-    return name if name in PAPER and not changed else ""
+    """The row of the paper's Table 3 that has the name of the run's config file, or ``""``."""
+    found = re.search(r"--config-file[ =]\S*?([\w-]+)\.ya?ml", run.training_command or "")
+    on_its_data = tuple(run.cfg.DATASETS.TESTS) == ("HITSZVCM",)
+    return found[1] if found and found[1] in PAPER and on_its_data else ""
 
 
-def facts(e: Evaluated) -> list[tuple[str, str]]:
+def facts(e: Evaluated) -> dict[str, str]:
     """What the network is and how it was trained."""
     run, cfg = e.run, e.run.cfg
     height, width = cfg.INPUT.SIZE_TEST
     backbone = cfg.MODEL.BACKBONE.NAME.removeprefix("build_").removesuffix("_backbone")
     parameters = sum(parameter.numel() for parameter in e.model.parameters())
-    planned, done = run.trained.SOLVER.MAX_EPOCH, run.weights.epochs
-    rows = [
-        ("Model", f"{cfg.MODEL.META_ARCHITECTURE} on {backbone} {cfg.MODEL.BACKBONE.DEPTH}"),
-        ("Losses", ", ".join(name.removesuffix("Loss") for name in cfg.MODEL.LOSSES.NAME)),
-        ("Parameters", f"{parameters / 1e6:.2f} million"),
-        ("Clip", f"{cfg.INPUT.CLIP.LENGTH} frames of {height}×{width} pixels"),
-        ("Skeletons", _skeletons(cfg)),
-        ("Seed", str(run.trained.SEED)),
-        ("Trained for", f"{'unknown' if done is None else done} of {planned} epochs"),
-        ("Weights", f"{run.weights.path.name}, {run.weights.modified:%d %B %Y, %H:%M}"),
-    ]
+    done = "unknown" if run.weights.epochs is None else run.weights.epochs
+    skeletons = cfg.DATASETS.SKELETONS
+    if not skeletons or cfg.DATASETS.SKELETONS_TEST == "none":
+        skeletons = "none"
+    elif cfg.DATASETS.SKELETONS_TEST == "other":
+        skeletons += ", those of other people in testing"
+    rows = {
+        "Model": f"{cfg.MODEL.META_ARCHITECTURE} on {backbone} {cfg.MODEL.BACKBONE.DEPTH}",
+        "Losses": ", ".join(name.removesuffix("Loss") for name in cfg.MODEL.LOSSES.NAME),
+        "Parameters": f"{parameters / 1e6:.2f} million",
+        "Clip": f"{cfg.INPUT.CLIP.LENGTH} frames of {height}×{width} pixels",
+        "Skeletons": skeletons,
+        "Seed": str(run.trained.SEED),
+        "Trained for": f"{done} of {run.trained.SOLVER.MAX_EPOCH} epochs",
+        "Weights": f"{run.weights.path.name}, {run.weights.modified:%d %B %Y, %H:%M}",
+    }
     if run.recorded:
-        rows.append(("While training", f"mean mAP {run.recorded['mean/mAP']:.2f} %"))
+        rows["While training"] = f"mean mAP {run.recorded['mean/mAP']:.2f} %"
     return rows
 
 
-def _skeletons(cfg: CfgNode) -> str:
-    if not cfg.DATASETS.SKELETONS or cfg.DATASETS.SKELETONS_TEST == "none":
-        return "none"
-    others = ", those of other people in testing" if cfg.DATASETS.SKELETONS_TEST == "other" else ""
-    return f"{cfg.DATASETS.SKELETONS}{others}"
-
-
 def settings(run: Run) -> dict:
-    """How the config differs from its file and from the defaults, and where it ran."""
-    base = base_config(run)
+    """How the config differs from the defaults, what the report has changed, and where it ran."""
     return {
-        "base": None if base is None else (base[0], differences(base[1], run.trained)),
         "defaults": differences(get_cfg(), run.trained),
         "overrides": differences(run.trained, run.cfg),
         "run": run,
@@ -167,41 +154,39 @@ def cmc_chart(runs: Sequence[Evaluated]) -> Markup:
 
 def training_charts(runs: Mapping[str, Run]) -> list[Markup]:
     """Losses, evaluations, learning rate and accuracy of one run or two, in the same figures."""
-    histories = {name: run.history for name, run in runs.items() if run.history}
-    if not histories:
-        return []
-    unit = next(iter(histories.values())).unit
 
     def of_each_run(name: str) -> dict[str, tuple[list[float], list[float]]]:
-        return {run: h.series(name) for run, h in histories.items() if h.series(name)[0]}
+        return {run: r.series(name) for run, r in runs.items() if r.series(name)[0]}
 
-    names = {n: None for h in histories.values() for n in (*h.names("loss_"), *h.names("total_"))}
-    losses = {name.removeprefix("loss_").replace("_", " "): of_each_run(name) for name in names}
+    names = dict.fromkeys(name for run in runs.values() for line in run.history for name in line)
+    starts = ("loss_", "total_")
+    losses = {
+        name.removeprefix("loss_").replace("_", " "): of_each_run(name)
+        for name in names
+        if name.startswith(starts)
+    }
     charts = []
     if losses:
-        charts.append(plots.curves(losses, title="Losses", x_label=unit, log=True))
+        charts.append(plots.curves(losses, title="Losses", log=True))
     measures = [f"{way}/{measure}" for way in WAYS for measure in ("mAP", "Rank-1")]
     found = {
-        measure.replace("/", " "): {name: runs[name].evaluations(measure) for name in histories}
+        measure.replace("/", " "): {name: run.evaluations(measure) for name, run in runs.items()}
         for measure in measures
     }
     if any(len(x) > 1 for of_run in found.values() for x, _ in of_run.values()):
-        title = "Evaluations of the test set, %"
-        charts.append(plots.curves(found, title=title, x_label=unit, dots=True))
+        charts.append(plots.curves(found, title="Evaluations of the test set, %", dots=True))
     for key, title in (("lr", "Learning rate"), ("cls_accuracy", "Accuracy on training clips")):
         if of_each_run(key):
-            charts.append(plots.curves({title: of_each_run(key)}, title=title, x_label=unit))
+            charts.append(plots.curves({title: of_each_run(key)}, title=title))
     return charts
 
 
-def distribution_charts(
-    runs: Sequence[Evaluated],
-) -> list[tuple[ranking.Distribution, Markup]]:
+def distribution_charts(runs: Sequence[Evaluated]) -> list[tuple[ranking.Distribution, Markup]]:
     """The similarities of each run; one chart if both directions have the same pairs of clips."""
     charts = []
     for e in runs:
         i2v, v2i = (e.ranking.directions[way] for way in WAYS)
-        same = set(i2v.queries) == set(v2i.gallery) and set(i2v.gallery) == set(v2i.queries)
+        same = np.array_equal(i2v.queries, v2i.gallery) and np.array_equal(i2v.gallery, v2i.queries)
         for direction in [i2v] if same else [i2v, v2i]:
             found = ranking.distribution(direction)
             if found is not None:
@@ -232,18 +217,11 @@ def embedding_charts(runs: Sequence[Evaluated]) -> list[Markup]:
         perplexity = min(30, (len(chosen) - 1) / 3)
         points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
         for title, colored in (("modality", []), ("identity", identities)):
+            title = f"{e.name}, by {title}"
             charts.append(
-                plots.embedding(
-                    points, modalities, pids, title=f"{e.name}, by {title}", identities=colored
-                )
+                plots.embedding(points, modalities, pids, title=title, identities=colored)
             )
     return charts
-
-
-def camera_tables(e: Evaluated) -> dict[str, ranking.CameraPairs]:
-    """Rank-1 between cameras by direction."""
-    tracklets = e.ranking.tracklets
-    return {way: ranking.camera_pairs(d, tracklets) for way, d in e.ranking.directions.items()}
 
 
 # --- rows of clips ---
@@ -263,13 +241,14 @@ def ranked_row(e: Evaluated, direction: Direction, row: int) -> ClipRow:
 def confused_rows(e: Evaluated, direction: Direction, count: int) -> list[ClipRow]:
     """The worst confusions: the query, the wrong first entry, the most similar match."""
     rows = []
-    for found in ranking.confusions(direction, e.ranking.tracklets, count):
+    for row in ranking.confusions(direction, e.ranking.tracklets, count):
         title = (
-            f"The wrong entry is ahead by {found.lead:.3f}; the first match is at rank "
-            f"{found.right_rank}"
+            f"The wrong entry is ahead by {-direction.lead(row):.3f}; the first match is at rank "
+            f"{direction.per_query.first_match[row]}"
         )
-        entries = [show(e, direction, found.row, column) for column in (found.wrong, found.right)]
-        rows.append(ClipRow(title, [show_query(e, direction, found.row), *entries]))
+        columns = (*direction.top(row, 1), direction.best_right(row))
+        entries = [show(e, direction, row, column) for column in columns]
+        rows.append(ClipRow(title, [show_query(e, direction, row), *entries]))
     return rows
 
 

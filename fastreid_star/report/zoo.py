@@ -10,7 +10,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from fastreid_star.errors import UserError
-from fastreid_star.report.page import write_file
+from fastreid_star.files import write_output
 from fastreid_star.report.runs import Run, read_run
 
 BEGIN, END = "<!-- runs: begin -->", "<!-- runs: end -->"
@@ -42,9 +42,9 @@ def update_zoo(
     runs = [read_run(folder, options) for folder in folders]
     text = insert(page, format_runs(runs, logs))
     for run in runs:
-        metrics = (run.folder / "metrics.json").read_text(encoding="utf-8")
-        write_file(Path(page).parent / logs / f"{run.name}.json", metrics)
-    write_file(page, text)
+        metrics = (run.folder / "metrics.json").read_bytes()
+        _write(Path(page).parent / logs / f"{run.name}.json", metrics)
+    _write(page, text.encode())
 
 
 def format_runs(runs: Sequence[Run], logs: str) -> str:
@@ -66,9 +66,8 @@ def format_runs(runs: Sequence[Run], logs: str) -> str:
             )
         numbers = [f"{results[column]:.2f}" for column in COLUMNS]
         facts = [run.dataset, str(run.trained.SEED), str(run.weights.epochs)]
-        rows.append(
-            [f"[{run.name}]({logs}/{run.name}.json)", *facts, *numbers, run.weights.sha256[:8]]
-        )
+        link = f"[{run.name}]({logs}/{run.name}.json)"
+        rows.append([link, *facts, *numbers, run.weights.sha256[:8]])
         commands.append(f"- {run.name}: ``{repeat_command(run)}``")
     columns = [column.replace("/", " ") for column in COLUMNS]
     headers = ("run", "test set", "seed", "epochs", *columns, "weights")
@@ -95,7 +94,11 @@ def insert(page: str | Path, table: str) -> str:
         text = Path(page).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{page} cannot be read: {error.strerror}") from error
-    begin, end = text.find(BEGIN), text.find(END)
-    if begin < 0 or end < begin or text.count(BEGIN) > 1 or text.count(END) > 1:
+    found = re.fullmatch(f"(.*?){BEGIN}.*{END}(.*)", text, re.DOTALL)
+    if not found:
         raise UserError(f"{page} has no place for the table: add the lines {BEGIN} and {END} once")
-    return f"{text[:begin]}{BEGIN}\n\n{table}\n\n{text[end:]}"
+    return f"{found[1]}{BEGIN}\n\n{table}\n\n{END}{found[2]}"
+
+
+def _write(path: str | Path, content: bytes) -> None:
+    write_output(path, lambda file: file.write(content))

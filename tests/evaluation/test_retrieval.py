@@ -5,20 +5,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import torch
 from fastreid.evaluation.rank import evaluate_rank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation import retrieval
-from fastreid_star.evaluation.retrieval import (
-    QueryResults,
-    evaluate_retrieval,
-    evaluate_similarity,
-    rank_queries,
-)
-from fastreid_star.evaluation.similarity import check_features, first_ranked
+from fastreid_star.evaluation.retrieval import QueryResults, evaluate_retrieval, rank_queries
+from fastreid_star.evaluation.similarity import first_ranked
 
 
 def brute_force(similarity, q_pids, g_pids, q_camids, g_camids, camera_filter):
@@ -50,7 +44,7 @@ def brute_force(similarity, q_pids, g_pids, q_camids, g_camids, camera_filter):
 
 
 def assert_same(results: QueryResults, expected):
-    assert len(results) == len(expected)
+    assert len(results.ap) == len(expected)
     for row, (n_matches, first, ap, inp, top1) in enumerate(expected):
         assert results.n_matches[row] == n_matches
         assert results.first_match[row] == first
@@ -76,7 +70,7 @@ def problems(draw):
     return similarity, integers(q, 3), integers(g, 3), integers(q, 2), integers(g, 2)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(problem=problems(), camera_filter=st.booleans(), counted=st.sampled_from([0, 2, 64]))
 def test_every_measure_against_brute_force(problem, camera_filter, counted):
     with mock.patch.object(
@@ -91,7 +85,7 @@ def test_every_measure_against_brute_force(problem, camera_filter, counted):
             assert math.isnan(results.top1_similarity[row])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(problem=problems(), k=st.integers(1, 12))
 def test_ranked_lists_have_the_order_that_the_evaluation_counts(problem, k):
     """The first match in a list of the whole gallery stands at the rank that the evaluation gives."""
@@ -131,12 +125,11 @@ def hand_example():
 
 def test_hand_computed_example():
     similarity, *labels = hand_example()
-    # A gallery of unit vectors makes the dot products any matrix one likes.
-    result = evaluate_retrieval(similarity, np.eye(5), *labels, ranks=(1, 2, 3, 20))
+    result = evaluate_retrieval(similarity, *labels, ranks=(1, 2, 3, 20))
     assert result.cmc == pytest.approx((1 / 3, 2 / 3, 1, 1))
     assert result.mAP == pytest.approx((34 / 45 + 11 / 30 + 1 / 2) / 3)
     assert result.mINP == pytest.approx((3 / 5 + 2 / 5 + 2 / 4) / 3)
-    assert (result.queries, result.valid_queries, result.gallery, result.identities) == (4, 3, 5, 3)
+    assert (result.identities, result.per_query.valid.tolist()) == (3, [True, True, True, False])
     assert result.ranks == (1, 2, 3, 20)
     assert result.per_query.first_match.tolist() == [1, 3, 2, 0]
     assert result.per_query.top1.tolist() == [0, 0, 1, 4]
@@ -146,59 +139,25 @@ def test_hand_computed_example():
 def test_without_the_camera_rule_the_same_camera_counts():
     similarity, *labels = hand_example()
     before = similarity.copy()
-    result = evaluate_similarity(similarity, *labels, camera_filter=False)
+    result = evaluate_retrieval(similarity, *labels, camera_filter=False)
     assert result.per_query.ap[2] == pytest.approx(34 / 45)
     assert result.per_query.first_match[2] == 1
+    evaluate_retrieval(similarity, *labels)
     np.testing.assert_array_equal(similarity, before)  # the camera rule writes into a copy
 
 
 def test_ties_stay_in_gallery_order():
     ones = np.ones((1, 4), dtype=np.float32)
-    assert rank_queries(ones, [1], [2, 1, 2, 1], [0], [1, 1, 1, 1]).first_match == [2]
-    assert rank_queries(ones, [1], [1, 2, 2, 2], [0], [1, 1, 1, 1]).first_match == [1]
-    assert rank_queries(ones, [1], [2, 2, 2, 1], [0], [1, 1, 1, 1]).first_match == [4]
+    for pids, first in (([2, 1, 2, 1], 2), ([1, 2, 2, 2], 1), ([2, 2, 2, 1], 4)):
+        assert rank_queries(ones, [1], pids, [0], [1, 1, 1, 1]).first_match == [first]
 
 
-def random_features(seed, q=60, g=90, width=16, pids=12, cameras=4, integer=False):
-    random = np.random.default_rng(seed)
-    shape = lambda n: (n, width)  # noqa: E731
-    # Small whole numbers have exact dot products, whatever the order of the sum.
-    draw = (
-        (lambda n: random.integers(-3, 4, shape(n)))
-        if integer
-        else (lambda n: random.standard_normal(shape(n)))
-    )
-    features = [torch.tensor(draw(n), dtype=torch.float32) for n in (q, g)]
-    labels = [
-        random.integers(0, top, n) for top, n in ((pids, q), (pids, g), (cameras, q), (cameras, g))
-    ]
-    return *features, *labels
-
-
-@pytest.mark.parametrize("block", [1, 7, 60, 512])
-def test_blocks_and_given_similarities_give_the_same(block, monkeypatch):
-    query, gallery, *labels = random_features(1, integer=True)  # many ties
-    expected = evaluate_retrieval(query, gallery, *labels, keep_similarity=True)
-    np.testing.assert_array_equal(expected.similarity, (query @ gallery.T).numpy())
-    monkeypatch.setattr(retrieval, "BLOCK_SIZE", block)
-    backwards = (gallery @ query.T).numpy()
-    for result in (
-        evaluate_retrieval(query, gallery, *labels),
-        evaluate_similarity(expected.similarity, *labels),
-        evaluate_similarity(backwards.T, *labels),
-    ):
-        assert result.similarity is None
-        assert_identical(result.per_query, expected.per_query)
-        assert (result.cmc, result.mAP, result.mINP) == (expected.cmc, expected.mAP, expected.mINP)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_against_fastreid(seed):
-    query, gallery, *labels = random_features(seed)
-    result = evaluate_retrieval(query, gallery, *labels, ranks=(1, 5, 10, 20))
-    cmc, ap, inp = evaluate_rank(
-        (-(query @ gallery.T)).numpy(), *labels, max_rank=20, use_cython=False
-    )
+def test_against_fastreid():
+    random = np.random.default_rng(0)
+    similarity = random.standard_normal((90, 60)).astype(np.float32).T  # a view, as that of V2I
+    labels = [random.integers(0, top, n) for top, n in ((12, 60), (12, 90), (4, 60), (4, 90))]
+    result = evaluate_retrieval(similarity, *labels, ranks=(1, 5, 10, 20))
+    cmc, ap, inp = evaluate_rank(-similarity, *labels, max_rank=20, use_cython=False)
     assert result.cmc == pytest.approx([cmc[rank - 1] for rank in result.ranks], abs=1e-6)
     assert result.per_query.ap[result.per_query.valid] == pytest.approx(np.array(ap), abs=1e-12)
     assert result.per_query.inp[result.per_query.valid] == pytest.approx(np.array(inp), abs=1e-12)
@@ -206,44 +165,16 @@ def test_against_fastreid(seed):
     assert result.mINP == pytest.approx(np.mean(inp))
 
 
-def assert_identical(a: QueryResults, b: QueryResults):
-    for name in ("n_matches", "first_match", "ap", "inp", "top1", "top1_similarity"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-
-
-def test_permuting_the_gallery_changes_nothing_without_ties():
-    query, gallery, q_pids, g_pids, q_camids, g_camids = random_features(2)
-    order = np.random.default_rng(0).permutation(len(gallery))
-    before = evaluate_retrieval(query, gallery, q_pids, g_pids, q_camids, g_camids)
-    after = evaluate_retrieval(
-        query, gallery[order], q_pids, g_pids[order], q_camids, g_camids[order]
-    )
-    assert (before.cmc, before.mAP, before.mINP) == (after.cmc, after.mAP, after.mINP)
-    np.testing.assert_array_equal(order[after.per_query.top1], before.per_query.top1)
-
-
-def test_labels_may_be_strings_or_tensors():
-    similarity, q_pids, g_pids, q_camids, g_camids = hand_example()
-    expected = rank_queries(similarity, q_pids, g_pids, q_camids, g_camids)
-    names = [
-        [f"set_{value}" for value in labels] for labels in (q_pids, g_pids, q_camids, g_camids)
-    ]
-    assert_identical(expected, rank_queries(similarity, *names))
-    tensors = [torch.tensor(labels) for labels in (q_pids, g_pids, q_camids, g_camids)]
-    assert_identical(expected, rank_queries(torch.tensor(similarity), *tensors))
-
-
 def test_foreign_identities_are_named():
     with pytest.raises(
         UserError, match=r"no query identity.* 2 query pids \(1, 2\), 2 gallery pids \(7, 8\)"
     ) as error:
-        evaluate_retrieval(np.eye(2), np.eye(2), [1, 2], [7, 8], [0, 0], [0, 0])
+        evaluate_retrieval(np.eye(2), [1, 2], [7, 8], [0, 0], [0, 0])
     assert "MIN_FRAMES" in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_a_camera_rule_that_leaves_nothing_is_named():
-    problem = (np.eye(2), np.eye(2), [1, 2], [1, 2], [0, 0], [0, 0])
+    problem = (np.eye(2), [1, 2], [1, 2], [0, 0], [0, 0])
     with pytest.raises(
         UserError, match=r"camera rule.*2 identities .*\(1, 2\).*CAMERA_FILTER False"
     ):
@@ -251,51 +182,13 @@ def test_a_camera_rule_that_leaves_nothing_is_named():
     assert evaluate_retrieval(*problem, camera_filter=False).mAP == 1
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("side", ["query", "gallery"])
-def test_broken_features_are_counted_and_named(value, side):
-    query, gallery, *labels = random_features(3)
-    broken = query if side == "query" else gallery
-    broken[4, 2] = broken[11, 0] = broken[11, 1] = value
-    with pytest.raises(
-        UserError, match=rf"{side} features: 2 of {len(broken)} tracklets .* index 4, 11;"
-    ):
-        evaluate_retrieval(query, gallery, *labels)
-
-
-def test_features_whose_sum_leaves_float32_are_not_broken():
-    large = np.full((2, 4), 3e38, dtype=np.float32)
-    check_features(torch.from_numpy(large), "large")
-    large[1, 2] = math.nan
-    with pytest.raises(UserError, match=r"large features: 1 of 2 tracklets .* index 1;"):
-        check_features(torch.from_numpy(large), "large")
-
-
 @pytest.mark.parametrize("ranks", [(), (0, 1), (5, 1), (1, 1), (1.5,), (True,)])
 def test_impossible_ranks(ranks):
     with pytest.raises(UserError, match=r"TEST\.RANKS"):
-        evaluate_retrieval(np.eye(2), np.eye(2), [1, 2], [1, 2], [0, 0], [1, 1], ranks=ranks)
+        evaluate_retrieval(np.eye(2), [1, 2], [1, 2], [0, 0], [1, 1], ranks=ranks)
 
 
-def test_shapes_that_do_not_fit():
-    labels = ([1, 2], [1, 2], [0, 0], [1, 1])
-    for query, gallery in (
-        (np.ones((2, 3)), np.eye(2)),
-        (np.ones((2, 3, 2)), np.eye(2)),
-        (np.ones(2), np.eye(2)),
-        (np.ones((3, 2)), np.eye(2)),
-    ):
-        with pytest.raises(ValueError, match=r"features|pids"):
-            evaluate_retrieval(query, gallery, *labels)
-    with pytest.raises(ValueError, match="3 entries"):
-        rank_queries(np.ones((2, 3)), *labels)
-    with pytest.raises(ValueError, match="must be a matrix"):
-        evaluate_similarity(np.ones(2), *labels)
-
-
-@pytest.mark.parametrize(("q", "g", "named"), [(0, 2, "query"), (2, 0, "gallery")])
-def test_an_empty_side_is_named(q, g, named):
-    with pytest.raises(UserError, match=f"the {named} set is empty"):
-        evaluate_retrieval(np.zeros((q, 3)), np.zeros((g, 3)), [1] * q, [1] * g, [0] * q, [1] * g)
-    with pytest.raises(UserError, match="nothing to rank"):
-        rank_queries(np.zeros((q, g)), [1] * q, [1] * g, [0] * q, [1] * g)
+@pytest.mark.parametrize(("q", "g"), [(0, 2), (2, 0)])
+def test_an_empty_side_is_named(q, g):
+    with pytest.raises(UserError, match=f"{q} queries and {g} gallery entries"):
+        evaluate_retrieval(np.zeros((q, g)), [1] * q, [1] * g, [0] * q, [1] * g)

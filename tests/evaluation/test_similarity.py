@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastreid_star.evaluation import similarity as module
 from fastreid_star.evaluation.cross_modal import cross_modal_results
 from fastreid_star.evaluation.similarity import check_features, normalize, similarity
 from fastreid_star.structures import Modality, Tracklet
@@ -18,13 +19,12 @@ def test_features_of_one_vector_are_compared_by_cosine():
             assert float(found[q, g]) == pytest.approx(float(cosine), abs=1e-6)
 
 
-def test_features_of_parts_are_compared_by_their_mean_distance():
+def test_features_of_parts_are_compared_by_their_mean_distance(monkeypatch):
     query, gallery = torch.randn(30, 3, 5), torch.randn(40, 3, 5)
     gallery[7] = query[2]
     assert torch.equal(normalize(query), query)
-    out = torch.empty(30, 40)
-    found = similarity(query, gallery, out=out)
-    assert found is out
+    monkeypatch.setattr(module, "BLOCK_SIZE", 7)
+    found = similarity(query, gallery)
     for q in range(30):
         for g in range(40):
             parts = [float((query[q, p] - gallery[g, p]).norm()) for p in range(3)]
@@ -49,9 +49,7 @@ def test_an_evaluation_of_features_of_parts():
             (2, 4, Modality.VISIBLE),
         )
     ]
-    results = cross_modal_results(
-        features, tracklets, min_frames=1, dataset_name="Toy", keep_similarity=True
-    )
+    results = cross_modal_results(features, tracklets, min_frames=1, dataset_name="Toy")
     np.testing.assert_allclose(results.i2v.similarity, [[-1.5, -1], [-2.5, -1]])
     assert results.i2v.per_query.ap.tolist() == [0.5, 1]
     assert results.v2i.per_query.ap.tolist() == [1, 0.5]
@@ -63,3 +61,5 @@ def test_broken_features_of_parts_are_found():
     features[2, 1, 0] = torch.inf
     with pytest.raises(ValueError, match=r"1 of 4 tracklets .* index 2"):
         check_features(features, "query")
+    with pytest.raises(ValueError, match="must both be"):
+        similarity(features, features[:, 0])

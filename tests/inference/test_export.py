@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.modeling.backbones.vision_transformer import VisionTransformer
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from fastreid_star.engine.defaults import load_config
@@ -20,7 +18,7 @@ from fastreid_star.inference import export, onnx_graph
 from fastreid_star.inference.fingerprint import fingerprint
 from fastreid_star.structures import Modality
 
-from .conftest import REPOSITORY
+from ..tiny import REPOSITORY
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
 ort = pytest.importorskip(
@@ -116,39 +114,32 @@ def star(tmp_path_factory):
 # --- the features ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "depth"),
-    [("SAD_R50", "50x"), ("STAR_R50", "18x")],
-)
-def test_the_features_are_the_models(tmp_path, name, depth):
-    cfg = config(f"HITSZ-VCM/{name}", "MODEL.BACKBONE.DEPTH", depth, *RESNET)
+def test_the_features_are_the_models(tmp_path):
+    cfg = config("HITSZ-VCM/STAR_R50", "MODEL.BACKBONE.DEPTH", "18x", *RESNET)
     model = build(cfg)
     done = export.export_onnx(model, cfg, tmp_path / "model.onnx")
     assert done.difference < CLOSE
-    assert list(done.inputs) == INPUTS[: 2 if name == "SAD_R50" else 4]
+    assert list(done.inputs) == INPUTS
     graph, batch = opened(tmp_path / "model.onnx"), clips(5, cfg.INPUT.SIZE_TEST)
     assert difference(graph, model, batch) < CLOSE
+    features = graph(batch)
 
     def moved(**changes):
         return np.linalg.norm(graph({**batch, **changes}) - features, axis=1)
 
-    features = graph(batch)
-    assert F.pdist(torch.from_numpy(features)).min() > 0.05, (
-        "different clips have different features"
-    )
+    distances = F.pdist(torch.from_numpy(features))
+    assert distances.min() > 0.05, "different clips have different features"
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
     assert moved(modality=3 - batch["modality"]).min() > 0, "each modality has a stem of its own"
     by_skeletons = moved(skeletons=batch["skeletons"].flip(2))
-    assert by_skeletons[0] > 0.005 if name == "STAR_R50" else by_skeletons[0] == 0
+    assert by_skeletons[0] > 0.005
     assert by_skeletons[1] == 0, "the second clip has no skeleton"
 
 
 OPTIONS = {
-    "frame level": (f"{STAR}_frame",),
     "sequence level": (f"{STAR}_sequence",),
     "neither": (f"{STAR}_frame", "MODEL.FRAME_CORRECTOR.NAME", ""),
-    "split LSTM": (STAR, "MODEL.STAR.SPLIT_LSTM", "True"),
-    "softmax guide": (STAR, "MODEL.STAR.GUIDE", "softmax"),
+    "variants": (STAR, "MODEL.STAR.SPLIT_LSTM", "True", "MODEL.STAR.GUIDE", "softmax"),
     "release": (
         STAR,
         *(
@@ -189,9 +180,9 @@ def test_tokens_pass_as_maps_do(tmp_path, monkeypatch):
     assert difference(tmp_path / "vit.onnx", model, clips(3, cfg.INPUT.SIZE_TEST)) < CLOSE
 
 
-@pytest.mark.parametrize("modality", Modality)
-def test_a_graph_of_one_modality_has_one_stem(star, tmp_path, modality):
+def test_a_graph_of_one_modality_has_one_stem(star, tmp_path):
     model, cfg, both, _ = star
+    modality = Modality.INFRARED
     done = export.export_onnx(model, cfg, tmp_path / "one.onnx", modality=modality)
     assert list(done.inputs) == ["images", "skeletons", "has_skeleton"]
     assert done.metadata["modality"] == modality.name.lower()
@@ -285,33 +276,29 @@ def refused(model, cfg, folder, **arguments):
     assert [(path.name, path.read_text()) for path in folder.iterdir()] == [
         ("model.onnx", "earlier")
     ]
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_backbone_that_cannot_be_exported_is_named(tmp_path):
-    backbone = ("MODEL.BACKBONE.NAME", "build_shufflenetv2_backbone")
-    cfg = config(SAD, *RESNET, *backbone, "MODEL.BACKBONE.DEPTH", "0.5x")
-    assert re.search("Reshape.*build_shuffle", refused(build(cfg), cfg, tmp_path))
+def test_a_model_that_cannot_be_exported_is_named(star, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: {}["Reshape"])
+    assert re.search("Reshape.*build_small_resnet", refused(*star[:2], tmp_path))
 
 
-@pytest.mark.parametrize(("by", "found"), [(1.0, r"\de-0\d"), (torch.nan, "inf")])
-def test_a_graph_that_computes_something_else_is_not_kept(star, tmp_path, monkeypatch, by, found):
+def test_a_graph_that_computes_something_else_is_not_kept(star, tmp_path, monkeypatch):
     model, cfg, _, _ = star
     original = type(model.heads).pool
 
     def pool(self, frames):
-        return original(self, frames) + (by if torch.jit.is_tracing() else 0)
+        return original(self, frames) + (torch.nan if torch.jit.is_tracing() else 0)
 
     monkeypatch.setattr(type(model.heads), "pool", pool)
-    assert re.search(f"differ .* by .*{found}", refused(model, cfg, tmp_path))
+    assert "differ from the model's by inf" in refused(model, cfg, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("options", "function"),
     [
         ((f"{STAR}_frame",), torch.atan2),
-        (OPTIONS["release"], torch.atan2),
         (OPTIONS["release"], torch.adaptive_avg_pool1d),
     ],
 )
@@ -328,7 +315,7 @@ def test_arguments_that_are_not_valid(star, tmp_path):
     assert "opset 12" in refused(model, cfg, tmp_path, opset=12)
     assert "0 frames" in refused(model, cfg, tmp_path, length=0)
     (tmp_path / "folder.onnx").mkdir()
-    for path in ("model_best.pth", "nowhere/model.onnx", "folder.onnx"):
+    for path in ("model_best.pth", "folder.onnx"):
         with pytest.raises(UserError):
             export.export_onnx(model, cfg, tmp_path / path)
     with pytest.raises(UserError, match="Linear"):
@@ -338,24 +325,18 @@ def test_arguments_that_are_not_valid(star, tmp_path):
 # --- replaced operators ---
 
 
-@given(
-    st.lists(
-        st.tuples(*[st.sampled_from([-3.5, -1.0, 0.0, 1e-30, 0.3, 1.0, 200.0])] * 2), min_size=1
-    )
-)
-@settings(max_examples=30, deadline=None)
-def test_atan2(points):
-    y, x = torch.tensor(points).unbind(1)
+def test_atan2():
+    values = torch.tensor([-3.5, -1.0, 0.0, 1e-30, 0.3, 1.0, 200.0])
+    y, x = torch.cartesian_prod(values, values).unbind(1)
     torch.testing.assert_close(onnx_graph._atan2(y, x), torch.atan2(y, x), atol=1e-6, rtol=1e-6)
 
 
-@given(st.integers(1, 40), st.integers(1, 40))
-@settings(max_examples=50, deadline=None)
-def test_adaptive_pooling(length, size):
-    x = torch.rand(2, 1, length)
-    torch.testing.assert_close(
-        onnx_graph._adaptive_avg_pool1d(x, size), F.adaptive_avg_pool1d(x, size)
-    )
+def test_adaptive_pooling():
+    for length in range(1, 30, 3):
+        for size in range(1, 30, 4):
+            x = torch.rand(2, 1, length)
+            found = onnx_graph._adaptive_avg_pool1d(x, size)
+            torch.testing.assert_close(found, F.adaptive_avg_pool1d(x, size))
 
 
 def test_the_parts_products():

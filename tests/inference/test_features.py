@@ -18,11 +18,6 @@ from fastreid_star.inference.features import dataset_tracklets, extract_features
 
 
 @pytest.fixture(scope="module")
-def predictor(runs):
-    return StarPredictor.from_run(runs / "STAR", "cpu")
-
-
-@pytest.fixture(scope="module")
 def crops(tmp_path_factory):
     """A folder with crops of four tracklets, and a video beside it."""
     root = tmp_path_factory.mktemp("own")
@@ -53,7 +48,7 @@ def extract(predictor, tmp_path):
     return call
 
 
-@pytest.mark.parametrize(("split", "count"), [("train", 24), ("query", 8), ("test", 16)])
+@pytest.mark.parametrize(("split", "count"), [("train", 36), ("test", 36)])
 def test_a_dataset(extract, predictor, split, count):
     found, about = extract(dataset="SyntheticVCM", split=split)
     data = build_dataset(predictor.cfg, "SyntheticVCM")
@@ -151,14 +146,12 @@ def test_bad_input_is_refused_before_any_work(predictor, crops, tmp_path, monkey
         ("not a split", [], {"dataset": "SyntheticVCM", "split": "x", **output}),
         ("--output FILE or", own, {}),
         (r"end in \.npz", own, {"output": str(tmp_path / "f.txt")}),
-        ("does not exist", own, {"output": str(tmp_path / "none" / "f.npz")}),
         ("nowhere", ["nowhere"], output),
         (r"v\.avi|is unknown", [str(crops.parent / "v.avi")], output),
         ("none", own, {"skeletons": "none", **output}),
         ("is not a gallery", own, {"gallery": str(crops)}),
         ("--workers -1", own, {"num_workers": -1, **output}),
     ):
-        with pytest.raises(UserError, match=message) as caught:
+        with pytest.raises(UserError, match=message):
             extract_features(predictor, paths, **options)
-        assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())

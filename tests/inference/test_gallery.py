@@ -12,14 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastreid_star.data.folders import tracklets_in
-from fastreid_star.engine.defaults import load_config
-from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.inference import Gallery, StarPredictor
 from fastreid_star.inference import gallery as gallery_module
 from fastreid_star.structures import Modality
-
-from .conftest import CONFIGS, tiny_options
 
 MADE_WITH = {"weights_sha256": "abc", "config": {"INPUT.CLIP.LENGTH": 6}}
 VISIBLE, INFRARED = Modality.VISIBLE, Modality.INFRARED
@@ -89,12 +85,11 @@ def test_what_cannot_be_ranked():
         ("k is 0", lambda: gallery.search(random_features(1), 0)),
         ("green", lambda: gallery.search(random_features(1), modality="green")),
         ("NaN", lambda: gallery.search(np.full((1, 16), np.nan))),
-        ("zero, index 1", lambda: gallery.search(np.eye(2, 16) * [[1], [0]])),
         ("has 0", lambda: Gallery(MADE_WITH).search(random_features(1))),
     ):
         with pytest.raises(UserError, match=message):
             call()
-    with pytest.raises(ValueError, match=r"\[N, 16\], got \[1, 5\]"):
+    with pytest.raises(ValueError, match=r"got \[1, 5\]"):
         gallery.search(random_features(1, 5))
     gallery.remove(["e0", "e3"])
     with pytest.raises(UserError, match="no infrared entries"):
@@ -107,7 +102,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(STEPS)
 def test_adding_and_removing_is_that_of_a_list(steps):
     gallery, entries, count = Gallery(MADE_WITH), [], 0
@@ -138,13 +133,11 @@ def test_what_is_added_is_all_or_nothing():
     for error, message, arguments in (
         (UserError, "e1", (two, ["a", "e1"], "visible")),
         (UserError, "'a'", (two, ["a", "a"], "visible")),
-        (UserError, "needs a name", (two, ["a", ""], "visible")),
         (UserError, "modality 'x'", (two, ["a", "b"], ["visible", "x"])),
         (UserError, "NaN", (two * [[1], [np.inf]], ["a", "b"], "visible")),
-        (UserError, "zero, index 0", (two * [[0], [1]], ["a", "b"], "visible")),
         (ValueError, "1 names", (two, ["a"], "visible")),
         (ValueError, "3 modalities", (two, ["a", "b"], ["visible"] * 3)),
-        (ValueError, r"\[N, 16\]", (two[:, :5], ["a", "b"], "visible")),
+        (ValueError, r"got \[2, 5\]", (two[:, :5], ["a", "b"], "visible")),
         (TypeError, "JSON", (two, ["a", "b"], "visible", [{"x": object()}, {}])),
     ):
         with pytest.raises(error, match=message):
@@ -236,8 +229,6 @@ def test_another_model_or_config_is_refused(tmp_path):
 
 
 def test_where_a_gallery_is_not_saved(tmp_path):
-    with pytest.raises(UserError, match="empty gallery"):
-        Gallery(MADE_WITH).save(tmp_path / "g")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     (tmp_path / "file").write_text("")
@@ -280,19 +271,16 @@ def flipped(content):
 def test_a_damaged_gallery_is_refused(tmp_path, damage):
     filled(3, seed=3).save(tmp_path / "g")
     DAMAGES[damage](tmp_path / "g" / "gallery.npz")
-    with pytest.raises(UserError, match=r"is not a gallery|is damaged") as caught:
+    with pytest.raises(UserError, match=r"is not a gallery|is damaged"):
         Gallery.load(tmp_path / "g", MADE_WITH)
-    assert "\n" not in str(caught.value)
 
 
 # --- the example ---
 
 
-def test_the_example_of_the_module_runs(tmp_path, monkeypatch):
-    cfg = load_config(str(CONFIGS / "SAD_demo.yml"), tiny_options(tmp_path, tmp_path))
-    (tmp_path / "logs" / "run").mkdir(parents=True)
-    weights = {"model": Trainer.build_model(cfg).state_dict(), "config": cfg.dump()}
-    torch.save(weights, tmp_path / "logs" / "run" / "model_final.pth")
+def test_the_example_of_the_module_runs(runs, tmp_path, monkeypatch):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "run").symlink_to(runs / "SAD")
     rng = np.random.default_rng(0)
     for person in range(14):
         folder = tmp_path / "crops" / ("rgb", "ir")[person % 2] / f"person {person}"

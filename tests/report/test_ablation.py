@@ -17,7 +17,7 @@ from fastreid_star.report.ablation import (
     write_ablation_page,
 )
 
-from .conftest import REPOSITORY
+from ..tiny import REPOSITORY
 from .page import Page
 
 HITSZ = REPOSITORY / "configs" / "HITSZ-VCM"

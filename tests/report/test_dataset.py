@@ -77,7 +77,7 @@ def test_the_text_for_the_terminal(check):
     assert lines_of(text, "train infrared") == ["2 47 1 2 3 differs"]
     assert lines_of(text, "train") == ["2 48 1 2 3 ok"]
     assert "frames: 94 good, 0 missing, 1 broken" in text
-    assert "height 256 to 300, median 288; width 100 to 144, median 144; 3 different" in text
+    assert "height 256 to 300, width 100 to 144; 3 different" in text
     # 10 of 39 * 17 joints are outside
     assert lines_of(text, "infrared camera 4") == ["40 97.50 % 1.50 % 0.75 0.70"]
     assert lines_of(text, "infrared")[0].startswith("50 98.00 % 1.20 %")
@@ -156,15 +156,7 @@ def test_the_choice_is_of_each_modality_and_of_many_identities(dataset):
         assert {t.pid for _, t in chosen[:4]} == {t.pid for _, t in chosen[4:]} == set(range(4))
         assert all((split == "train") == (t.pid < 2) for split, t in chosen)
         assert choose_tracklets(dataset, each=4, seed=seed) == chosen
-    assert (
-        len(
-            {
-                tuple(t.frames[0] for _, t in choose_tracklets(dataset, each=2, seed=seed))
-                for seed in range(8)
-            }
-        )
-        > 3
-    )
+    assert choose_tracklets(dataset, each=2, seed=0) != choose_tracklets(dataset, each=2, seed=1)
     assert len(choose_tracklets(dataset, each=99, seed=0)) == 12
 
 

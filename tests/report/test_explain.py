@@ -10,7 +10,7 @@ from fastreid.modeling.backbones.vision_transformer import VisionTransformer
 
 from fastreid_star.data.clips import collate_clips
 from fastreid_star.modeling.backbones import TwoStreamBackbone
-from fastreid_star.report import explain, plots
+from fastreid_star.report import plots
 from fastreid_star.report.explain import (
     NAMES,
     attention,
@@ -127,22 +127,8 @@ def test_grad_cam_follows_its_definition(run, request):
         kinds.add(bool(cam.any()))
         np.testing.assert_allclose(maps, resized / max(resized.max(), 1e-12), atol=1e-4)
     assert True in kinds, "no clip has a similarity that anything contributes to"
-
-
-def test_grad_cam_leaves_the_network_as_it_was_and_no_gradient_in_the_lstm(star):
-    lstm = star.model.corrector.encoder.lstm
-    seen = []
-    handle = lstm.register_forward_hook(lambda m, i, out: seen.append(out[0].requires_grad))
-    before = {n: (p.requires_grad, p.clone(), p.grad) for n, p in star.model.named_parameters()}
-    similarity_maps(star.model, star.album.clip(0), star.ranking.features[20])
-    handle.remove()
-    assert seen == [False], "cuDNN refuses one in evaluation mode"
-    assert not any(module._forward_hooks for module in star.model.modules())
-    for name, parameter in star.model.named_parameters():
-        required, values, gradient = before[name]
-        assert parameter.requires_grad == required
-        assert torch.equal(parameter, values)
-        assert parameter.grad is gradient
+    assert not any(module._forward_hooks for module in e.model.modules())
+    assert not any(p.requires_grad for p in e.model.parameters()), "cuDNN's LSTM refuses gradients"
 
 
 def test_the_tokens_of_a_transformer_become_maps():
@@ -173,4 +159,3 @@ def test_a_map_is_gray_where_nothing_contributes_and_red_where_most_does(star):
     assert "a run" in shown.alt
     features = star.ranking.features
     assert similarity == pytest.approx(float(features[0] @ features[20]), abs=1e-5)
-    assert explain.reads_skeletons(star.model)

@@ -13,27 +13,21 @@ from fastreid_star.report.page import (
     environment,
     file_name,
     number,
-    percent,
     signed,
-    write_file,
+    write_page,
 )
 from fastreid_star.report.sections import ClipRow, Shown
 from fastreid_star.structures import Modality, Tracklet
 
 
-def test_numbers():
+def test_values_as_text():
     assert [number(value) for value in (1.005, None, math.nan, 0)] == ["1.00", "–", "–", "0.00"]
     assert number(0.12345, 3) == "0.123"
     assert [signed(x) for x in (1.234, -1.234, 0.001, -0.001)] == ["+1.23", "−1.23", "0.00", "0.00"]
-    assert [percent(value) for value in (0.625, 1, None, math.nan)] == ["62", "100", "–", "–"]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), ("", "(empty)"), ([], "(empty)"), (["a", 1], "a, 1"), (False, "False"), (0, "0")],
-)
-def test_config_values(value, text):
-    assert config_value(value) == text
+    values = (None, "", [], ["a", 1], False, 0)
+    assert [*map(config_value, values)] == ["–", "(empty)", "(empty)", "a, 1", "False", "0"]
+    names = [file_name(path) for path in ("a/b.yml", "a/b/", "a/\udcffé")]
+    assert names == ["b.yml", "b", "?é"], "names of files need not be UTF-8"
 
 
 def test_text_is_escaped():
@@ -51,32 +45,25 @@ def test_text_is_escaped():
     assert 'alt="&#34;&gt;&lt;script' in page
 
 
-def test_a_file_is_written_completely_and_its_folder_is_created(tmp_path):
-    path = tmp_path / "new" / "page.html"
-    assert write_file(path, "é \udcff") == path
-    assert path.read_bytes() == "é ?".encode(), "names of files need not be UTF-8"
-    assert [file.name for file in path.parent.iterdir()] == ["page.html"]
+ABLATION = {"datasets": ["é \udcff"], "columns": [], "rows": [], "paper": {}, "lengths": []}
 
 
 def test_a_file_that_cannot_be_written(tmp_path, monkeypatch):
+    """The file is complete or the earlier one stays."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a folder"):
-        write_file(tmp_path, "")
-    with pytest.raises(UserError, match="cannot be written"):
-        write_file(tmp_path / "file" / "page.html", "")
-    write_file(tmp_path / "page.html", "before")
+    for path, message in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "file" / "page.html", "cannot be written"),
+    ):
+        with pytest.raises(UserError, match=message):
+            write_page(path, "ablation", **ABLATION, maps={}, name="")
+    path = write_page(tmp_path / "new" / "page.html", "ablation", **ABLATION, maps={}, name="one")
+    assert "é ?" in path.read_text(encoding="utf-8"), "names of files need not be UTF-8"
 
     def full(file):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
-        write_file(tmp_path / "page.html", "after")
-    assert (tmp_path / "page.html").read_text() == "before"
-
-
-@pytest.mark.parametrize(
-    ("path", "name"), [("a/b.yml", "b.yml"), ("a/b/", "b"), ("a/\udcffé", "?é"), ("<b>", "<b>")]
-)
-def test_names_of_files(path, name):
-    assert file_name(path) == name
+        write_page(path, "ablation", **ABLATION, maps={}, name="two")
+    assert "<h1>Ablation: one" in path.read_text(encoding="utf-8")

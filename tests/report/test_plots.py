@@ -27,7 +27,7 @@ def figures():
     points = np.random.default_rng(0).normal(size=(6, 2))
     pids = [1, 1, 2, 2, 3, 3]
     return {
-        "curves": plots.curves(losses, title="a", x_label="epoch", log=True),
+        "curves": plots.curves(losses, title="a", log=True),
         "cmc": plots.cmc({HOSTILE: (plots.SERIES[0], "-", np.array([0.5, 1]))}, title="b"),
         "means": plots.means({HOSTILE: {2: [3.0, 5.0]}, "b": {4: [2.0]}}, title="c", x_label="T"),
         "distributions": plots.distributions(found, title=HOSTILE),
@@ -75,7 +75,7 @@ def test_equal_figures_are_equal_and_different_ones_share_no_ids(drawn):
 def test_a_loss_has_one_color_and_a_run_one_style():
     points = ([0, 1], [1, 2])
     series = {"cls": {"A": points, "B": points}, "triplet": {"B": points}}
-    svg = plots.curves(series, title="t", x_label="x")
+    svg = plots.curves(series, title="t")
     thick = re.findall(r'<path [^>]*style="([^"]*stroke-width: 1\.8[^"]*)"', svg)
     styles = [
         (re.search(r"series-\d", style)[0], "dasharray" in style)
