@@ -131,7 +131,8 @@ def read_history(path: Path) -> tuple[dict, ...]:
     """The lines of metrics.json, ``{"iteration": 24, "epoch": 2.5, "lr": 0.01, ...}``.
 
     `epoch` is the number of epochs done, a fraction within an epoch. Lines that a resumed or
-    restarted run has repeated count once. A line that an interruption has cut off is skipped.
+    restarted run has repeated count once. A line that an interruption has cut off is skipped, and
+    so are lines without `epoch`, which fast-reid itself and release 0.1.0 have written.
     """
     lines: list[dict] = []
     texts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -139,6 +140,8 @@ def read_history(path: Path) -> tuple[dict, ...]:
         try:
             line = json.loads(text)
         except ValueError:
+            continue
+        if "epoch" not in line:
             continue
         while lines and lines[-1]["epoch"] >= line["epoch"]:
             lines.pop()
