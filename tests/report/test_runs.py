@@ -115,8 +115,8 @@ def test_lines_that_a_resumed_run_repeats_count_once(tmp_path, run):
     assert values(0.5, 1.0, 0.5) == ([0.5], [2]), "started again in the same folder"
 
 
-def test_a_line_that_is_cut_off_is_skipped(tmp_path):
+def test_lines_without_an_epoch_and_a_line_that_is_cut_off_are_skipped(tmp_path):
     path = tmp_path / "metrics.json"
-    path.write_text('{"epoch": 1, "lr": 0.1}\n{"epoch": 2, "lr"')
+    path.write_text('{"iteration": 7}\n{"epoch": 1, "lr": 0.1}\n{"epoch": 2, "lr"')
     assert read_history(path) == ({"epoch": 1, "lr": 0.1},)
     assert read_history(tmp_path / "none.json") == ()
