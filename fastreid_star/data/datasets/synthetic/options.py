@@ -27,6 +27,10 @@ class SyntheticOptions:
         background: clutter behind the person; False: one gray.
         scale: spread of the person's size in the frame (0.1: 10 % smaller or larger).
         joint_noise: standard deviation of the joints' noise, as a share of the frame's height.
+        detections: frames are crops as a detector gives them: their size and their aspect vary
+            within a tracklet, and some cut off a part of the body; `size` is their mean size.
+        swapped: share of infrared frames in which left and right joints are swapped, 0 to 1.
+        missing: share of infrared joints that are missing, 0 to 1.
         seed: the same seed and options give the same bytes.
 
     Raises:
@@ -44,6 +48,9 @@ class SyntheticOptions:
     scale: float = 0.1
     joint_noise: float = 0.015
     seed: int = 0
+    detections: bool = False
+    swapped: float = 0.0
+    missing: float = 0.0
 
     def __post_init__(self):
         for name, least in (("train_ids", 1), ("test_ids", 1), ("tracklets", 1), ("frames", 1)):
@@ -51,8 +58,10 @@ class SyntheticOptions:
         fits = self.train_ids + self.test_ids <= MAX_IDENTITIES
         self._require("test_ids", fits, f"at most {MAX_IDENTITIES} together with TRAIN_IDS")
         self._require("seed", _is_whole(self.seed, 0), "a whole number, 0 or more")
-        self._require("background", isinstance(self.background, bool), "True or False")
-        for name, most in (("occlusion", 1.0), ("blur", 100.0), ("scale", 0.5), ("joint_noise", 1)):
+        for name in ("background", "detections"):
+            self._require(name, isinstance(getattr(self, name), bool), "True or False")
+        for name, most in (("occlusion", 1.0), ("blur", 100.0), ("scale", 0.5), ("joint_noise", 1),
+                           ("swapped", 1), ("missing", 1)):  # fmt: skip
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             self._require(name, number and 0 <= value <= most, f"between 0 and {most:g}")
