@@ -74,6 +74,13 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.DATASETS.SYNTHETIC.SCALE = 0.1
     # SyntheticVCM: standard deviation of the joints' noise, as a share of the frame's height.
     cfg.DATASETS.SYNTHETIC.JOINT_NOISE = 0.015
+    # SyntheticVCM: crops as a detector gives them. Their size and their aspect vary within a
+    # tracklet, and some cut off a part of the body. False: all crops have SIZE.
+    cfg.DATASETS.SYNTHETIC.DETECTIONS = False
+    # SyntheticVCM: share of infrared frames in which left and right joints are swapped.
+    cfg.DATASETS.SYNTHETIC.SWAPPED = 0.0
+    # SyntheticVCM: share of infrared joints that are missing.
+    cfg.DATASETS.SYNTHETIC.MISSING = 0.0
     # SyntheticVCM: seed of the people and their tracklets.
     cfg.DATASETS.SYNTHETIC.SEED = 0
 

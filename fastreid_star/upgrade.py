@@ -59,6 +59,7 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     consistent = "SkeletonConsistencyLoss" in losses
     paper = star.pop("KL", "paper") == "paper"
     frame_level = star.pop("FRAME_LEVEL")
+    star["GEOMETRY"] = "image"
     model["SKELETON_DROPOUT"] = star.pop("SKELETON_DROPOUT", 0.0)
     model.pop("CPU", None)
     if star.get("BONES") == "normalised":

@@ -67,6 +67,7 @@ def clip_tensors(clip: Clip) -> dict[str, torch.Tensor]:
         "images": torch.from_numpy(np.ascontiguousarray(clip.frames.transpose(0, 3, 1, 2))),
         "skeletons": torch.from_numpy(np.ascontiguousarray(clip.joints, dtype=np.float32)),
         "has_skeleton": torch.from_numpy(np.array(clip.present)),
+        "crop_sizes": torch.from_numpy(np.array(clip.sizes, np.float32)),
     }
 
 
@@ -79,6 +80,7 @@ class ClipDataset(Dataset):
     - images: uint8 [T,3,H,W], RGB
     - skeletons: float32 [T,V,3], x and y in pixels of `images`, zeros without skeleton
     - has_skeleton: bool [T]
+    - crop_sizes: float32 [T,2], height and width of each frame before it was resized
     - targets: the label in training (`pid_to_label`), the identity in testing
     - camids, modality: as in the tracklet
     - index: the tracklet's position in `tracklets`

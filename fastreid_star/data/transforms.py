@@ -30,11 +30,13 @@ class Clip:
         frames: uint8 [T,H,W,3]; before :class:`Resize` a list of T images [H,W,3].
         joints: float32 [T,V,3]: x, y, score.
         present: bool [T], frames that have a skeleton.
+        sizes: float32 [T,2], height and width of each frame as it was read; :class:`Resize` sets it.
     """
 
     frames: np.ndarray
     joints: np.ndarray
     present: np.ndarray
+    sizes: np.ndarray | None = None
 
 
 class Transform(Protocol):
@@ -65,16 +67,17 @@ class Resize:
 
     def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
         frames = np.empty((len(clip.frames), self.height, self.width, 3), np.uint8)
-        scales = np.empty((len(clip.frames), 1, 2), np.float32)
+        sizes = np.array([frame.shape[:2] for frame in clip.frames], np.float32)
+        scales = (np.float32((self.height, self.width)) / sizes)[:, None, ::-1]  # of x and y
         for t, frame in enumerate(clip.frames):
-            scales[t] = self.width / frame.shape[1], self.height / frame.shape[0]
             if frame.shape[:2] == (self.height, self.width):
                 frames[t] = frame
             else:
                 image = Image.fromarray(frame)
                 size = (self.width, self.height)
                 frames[t] = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
-        return Clip(frames, _move(clip, (clip.joints[..., :2] + 0.5) * scales - 0.5), clip.present)
+        joints = _move(clip, (clip.joints[..., :2] + 0.5) * scales - 0.5)
+        return Clip(frames, joints, clip.present, sizes)
 
 
 class PadCrop:
@@ -99,7 +102,8 @@ class PadCrop:
         else:
             for t, (dx, dy) in enumerate(shifts):
                 _paste(frames[t : t + 1], clip.frames[t : t + 1], dx, dy)
-        return Clip(frames, _move(clip, clip.joints[..., :2] + shifts[:, None]), clip.present)
+        joints = _move(clip, clip.joints[..., :2] + shifts[:, None])
+        return replace(clip, frames=frames, joints=joints)
 
 
 class HorizontalFlip:
@@ -123,10 +127,10 @@ class HorizontalFlip:
         mirrored = _move(clip, mirrored)[:, LEFT_RIGHT]
         joints = np.where((flip & clip.present)[:, None, None], mirrored, clip.joints)
         if flip.all():  # a view: copied once, into the batch
-            return Clip(clip.frames[:, :, ::-1], joints, clip.present)
+            return replace(clip, frames=clip.frames[:, :, ::-1], joints=joints)
         frames = clip.frames.copy()
         frames[flip] = np.take(clip.frames[flip], np.arange(frames.shape[2])[::-1], axis=2)
-        return Clip(frames, joints, clip.present)
+        return replace(clip, frames=frames, joints=joints)
 
 
 class RandomErasing:

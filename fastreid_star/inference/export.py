@@ -37,6 +37,7 @@ _DESCRIPTIONS = {
     "is_visible": "1 for a clip of a visible camera, 0 for one of an infrared camera",
     "skeletons": "COCO joints (x, y, score), x and y in pixels of images; zeros: a missing joint",
     "has_skeleton": "1 for a frame that has a skeleton, else 0",
+    "crop_sizes": "height and width of each crop before it was resized, in pixels",
     "features": "of unit length: their dot product is the similarity",
 }
 
@@ -201,6 +202,8 @@ def _clips(
         "modality": torch.tensor([Modality.VISIBLE, Modality.INFRARED]).repeat(clips)[:clips],
         "skeletons": skeletons,
         "has_skeleton": has_skeleton,
+        "crop_sizes": torch.tensor(size)
+        * (0.5 + torch.rand(clips, length, 2, generator=generator)),
     }
 
 

@@ -40,7 +40,7 @@ class ExportedModel(nn.Module):
         self.model, self.modality = model, modality
         names = ["images"] if modality is not None else ["images", "is_visible"]
         if model.reads_skeletons:
-            names += ["skeletons", "has_skeleton"]
+            names += ["skeletons", "has_skeleton", "crop_sizes"]
         self.input_names = tuple(names)  # of forward, in order
 
     def inputs(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -39,7 +39,7 @@ class FrameCorrectorBase(nn.Module):
 
         Args:
             frames: X ``[B, T, D]``.
-            batch: the model's batch; `skeletons` and `has_skeleton` are on the model's device.
+            batch: the model's batch, with its skeletons on the model's device.
             explain: add `attention`, a dict of what the corrector attended to.
 
         Returns:

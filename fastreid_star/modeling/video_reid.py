@@ -174,8 +174,9 @@ class VideoReID(nn.Module):
         Args:
             batch: `images` ``[B, T, 3, H, W]``, uint8 or float, 0 to 255; `modality` ``[B]`` on the
                 host, 1 infrared or 2 visible, in any order; `skeletons` ``[B, T, V, 3]`` and
-                `has_skeleton`, bool ``[B, T]``, where a part reads them; in training `targets`
-                ``[B]``, class indices. In place of `modality`, `is_visible`: a float tensor ``[B]``
+                `has_skeleton`, bool ``[B, T]``, where a part reads them, and `crop_sizes` ``[B, T, 2]``,
+                height and width of the crops that were resized to the images (without it, the
+                images are the crops); in training `targets` ``[B]``, class indices. In place of `modality`, `is_visible`: a float tensor ``[B]``
                 on the device, 0 or 1, computes both stems without a branch on data (for export).
             explain: add `attention`, a dict of what the parts attended to.
 
@@ -202,12 +203,14 @@ class VideoReID(nn.Module):
         """The batch with its skeletons on the device, some of them dropped in training."""
         if not self.reads_skeletons:
             return batch
-        skeletons, has_skeleton = (
-            batch[key].to(self.device, non_blocking=True) for key in ("skeletons", "has_skeleton")
-        )
+        moved = {
+            key: batch[key].to(self.device, non_blocking=True)
+            for key in ("skeletons", "has_skeleton", "crop_sizes")
+            if key in batch
+        }
         if self.training and self.skeleton_dropout:
-            has_skeleton = drop_skeletons(has_skeleton, self.skeleton_dropout)
-        return {**batch, "skeletons": skeletons, "has_skeleton": has_skeleton}
+            moved["has_skeleton"] = drop_skeletons(moved["has_skeleton"], self.skeleton_dropout)
+        return {**batch, **moved}
 
     def encode_frames(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Images to `is_visible`, `low` (the maps after stage 2) and `frames` X ``[B, T, D]``."""

@@ -92,7 +92,7 @@ def test_item_in_testing(data, store):
     dataset = ClipDataset(data.train, length=4, transform=Resize((32, 8)), store=store)
     item = dataset[0]
     assert set(item) == {
-        *("images", "skeletons", "has_skeleton", "targets"),
+        *("images", "skeletons", "has_skeleton", "crop_sizes", "targets"),
         *("camids", "modality", "index", "replaced"),
     }
     assert (item["images"].shape, item["images"].dtype) == ((4, 3, 32, 8), torch.uint8)
@@ -101,6 +101,7 @@ def test_item_in_testing(data, store):
     assert item["images"][:, 0].float().mean((1, 2)).div(10).round().tolist() == [1, 4, 7, 10]
     assert item["has_skeleton"].tolist() == [True, False, True, True]
     # frames of 16 x 8 became 32 x 8
+    assert item["crop_sizes"].tolist() == 4 * [[16, 8]]
     assert item["skeletons"][:, 3, 0].tolist() == [1, 0, 7, 10]
     assert item["skeletons"][:, 3, 1].tolist() == [4.5, 0, 28.5, 40.5]
     torch.testing.assert_close(item["skeletons"][:, 3, 2], torch.tensor([0.01, 0, 0.07, 0.1]))

@@ -358,6 +358,21 @@ def test_features_agree(kind, request):
     assert moved.min() > 0.05 if kind == "sdtg" else moved.max() == 0
 
 
+@pytest.mark.parametrize("size", [(256, 128), (128, 64), (192, 80), (288, 144)])
+def test_sdtg_reads_joints_in_pixels_of_the_crop(size, sdtg):
+    batch = clips()
+    scale = torch.tensor([size[1] / SIZE[1], size[0] / SIZE[0]])
+    raw = batch["skeletons"].clone()  # as a pose network found them in crops of this size
+    raw[..., :2] = (raw[..., :2] + 0.5) * scale - 0.5
+    raw[1, 0] = 0
+    expected = features_of_theirs(sdtg, {**batch, "skeletons": raw})
+    model = ours("sdtg", convert(as_saved(sdtg, "sdtg")).weights)
+    sizes = torch.tensor(size).expand(4, LENGTH, 2)
+    with torch.no_grad():
+        found = model({**batch, "crop_sizes": sizes})
+    assert (found - expected).abs().max() < 1e-5
+
+
 # --- the names ---
 
 

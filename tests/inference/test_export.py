@@ -29,7 +29,7 @@ LENGTH, CONFIGS, CLOSE = 3, REPOSITORY / "configs", 1e-5
 TINY = ("MODEL.BACKBONE.DEPTH", "tiny", "INPUT.SIZE_TRAIN", "[32,16]", "INPUT.SIZE_TEST", "[32,16]")
 RESNET = ("INPUT.SIZE_TRAIN", "[64,32]", "INPUT.SIZE_TEST", "[64,32]")
 SAD, STAR = "Synthetic/SAD_small", "Synthetic/STAR_small"
-INPUTS = ["images", "is_visible", "skeletons", "has_skeleton"]
+INPUTS = ["images", "is_visible", "skeletons", "has_skeleton", "crop_sizes"]
 
 
 def config(name, *options):
@@ -81,6 +81,7 @@ def clips(number, size, seed=5):
             decimals=1
         ),
         "has_skeleton": has_skeleton,
+        "crop_sizes": torch.randint(20, 90, (number, LENGTH, 2), generator=generator),
     }
 
 
@@ -184,7 +185,7 @@ def test_a_graph_of_one_modality_has_one_stem(star, tmp_path):
     model, cfg, both, _ = star
     modality = Modality.INFRARED
     done = export.export_onnx(model, cfg, tmp_path / "one.onnx", modality=modality)
-    assert list(done.inputs) == ["images", "skeletons", "has_skeleton"]
+    assert list(done.inputs) == ["images", "skeletons", "has_skeleton", "crop_sizes"]
     assert done.metadata["modality"] == modality.name.lower()
     batch = clips(4, cfg.INPUT.SIZE_TEST)
     batch["modality"][:] = modality
@@ -234,6 +235,7 @@ def test_the_file_describes_itself(star):
         "is_visible": ["batch"],
         "skeletons": ["batch", LENGTH, 17, 3],
         "has_skeleton": ["batch", LENGTH],
+        "crop_sizes": ["batch", LENGTH, 2],
         "features": ["batch", 128],
     }
     assert {value.type.tensor_type.elem_type for value in values} == {onnx.TensorProto.FLOAT}

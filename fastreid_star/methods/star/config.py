@@ -22,6 +22,9 @@ def add_config(cfg: CN) -> None:
     # Joints with a lower score are ignored; 0: every joint is used. BONES release and GRAPH release
     # use every joint in any case.
     cfg.MODEL.STAR.SCORE_THRESHOLD = 0.0
+    # In which pixels joints are measured: crop (of the crop, before it is resized) | image (of the
+    # resized image, as before version 0.2).
+    cfg.MODEL.STAR.GEOMETRY = "crop"
     # Bone features, eq. (1)-(2): standardized (length / scale of the clip, sin, cos, each
     # batch-normalized and weighed by the joints' scores) | normalized (length / scale of the
     # skeleton, sin, cos) | release (length, angle, in raw pixels).

@@ -17,6 +17,7 @@ _SETTINGS = {
     "MODEL.STAR.CORRECTOR": "release",
     "MODEL.STAR.GUIDE": "release",
     "MODEL.STAR.GRAPH": "release",
+    "MODEL.STAR.GEOMETRY": "crop",
     "MODEL.STAR.EXPONENTS": [0.7, 1.0, 3.0, 5.0, 7.0],
 }
 _RENAMED = (

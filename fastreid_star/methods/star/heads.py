@@ -34,9 +34,11 @@ from fastreid_star.modeling.layers.masked_batch_norm import MaskedBatchNorm
 from fastreid_star.modeling.layers.pooling import at_least_float32, gem
 from fastreid_star.modeling.layers.skeleton_gat import SkeletonGAT
 from fastreid_star.modeling.layers.skeleton_graph import (
+    GEOMETRIES,
     GRAPH_READINGS,
     choose,
     joint_validity,
+    measured_skeletons,
     normalize_joints,
 )
 
@@ -131,6 +133,8 @@ class GATGeMHead(ClipHead):
             flattened and averaged to D]).
         graph: `paper`, or `release`: bones in frame 0 only, joints in raw pixels, regardless of
             their scores.
+        geometry: in which pixels joints are measured, see
+            :func:`~fastreid_star.modeling.layers.skeleton_graph.measured_skeletons`.
         score_threshold: joints with a lower score are ignored.
         attention_dropout, dropout: of the graph attention, and between its layers.
         pose_logits: classify the pose feature of the `release` guide as well.
@@ -148,6 +152,7 @@ class GATGeMHead(ClipHead):
         exponents: Sequence[float] = (0.7, 1.0, 3.0, 5.0, 7.0),
         guide: str = "sigmoid",
         graph: str = "paper",
+        geometry: str = "crop",
         score_threshold: float = 0.0,
         attention_dropout: float = 0.6,
         dropout: float = 0.3,
@@ -174,6 +179,7 @@ class GATGeMHead(ClipHead):
             norm=guide != "release",
         )
         self.graph = graph
+        self.geometry = choose("GEOMETRY", geometry, GEOMETRIES)
         self.needs = ("corrected", "bone_states") if guide == "release" else ("corrected",)
         self.provides = ("clip", "joints", "has_clip", *(["pose_logits"] if pose_logits else []))
         channels = self.gat.out_channels
@@ -203,6 +209,7 @@ class GATGeMHead(ClipHead):
             "exponents": star.EXPONENTS,
             "guide": star.GUIDE,
             "graph": star.GRAPH,
+            "geometry": star.GEOMETRY,
             "score_threshold": star.SCORE_THRESHOLD,
             "attention_dropout": star.ATTENTION_DROPOUT,
             "dropout": star.GAT_DROPOUT,
@@ -218,7 +225,7 @@ class GATGeMHead(ClipHead):
         `exponent_weights` ``[B, K]`` (sum 1) and, with the `sigmoid` guide, `part_weights` ``[B,
         P]`` (mean gate over K and D). All are 0 for a clip without a skeleton.
         """
-        frames, skeletons = outputs["corrected"], batch["skeletons"]
+        frames, skeletons = outputs["corrected"], measured_skeletons(batch, self.geometry)
         valid = joint_validity(skeletons, batch["has_skeleton"], self.score_threshold)
         has_clip = valid.flatten(1).any(1)
         joints = normalize_joints(skeletons, valid, self.graph)

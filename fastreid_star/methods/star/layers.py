@@ -29,10 +29,12 @@ from fastreid_star.modeling.layers.masked_batch_norm import MaskedBatchNorm
 from fastreid_star.modeling.layers.pooling import at_least_float32
 from fastreid_star.modeling.layers.skeleton_graph import (
     BONE_READINGS,
+    GEOMETRIES,
     bone_features,
     bone_scores,
     choose,
     joint_validity,
+    measured_skeletons,
 )
 
 READINGS = ("paper", "release")
@@ -167,6 +169,8 @@ class BoneReader(FrameCorrectorBase):
 
     Args:
         encoder: equations (1)-(3).
+        geometry: in which pixels bones are measured, see
+            :func:`~fastreid_star.modeling.layers.skeleton_graph.measured_skeletons`.
     """
 
     reads_skeletons = True
@@ -174,20 +178,22 @@ class BoneReader(FrameCorrectorBase):
     corrects = False
 
     @configurable
-    def __init__(self, *, encoder: BoneEncoder):
+    def __init__(self, *, encoder: BoneEncoder, geometry: str = "crop"):
         super().__init__()
         self.encoder = encoder
+        self.geometry = choose("GEOMETRY", geometry, GEOMETRIES)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, feat_dim: int) -> dict[str, Any]:
         """Read ``MODEL.STAR``."""
-        return {"encoder": BoneEncoder(cfg, feat_dim=feat_dim)}
+        encoder = BoneEncoder(cfg, feat_dim=feat_dim)
+        return {"encoder": encoder, "geometry": cfg.MODEL.STAR.GEOMETRY}
 
     def forward(
         self, frames: torch.Tensor, batch: dict[str, Any], explain: bool = False
     ) -> dict[str, Any]:
         """See :class:`FrameCorrectorBase`; `corrected` is X, and `bone_states` are added."""
-        states = self.encoder(batch["skeletons"], batch["has_skeleton"])
+        states = self.encoder(measured_skeletons(batch, self.geometry), batch["has_skeleton"])
         return {"corrected": frames, "bone_states": states}
 
 
@@ -197,7 +203,7 @@ class SkeletonFrameCorrector(BoneReader):
 
     Args:
         feat_dim: D.
-        encoder: equations (1)-(3).
+        encoder, geometry: see :class:`BoneReader`.
         reading: `paper`, or `release`: without the squeeze-and-excitation (5) and without the
             LayerNorm. The LayerNorm is ours: without it most units of the last ReLU die.
         heads: of both attentions.
@@ -212,11 +218,12 @@ class SkeletonFrameCorrector(BoneReader):
         *,
         feat_dim: int,
         encoder: BoneEncoder,
+        geometry: str = "crop",
         reading: str = "paper",
         heads: int = 4,
         reduction: int = 16,
     ):
-        super().__init__(encoder=encoder)
+        super().__init__(encoder=encoder, geometry=geometry)
         choose("CORRECTOR", reading, READINGS)
         if feat_dim % heads:
             raise UserError(
@@ -254,7 +261,7 @@ class SkeletonFrameCorrector(BoneReader):
         mean of W over D). All are 0 for a frame without a skeleton.
         """
         frames = at_least_float32(frames)
-        bone_states = self.encoder(batch["skeletons"], batch["has_skeleton"])
+        bone_states = self.encoder(measured_skeletons(batch, self.geometry), batch["has_skeleton"])
         states, seen = bone_states.states, bone_states.seen
         # Frames without a skeleton are not keys. A clip without any skeleton keeps all its keys,
         # because a softmax needs one; its result is not used. The mask is a number to add, and not

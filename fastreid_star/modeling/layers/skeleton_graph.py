@@ -8,8 +8,9 @@ does. Each function names the readings it knows.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from fastreid_star.modeling.layers.pooling import at_least_float32
 # how many numbers describe a bone in each reading
 BONE_READINGS = {"standardized": 3, "normalized": 3, "release": 2}
 GRAPH_READINGS = ("paper", "release")
+GEOMETRIES = ("crop", "image")
 # A skeleton whose joints are closer together than this (root mean square, in pixels) has no shape
 # to measure: the rounding of its coordinates would be scaled up to the size of a body.
 MIN_SCALE = 1.0
@@ -49,6 +51,35 @@ def joint_validity(
     if threshold is None:
         return valid
     return valid & (skeletons != 0).any(-1) & (skeletons[..., 2] >= threshold)
+
+
+def measured_skeletons(batch: Mapping[str, Any], geometry: str = "crop") -> torch.Tensor:
+    """The skeletons of a batch in the pixels in which lengths and angles are measured.
+
+    `crop`: in pixels of the crops. Resizing a crop to 288x144 changes the lengths and the angles of
+    its bones, and each frame of a tracklet may be changed in another way. `image`: in pixels of the
+    resized images, as before version 0.2.
+
+    Args:
+        batch: `skeletons` ``[B, T, V, 3]`` in pixels of `images` ``[B, T, 3, H, W]``, three zeros
+            where a joint is missing; `crop_sizes` ``[B, T, 2]``, height and width of the crops.
+            Without `crop_sizes` the images are the crops.
+        geometry: `crop` or `image`.
+
+    Returns:
+        ``[B, T, V, 3]``; missing joints are still three zeros.
+    """
+    skeletons = batch["skeletons"]
+    if geometry == "image" or "crop_sizes" not in batch:
+        return skeletons
+    skeletons = at_least_float32(skeletons)
+    height, width = batch["images"].shape[-2:]
+    rows, columns = batch["crop_sizes"].to(skeletons)[:, :, None].unbind(-1)
+    scale = torch.stack([columns / width, rows / height], dim=-1)
+    # the centers of the pixels have whole coordinates
+    xy = skeletons[..., :2] * scale + 0.5 * (scale - 1)
+    missing = (skeletons == 0).all(-1, keepdim=True)
+    return torch.cat([xy.masked_fill(missing, 0), skeletons[..., 2:]], dim=-1)
 
 
 def drop_skeletons(has_skeleton: torch.Tensor, share: float) -> torch.Tensor:
@@ -115,11 +146,11 @@ def bone_features(
 ) -> torch.Tensor:
     """Length (1) and angle (2) of every bone of every skeleton.
 
-    `standardized`: (d / s, sin, cos), where s is the scale of all skeletons of the clip. The angle
-    is that of atan2, which distinguishes up from down; the paper's arctangent of a quotient does
-    not. The bone encoder then standardizes each of these numbers, hence the name. `normalized`: the
-    same with the scale of each single skeleton, and without that step. `release`: (d, angle), in
-    pixels and radians. A bone with an invalid joint is zeros.
+    `standardized`: (d / s, sin, cos), where s is the scale of all skeletons of the clip, each about
+    its own center. The angle is that of atan2, which distinguishes up from down; the paper's
+    arctangent of a quotient does not. The bone encoder then standardizes each of these numbers,
+    hence the name. `normalized`: the same with the scale of each single skeleton, and without that
+    step. `release`: (d, angle), in pixels and radians. A bone with an invalid joint is zeros.
 
     Args:
         skeletons: ``[B, T, V, 3]``.
@@ -141,7 +172,9 @@ def bone_features(
         features = torch.stack([length, angle], dim=-1)
     else:
         if reading == "standardized":
-            scale = center_and_scale(xy.flatten(1, 2), valid.flatten(1, 2))[1]
+            centers = center_and_scale(xy, valid)[0]
+            around = (xy - centers).flatten(1, 2)  # where the box lies does not matter
+            scale = center_and_scale(around, valid.flatten(1, 2))[1]
         else:
             scale = center_and_scale(xy, valid)[1].squeeze(-1)
         features = torch.stack([length / scale, angle.sin(), angle.cos()], dim=-1)

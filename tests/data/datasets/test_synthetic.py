@@ -9,7 +9,7 @@ from fastreid.config import get_cfg
 from fastreid.data.datasets import DATASET_REGISTRY
 from PIL import Image
 
-from fastreid_star.coco import NUM_JOINTS
+from fastreid_star.coco import LEFT_RIGHT, NUM_JOINTS
 from fastreid_star.data.datasets import synthetic
 from fastreid_star.data.datasets.synthetic import (
     SyntheticOptions,
@@ -165,7 +165,9 @@ def test_too_short_tracklets_are_said_before_anything_is_written(tmp_path):
 def test_options_come_from_the_config():
     cfg = get_cfg()
     assert SyntheticOptions.from_config(cfg) == SyntheticOptions()
-    changed = SyntheticOptions(3, 4, 2, 6, (96, 48), 0.25, 0.5, False, 0.2, 0.03, 7)
+    changed = SyntheticOptions(
+        3, 4, 2, 6, (96, 48), 0.25, 0.5, False, 0.2, 0.03, 7, True, 0.1, 0.02
+    )
     for name, value in changed.to_dict().items():
         setattr(cfg.DATASETS.SYNTHETIC, name.upper(), value)
     assert SyntheticOptions.from_config(cfg) == changed
@@ -226,3 +228,39 @@ def test_stored_joints_count_from_the_middle_of_the_first_pixel():
     view = render.draw_view(who, scene.camera(CLEAN.seed, 1), CLEAN, rng)
     joints, _ = view.project(people.walk(who, phase)[:, :NUM_JOINTS])
     np.testing.assert_allclose(footage.joints[..., :2], joints - 0.5, atol=1e-4)
+
+
+def test_detections_vary_in_size_and_aspect_and_the_joints_stay_on_the_body():
+    options = dataclasses.replace(CLEAN, detections=True, frames=12)
+    heights, aspects, on_body = [], [], []
+    for number in range(40):
+        who = person(number)
+        # a white person before a gray wall, filmed by a visible camera without noise
+        footage = render.film(who, 1, Modality.VISIBLE, options, np.random.default_rng(number))
+        for image, joints, hidden in zip(
+            footage.images, footage.joints, footage.hidden, strict=True
+        ):
+            heights.append(image.shape[0])
+            aspects.append(image.shape[0] / image.shape[1])
+            x, y = np.rint(joints[:, :2]).astype(int).T
+            wall = image[0, 0].astype(int)  # an upper corner
+            differs = np.abs(image[y, x].astype(int) - wall).max(1) > 20
+            on_body.append(differs[~hidden & (np.arange(NUM_JOINTS) > 4)])
+    assert np.mean(np.concatenate(on_body)) > 0.9
+    low, middle, high = np.percentile(aspects, (5, 50, 95))
+    assert 1.25 < low < 1.55
+    assert 1.85 < middle < 2.25
+    assert 2.45 < high < 2.95
+    assert 2.0 < np.percentile(heights, 97.5) / np.percentile(heights, 2.5) < 3.5
+
+
+def test_infrared_joints_are_swapped_and_missing_as_often_as_asked():
+    joints = np.random.default_rng(0).uniform(1, 9, (4000, NUM_JOINTS, 3))
+    spoiled = joints.copy()
+    render.spoil(spoiled, 0.1, 0.03, np.random.default_rng(1))
+    missing = ~spoiled.any(-1)
+    assert missing.mean() == pytest.approx(0.03, abs=0.003)
+    turned = ((spoiled == joints[:, LEFT_RIGHT]).all(-1) | missing).all(-1)
+    kept = ((spoiled == joints).all(-1) | missing).all(-1)
+    assert (turned | kept).all()
+    assert turned.mean() == pytest.approx(0.1, abs=0.015)

@@ -264,8 +264,8 @@ def standardized_by_hand(encoder, skeletons, has):
     clips, frames = has.shape
     rows, scores = torch.zeros(clips, frames, 19, 3), torch.zeros(clips, frames, 19)
     for b in range(clips):
-        points = skeletons[b][has[b]][..., :2].reshape(-1, 2)
-        scale = (points - points.mean(0)).square().sum(1).mean().sqrt()
+        points = skeletons[b][has[b]][..., :2]
+        scale = (points - points.mean(1, keepdim=True)).square().sum(-1).mean().sqrt()
         for t in range(frames):
             for e, (i, j) in enumerate(BONES):
                 if not has[b, t]:

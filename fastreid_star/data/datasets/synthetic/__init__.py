@@ -135,7 +135,9 @@ def _holds(root: Path, options: SyntheticOptions) -> bool:
     cure = "delete the folder or choose another"
     try:
         found = json.loads((root / OPTIONS_FILE).read_text(encoding="utf-8"))
-        old = {"version": found["version"], **found["options"]}
+        # an option that the folder does not name is newer than it, and was not used
+        defaults = SyntheticOptions().to_dict()
+        old = {"version": found["version"], **defaults, **found["options"]}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{root} exists and is not a synthetic dataset: {cure}") from None
     new = {"version": VERSION, **options.to_dict()}

@@ -21,6 +21,8 @@ RANGES = {
     "blur": (0, 100),
     "scale": (0, 0.5),
     "joint_noise": (0, 1),
+    "swapped": (0, 1),
+    "missing": (0, 1),
     "seed": (0, 2**32),
 }
 
@@ -40,6 +42,10 @@ class SyntheticOptions:
         background: clutter behind the person; False: one gray.
         scale: spread of the person's size in the frame (0.1: 10 % smaller or larger).
         joint_noise: standard deviation of the joints' noise, as a share of the frame's height.
+        detections: frames are crops as a detector gives them: their size and their aspect vary
+            within a tracklet, and some cut off a part of the body; `size` is their mean size.
+        swapped: share of infrared frames in which left and right joints are swapped, 0 to 1.
+        missing: share of infrared joints that are missing, 0 to 1.
         seed: the same seed and options give the same bytes.
 
     Raises:
@@ -57,6 +63,9 @@ class SyntheticOptions:
     scale: float = 0.1
     joint_noise: float = 0.015
     seed: int = 0
+    detections: bool = False
+    swapped: float = 0.0
+    missing: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "size", tuple(self.size))

@@ -5,6 +5,7 @@ Shapes: T frames, P points, h and w the height and width of a frame in pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -12,8 +13,9 @@ import numpy as np
 
 import fastreid_star.data.datasets.synthetic.people as people
 import fastreid_star.data.datasets.synthetic.scene as scene
-from fastreid_star.coco import NUM_JOINTS
+from fastreid_star.coco import LEFT_RIGHT, NUM_JOINTS
 from fastreid_star.data.datasets.synthetic.body import View, draw_body
+from fastreid_star.data.datasets.synthetic.detections import crop, draw_boxes
 from fastreid_star.data.datasets.synthetic.options import SyntheticOptions
 from fastreid_star.structures import Modality
 
@@ -26,13 +28,14 @@ class Footage:
     """One filmed tracklet.
 
     Args:
-        images: uint8 [T, h, w, 3]; three equal channels in infrared.
+        images: T images, uint8 [h, w, 3], of one size or of several; three equal channels in
+            infrared.
         joints: of the simulated pose estimator, float32 [T, 17, 3]: x, y in pixels, with the
             center of the first pixel at (0, 0), and the score.
         hidden: joints that are occluded, on the far side of the head or outside, bool [T, 17].
     """
 
-    images: np.ndarray
+    images: Sequence[np.ndarray]
     joints: np.ndarray
     hidden: np.ndarray
 
@@ -45,7 +48,7 @@ def film(
     rng: np.random.Generator,
 ) -> Footage:
     """A new tracklet of `person` walking past a camera."""
-    size, frames, seed = options.size, options.frames, options.seed
+    size, frames, seed = picture_size(options), options.frames, options.seed
     camera = scene.camera(seed, camera_number)
     phase = rng.uniform(0, 2 * np.pi) + 2 * np.pi * person.gait.cadence * np.arange(frames)
     points = people.walk(person, phase)
@@ -68,8 +71,20 @@ def film(
         hidden |= covered(joints, layer[..., 3])
     images = expose(images, camera, modality, options.blur, rng)
     # the projection counts from the corner of the first pixel, joints from its center
-    found = estimate(joints - 0.5, hidden, options.joint_noise * size[0], rng)
-    return Footage(images, found, hidden)
+    found = estimate(joints - 0.5, hidden, options.joint_noise * options.size[0], rng)
+    if modality is Modality.INFRARED and (options.swapped or options.missing):
+        spoil(found, options.swapped, options.missing, rng)
+    if not options.detections:
+        return Footage(images, found, hidden)
+    boxes = draw_boxes(view.project(points)[0], options.size, rng)
+    crops, found, cut = crop(images, found, boxes)
+    return Footage(crops, found, hidden | cut)
+
+
+def picture_size(options: SyntheticOptions) -> tuple[int, int]:
+    """Height and width of what is drawn; a detector's boxes need room around the person."""
+    height = options.size[0]
+    return (2 * height, 2 * height) if options.detections else options.size
 
 
 def draw_view(
@@ -79,7 +94,7 @@ def draw_view(
     rng: np.random.Generator,
 ) -> View:
     """A walk towards or away from the camera, at up to 60 degrees, in a slightly shaking crop."""
-    height, width = options.size
+    height, size = options.size[0], picture_size(options)
     along = np.linspace(-0.5, 0.5, options.frames)
     turn = np.radians(rng.uniform(-55, 55) + rng.uniform(-10, 10) * along)
     away = np.pi if rng.random() < 0.5 else 0.0
@@ -87,8 +102,21 @@ def draw_view(
     resized = rng.uniform(1 - options.scale, 1 + options.scale)
     scale = FILL * height / stature * camera.zoom * resized
     shift = rng.uniform(-0.04, 0.04, 2) + 0.006 * rng.standard_normal((options.frames, 2))
-    center = np.array([width / 2, height / 2]) + height * shift * (0.8, 0.4)
+    center = np.array([size[1] / 2, size[0] / 2]) + height * shift * (0.8, 0.4)
     return View(turn + away, camera.tilt, scale, center, stature)
+
+
+def spoil(joints: np.ndarray, swapped: float, missing: float, rng: np.random.Generator) -> None:
+    """Swap left and right in some frames, and remove some joints, in place.
+
+    Args:
+        joints: [T, 17, 3].
+        swapped: share of the frames; pose networks confuse the sides in infrared.
+        missing: share of the joints, which become three zeros.
+    """
+    turned = rng.random(len(joints)) < swapped
+    joints[turned] = joints[turned][:, LEFT_RIGHT]
+    joints[rng.random(joints.shape[:2]) < missing] = 0
 
 
 def over(layer: np.ndarray, images: np.ndarray) -> np.ndarray:
