@@ -11,9 +11,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 # A part imports itself and parts that stand before it.
 ORDER = [
-    *("errors", "files", "structures", "coco", "compat", "upgrade"),
-    *("config", "data", "modeling", "methods", "evaluation", "engine", "inference"),
-    *("pose", "report", "benchmark", "cli", "__main__"),
+    *("errors", "files", "structures", "coco", "compat", "upgrade", "weights"),
+    *("config", "data", "modeling", "methods", "evaluation", "engine"),
+    *("ablation", "doctor", "inference", "pose", "report", "benchmark", "cli", "__main__"),
 ]
 LAST_OF_LEVEL = {"config": "methods"}  # config adds the keys of the methods
 

@@ -182,8 +182,8 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _convert_weights(args: argparse.Namespace) -> None:
-    from fastreid_star.engine.convert import convert_weights
     from fastreid_star.engine.defaults import load_config
+    from fastreid_star.methods.convert import convert_weights
 
     convert_weights(args.source, args.target, load_config(args.config_file, args.set), report=print)
     print(f"no weight is missing; written to {os.path.abspath(args.target)}")

@@ -104,7 +104,7 @@ def _ablate(args: argparse.Namespace) -> None:
     import functools
     import os
 
-    from fastreid_star.engine.ablation import ablate
+    from fastreid_star.ablation.runs import ablate
 
     table = ablate(
         args.configs,
@@ -171,7 +171,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> Action:
 def _doctor(args: argparse.Namespace) -> int:
     import logging
 
-    from fastreid_star.engine.doctor import doctor
+    from fastreid_star.doctor import doctor
     from fastreid_star.errors import UserError
 
     if args.opts and not args.config_file:

@@ -16,7 +16,10 @@ from fastreid.utils.checkpoint import Checkpointer as FastReidCheckpointer
 
 from fastreid_star.engine.config_changes import flatten
 from fastreid_star.engine.configs import import_packages
-from fastreid_star.engine.weights import (
+from fastreid_star.errors import UserError
+from fastreid_star.files import write_whole
+from fastreid_star.upgrade import upgrade_config
+from fastreid_star.weights import (
     DamagedFile,
     load_plain,
     misfits,
@@ -25,9 +28,6 @@ from fastreid_star.engine.weights import (
     read_weights,
     weights_of,
 )
-from fastreid_star.errors import UserError
-from fastreid_star.files import write_whole
-from fastreid_star.upgrade import upgrade_config
 
 __all__ = [
     "Checkpointer",

@@ -20,8 +20,8 @@ from fastreid.utils.logger import setup_logger
 
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checkpoint import versions
-from fastreid_star.engine.checks import require
-from fastreid_star.engine.checks_machine import why_unwritable
+from fastreid_star.engine.checks.data import require
+from fastreid_star.engine.checks.machine import why_unwritable
 from fastreid_star.engine.configs import (
     IMPORT_VARIABLE,
     fresh_seed,

@@ -15,8 +15,8 @@ from fastreid_star.engine import device as devices
 from fastreid_star.engine.checkpoint import parse_config
 from fastreid_star.engine.train_loop import STEP_FORMAT, not_finite, step_seed
 from fastreid_star.engine.trainer import Trainer
-from fastreid_star.engine.weights import misfits, read_file
 from fastreid_star.errors import UserError
+from fastreid_star.weights import misfits, read_file
 
 
 def replay(path: str, device: str = "cpu", *, float64: bool = False) -> str:

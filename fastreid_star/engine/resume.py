@@ -15,10 +15,10 @@ from fastreid.utils import comm
 from fastreid_star.engine.builders import Builders
 from fastreid_star.engine.checkpoint import Checkpointer, set_earlier_run_aside
 from fastreid_star.engine.config_changes import check_resumed
-from fastreid_star.engine.weights import read_weights, require_most
 from fastreid_star.errors import UserError
 from fastreid_star.files import locked
 from fastreid_star.upgrade import upgrade_config
+from fastreid_star.weights import read_weights, require_most
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from fastreid_star.engine import device as devices
 from fastreid_star.engine import hooks as star_hooks
 from fastreid_star.engine.builders import device_of, iterations_per_epoch, load_trained, probe
 from fastreid_star.engine.checkpoint import ROLLING, Checkpointer, ScalerState, versions
-from fastreid_star.engine.checks import require
-from fastreid_star.engine.checks_machine import little_room
+from fastreid_star.engine.checks.data import require
+from fastreid_star.engine.checks.machine import little_room
 from fastreid_star.engine.defaults import setup
 from fastreid_star.engine.failures import in_one_line
 from fastreid_star.engine.interruption import Interrupted, Interruption

@@ -14,16 +14,16 @@ from fastreid.data.datasets.bases import ImageDataset
 
 from fastreid_star.data.build import all_video, build_dataset
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
-from fastreid_star.engine import checks_machine
-from fastreid_star.engine.checks import check, require, spread
+from fastreid_star.engine.checks import machine as checks_machine
+from fastreid_star.engine.checks.data import check, require, spread
+from fastreid_star.engine.checks.run import Run
 from fastreid_star.engine.defaults import load_config
-from fastreid_star.engine.problems import Run
 from fastreid_star.engine.solver import build_optimizer
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
+from ..tiny import DEMO, REPOSITORY, tiny_config, tiny_options
 from ..true_size import write_info_files_at_true_size
-from .conftest import DEMO, REPOSITORY, tiny_config, tiny_options
 
 STAR = DEMO.replace("SAD_demo", "STAR_demo")
 
@@ -245,7 +245,7 @@ def one_identity(split, tracklet):
     ],
 )
 def test_lists_that_no_run_can_use(tiny_root, tmp_path, monkeypatch, change, message):
-    monkeypatch.setattr("fastreid_star.engine.problems.build_dataset", Tracklets(change))
+    monkeypatch.setattr("fastreid_star.engine.checks.run.build_dataset", Tracklets(change))
     found = texts(tiny_config(tiny_root, tmp_path))
     assert found
     assert all(re.search(message, text) for text in found)
@@ -260,7 +260,7 @@ def test_combined_training_counts_the_test_identities_too(tiny_root, tmp_path):
 
 def test_the_real_size_is_looked_through_in_seconds(tmp_path, monkeypatch):
     without_images = functools.partial(build_dataset, check_frames=False)
-    monkeypatch.setattr("fastreid_star.engine.problems.build_dataset", without_images)
+    monkeypatch.setattr("fastreid_star.engine.checks.run.build_dataset", without_images)
     write_info_files_at_true_size(tmp_path / "HITSZ-VCM")
     options = {"DATASETS.ROOT": tmp_path, "MODEL.DEVICE": "cpu", "OUTPUT_DIR": tmp_path / "out"}
     cfg = load_config(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .conftest import REPOSITORY, tiny_options
+from ..tiny import REPOSITORY, tiny_options
 
 PROGRAMS = Path(__file__).parent / "programs"
 STAR_DEMO = str(REPOSITORY / "configs" / "Synthetic" / "STAR_demo.yml")

@@ -22,7 +22,8 @@ from fastreid_star.engine.trainer import Trainer, train_or_evaluate
 from fastreid_star.errors import UserError
 from fastreid_star.methods.sad import SAD
 
-from .conftest import DEMO, fill, tiny_options
+from ..tiny import DEMO, tiny_options
+from .conftest import fill
 
 
 @pytest.fixture(autouse=True)

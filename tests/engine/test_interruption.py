@@ -21,7 +21,7 @@ from fastreid_star.engine.interruption import SIGNALS, Interrupted, SignalCatche
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
-from .conftest import DEMO, REPOSITORY, tiny_config, tiny_options
+from ..tiny import DEMO, REPOSITORY, tiny_config, tiny_options
 from .processes import call_in_processes
 from .test_trainer import assert_same_checkpoint
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import DEMO, REPOSITORY, tiny_options
+from ..tiny import DEMO, REPOSITORY, tiny_options
 from .test_distributed import environment
 from .test_trainer import assert_same_checkpoint
 

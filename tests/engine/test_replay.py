@@ -13,7 +13,7 @@ from fastreid_star.engine.replay import read_step, replay
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
-from .conftest import REPOSITORY, tiny_options
+from ..tiny import REPOSITORY, tiny_options
 
 STAR = str(REPOSITORY / "configs" / "Synthetic" / "STAR_demo.yml")
 AMP = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE")

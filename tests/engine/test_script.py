@@ -17,7 +17,7 @@ from fastreid_star.engine.defaults import argument_parser, default_setup, load_c
 from fastreid_star.engine.script import device_of, script_parser
 from fastreid_star.engine.trainer import train_or_evaluate
 
-from .conftest import REPOSITORY, tiny_options
+from ..tiny import REPOSITORY, tiny_options
 
 STAR = str(REPOSITORY / "configs" / "Synthetic" / "STAR_small.yml")
 

@@ -17,7 +17,7 @@ from fastreid_star.engine.train_loop import measure, step_seed
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
-from .conftest import REPOSITORY, tiny_options
+from ..tiny import REPOSITORY, tiny_options
 
 STAR = str(REPOSITORY / "configs" / "Synthetic" / "STAR_demo.yml")
 LOSSES = (

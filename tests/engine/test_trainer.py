@@ -14,13 +14,13 @@ import torch
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
 
-from fastreid_star.engine import weights as weights_module
+from fastreid_star import weights as weights_module
 from fastreid_star.engine.checkpoint import checkpoint_config, read_checkpoint
 from fastreid_star.engine.defaults import argument_parser, load_config, setup
 from fastreid_star.engine.trainer import Trainer, load_trained, train_or_evaluate
 from fastreid_star.errors import UserError
 
-from .conftest import DEMO, tiny_config, tiny_options
+from ..tiny import DEMO, tiny_config, tiny_options
 from .processes import call_in_processes
 
 NO_EVALUATION = ("TEST.EVAL_PERIOD", "0")

@@ -259,7 +259,7 @@ def test_switches_memory_and_backend():
 def check_operators(path):
     import torch_npu  # noqa: F401
 
-    from fastreid_star.engine.doctor import train_step
+    from fastreid_star.doctor import train_step
 
     train_step("npu")  # whatever is only done once
     with simulated_npu.recording() as operators:

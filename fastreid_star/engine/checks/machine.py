@@ -12,8 +12,8 @@ from fastreid.config import CfgNode
 from fastreid.utils import comm
 
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.problems import Check, Problem, Run
-from fastreid_star.engine.weights import read_weights
+from fastreid_star.engine.checks.run import Check, Problem, Run
+from fastreid_star.weights import read_weights
 
 SHARED_MEMORY = "/dev/shm"  # loader workers pass batches through it, on Linux
 BATCHES_OF_A_WORKER = 3  # two prefetched by torch, and one in progress

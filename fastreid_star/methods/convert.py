@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from fastreid.config import CfgNode
 
-from fastreid_star.engine.weights import load_plain
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 from fastreid_star.methods import METHODS
 from fastreid_star.modeling.convert import Conversion
+from fastreid_star.weights import load_plain
 
 CONVERTERS = tuple(importlib.import_module(f"{method.__name__}.convert") for method in METHODS)
 

@@ -33,8 +33,8 @@ from fastreid_star.data.io import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import what_is_wrong
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import build_transforms
-from fastreid_star.engine import checks_machine
-from fastreid_star.engine.problems import Check, Problem, Run
+from fastreid_star.engine.checks import machine as checks_machine
+from fastreid_star.engine.checks.run import Check, Problem, Run
 from fastreid_star.engine.solver import resolve_schedule
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.retrieval import check_ranks

@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from fastreid_star.engine import ablation
+from fastreid_star.ablation import runs as ablation
 from fastreid_star.errors import UserError
 
-from .conftest import REPOSITORY, tiny_options
+from ..tiny import REPOSITORY, tiny_options
 
 SYNTHETIC = REPOSITORY / "configs" / "Synthetic"
 

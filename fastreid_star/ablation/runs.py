@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from fastreid_star.engine.ablation_tables import (
+from fastreid_star.ablation.tables import (
     COLUMNS,
     OPTIONS,
     PAPER,

@@ -14,9 +14,9 @@ from fastreid_star.engine import device as devices
 from fastreid_star.errors import UserError
 from fastreid_star.modeling.losses import CrossEntropyLoss
 
-from .conftest import DEMO, REPOSITORY, tiny_options
+from .tiny import DEMO, REPOSITORY, tiny_options
 
-doctor = import_module("fastreid_star.engine.doctor")
+doctor = import_module("fastreid_star.doctor")
 
 
 def examine(device="cpu", **more):

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from torch import nn
 
-from fastreid_star.engine.convert import convert, convert_weights, read_published
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
+from fastreid_star.methods.convert import convert, convert_weights, read_published
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = {

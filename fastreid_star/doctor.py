@@ -21,7 +21,7 @@ from fastreid.utils import comm
 
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.checks import check
+from fastreid_star.engine.checks.data import check
 from fastreid_star.engine.configs import load_config
 from fastreid_star.engine.launch import launch, run_command
 from fastreid_star.engine.trainer import Trainer
