@@ -39,36 +39,6 @@ def add_set(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
-    """The arguments of fast-reid's training scripts."""
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="a YAML file, or the name of a shipped config; fastreid-star configs lists them",
-    )
-    parser.add_argument(
-        "--allow-changed",
-        action="store_true",
-        help="resume or evaluate although the config differs from the checkpoint's",
-    )
-    parser.add_argument(
-        "--num-devices",
-        "--num-gpus",
-        type=int,
-        default=1,
-        metavar="N",
-        help="devices per machine; each gets one process",
-    )
-    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines in all")
-    parser.add_argument(
-        "--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0"
-    )
-    parser.add_argument(
-        "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of the first machine"
-    )
-
-
 def add_predictor(parser: argparse.ArgumentParser) -> None:
     """A trained model, and how its features are computed."""
     model = parser.add_argument_group("model", "the folder of a run, or a config and weights")

@@ -10,7 +10,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from fastreid_star.cli.arguments import Action, add_pairs
+from fastreid_star.arguments import ConfigArgumentParser, add_import
+from fastreid_star.cli.arguments import Action
 from fastreid_star.errors import UserError
 
 INSTALL_FASTREID = "pip install --no-deps fastreid==1.4.0"
@@ -84,7 +85,7 @@ def _main(arguments: Sequence[str] | None, load: Callable[[], None] | None) -> N
     try:
         check_command(name)
         if {"-h", "--help"} & set(rest[:1] if name == "run-script" else rest):
-            print(SCRIPT_USAGE if name == "run-script" else help_parser(name).format_help())
+            print(SCRIPT_USAGE if name == "run-script" else command_parser(name)[0].format_help())
             sys.exit(0)
         if load is not None:
             load()
@@ -136,34 +137,16 @@ def check_command(name: str) -> None:
 
 def command_parser(name: str) -> tuple[argparse.ArgumentParser, Action]:
     """The parser of a command, and the function that runs the command with what it has parsed."""
-    from fastreid_star.engine.defaults import ConfigArgumentParser, add_import_flag
-
-    parser, action = _build(
-        name, ConfigArgumentParser if name in PAIRS else argparse.ArgumentParser
-    )
-    add_import_flag(parser)
-    return parser, action
-
-
-def help_parser(name: str) -> argparse.ArgumentParser:
-    """A parser with the help text of a command, built without torch."""
-    parser, _ = _build(name, argparse.ArgumentParser)
-    parser.add_argument("--import", metavar="PACKAGE", help="import a package of yours first")
-    if name in PAIRS:
-        add_pairs(parser)
-    return parser
-
-
-def _build(
-    name: str, parser_class: type[argparse.ArgumentParser]
-) -> tuple[argparse.ArgumentParser, Action]:
     add = getattr(importlib.import_module(f"fastreid_star.cli.{COMMANDS[name][0]}"), f"add_{name}")
+    parser_class = ConfigArgumentParser if name in PAIRS else argparse.ArgumentParser
     parser = parser_class(
         prog=f"fastreid-star {name}",
         description=inspect.cleandoc(add.__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return parser, add(parser)
+    action = add(parser)
+    add_import(parser)
+    return parser, action
 
 
 def explain_import_error(error: ImportError) -> str:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from fastreid_star.cli.arguments import (
-    DEVICES,
-    Action,
-    add_set,
-    add_training,
-)
+from fastreid_star.arguments import add_resume, add_training
+from fastreid_star.cli.arguments import DEVICES, Action, add_set
 
 
 def add_train(parser: argparse.ArgumentParser) -> Action:
@@ -22,10 +18,7 @@ def add_train(parser: argparse.ArgumentParser) -> Action:
     Ctrl-C and SIGTERM end training after the current step and write a checkpoint. --resume
     continues from the last checkpoint in OUTPUT_DIR, in the middle of an epoch too.
     """
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR"
-    )
-    parser.add_argument("--eval-only", action="store_true", help="the same as fastreid-star eval")
+    add_resume(parser)
     add_training(parser)
     return _train
 

@@ -29,8 +29,8 @@ from fastreid_star.data.build import (
     is_video_dataset,
 )
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.checks.run import building
 from fastreid_star.engine.config_changes import check_evaluated
+from fastreid_star.engine.failures import building
 from fastreid_star.engine.solver import build_lr_scheduler, build_optimizer
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import CrossModalEvaluator

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import importlib
 import logging
 import os
 import re
 import secrets
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from fastreid.config import CfgNode, get_cfg
 
+from fastreid_star.arguments import import_packages, packages_of_environment
 from fastreid_star.errors import UserError
 from fastreid_star.upgrade import upgrade_config
-
-IMPORT_VARIABLE = "FASTREID_STAR_IMPORT"
 
 # engine/script.py replaces these two methods while it runs a script
 _merge_from_file, _merge_from_list = CfgNode.merge_from_file, CfgNode.merge_from_list
@@ -87,31 +84,6 @@ def config_path(name: str) -> str:
     near = difflib.get_close_matches(wanted, shipped, n=3)
     hint = f"; similar configs: {', '.join(near)}" if near else ""
     raise UserError(f"config file {name} does not exist{hint}")
-
-
-def import_packages(names: Iterable[str]) -> None:
-    """Import packages of the user. The current directory is searched too.
-
-    Raises:
-        UserError: a package cannot be imported.
-    """
-    for name in names:
-        if not all(part.isidentifier() for part in name.split(".")):
-            raise UserError(f"--import {name}: give the name of a package, not a path")
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # the user's own code can raise any error
-            raise UserError(
-                f"cannot import {name} ({type(error).__name__}: {_shortened(str(error))}), a "
-                "package of --import or IMPORTS: start in the folder that contains it, or add "
-                "that folder to PYTHONPATH"
-            ) from error
-
-
-def packages_of_environment() -> list[str]:
-    return [name.strip() for name in os.environ.get(IMPORT_VARIABLE, "").split(",") if name.strip()]
 
 
 def merge_file(cfg: CfgNode, cfg_filename: str, allow_unsafe: bool = False) -> None:

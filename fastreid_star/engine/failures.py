@@ -37,6 +37,27 @@ def in_one_line(device: str = "") -> Iterator[None]:
         raise UserError(line + (_peak(device) if "out of memory" in line else "")) from error
 
 
+@contextlib.contextmanager
+def building(section: str) -> Iterator[None]:
+    """A context around fast-reid's builders, whose errors become one line.
+
+    Args:
+        section: the config keys that the builder reads, for the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, AssertionError, AttributeError, IndexError, TypeError, ValueError, OSError,
+            RuntimeError, NotImplementedError) as error:  # fmt: skip
+        if explain(error) is not None:  # the machine's fault, such as too little memory
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{section}: a value is not supported ({type(error).__name__}: {reason})"
+        ) from error
+
+
 def explain(error: BaseException) -> str | None:
     """The cause and the cure in one line, or None if the machine is not the cause.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastreid_star.cli.main import COMMANDS, command_parser, help_parser, main, run
+from fastreid_star.cli.main import COMMANDS, command_parser, main, run
 from fastreid_star.engine.defaults import argument_parser
 from fastreid_star.errors import UserError
 
@@ -86,14 +86,6 @@ def test_eval_is_train_with_eval_only_and_both_are_fast_reids_arguments():
     assert parsed("eval", *words) == parsed("train", "--eval-only", *words)
     shared = vars(argument_parser("").parse_args(words))
     assert parsed("train", *words) == shared
-
-
-def test_help_and_command_have_the_same_arguments():
-    for name, (module, _) in COMMANDS.items():
-        if module:
-            real, shown = command_parser(name)[0], help_parser(name)
-            flags = [set(parser._option_string_actions) for parser in (real, shown)]
-            assert flags[0] == flags[1], name
 
 
 def test_an_unknown_command_names_the_nearest():

@@ -16,10 +16,10 @@ from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
 
 from fastreid_star.engine import interruption
-from fastreid_star.engine.checkpoint import read_checkpoint
 from fastreid_star.engine.interruption import SIGNALS, Interrupted, SignalCatcher
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
+from fastreid_star.weights import read_checkpoint
 
 from ..tiny import DEMO, REPOSITORY, tiny_config, tiny_options
 from .processes import call_in_processes

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import fastreid.data.build as fastreid_build
 from fastreid.config import CfgNode
-from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from fastreid_star.data.build import build_dataset, is_video_dataset
-from fastreid_star.engine.failures import explain
+from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.errors import UserError
 
 
@@ -53,66 +50,26 @@ class Run:
         return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
     @property
-    def kind(self) -> str | None:
-        """``video`` or ``image``; None: datasets of both kinds, unknown ones, or none."""
-        try:
-            kinds = {is_video_dataset(name) for name in self.dataset_names}
-        except UserError:
-            return None
-        return {True: "video", False: "image"}[kinds.pop()] if len(kinds) == 1 else None
-
-    @property
     def video(self) -> bool:
         """Whether all datasets are known and hold tracklets."""
-        return self.kind == "video"
+        try:
+            return bool(self.dataset_names) and all(map(is_video_dataset, self.dataset_names))
+        except UserError:
+            return False
 
     @functools.cached_property
-    def opened(self) -> dict[str, Any]:
-        """The datasets by name, or the UserError that explains why one cannot be opened."""
-        opened: dict[str, Any] = {}
-        for name in self.dataset_names if self.kind else ():
+    def opened(self) -> dict[str, VideoDataset | UserError]:
+        """The video datasets by name, or the error that explains why one cannot be opened."""
+        combine = self.training and self.cfg.DATASETS.COMBINEALL
+        opened: dict[str, VideoDataset | UserError] = {}
+        for name in self.dataset_names if self.video else ():
             try:
-                opened[name] = self._open(name)
+                opened[name] = build_dataset(self.cfg, name, combineall=combine)
             except UserError as error:
                 opened[name] = error
-            except Exception as error:  # of an image dataset: RuntimeError, AssertionError, ...
-                opened[name] = UserError(f"dataset {name} cannot be opened: {error}")
         return opened
 
-    def _open(self, name: str):
-        combine = self.training and self.cfg.DATASETS.COMBINEALL
-        if is_video_dataset(name):
-            return build_dataset(self.cfg, name, combineall=combine)
-        root = self.cfg.DATASETS.ROOT or fastreid_build._root
-        return DATASET_REGISTRY.get(name)(root=root, combineall=combine)
-
-    def datasets(self, names: Iterable[str]) -> list[Any]:
+    def datasets(self, names: Iterable[str]) -> list[VideoDataset]:
         """Those of these datasets that can be opened, each once."""
-        unique = dict.fromkeys(name for name in names if isinstance(name, str))
-        found = [self.opened.get(name) for name in unique]
-        return [data for data in found if data is not None and not isinstance(data, UserError)]
-
-
-@contextlib.contextmanager
-def building(section: str) -> Iterator[None]:
-    """A context around fast-reid's builders, whose errors become one line.
-
-    Args:
-        section: the config keys that the builder reads, for the message.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except (KeyError, AssertionError, AttributeError, IndexError, TypeError, ValueError, OSError,
-            RuntimeError, NotImplementedError) as error:  # fmt: skip
-        if explain(error) is not None:  # the machine's fault, such as too little memory
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{section}: a value is not supported ({type(error).__name__}: {reason})"
-        ) from error
-
-
-# Yields problems, or raises a UserError, which is one.
-Check = Callable[[Run], Iterable[Problem]]
+        found = [data for name, data in self.opened.items() if name in names]
+        return [data for data in found if isinstance(data, VideoDataset)]
