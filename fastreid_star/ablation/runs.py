@@ -61,8 +61,7 @@ def ablate(
     Args:
         configs: YAML files.
         output: the folder of all runs.
-        seeds: of the models.
-        data_seeds: of the synthetic data.
+        seeds, data_seeds: of the models, and of the synthetic data.
         warm_start: a config; one model of it is trained for each seed, from which all runs of the
             seed start.
         root: DATASETS.ROOT.

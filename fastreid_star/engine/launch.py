@@ -63,14 +63,17 @@ def launch(
             error.
     """
     process = started_process()
+    processes = num_devices if process is None else process.local_size
+    if ":" in device and processes > 1:
+        raise UserError(
+            f"MODEL.DEVICE {device} names one device for {processes} processes: leave the index out"
+        )
     if process is not None:
-        _refuse_index(device, process.local_size)
         result = _run_in_group(main, args, process, device)
         if ERROR_FILE in os.environ:
             sys.exit(0)
         return result
 
-    _refuse_index(device, num_devices)
     count = device_count(device)
     if num_devices < 1 or (count is not None and num_devices > count):
         shown = "any number of CPU" if count is None else count
@@ -266,13 +269,6 @@ def _address(dist_url: str, num_machines: int) -> tuple[str, str]:
     if not host or not port.isdigit():
         raise UserError(f"--dist-url {dist_url}: write it as tcp://HOST:PORT")
     return host, port
-
-
-def _refuse_index(device: str, processes: int) -> None:
-    if ":" in device and processes > 1:
-        raise UserError(
-            f"MODEL.DEVICE {device} names one device for {processes} processes: leave the index out"
-        )
 
 
 def _run_in_group(

@@ -263,7 +263,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
     """
     cfg = setup(args)
     allow_changed = getattr(args, "allow_changed", False)
-    with in_one_line(cfg.MODEL.DEVICE):
+    with in_one_line():
         if not args.eval_only:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=args.resume, allow_changed=allow_changed)
