@@ -5,6 +5,7 @@ Run as a program by several processes, this module is the all-reduce: ``doctor.p
 
 from __future__ import annotations
 
+import functools
 import platform
 import sys
 import tempfile
@@ -85,7 +86,7 @@ def doctor(
     for kind in devices.DEVICE_NAMES[1:]:
         reason = devices.why_unusable(kind)
         if reason is None:
-            yield _try(kind, lambda kind=kind: f"{devices.device_count(kind) or 1} device(s)")
+            yield _try(kind, functools.partial(_count, kind))
         else:
             needed = device.partition(":")[0] == kind
             yield Finding(kind, False if needed else None, reason.partition(": ")[2])
@@ -93,6 +94,10 @@ def doctor(
     yield _try("all-reduce", lambda: all_reduce(device, num_devices))
     if config_file:
         yield from _examine_run(config_file, opts or [], num_devices)
+
+
+def _count(kind: str) -> str:
+    return f"{devices.device_count(kind) or 1} device(s)"
 
 
 def _examine_run(path: str, opts: list[str], num_devices: int) -> Iterator[Finding]:

@@ -85,12 +85,17 @@ def ablate(
     if not table_only:
         if not root and list(data_seeds) != [None]:
             root = str(Path(output) / "datasets")
-        start = {run: run.folder.parent / "warm-start" if warm_start else None for run in runs}
+        name = "warm-start"
         if warm_start:
             config = Path(config_path(warm_start))
-            warm = dict.fromkeys(replace(r, config=config, folder=start[r]) for r in runs)
-            execute_all([(run, options_of(run, opts, None, root)) for run in warm], jobs, report)
-        trained = [(run, options_of(run, opts, start[run], root)) for run in runs]
+            first = [replace(r, config=config, folder=r.folder.parent / name) for r in runs]
+            warm = [(run, options_of(run, opts, None, root)) for run in dict.fromkeys(first)]
+            execute_all(warm, jobs, report)
+        starts = [run.folder.parent / name if warm_start else None for run in runs]
+        trained = [
+            (run, options_of(run, opts, start, root))
+            for run, start in zip(runs, starts, strict=True)
+        ]
         execute_all(trained, jobs, report)
         execute_all([(run, _retest_options(run, changed)) for run, changed in tests], jobs, report)
     everything = [*runs, *(run for run, _ in tests)]

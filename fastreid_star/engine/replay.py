@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 from fastreid_star.data.build import DeviceLoader
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checkpoint import parse_config
-from fastreid_star.engine.train_loop import STEP_FORMAT, not_finite, step_seed
+from fastreid_star.engine.finite import not_finite
+from fastreid_star.engine.train_loop import STEP_FORMAT, step_seed
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.weights import read_file

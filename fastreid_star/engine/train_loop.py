@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -17,35 +17,12 @@ from fastreid.utils.events import get_event_storage
 
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checkpoint import on_host
+from fastreid_star.engine.finite import StepNumbers, describe, measure, not_finite
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 
 logger = logging.getLogger(__name__)
 STEP_FORMAT = "fastreid_star training step 2"  # of the file that engine/replay.py reads
-
-
-class StepNumbers(NamedTuple):
-    """What one process computed in a step.
-
-    Args:
-        losses: by name.
-        gradients: names of parameters whose gradient is not finite, or too large to square.
-        buffers: names of such buffers, for example a BatchNorm's running variance.
-    """
-
-    losses: dict[str, float]
-    gradients: tuple[str, ...] = ()
-    buffers: tuple[str, ...] = ()
-
-    @property
-    def bad_losses(self) -> list[str]:
-        """Names of the losses that are not finite."""
-        return [name for name, value in self.losses.items() if not math.isfinite(value)]
-
-    @property
-    def forward_is_finite(self) -> bool:
-        """Whether losses and buffers are finite."""
-        return not (self.bad_losses or self.buffers)
 
 
 class StepRunner(SimpleTrainer):
@@ -152,7 +129,7 @@ class StepRunner(SimpleTrainer):
             scaler.unscale_(self.optimizer)
             scaler.update(before["scale"])
             copy_all(self._buffers, self._before)
-            problem = _describe(numbers)
+            problem = describe(numbers)
         self.skipped += 1
         self._skipped_in_a_row += 1
         logger.log(
@@ -184,7 +161,7 @@ class StepRunner(SimpleTrainer):
         rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
         skipped = f"{self._skipped_in_a_row} steps in a row were skipped, the last because "
         raise UserError(
-            f"{skipped if scaler else ''}{_describe(numbers)} at iteration {self.iter} (learning "
+            f"{skipped if scaler else ''}{describe(numbers)} at iteration {self.iter} (learning "
             f"rate {rate:.3g}); the step was not taken: {self._cure(sum(inputs_of_all, ()))}"
             + (f"; find where it began with: fastreid-star replay {kept[0]}" if kept else "")
         )
@@ -261,59 +238,12 @@ class StepRunner(SimpleTrainer):
             storage.put_scalars(**means)
 
 
-def measure(losses: dict, gradients: dict, buffers: dict) -> StepNumbers:
-    """Copy the losses to the host, and with them whether gradients and buffers are finite.
-
-    It is one transfer, where fast-reid waits for the device once per loss. A tensor is judged by
-    its Euclidean norm, which overflows for finite numbers above 1e19: an optimizer that squares
-    them would keep that infinity forever.
-
-    Args:
-        losses: scalars by name.
-        gradients, buffers: floating point tensors on the losses' device by name.
-    """
-    judged = [*gradients.values(), *buffers.values()]
-    scalars = [loss.detach() for loss in losses.values()]
-    scalars += torch._foreach_norm(judged, 2) if judged else []
-    wide = [s.reshape(1) if s.dtype == torch.float64 else s.reshape(1).float() for s in scalars]
-    values = iter(torch.cat(wide).tolist() if wide else [])
-    return StepNumbers(
-        losses={name: next(values) for name in losses},
-        gradients=tuple([name for name in gradients if not math.isfinite(next(values))]),
-        buffers=tuple([name for name in buffers if not math.isfinite(next(values))]),
-    )
-
-
-def not_finite(tensors: dict[str, torch.Tensor]) -> tuple[str, ...]:
-    """Names of the floating point tensors that hold an infinity or a NaN; slow and exact."""
-    return tuple(
-        name
-        for name, value in tensors.items()
-        if value.is_floating_point() and not value.isfinite().all()
-    )
-
-
 @torch.no_grad()
 def copy_all(to: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> None:
     """Copy all tensors in place, with one kernel for each data type."""
     for dtype in {buffer.dtype for buffer in source.values()}:
         names = [name for name, buffer in source.items() if buffer.dtype == dtype]
         torch._foreach_copy_([to[name] for name in names], [source[name] for name in names])
-
-
-def _describe(numbers: tuple[StepNumbers, ...]) -> str:
-    """What is not finite in a step, and on which rank: ``loss_triplet is nan on rank 1``.
-
-    Gradients are named only if the forward pass was finite: otherwise they follow from it.
-    """
-    for rank, n in enumerate(numbers):
-        where = f" on rank {rank}" if len(numbers) > 1 else ""
-        if n.bad_losses:
-            return ", ".join(f"{name} is {n.losses[name]}" for name in n.bad_losses) + where
-        if n.buffers:
-            return f"{', '.join(n.buffers[:3])} is not finite, or too large to square{where}"
-    names = ", ".join(numbers[0].gradients[:3])
-    return f"the losses are finite, but the gradient of {names} is not, or is too large to square"
 
 
 def names_of(batch: dict, data_loader) -> list[str]:

@@ -27,11 +27,14 @@ def report(folder):
 # Rank 1 ends; rank 0 has lost its peer, and fails as well. No process imports torch.
 ENDING = """
 import os, pathlib, signal, sys, time
+file = pathlib.Path(os.environ["FASTREID_STAR_ERROR_FILE"])
 if os.environ["RANK"] == "0":
-    time.sleep(0.3)
+    while sys.argv[1] == "line" and not file.with_name("error1.txt").exists():
+        time.sleep(0.001)
+    file.write_text("peer lost") if sys.argv[1] == "line" else time.sleep(0.3)
     raise ConnectionError("peer lost")
 if sys.argv[1] == "line":
-    pathlib.Path(os.environ["FASTREID_STAR_ERROR_FILE"]).write_text("no dataset here")
+    file.write_text("no dataset here")
     sys.exit(2)
 if sys.argv[1] == "bug":
     raise ValueError("a bug in rank 1")
@@ -42,7 +45,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.mark.parametrize(
     ("how", "error", "words"),
     [
-        ("line", UserError, "no dataset here"),
+        ("line", UserError, "no dataset here$"),
         ("bug", SystemExit, "1"),
         ("kill", UserError, r"process 1 of 2 was killed \(SIGKILL\)"),
     ],

@@ -15,7 +15,7 @@ from fastreid_star.errors import UserError
 
 from ..tiny import STAR_DEMO, tiny_options
 
-AMP = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE")
+AMP = ("INPUT.CLIP.LENGTH", "2", "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE")
 BFLOAT16 = (*AMP, "bfloat16", "INPUT.SIZE_TRAIN", "[64,32]")
 FLOAT16 = (*AMP, "float16", "SOLVER.AMP.MAX_SKIPPED", "1")
 STAGE = "backbone.stages.1.conv2"
