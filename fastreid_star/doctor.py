@@ -29,7 +29,7 @@ from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
 PACKAGES = ("torch", "torchvision", "fastreid", "fastreid-star", "numpy", "yacs")
-CLIPS, LENGTH, SIZE = 8, 4, (64, 32)
+CLIPS, LENGTH, SIZE = 8, 2, (32, 16)
 TINY = {
     "MODEL.META_ARCHITECTURE": "STAR",
     "MODEL.BACKBONE.NAME": "build_small_resnet_backbone",
