@@ -33,11 +33,17 @@ def upgrade_weights(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     return upgraded
 
 
+def is_of_first_release(config: dict[str, Any]) -> bool:
+    """Whether a run of release 0.1.0 has saved this config: no later one has this key."""
+    model = config.get("MODEL")
+    star = model.get("STAR") if isinstance(model, dict) else None
+    return isinstance(star, dict) and "FRAME_LEVEL" in star
+
+
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     """The content of a config file with the keys of today, changed in place and returned.
 
-    Only a config that a run of release 0.1.0 has saved is changed: it has the key
-    ``MODEL.STAR.FRAME_LEVEL``, which no later release has.
+    Only a config that a run of release 0.1.0 has saved is changed.
 
     Args:
         config: nested dicts, as YAML gives them.
@@ -45,10 +51,10 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a config that was written by hand has the key.
     """
-    model = config.get("MODEL")
-    star = model.get("STAR") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or not isinstance(star, dict) or "FRAME_LEVEL" not in star:
+    if not is_of_first_release(config):
         return config
+    model = config["MODEL"]
+    star = model["STAR"]
     losses = model.get("LOSSES", {}).get("NAME")
     if not isinstance(losses, list):
         raise UserError(

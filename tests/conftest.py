@@ -15,6 +15,9 @@ import pytest
 import torch
 
 import fastreid_star  # noqa: F401
+from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
+
+from .tiny import tiny_config
 
 # A loaded machine is no failure, and the suite tries the same examples each time. With --long it tries others.
 hypothesis.settings.register_profile(
@@ -89,3 +92,12 @@ def _logs_are_seen():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory):
+    """A datasets folder with the tiny SyntheticVCM in it."""
+    root = tmp_path_factory.mktemp("datasets")
+    options = SyntheticOptions.from_config(tiny_config(root, root))
+    write_synthetic_vcm(root / "SyntheticVCM", options)
+    return root

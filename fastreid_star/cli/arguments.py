@@ -50,20 +50,6 @@ def add_set(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
-    """The arguments of fast-reid's training scripts."""
-    add = parser.add_argument
-    config = "a YAML file, or the name of a shipped config; fastreid-star configs lists them"
-    add("--config-file", required=True, metavar="FILE", help=config)
-    changed = "resume or evaluate although the config differs from the checkpoint's"
-    add("--allow-changed", action="store_true", help=changed)
-    devices = "devices per machine; each gets one process"
-    add("--num-devices", "--num-gpus", type=int, default=1, metavar="N", help=devices)
-    add("--num-machines", type=int, default=1, metavar="N", help="machines in all")
-    add("--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0")
-    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT of the first machine")
-
-
 def add_model(parser: argparse.ArgumentParser) -> argparse._ActionsContainer:
     """A trained model; the group of arguments is returned."""
     model = parser.add_argument_group("model", "the folder of a run, or a config and weights")

@@ -159,8 +159,8 @@ def _convert(args: argparse.Namespace) -> None:
     from fastreid_star.errors import UserError
 
     if args.config_file:
-        from fastreid_star.engine.convert import convert_weights
         from fastreid_star.engine.defaults import load_config
+        from fastreid_star.methods.convert import convert_weights
 
         cfg = load_config(args.config_file, args.set)
         convert_weights(args.source, args.target, cfg, report=print)

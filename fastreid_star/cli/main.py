@@ -10,7 +10,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from fastreid_star.cli.arguments import Action, add_pairs
+from fastreid_star.arguments import ConfigArgumentParser, add_import
+from fastreid_star.cli.arguments import Action
 from fastreid_star.errors import UserError
 
 INSTALL_FASTREID = "pip install --no-deps fastreid==1.4.0"
@@ -84,8 +85,7 @@ def _main(arguments: Sequence[str] | None, load: Callable[[], None] | None) -> N
     try:
         check_command(name)
         if {"-h", "--help"} & set(rest[:1] if name == "run-script" else rest):
-            parser = None if name == "run-script" else command_parser(name, for_help=True)[0]
-            print(SCRIPT_USAGE if parser is None else parser.format_help())
+            print(SCRIPT_USAGE if name == "run-script" else command_parser(name)[0].format_help())
             sys.exit(0)
         if load is not None:
             load()
@@ -135,31 +135,17 @@ def check_command(name: str) -> None:
         raise UserError(f"there is no command {name!r}: {hint}")
 
 
-def command_parser(name: str, *, for_help: bool = False) -> tuple[argparse.ArgumentParser, Action]:
-    """The parser of a command, and the function that runs the command with what it has parsed.
-
-    Args:
-        name: the command.
-        for_help: only the help text is needed, which is built without torch.
-    """
+def command_parser(name: str) -> tuple[argparse.ArgumentParser, Action]:
+    """The parser of a command, and the function that runs the command with what it has parsed."""
     add = getattr(importlib.import_module(f"fastreid_star.cli.{COMMANDS[name][0]}"), f"add_{name}")
-    parser_class = argparse.ArgumentParser
-    if not for_help:
-        from fastreid_star.engine.defaults import ConfigArgumentParser, add_import_flag
-
-        parser_class = ConfigArgumentParser if name in PAIRS else parser_class
+    parser_class = ConfigArgumentParser if name in PAIRS else argparse.ArgumentParser
     parser = parser_class(
         prog=f"fastreid-star {name}",
         description=inspect.cleandoc(add.__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     action = add(parser)
-    if for_help:
-        parser.add_argument("--import", metavar="PACKAGE", help="import a package of yours first")
-        if name in PAIRS:
-            add_pairs(parser)
-    else:
-        add_import_flag(parser)
+    add_import(parser)
     return parser, action
 
 

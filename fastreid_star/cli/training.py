@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from fastreid_star.cli.arguments import DEVICES, Action, add_set, add_training
+from fastreid_star.arguments import add_resume, add_training
+from fastreid_star.cli.arguments import DEVICES, Action, add_set
 
 
 def add_train(parser: argparse.ArgumentParser) -> Action:
@@ -17,9 +18,7 @@ def add_train(parser: argparse.ArgumentParser) -> Action:
     Ctrl-C and SIGTERM end training after the current step and write a checkpoint. --resume
     continues from the last checkpoint in OUTPUT_DIR, in the middle of an epoch too.
     """
-    resume = "continue from the last checkpoint in OUTPUT_DIR"
-    parser.add_argument("--resume", action="store_true", help=resume)
-    parser.add_argument("--eval-only", action="store_true", help="the same as fastreid-star eval")
+    add_resume(parser)
     add_training(parser)
     return _train
 
@@ -91,7 +90,7 @@ def _ablate(args: argparse.Namespace) -> None:
     import functools
     import os
 
-    from fastreid_star.engine.ablation import ablate
+    from fastreid_star.ablation.runs import ablate
 
     table = ablate(
         args.configs,
@@ -153,7 +152,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> Action:
 def _doctor(args: argparse.Namespace) -> int:
     import logging
 
-    from fastreid_star.engine.doctor import doctor
+    from fastreid_star.doctor import doctor
     from fastreid_star.errors import UserError
 
     if args.opts and not args.config_file:

@@ -30,12 +30,12 @@ from fastreid_star.data.build import (
 )
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.config_changes import check_evaluated
-from fastreid_star.engine.problems import building
+from fastreid_star.engine.failures import building
 from fastreid_star.engine.solver import build_lr_scheduler, build_optimizer
-from fastreid_star.engine.weights import misfits, read_file, read_weights, require_most, weights_of
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import CrossModalEvaluator
 from fastreid_star.upgrade import upgrade_config
+from fastreid_star.weights import misfits, read_file, read_weights, require_most, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def load_trained(cfg: CfgNode, path: str, *, allow_changed: bool = False) -> tor
     Args:
         cfg: of the model. A config in the checkpoint is compared with it.
         path: weights of fast-reid or this plugin, see
-            :func:`~fastreid_star.engine.weights.read_weights`.
+            :func:`~fastreid_star.weights.read_weights`.
         allow_changed: load the weights although the network is configured in another way.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,34 +15,12 @@ import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.utils.checkpoint import Checkpointer as FastReidCheckpointer
 
+from fastreid_star.arguments import import_packages
 from fastreid_star.engine.config_changes import flatten
-from fastreid_star.engine.configs import import_packages
-from fastreid_star.engine.weights import (
-    DamagedFile,
-    load_plain,
-    misfits,
-    read_checkpoint,
-    read_file,
-    read_weights,
-    weights_of,
-)
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 from fastreid_star.upgrade import upgrade_config
-
-__all__ = [
-    "Checkpointer",
-    "ScalerState",
-    "checkpoint_config",
-    "load_plain",
-    "misfits",
-    "on_host",
-    "parse_config",
-    "read_checkpoint",
-    "read_weights",
-    "set_earlier_run_aside",
-    "versions",
-]
+from fastreid_star.weights import DamagedFile, misfits, read_checkpoint, read_file, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -110,50 +89,46 @@ class Checkpointer(FastReidCheckpointer):
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         """As fast-reid's, but a path that does not exist is never looked up on a network."""
         if path and not os.path.isfile(path):
-            read_file(path)
+            raise UserError(f"checkpoint {path} does not exist: check the path")
         return super().load(path, checkpointables)
 
     def newest(self) -> str | None:
         """The file to resume from; None if the folder has no checkpoint.
 
         It is the file that ``last_checkpoint`` names. If that one is missing or damaged, it is the
-        one with the most steps among the others, with a warning; the damaged file is renamed, so
-        that it does not take the place of a good one.
+        good one with the most steps, with a warning; damaged files are renamed.
 
         Raises:
             UserError: no checkpoint can be resumed from, or one cannot be read at the moment.
         """
-        tagged, damaged = self._tagged(), {}
-        names = os.listdir(self.save_dir) if os.path.isdir(self.save_dir) else []
-        steps: dict[str, tuple] = {}
-        for name in dict.fromkeys(([tagged] if tagged is not None else []) + sorted(names)):
-            if name != tagged and not (name.startswith("model_") and name.endswith(".pth")):
-                continue
-            path = os.path.join(self.save_dir, name)
+        if not os.path.isdir(self.save_dir):
+            return None
+        tagged = self._tagged()
+        names = sorted(n for n in os.listdir(self.save_dir) if re.fullmatch(r"model_.*\.pth", n))
+        steps: dict[str, int] = {}
+        damaged: dict[str, str] = {}
+        for name in dict.fromkeys([tagged, *names] if tagged else names):
             try:
-                if name not in names:
-                    raise DamagedFile(f"{TAG} names {name!r}, which does not exist")
-                data = read_checkpoint(path)
+                data = read_checkpoint(os.path.join(self.save_dir, name))
             except DamagedFile as error:
-                damaged[name] = str(error)
+                damaged[os.path.join(self.save_dir, name)] = str(error)
                 continue
             if name == tagged:
                 return name
             if {"epoch", *self.checkpointables} <= data.keys():
-                steps[name] = (data.get("iteration", 0), data["epoch"])
+                steps[name] = data.get("iteration", 0)
+        if damaged and not steps:
+            raise UserError(
+                f"--resume: {next(iter(damaged.values()))}; {self.save_dir} has no other "
+                "checkpoint to resume from: restore one, or train from the start without "
+                "--resume (the existing checkpoints are moved aside)"
+            )
         if not steps:
-            if damaged:
-                raise UserError(
-                    f"--resume: {next(iter(damaged.values()))}; {self.save_dir} has no other "
-                    "checkpoint to resume from: restore one, or train from the start without "
-                    "--resume (the existing checkpoints are moved aside)"
-                )
             return None
         name = max(steps, key=steps.__getitem__)
-        for other, reason in damaged.items():
-            path = os.path.join(self.save_dir, other)
+        for path, reason in damaged.items():
             logger.warning(f"{reason}. Resuming from {os.path.join(self.save_dir, name)} instead")
-            if os.path.isfile(path):
+            if os.path.isfile(path):  # out of the way, or it would replace a good earlier version
                 os.replace(path, f"{path}.damaged")
         return name
 
@@ -189,17 +164,14 @@ class Checkpointer(FastReidCheckpointer):
                         f"--resume: the {key} of {path} is another one ({error}): use the config "
                         "of that run, or another OUTPUT_DIR"
                     ) from error
-                if isinstance(item, torch.optim.Optimizer):
-                    _reshape_state(item)
         return data
 
-    def _tagged(self) -> str | None:
+    def _tagged(self) -> str:
         try:
-            with open(os.path.join(self.save_dir, TAG), "rb") as file:
-                text = file.read(1000).decode(errors="replace").strip()
-                return "".join(c for c in text if c.isprintable())
+            with open(os.path.join(self.save_dir, TAG), encoding="utf-8", errors="replace") as file:
+                return file.read().strip()
         except FileNotFoundError:
-            return None
+            return ""
 
     def _load_file(self, f: str) -> dict:
         data = read_file(f)
@@ -302,12 +274,3 @@ def parse_config(text: str) -> CfgNode:
     cfg.merge_from_list(pairs)
     cfg.freeze()
     return cfg
-
-
-def _reshape_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give momenta the shape of their parameter: release 0.1.0 had an axis less in two of them."""
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            is_momentum = isinstance(value, torch.Tensor) and value.dim() > 0
-            if is_momentum and value.numel() == parameter.numel():
-                state[key] = value.view_as(parameter)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import importlib
 import logging
 import os
 import re
 import secrets
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from fastreid.config import CfgNode, get_cfg
 
+from fastreid_star.arguments import import_packages, packages_of_environment
 from fastreid_star.errors import UserError
 from fastreid_star.upgrade import upgrade_config
-
-IMPORT_VARIABLE = "FASTREID_STAR_IMPORT"
 
 # engine/script.py replaces these two methods while it runs a script
 _merge_from_file, _merge_from_list = CfgNode.merge_from_file, CfgNode.merge_from_list
@@ -89,31 +86,6 @@ def config_path(name: str) -> str:
     raise UserError(f"config file {name} does not exist{hint}")
 
 
-def import_packages(names: Iterable[str]) -> None:
-    """Import packages of the user. The current directory is searched too.
-
-    Raises:
-        UserError: a package cannot be imported.
-    """
-    for name in names:
-        if not all(part.isidentifier() for part in name.split(".")):
-            raise UserError(f"--import {name}: give the name of a package, not a path")
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # the user's own code can raise any error
-            raise UserError(
-                f"cannot import {name} ({type(error).__name__}: {_shortened(str(error))}), a "
-                "package of --import or IMPORTS: start in the folder that contains it, or add "
-                "that folder to PYTHONPATH"
-            ) from error
-
-
-def packages_of_environment() -> list[str]:
-    return [name.strip() for name in os.environ.get(IMPORT_VARIABLE, "").split(",") if name.strip()]
-
-
 def merge_file(cfg: CfgNode, cfg_filename: str, allow_unsafe: bool = False) -> None:
     """fast-reid's ``cfg.merge_from_file``, with every error in one line.
 
@@ -164,7 +136,7 @@ def merge_options(cfg: CfgNode, cfg_list: Sequence[str]) -> None:
         UserError: as :func:`load_config`.
     """
     if len(cfg_list) % 2:
-        raise UserError(f"{_shortened(cfg_list[-1])} has no value: write KEY VALUE")
+        raise UserError(f"{cfg_list[-1]} has no value: write KEY VALUE")
     with _in_one_line(cfg, "the command line"):
         for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
             current, given = _value(cfg, key), CfgNode._decode_cfg_value(value)
@@ -189,51 +161,39 @@ def _in_one_line(cfg: CfgNode, source: str) -> Iterator[None]:
     logging.disable(logging.CRITICAL)  # yacs logs an error before it raises it
     try:
         yield
-    except KeyError as error:
-        key = _shortened(str(error.args[0]).rpartition(": ")[2].strip("'\""))
-        raise UserError(f"{source}: there is no config key {key}{nearest_key(key, cfg)}") from error
-    except (ValueError, OSError, AssertionError, yaml.YAMLError) as error:
-        text = str(error)
-        if "Non-existent" in text:
-            key = _shortened(text.rpartition(": ")[2])
-            text = f"there is no config key {key}{nearest_key(key, cfg)}"
-        # yacs prints both values, which may be whole sections
-        text = re.sub(r" with values \(.{200,}\) for ", " for ", text, flags=re.DOTALL)
-        raise UserError(f"{source}: {_shortened(text)}") from error
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{source}: this is not a config of sections, keys and values") from error
-    except (RecursionError, MemoryError) as error:
-        raise UserError(f"{source}: nested too deeply; check _BASE_ and the values") from error
+    except Exception as error:
+        # yacs prints both values of a mismatch, which may be whole sections
+        text = re.sub(r" with values \(.{200,}\) for ", " for ", str(error), flags=re.DOTALL)
+        unknown = re.search(r"Non-existent (?:config )?key: ([^'\"]+)", text)
+        if unknown:
+            text = f"there is no config key {unknown[1]}{nearest_key(unknown[1], cfg)}"
+        elif isinstance(error, TypeError | AttributeError):
+            text = "this is not a config of sections, keys and values"
+        elif isinstance(error, RecursionError):
+            text = "_BASE_ leads back to the file itself, or a value is nested too deeply"
+        raise UserError(f"{source}: {' '.join(text.split())[:400]}") from error
     finally:
         logging.disable(previous)
-    defaults = get_cfg()
-    for key in _all_keys(cfg):
-        if _value(cfg, key) is None and _value(defaults, key) is not None:
+    for key, value in _items(cfg):
+        if value is None and _value(get_cfg(), key) is not None:
             raise UserError(f"{source}: {key} has no value; set one, or leave the key out")
 
 
 def nearest_key(key: str, cfg: CfgNode) -> str:
-    near = difflib.get_close_matches(key.partition("=")[0].upper(), _all_keys(cfg), n=1)
+    """``; did you mean SOLVER.BASE_LR?``, or nothing if no key is similar."""
+    keys = [name for name, _ in _items(cfg)]
+    near = difflib.get_close_matches(key.partition("=")[0].upper(), keys, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _value(node: CfgNode | None, key: str) -> object:
-    """The value of a key with dots; None if there is no such key."""
-    for name in key.split("."):
-        node = node.get(name) if isinstance(node, CfgNode) else None
-    return node
-
-
-def _shortened(text: str) -> str:
-    """One line of at most 400 characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= 400 else f"{line[:400]} ..."
-
-
-def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
+def _items(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All keys and values, of sections too: ``("SOLVER", ...)``, ``("SOLVER.BASE_LR", 0.1)``."""
     for key, value in node.items():
-        keys.append(prefix + key)
+        yield prefix + key, value
         if isinstance(value, CfgNode):
-            keys += _all_keys(value, f"{prefix}{key}.")
-    return keys
+            yield from _items(value, f"{prefix}{key}.")
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    """The value of a key with dots; None if there is no such key."""
+    return dict(_items(cfg)).get(key)

@@ -8,10 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from fastreid.utils import comm
-
 from fastreid_star.data.workers import why_lost
-from fastreid_star.engine import device as devices
 from fastreid_star.errors import UserError, causes
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -20,12 +17,8 @@ _FILES = {errno.EMFILE, errno.ENFILE}
 
 
 @contextlib.contextmanager
-def in_one_line(device: str = "") -> Iterator[None]:
-    """A context that raises an error which :func:`explain` knows as a :class:`UserError`.
-
-    Args:
-        device: ``MODEL.DEVICE``, whose peak is added to the message for lack of memory.
-    """
+def in_one_line() -> Iterator[None]:
+    """A context that raises an error which :func:`explain` knows as a :class:`UserError`."""
     try:
         yield
     except UserError:
@@ -34,7 +27,28 @@ def in_one_line(device: str = "") -> Iterator[None]:
         line = explain(error)
         if line is None:
             raise
-        raise UserError(line + (_peak(device) if "out of memory" in line else "")) from error
+        raise UserError(line) from error
+
+
+@contextlib.contextmanager
+def building(section: str) -> Iterator[None]:
+    """A context around fast-reid's builders, whose errors become one line.
+
+    Args:
+        section: the config keys that the builder reads, for the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (KeyError, AssertionError, AttributeError, IndexError, TypeError, ValueError, OSError,
+            RuntimeError, NotImplementedError) as error:  # fmt: skip
+        if explain(error) is not None:  # the machine's fault, such as too little memory
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{section}: a value is not supported ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def explain(error: BaseException) -> str | None:
@@ -84,12 +98,3 @@ def _disk(error: BaseException) -> str | None:
         f"{where}{os.strerror(number)}: {cure}. Files saved before are complete, and a training "
         "continues from its last checkpoint with --resume"
     )
-
-
-def _peak(device: str) -> str:
-    with contextlib.suppress(UserError):
-        chosen = devices.choose_device(device, comm.get_local_rank()) if device else None
-        peak = devices.peak_memory(chosen) if chosen is not None else None
-        if peak is not None:
-            return f"; at most {peak / 2**20:,.0f} MiB were in use on {chosen}"
-    return ""

@@ -179,10 +179,6 @@ class SaveBeforeEvaluation(HookBase):
 
     The epoch counts as incomplete: a run that resumes from here does everything that follows an
     epoch, including the evaluation. So this must be the first hook with an ``after_epoch``.
-
-    Args:
-        checkpointer: writes on the main rank.
-        evaluation: the hook that evaluates.
     """
 
     def __init__(self, checkpointer: Checkpointer, evaluation: EvalHook):
@@ -196,21 +192,12 @@ class SaveBeforeEvaluation(HookBase):
 
 
 def place(trainer, epoch: int) -> dict[str, Any]:
-    """Where a run is, for its checkpoints.
-
-    Args:
-        trainer: between two steps.
-        epoch: the index of the last complete epoch; -1 before the first is complete.
-    """
+    """Where a run is, for its checkpoints; `epoch` is the last complete one, or -1."""
     return {"epoch": epoch, "iteration": trainer.iter, "iters_per_epoch": trainer.iters_per_epoch}
 
 
 class SetEpoch(HookBase):
-    """Set ``model.epoch`` before each epoch: the active losses of a model for clips depend on it.
-
-    Args:
-        model: not wrapped.
-    """
+    """Set ``model.epoch`` before each epoch: the active losses of a model for clips depend on it."""
 
     def __init__(self, model):
         self._model = model
@@ -223,11 +210,7 @@ class SetEpoch(HookBase):
 
 
 class ReplacedFrames(HookBase):
-    """Log after every epoch how many broken frames were replaced by a neighbor.
-
-    Args:
-        loader: counts this process's in `replaced`; the sum over all processes is logged.
-    """
+    """Log after every epoch how many broken frames were replaced by a neighbor, on all ranks."""
 
     def __init__(self, loader):
         self._loader = loader
@@ -247,10 +230,6 @@ class PeriodicWriter(hooks.PeriodicWriter):
 
     fast-reid writes after a step and again after the epoch that ends with it. The second time its
     log line divides by zero, and metrics.json leaves out the evaluation.
-
-    Args:
-        build_writers: opens the writers.
-        period: in iterations.
     """
 
     def __init__(self, build_writers: Callable[[], list], period: int):

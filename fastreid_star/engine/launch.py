@@ -63,14 +63,17 @@ def launch(
             error.
     """
     process = started_process()
+    processes = num_devices if process is None else process.local_size
+    if ":" in device and processes > 1:
+        raise UserError(
+            f"MODEL.DEVICE {device} names one device for {processes} processes: leave the index out"
+        )
     if process is not None:
-        _refuse_index(device, process.local_size)
         result = _run_in_group(main, args, process, device)
         if ERROR_FILE in os.environ:
             sys.exit(0)
         return result
 
-    _refuse_index(device, num_devices)
     count = device_count(device)
     if num_devices < 1 or (count is not None and num_devices > count):
         shown = "any number of CPU" if count is None else count
@@ -187,18 +190,17 @@ def run_command(
         with SignalForwarder(processes.pids().values()) as forwarder:
             result = processes.wait(period=0.1)
         failures = result.failures if result else {}
-        if not failures:
-            return
         written = sorted(Path(folder).glob("error*"), key=lambda path: path.stat().st_mtime_ns)
-        texts = {path.name: path.read_text(encoding="utf-8") for path in written}
-    for name, text in texts.items():
-        if name.endswith(".txt"):
-            raise UserError(text)
+        errors = [path.read_text(encoding="utf-8") for path in written]
+    if not failures:
+        return
+    if errors:
+        raise UserError(errors[0])
     if forwarder.number == signal.SIGINT:
         raise KeyboardInterrupt
     if forwarder.number:
         raise Interrupted(forwarder.number)
-    _raise(failures, list(texts.values()), num_devices)
+    _raise(failures, num_devices)
 
 
 class SignalForwarder(SignalCatcher):
@@ -216,46 +218,42 @@ class SignalForwarder(SignalCatcher):
     on_second = on_first
 
 
-def _raise(failures: dict, tracebacks: list[str], num_devices: int) -> NoReturn:
+def _raise(failures: dict, num_devices: int) -> NoReturn:
     """Raise the error for processes that failed without a line for the user.
 
     Args:
         failures: torch's ``ProcessFailure`` of each process that failed, by its number, the first
             one first. The later ones have lost their peer or were ended by torch.
-        tracebacks: of processes that failed, the first one first.
+        num_devices: number of processes.
     """
-    number, first = next(iter(failures.items()))
+    first = next(iter(failures.values()))
     if first.exitcode - 128 in SIGNALS:  # a signal to one process has ended the run in all of them
         raise Interrupted(first.exitcode - 128)
     for number, failure in failures.items():
         late = failure.timestamp - first.timestamp > SECONDS_TO_END // 2  # killed by torch
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and not late:
-            name = signal.Signals(-failure.exitcode).name
-            hint = ", usually for lack of memory: lower DATALOADER.NUM_WORKERS"
             raise UserError(
                 f"process {number} of {num_devices} was killed "
-                f"({name}){hint if name == 'SIGKILL' else ''}. Saved files are complete: start the "
-                "same command again, a training with --resume"
+                f"({signal.Signals(-failure.exitcode).name}), as the system does when memory runs "
+                "out: lower DATALOADER.NUM_WORKERS. Saved files are complete: start the same "
+                "command again, a training with --resume"
             )
-    print(*tracebacks, f"process {number} of {num_devices} failed", sep="\n", file=sys.stderr)
+    print(f"process {next(iter(failures))} of {num_devices} failed", file=sys.stderr)
     sys.exit(1)
 
 
-def leave_error(text: str, *, traceback: bool = False) -> bool:
-    """Leave the error that ends this process to the process that has started it.
+def leave_error(text: str) -> bool:
+    """Leave the line for the user to the process that has started this one.
 
     The first process to fail is often one that only lost its peer: the starting process knows which
     error to print.
-
-    Args:
-        text: the line for the user, or a traceback.
 
     Returns:
         False: this process was not started by :func:`run_command`, and nothing is done.
     """
     path = os.environ.get(ERROR_FILE)
     if path:
-        Path(path + ".traceback" if traceback else path).write_text(text, encoding="utf-8")
+        Path(path).write_text(text, encoding="utf-8")
     return path is not None
 
 
@@ -271,13 +269,6 @@ def _address(dist_url: str, num_machines: int) -> tuple[str, str]:
     if not host or not port.isdigit():
         raise UserError(f"--dist-url {dist_url}: write it as tcp://HOST:PORT")
     return host, port
-
-
-def _refuse_index(device: str, processes: int) -> None:
-    if ":" in device and processes > 1:
-        raise UserError(
-            f"MODEL.DEVICE {device} names one device for {processes} processes: leave the index out"
-        )
 
 
 def _run_in_group(

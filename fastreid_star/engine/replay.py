@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -13,10 +12,11 @@ from torch.utils._pytree import tree_leaves
 from fastreid_star.data.build import DeviceLoader
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checkpoint import parse_config
-from fastreid_star.engine.train_loop import STEP_FORMAT, not_finite, step_seed
+from fastreid_star.engine.finite import not_finite
+from fastreid_star.engine.train_loop import STEP_FORMAT, step_seed
 from fastreid_star.engine.trainer import Trainer
-from fastreid_star.engine.weights import misfits, read_file
 from fastreid_star.errors import UserError
+from fastreid_star.weights import read_file
 
 
 def replay(path: str, device: str = "cpu", *, float64: bool = False) -> str:
@@ -29,38 +29,40 @@ def replay(path: str, device: str = "cpu", *, float64: bool = False) -> str:
 
     Returns:
         a report: losses then and now, the first module whose output (or gradient) is not finite,
-        with the range of its input, and the clips of the batch.
+        and the clips of the batch.
     """
     step = read_step(path)
     chosen = devices.choose_device(device)
     model = _rebuild(step, device)
     batch = next(iter(DeviceLoader([step["batch"]], chosen)))  # type: ignore[arg-type]
-    amp_dtype = None if float64 else step["amp_dtype"]
     scale = step["grad_scaler"]["scale"] if step["grad_scaler"] and not float64 else 1.0
     if float64:
         model = model.double()
         batch = {key: value.double() if _is_float(value) else value for key, value in batch.items()}
-    first: dict[str, str] = {}
+    found = {"Not finite before the step": ", ".join(not_finite(dict(model.named_parameters())))}
     for name, module in model.named_modules():
-        module.register_forward_hook(_watch(f"{name or 'model'} ({type(module).__name__})", first))
+        module.register_forward_hook(_watch(f"{name or 'model'} ({type(module).__name__})", found))
     devices.seed_everywhere(step_seed(step["seed"], step["rank"], step["iteration"]))
     losses: dict[str, torch.Tensor] = {}
-    with (
-        EventStorage(step["iteration"]),
-        warnings.catch_warnings(record=True) as caught,
-        torch.autograd.set_detect_anomaly(True),
-    ):
-        warnings.simplefilter("always")
-        try:
-            with devices.autocast(chosen, amp_dtype):
+    try:
+        with EventStorage(step["iteration"]), torch.autograd.set_detect_anomaly(True):
+            with devices.autocast(chosen, None if float64 else step["amp_dtype"]):
                 losses = model(batch)
             (sum(losses.values(), start=torch.zeros(())) * scale).backward()
-        except RuntimeError as error:  # of the anomaly detection
-            if "returned nan" not in str(error):
-                raise
-            calls = [str(w.message).rstrip() for w in caught if "forward call" in str(w.message)]
-            first["anomaly"] = "\n".join([str(error).splitlines()[0], *calls[-1:]])
-    return _report(step, f"{chosen}{' in float64' if float64 else ''}", losses, model, batch, first)
+    except RuntimeError as error:  # of the anomaly detection, which also prints the forward call
+        if "returned nan" not in str(error):
+            raise
+        found["torch's anomaly detection"] = str(error).splitlines()[0]
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    found["Gradients of weights that are not finite"] = ", ".join(not_finite(gradients)[:3])
+    lines = [f"Iteration {step['iteration']}, rank {step['rank']} of {step['world_size']}"]
+    for name, then in step["losses"].items():
+        now = float(losses[name].detach()) if name in losses else math.nan
+        same = " same" if now == then or (math.isnan(now) and math.isnan(then)) else ""
+        lines.append(f"  {name:24} then {then:<14.9g} now {now:<14.9g}{same}")
+    lines += [f"{what}: {names}" for what, names in found.items() if names]
+    lines += [] if any(found.values()) else ["All numbers are finite here"]
+    return "\n".join([*lines, f"The batch: {', '.join(step['clips'])}"])
 
 
 def read_step(path: str) -> dict[str, Any]:
@@ -79,9 +81,6 @@ def _rebuild(step: dict[str, Any], device: str) -> torch.nn.Module:
     cfg.MODEL.BACKBONE.PRETRAIN = False
     cfg.freeze()
     model = Trainer.build_model(cfg)
-    wrong = misfits(model, step["model"])
-    if wrong:
-        raise UserError(f"the step's weights do not fit its config, first {', '.join(wrong[:3])}")
     model.load_state_dict(step["model"])
     for name, module in model.named_modules():
         module.training = name not in step["evaluating"]
@@ -91,60 +90,24 @@ def _rebuild(step: dict[str, Any], device: str) -> torch.nn.Module:
     return model
 
 
-def _watch(label: str, first: dict[str, str]):
+def _watch(module: str, found: dict[str, str]):
     """A forward hook that notes the first non-finite output, and gradient of an output."""
 
     def note(gradient):
-        if "gradient" not in first and not gradient.isfinite().all():
-            first["gradient"] = f"{label}: {_range(gradient)}"
+        if not gradient.isfinite().all():
+            found.setdefault("First gradient of an output that is not finite", module)
 
-    def hook(module, inputs, output):
+    def hook(_, inputs, output):
         for value in filter(_is_float, tree_leaves(output)):
-            if "output" not in first and not value.isfinite().all():
-                taken = ", ".join(_range(v) for v in tree_leaves(inputs) if _is_float(v))
-                first["output"] = f"{label}: input {taken or 'unknown'}; output {_range(value)}"
+            if not value.isfinite().all():
+                taken = [float(v.abs().max()) for v in tree_leaves(inputs) if _is_float(v)]
+                largest = f", largest input {max(taken):.3g}" if taken else ""
+                found.setdefault("First output that is not finite", f"{module}{largest}")
             if value.requires_grad:
                 value.register_hook(note)
 
     return hook
 
 
-def _report(step, device, losses, model, batch, first) -> str:
-    precision = step["amp_dtype"] or "float32"
-    lines = [
-        f"Iteration {step['iteration']}, rank {step['rank']} of {step['world_size']}: {precision} "
-        f"on {step['device']}, torch {step['torch']}; now on {device}, torch {torch.__version__}"
-    ]
-    for name, then in step["losses"].items():
-        value = float(losses[name].detach()) if name in losses else math.nan
-        same = " same" if value == then or (math.isnan(value) and math.isnan(then)) else ""
-        lines.append(f"  {name:24} then {then:<14.9g} now {value:<14.9g}{same}")
-    parameters = dict(model.named_parameters())
-    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    before = not_finite({**{k: v for k, v in batch.items() if _is_float(v)}, **parameters})
-    after = not_finite(gradients)
-    for text, found in (
-        ("Not finite before the step", ", ".join(before)),
-        ("First output that is not finite", first.get("output")),
-        ("First gradient of an output that is not finite", first.get("gradient")),
-        ("torch's anomaly detection", first.get("anomaly")),
-        (f"{len(after)} gradients of weights are not finite, such as", ", ".join(after[:3])),
-        ("The batch", ", ".join(step["clips"])),
-    ):
-        if found:
-            lines.append(f"{text}: {found}")
-    if gradients and not (first or before or after):
-        name = max(gradients, key=lambda name: float(gradients[name].abs().max()))
-        lines.append(f"All is finite here; the largest gradient: {name}, {_range(gradients[name])}")
-    return "\n".join(lines)
-
-
 def _is_float(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-def _range(tensor: torch.Tensor) -> str:
-    finite = tensor.detach()[tensor.detach().isfinite()]
-    share = f" ({100 * (1 - len(finite) / tensor.numel()):.3g} % not finite)"
-    text = f"{float(finite.min()):.3g} .. {float(finite.max()):.3g}" if len(finite) else "nothing"
-    return text + (share if len(finite) < tensor.numel() else "")

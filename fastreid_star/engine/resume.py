@@ -15,10 +15,10 @@ from fastreid.utils import comm
 from fastreid_star.engine.builders import Builders
 from fastreid_star.engine.checkpoint import Checkpointer, set_earlier_run_aside
 from fastreid_star.engine.config_changes import check_resumed
-from fastreid_star.engine.weights import read_weights, require_most
 from fastreid_star.errors import UserError
 from fastreid_star.files import locked
-from fastreid_star.upgrade import upgrade_config
+from fastreid_star.upgrade import is_of_first_release
+from fastreid_star.weights import read_weights, require_most
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,12 @@ class Resumable(Builders):
 
     def _compare(self, saved: dict, allow_changed: bool) -> None:
         """Refuse a checkpoint that this config cannot continue."""
-        config = upgrade_config(yaml.safe_load(saved.get("config") or "{}"))
+        config = yaml.safe_load(saved.get("config") or "{}")
+        if is_of_first_release(config):
+            raise UserError(
+                "--resume: a run of release 0.1.0 cannot be resumed, its optimizer has other "
+                "shapes: start a new run with its weights in MODEL.WEIGHTS"
+            )
         check_resumed(config, self.cfg_as_written, allow=allow_changed)
         epoch = saved.get("epoch", -1) + 1
         length = saved.get("iters_per_epoch", self.iters_per_epoch)

@@ -14,17 +14,16 @@ from fastreid.data import build_reid_test_loader, build_reid_train_loader
 from fastreid.utils import comm
 
 from fastreid_star import compat
+from fastreid_star.arguments import (
+    ConfigArgumentParser,
+    argument_parser,
+    import_packages,
+    packages_of_environment,
+)
 from fastreid_star.data.build import DeviceLoader
 from fastreid_star.engine.checkpoint import Checkpointer
-from fastreid_star.engine.configs import (
-    config_path,
-    import_packages,
-    merge_file,
-    merge_options,
-    packages_of_environment,
-    read_yaml,
-)
-from fastreid_star.engine.defaults import ConfigArgumentParser, argument_parser, default_setup
+from fastreid_star.engine.configs import config_path, merge_file, merge_options, read_yaml
+from fastreid_star.engine.defaults import default_setup
 from fastreid_star.engine.device import choose_device
 from fastreid_star.engine.launch import launch
 from fastreid_star.engine.trainer import Trainer

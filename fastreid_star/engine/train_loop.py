@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -17,35 +17,12 @@ from fastreid.utils.events import get_event_storage
 
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checkpoint import on_host
+from fastreid_star.engine.finite import StepNumbers, describe, measure, not_finite
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 
 logger = logging.getLogger(__name__)
 STEP_FORMAT = "fastreid_star training step 2"  # of the file that engine/replay.py reads
-
-
-class StepNumbers(NamedTuple):
-    """What one process computed in a step.
-
-    Args:
-        losses: by name.
-        gradients: names of parameters whose gradient is not finite, or too large to square.
-        buffers: names of such buffers, for example a BatchNorm's running variance.
-    """
-
-    losses: dict[str, float]
-    gradients: tuple[str, ...] = ()
-    buffers: tuple[str, ...] = ()
-
-    @property
-    def bad_losses(self) -> list[str]:
-        """Names of the losses that are not finite."""
-        return [name for name, value in self.losses.items() if not math.isfinite(value)]
-
-    @property
-    def forward_is_finite(self) -> bool:
-        """Whether losses and buffers are finite."""
-        return not (self.bad_losses or self.buffers)
 
 
 class StepRunner(SimpleTrainer):
@@ -152,7 +129,7 @@ class StepRunner(SimpleTrainer):
             scaler.unscale_(self.optimizer)
             scaler.update(before["scale"])
             copy_all(self._buffers, self._before)
-            problem = _describe(numbers)
+            problem = describe(numbers)
         self.skipped += 1
         self._skipped_in_a_row += 1
         logger.log(
@@ -171,33 +148,44 @@ class StepRunner(SimpleTrainer):
     ) -> NoReturn:
         """End the run on all ranks with one line, after the step has been kept."""
         mine = numbers[comm.get_rank()]
-        rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
-        path = problem = None
+        path = None
         # gradients are averaged over the ranks: then each rank keeps its share
         of_all = all(n.forward_is_finite for n in numbers)
         if self._cfg is not None and (of_all or not mine.forward_is_finite):
-            path, problem = self._keep(self._cfg, batch, mine, scaler, rate)
+            path = self._keep(self._cfg, batch, mine, scaler)
         copy_all(self._buffers, self._before)
         inputs = not_finite({k: v for k, v in batch.items() if isinstance(v, torch.Tensor)})
         # a rank that ends ends all, so none may end before the last has written
-        found = comm.all_gather((path, problem, inputs))
-        kept = [entry[0] for entry in found if entry[0]]
-        problems = [entry[1] for entry in found if entry[1]]
-        weights = not_finite(self._parameters)
-        cure = _cure(sorted({name for *_, names in found for name in names}), weights, self)
+        paths, inputs_of_all = zip(*comm.all_gather((path, inputs)), strict=True)
+        kept = [path for path in paths if path]
+        rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
         skipped = f"{self._skipped_in_a_row} steps in a row were skipped, the last because "
         raise UserError(
-            f"{skipped if scaler else ''}{_describe(numbers)} at iteration {self.iter} (learning "
-            f"rate {rate:.3g}); the step was not taken: {cure}"
+            f"{skipped if scaler else ''}{describe(numbers)} at iteration {self.iter} (learning "
+            f"rate {rate:.3g}); the step was not taken: {self._cure(sum(inputs_of_all, ()))}"
             + (f"; find where it began with: fastreid-star replay {kept[0]}" if kept else "")
-            + (f" (and {len(kept) - 1} more beside it)" if len(kept) > 1 else "")
-            + (f"; the step could not be kept: {problems[0]}" if problems else "")
         )
 
+    def _cure(self, inputs: tuple[str, ...]) -> str:
+        """What the user can do.
+
+        Args:
+            inputs: names of the tensors in the batch that are not finite, on any rank.
+        """
+        if inputs:
+            return f"the batch's {inputs[0]} was not finite: check the data with `check`"
+        weights = not_finite(self._parameters)
+        if weights:
+            return f"the weight {weights[0]} is not finite before the step: use another checkpoint"
+        cure = "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_EPOCHS or check the clips of the batch"
+        if self._amp_dtype == "float16":
+            return f"set SOLVER.AMP.DTYPE bfloat16, {cure}"
+        return f"set SOLVER.AMP.ENABLED False, {cure}" if self._amp_dtype else cure
+
     def _keep(
-        self, cfg: CfgNode, batch: dict, numbers: StepNumbers, scaler: dict | None, rate: float
-    ) -> tuple[str | None, str | None]:
-        """Keep this rank's step; return its path, or what went wrong (others wait for it)."""
+        self, cfg: CfgNode, batch: dict, numbers: StepNumbers, scaler: dict | None
+    ) -> str | None:
+        """Keep this rank's step for ``replay``; return its path, or None if that fails."""
         rank, world_size = comm.get_rank(), comm.get_world_size()
         of_rank = f"-rank{rank}" if world_size > 1 else ""
         path = os.path.join(cfg.OUTPUT_DIR, f"nonfinite-{self.iter}{of_rank}.pth")
@@ -206,31 +194,27 @@ class StepRunner(SimpleTrainer):
         content = {
             "format": STEP_FORMAT,
             "config": cfg.dump(),
-            "torch": str(torch.__version__),
             "seed": self.seed,
             "rank": rank,
             "world_size": world_size,
             "iteration": self.iter,
-            "learning_rate": rate,
             "amp_dtype": self._amp_dtype,
-            "device": self._device.type,
             "clips": names_of(batch, self.data_loader),
             "losses": dict(numbers.losses),
-            "gradients": list(numbers.gradients),
             # what hooks may have changed since the model was built
             "epoch": getattr(self._bare, "epoch", 0),
             "evaluating": [name for name, m in self._bare.named_modules() if not m.training],
             "frozen": [name for name, p in self._parameters.items() if not p.requires_grad],
             "batch": on_host(batch),
             "model": on_host(dict(weights)),
-            "optimizer": on_host(self.optimizer.state_dict()),
             "grad_scaler": on_host(scaler),
         }
         try:
             write_whole(path, lambda file: torch.save(content, file))
-        except Exception as error:  # a full disk, say
-            return None, f"{type(error).__name__}: {error}".splitlines()[0]
-        return path, None
+        except Exception as error:  # a full disk, say: the other ranks wait for this one
+            logger.warning(f"The step could not be kept in {path}: {error}")
+            return None
+        return path
 
     def _gradients(self) -> dict[str, torch.Tensor]:
         return {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
@@ -254,82 +238,12 @@ class StepRunner(SimpleTrainer):
             storage.put_scalars(**means)
 
 
-def measure(losses: dict, gradients: dict, buffers: dict) -> StepNumbers:
-    """Copy the losses to the host, and with them whether gradients and buffers are finite.
-
-    It is one transfer, where fast-reid waits for the device once per loss. A tensor is judged by
-    its Euclidean norm, which overflows for finite numbers above 1e19: an optimizer that squares
-    them would keep that infinity forever.
-
-    Args:
-        losses: scalars by name.
-        gradients, buffers: floating point tensors on the losses' device by name.
-    """
-    judged = [*gradients.values(), *buffers.values()]
-    scalars = [loss.detach() for loss in losses.values()]
-    scalars += torch._foreach_norm(judged, 2) if judged else []
-    wide = [s.reshape(1) if s.dtype == torch.float64 else s.reshape(1).float() for s in scalars]
-    values = iter(torch.cat(wide).tolist() if wide else [])
-    return StepNumbers(
-        losses={name: next(values) for name in losses},
-        gradients=tuple([name for name in gradients if not math.isfinite(next(values))]),
-        buffers=tuple([name for name in buffers if not math.isfinite(next(values))]),
-    )
-
-
-def not_finite(tensors: dict[str, torch.Tensor]) -> tuple[str, ...]:
-    """Names of the floating point tensors that hold an infinity or a NaN; slow and exact."""
-    return tuple(
-        name
-        for name, value in tensors.items()
-        if value.is_floating_point() and not value.isfinite().all()
-    )
-
-
 @torch.no_grad()
 def copy_all(to: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> None:
     """Copy all tensors in place, with one kernel for each data type."""
     for dtype in {buffer.dtype for buffer in source.values()}:
         names = [name for name, buffer in source.items() if buffer.dtype == dtype]
         torch._foreach_copy_([to[name] for name in names], [source[name] for name in names])
-
-
-def _describe(numbers: tuple[StepNumbers, ...]) -> str:
-    """What is not finite in a step, and on which rank: ``loss_triplet is nan on rank 1``.
-
-    Gradients are named only if the forward pass was finite: otherwise they follow from it.
-    """
-    found = []
-    for rank, n in enumerate(numbers):
-        where = f" on rank {rank}" if len(numbers) > 1 else ""
-        if n.bad_losses:
-            found.append(", ".join(f"{name} is {n.losses[name]}" for name in n.bad_losses) + where)
-        elif n.buffers:
-            found.append(f"{_some(n.buffers)} not finite, or too large to square{where}")
-    if found:
-        return "; ".join(found)
-    names = next((n.gradients for n in numbers if n.gradients), ())
-    if not names:
-        return "the losses are finite, but the gradients overflow"
-    what = f"the gradient{'s' if len(names) > 1 else ''} of {_some(names)}"
-    return f"the losses are finite, but {what} not finite, or too large to square"
-
-
-def _some(names: tuple[str, ...]) -> str:
-    """``a, b, c and 9 more are``."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more} {'are' if len(names) > 1 else 'is'}"
-
-
-def _cure(inputs: list[str], weights: tuple[str, ...], runner: StepRunner) -> str:
-    if inputs:
-        return f"the batch's {' and '.join(inputs)} was not finite: check the data with `check`"
-    if weights:
-        return f"the weight {_some(weights)} not finite before the step: use another checkpoint"
-    cure = "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_EPOCHS or check the clips of the batch"
-    precision = {"float16": "SOLVER.AMP.DTYPE bfloat16", "bfloat16": "SOLVER.AMP.ENABLED False"}
-    amp_dtype = runner._amp_dtype
-    return f"set {precision[amp_dtype]}, {cure}" if amp_dtype in precision else cure
 
 
 def names_of(batch: dict, data_loader) -> list[str]:

@@ -27,7 +27,6 @@ from fastreid_star.engine import hooks as star_hooks
 from fastreid_star.engine.builders import device_of, iterations_per_epoch, load_trained, probe
 from fastreid_star.engine.checkpoint import ROLLING, Checkpointer, ScalerState, versions
 from fastreid_star.engine.checks import require
-from fastreid_star.engine.checks_machine import little_room
 from fastreid_star.engine.defaults import setup
 from fastreid_star.engine.failures import in_one_line
 from fastreid_star.engine.interruption import Interrupted, Interruption
@@ -36,7 +35,7 @@ from fastreid_star.engine.solver import resolve_schedule
 from fastreid_star.engine.train_loop import StepRunner
 from fastreid_star.engine.unread_keys import RecordedConfig, check_unread
 from fastreid_star.errors import UserError
-from fastreid_star.files import drop_cut_line, remove_abandoned, write_whole
+from fastreid_star.files import drop_cut_line, write_whole
 
 __all__ = ["Trainer", "load_trained", "train_or_evaluate"]
 logger = logging.getLogger(__name__)
@@ -159,10 +158,7 @@ class Trainer(Resumable):
         return ret
 
     def build_writers(self) -> list:
-        """Log lines, metrics.json and TensorBoard; warns if the disk has no room for the run."""
-        warning = little_room(self.cfg, self.model, self.optimizer)
-        if warning:
-            logger.warning(warning)
+        """Log lines, metrics.json and TensorBoard."""
         folder = self.cfg.OUTPUT_DIR
         metrics = os.path.join(folder, "metrics.json")
         drop_cut_line(metrics)
@@ -189,8 +185,6 @@ class Trainer(Resumable):
             return self.test(self.cfg, self.model)
         with self._alone(), Interruption() as interruption:
             if comm.is_main_process():
-                for name in remove_abandoned(self.cfg.OUTPUT_DIR):
-                    logger.info(f"Removed {name}, which a killed process had not finished")
                 config = self.cfg_as_written.dump().encode()
                 path = os.path.join(self.cfg.OUTPUT_DIR, "config.yaml")
                 write_whole(path, lambda file: file.write(config))
@@ -269,7 +263,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
     """
     cfg = setup(args)
     allow_changed = getattr(args, "allow_changed", False)
-    with in_one_line(cfg.MODEL.DEVICE):
+    with in_one_line():
         if not args.eval_only:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=args.resume, allow_changed=allow_changed)

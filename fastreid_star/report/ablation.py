@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from fastreid_star.ablation.tables import COLUMNS, OPTIONS, PAPER, RESULT, spread
 from fastreid_star.data.folders import natural_key
-from fastreid_star.engine.ablation import COLUMNS, OPTIONS, PAPER, RESULT, spread
 from fastreid_star.errors import UserError
 from fastreid_star.report import plots
 from fastreid_star.report.page import file_name, write_page

@@ -14,12 +14,12 @@ from pathlib import Path
 from fastreid.config import CfgNode
 
 from fastreid_star.data.build import is_video_dataset
-from fastreid_star.engine.checkpoint import read_checkpoint
 from fastreid_star.engine.config_changes import flatten
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.errors import UserError
 from fastreid_star.inference.predictor import find_weights
 from fastreid_star.report.page import file_name
+from fastreid_star.weights import read_checkpoint
 
 
 @dataclass(frozen=True)

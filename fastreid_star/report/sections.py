@@ -14,7 +14,7 @@ from fastreid.config import get_cfg
 from markupsafe import Markup
 from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 
-from fastreid_star.engine.ablation import PAPER
+from fastreid_star.ablation.tables import PAPER
 from fastreid_star.report import plots, ranking
 from fastreid_star.report.draw import Album, Picture
 from fastreid_star.report.ranking import Direction, Ranking

@@ -11,11 +11,11 @@ from fastreid.engine.train_loop import HookBase
 from PIL import Image
 
 from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
-from fastreid_star.engine.checkpoint import read_checkpoint
 from fastreid_star.engine.defaults import argument_parser, load_config
 from fastreid_star.engine.interruption import Interrupted
 from fastreid_star.engine.trainer import Trainer, train_or_evaluate
 from fastreid_star.errors import UserError
+from fastreid_star.weights import read_checkpoint
 
 SAD = "HITSZ-VCM/SAD_R50.yml"
 R18 = {"MODEL.BACKBONE.DEPTH": "18x", "MODEL.BACKBONE.PRETRAIN": False}

@@ -1,60 +1,10 @@
-"""A tiny SyntheticVCM and a config that trains on it in a second or two."""
+"""Small disks, for tests of what happens when they are full."""
 
 import contextlib
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
-
-from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthetic_vcm
-from fastreid_star.engine.defaults import load_config
-
-REPOSITORY = Path(__file__).parents[2]
-DEMO = str(REPOSITORY / "configs" / "Synthetic" / "SAD_demo.yml")
-OPTIONS = {
-    "TRAIN_IDS": 6,
-    "TEST_IDS": 4,
-    "TRACKLETS": 2,
-    "FRAMES": 12,
-    "SIZE": (32, 16),
-}
-
-
-def tiny_options(root, output, *more) -> list[str]:
-    """Config options of a run of 3 epochs of 3 iterations on the tiny data."""
-    options = {
-        "DATASETS.ROOT": root,
-        "OUTPUT_DIR": output,
-        "MODEL.DEVICE": "cpu",
-        "MODEL.BACKBONE.DEPTH": "tiny",
-        "MODEL.LOSSES.CE_ONLY_EPOCHS": 1,
-        "INPUT.SIZE_TRAIN": [32, 16],
-        "INPUT.SIZE_TEST": [32, 16],
-        "INPUT.CLIP.LENGTH": 3,
-        "DATALOADER.NUM_WORKERS": 0,
-        "SOLVER.IMS_PER_BATCH": 8,
-        "SOLVER.MAX_EPOCH": 3,
-        "SOLVER.STEPS": [2],
-        "SOLVER.CHECKPOINT_PERIOD": 1,
-        "TEST.EVAL_PERIOD": 3,
-        **{f"DATASETS.SYNTHETIC.{key}": value for key, value in OPTIONS.items()},
-    }
-    return [str(part) for pair in options.items() for part in pair] + [str(part) for part in more]
-
-
-def tiny_config(root, output, *more):
-    return load_config(DEMO, tiny_options(root, output, *more))
-
-
-@pytest.fixture(scope="session")
-def tiny_root(tmp_path_factory):
-    """A datasets folder with the tiny SyntheticVCM in it."""
-    root = tmp_path_factory.mktemp("datasets")
-    write_synthetic_vcm(
-        root / "SyntheticVCM", SyntheticOptions.from_config(tiny_config(root, root))
-    )
-    return root
 
 
 @pytest.fixture

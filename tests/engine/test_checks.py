@@ -1,12 +1,9 @@
 """What is wrong with a run is reported at once, before its first step, with its cure."""
 
 import dataclasses
-import functools
 import re
 import shutil
-import time
 
-import numpy as np
 import pytest
 import torch
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -14,26 +11,16 @@ from fastreid.data.datasets.bases import ImageDataset
 
 from fastreid_star.data.build import all_video, build_dataset
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
-from fastreid_star.engine import checks_machine
-from fastreid_star.engine.checks import check, require, spread
+from fastreid_star.engine.checks import check, machine, require
 from fastreid_star.engine.defaults import load_config
-from fastreid_star.engine.problems import Run
-from fastreid_star.engine.solver import build_optimizer
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
-from ..true_size import write_info_files_at_true_size
-from .conftest import DEMO, REPOSITORY, tiny_config, tiny_options
-
-STAR = DEMO.replace("SAD_demo", "STAR_demo")
+from ..tiny import DEMO, STAR_DEMO, star_config, tiny_config, tiny_options
 
 
 def texts(cfg, *, fatal=True, **run):
     return [problem.text for problem in check(cfg, **run) if problem.fatal == fatal]
-
-
-def star_config(root, output, *more):
-    return load_config(STAR, tiny_options(root, output, *more))
 
 
 def test_everything_is_told_at_once_numbered(tiny_root, tmp_path):
@@ -55,7 +42,7 @@ def test_everything_is_told_at_once_numbered(tiny_root, tmp_path):
 
 
 def test_a_good_run_has_nothing_to_be_told(tiny_root, tmp_path):
-    for path in (DEMO, STAR):
+    for path in (DEMO, STAR_DEMO):
         assert check(load_config(path, tiny_options(tiny_root, tmp_path))) == []
 
 
@@ -92,23 +79,15 @@ def test_one_problem_is_one_line(tiny_root, tmp_path, options, message):
     ("options", "message"),
     [
         (("SOLVER.OPT", "Adom"), r"SOLVER\.OPT 'Adom'"),
-        (("SOLVER.OPT", "LBFGS"), r"SOLVER\.OPT 'LBFGS'"),
         (("SOLVER.SCHED", "Foo"), "SOLVER.*Foo"),
-        (("SOLVER.WARMUP_METHOD", "cubic"), "SOLVER.*cubic"),
         (("SOLVER.OPT", "SGD", "SOLVER.MOMENTUM", "-1.0"), "SOLVER.*momentum"),
         (("SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "foo"),
          "foo"),
         (("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "99x"), "99x"),
-        (("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x",
-          "MODEL.BACKBONE.NORM", "XN"), "XN"),
-        (("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x",
-          "MODEL.BACKBONE.LAST_STRIDE", "0"), "stride"),
         (("MODEL.HEADS.CLS_LAYER", "Foo"), "Foo"),
         (("MODEL.LOSSES.NAME", "('CrossEntropyLoss','SkeletonConsistencyLoss')"), "bone_states"),
         (("TEST.PRECISE_BN.ENABLED", "True"), "PRECISE_BN"),
         (("TEST.RERANK.ENABLED", "True"), r"TEST\.RERANK\.ENABLED True"),
-        (("TEST.AQE.ENABLED", "True"), r"TEST\.AQE\.ENABLED"),
-        (("TEST.ROC.ENABLED", "True"), r"TEST\.ROC\.ENABLED"),
         (("TEST.FLIP.ENABLED", "True"), r"TEST\.FLIP\.ENABLED"),
         (("DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler"), r"DATALOADER\.SAMPLER_TRAIN"),
         (("KD.EMA.ENABLED", "True"), r"KD\.EMA\.ENABLED"),
@@ -131,7 +110,7 @@ def test_keys_without_effect_are_named(tiny_root, tmp_path, caplog):
     assert "SOLVER.GAMMA" not in line
     caplog.clear()
     assert trainer.cfg.clone().SOLVER.GAMMA == 0.2
-    for path in (DEMO, STAR):
+    for path in (DEMO, STAR_DEMO):
         Trainer(load_config(path, tiny_options(tiny_root, tmp_path)))
     assert "without effect" not in caplog.text
 
@@ -198,19 +177,6 @@ def test_a_store_of_other_data_is_refused(own_root, tmp_path):
     assert "knows none of" in text
 
 
-def test_a_store_for_frames_of_another_size_is_warned_of(own_root, tmp_path, caplog):
-    with_store(own_root, lambda keys, joints: (keys, joints * np.float32([8, 8, 1])))
-    cfg = star_config(own_root, tmp_path)
-    assert texts(cfg) == []
-    (text,) = texts(cfg, fatal=False)
-    assert re.match(
-        r"\d+ of \d+ skeletons looked up in .* do not fit their frames; .*times as large",
-        text,
-    )
-    require(cfg)
-    assert text in caplog.text
-
-
 class Tracklets:
     """A stand-in for the tiny dataset with other cameras or identities."""
 
@@ -239,16 +205,16 @@ def one_identity(split, tracklet):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (one_camera, "none has a gallery entry .* from another camera .* 1 cameras"),
-        (strangers, "none has a gallery entry"),
-        (one_identity, "training set has 1"),
+        (one_camera, "set TEST.CAMERA_FILTER False"),
+        (strangers, "no identity in common"),
+        (one_identity, "training set has 1 identity"),
     ],
 )
 def test_lists_that_no_run_can_use(tiny_root, tmp_path, monkeypatch, change, message):
-    monkeypatch.setattr("fastreid_star.engine.problems.build_dataset", Tracklets(change))
+    monkeypatch.setattr("fastreid_star.engine.checks.run.build_dataset", Tracklets(change))
     found = texts(tiny_config(tiny_root, tmp_path))
     assert found
-    assert all(re.search(message, text) for text in found)
+    assert all(message in text for text in found)
     if change is one_camera:
         assert texts(tiny_config(tiny_root, tmp_path, "TEST.CAMERA_FILTER", "False")) == []
 
@@ -256,30 +222,6 @@ def test_lists_that_no_run_can_use(tiny_root, tmp_path, monkeypatch, change, mes
 def test_combined_training_counts_the_test_identities_too(tiny_root, tmp_path):
     more = ("SOLVER.IMS_PER_BATCH", "40", "DATASETS.COMBINEALL", "True")
     assert texts(tiny_config(tiny_root, tmp_path, *more)) == []
-
-
-def test_the_real_size_is_looked_through_in_seconds(tmp_path, monkeypatch):
-    without_images = functools.partial(build_dataset, check_frames=False)
-    monkeypatch.setattr("fastreid_star.engine.problems.build_dataset", without_images)
-    write_info_files_at_true_size(tmp_path / "HITSZ-VCM")
-    options = {"DATASETS.ROOT": tmp_path, "MODEL.DEVICE": "cpu", "OUTPUT_DIR": tmp_path / "out"}
-    cfg = load_config(
-        str(REPOSITORY / "configs" / "HITSZ-VCM" / "SAD_R50.yml"),
-        [str(part) for pair in options.items() for part in pair],
-    )
-    start = time.process_time()
-    train, test = texts(cfg)
-    assert time.process_time() - start < 10, "about 1 s on an idle core"
-    assert train.startswith("20 of 20 training tracklets")
-    assert test.startswith("20 of 20 test tracklets")
-
-
-def test_samples_are_spread():
-    assert spread(list(range(5)), 20) == [0, 1, 2, 3, 4]
-    assert spread(list(range(1001)), 5) == [0, 250, 500, 750, 1000]
-
-
-# --- images ---------------------------------------------------------------------------------------
 
 
 @DATASET_REGISTRY.register()
@@ -301,7 +243,7 @@ class FewPeople(ImageDataset):
         (("SOLVER.IMS_PER_BATCH", "16"), "needs 4 identities .* has 3"),
         (("SOLVER.IMS_PER_BATCH", "10"), "multiple of DATALOADER.NUM_INSTANCE 4"),
         (("DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "SOLVER.IMS_PER_BATCH", "10"), None),
-        (("DATASETS.ROOT", "one_camera"), "gallery entry .* from another camera"),
+        (("DATASETS.ROOT", "one_camera"), "query's own camera, .* second camera"),
         (("DATASETS.ROOT", "missing"), "FewPeople cannot be opened"),
     ],
 )
@@ -331,50 +273,9 @@ def test_weights_that_are_none_are_refused_before_training(tiny_root, tmp_path):
 
 
 def test_a_device_too_few(tiny_root, tmp_path, monkeypatch):
-    monkeypatch.setattr(checks_machine.devices, "device_count", lambda name: 2)
+    monkeypatch.setattr(machine.devices, "device_count", lambda name: 2)
     (text,) = texts(tiny_config(tiny_root, tmp_path), local_size=3)
     assert "--num-devices 3" in text
-
-
-def test_little_shared_memory_is_warned_of(tiny_root, tmp_path, monkeypatch):
-    cfg = tiny_config(tiny_root, tmp_path, "DATALOADER.NUM_WORKERS", "2", "TEST.IMS_PER_BATCH", "4")
-    # 8 clips of 3 frames of 3 x 32 x 16 bytes, 3 batches of 2 workers
-    assert checks_machine.bytes_of_workers(Run(cfg)) == 8 * 3 * 3 * 32 * 16 * 3 * 2
-    assert checks_machine.bytes_of_workers(Run(cfg, training=False)) == 4 * 3 * 3 * 32 * 16 * 3 * 2
-    monkeypatch.setattr(checks_machine, "SHARED_MEMORY", str(tmp_path))
-    for free, count in ((221184, 0), (221183, 1)):
-        monkeypatch.setattr(
-            shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(0, 0, free)
-        )
-        assert len(texts(cfg, fatal=False)) == count
-
-
-def test_little_room_for_checkpoints_is_warned_of(tiny_root, tmp_path, monkeypatch):
-    cfg = tiny_config(tiny_root, tmp_path, "SOLVER.CHECKPOINT_KEEP", "1")
-    trainer = Trainer(cfg)
-    trainer.train()
-    size = (tmp_path / "model_final.pth").stat().st_size
-    estimates = []
-    for free in (0, 10**12):
-        monkeypatch.setattr(
-            shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(0, 0, free)
-        )
-        estimates.append(checks_machine.little_room(cfg, trainer.model, trainer.optimizer))
-    assert estimates[1] is None
-    estimate = float(re.search(r"about ([\d.,]+) MiB", estimates[0])[1]) * 2**20
-    assert estimate == pytest.approx(3 * size, rel=0.15)
-
-
-@pytest.mark.parametrize(
-    ("name", "momentum", "copies"), [("SGD", 0.0, 0), ("SGD", 0.9, 1), ("AdamW", 0.9, 2)]
-)
-def test_what_an_optimizer_keeps_is_counted(tmp_path, monkeypatch, name, momentum, copies):
-    options = ["SOLVER.OPT", name, "SOLVER.MOMENTUM", str(momentum), "OUTPUT_DIR", str(tmp_path)]
-    cfg = load_config("", [*options, "SOLVER.CHECKPOINT_KEEP", "2"])
-    model = torch.nn.Linear(1024, 1024, bias=False)  # 4 MiB
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
-    text = checks_machine.little_room(cfg, model, build_optimizer(cfg, model))
-    assert f"about {4 * 4 * (1 + copies)} MiB" in text
 
 
 # --- rest -----------------------------------------------------------------------------------------

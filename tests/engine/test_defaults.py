@@ -48,7 +48,6 @@ def test_flags_and_options_in_any_order(line):
         (["SOLVER.MAX_EPOCH", "--resume"], "no value"),
         (["--resume", "runs/a"], "OUTPUT_DIR runs/a"),
         (["solver.base_lr", "1"], "SOLVER.BASE_LR"),
-        (["SEEED", "1"], "SEED"),
         (["SOLVER.STEPS", "[40,", "70]"], "quote"),
     ],
 )
@@ -126,9 +125,9 @@ def test_a_bad_file_is_one_clear_line(tmp_path, text, words):
     ("opts", "words"),
     [
         (["SOLVER.BASE_LT", "1"], "SOLVER.BASE_LR"),
+        (["SEEED", "1"], "SEED"),
         (["MODEL.NOPE.X", "1"], "MODEL.NOPE.X"),
         (["SOLVER.MAX_EPOCH"], "no value"),
-        (["-" * 5000], "no value"),
         (["SOLVER.MAX_EPOCH", "x"], "MAX_EPOCH"),
         (["SOLVER.MAX_EPOCH", "None"], "no value"),
         (["SOLVER.MAX_EPOCH", "(" * 300], "MAX_EPOCH"),

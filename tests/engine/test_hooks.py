@@ -5,10 +5,11 @@ import torch
 from fastreid.engine.train_loop import TrainerBase
 from fastreid.utils.events import EventStorage
 
-from fastreid_star.engine.checkpoint import Checkpointer, read_checkpoint
+from fastreid_star.engine.checkpoint import Checkpointer
 from fastreid_star.engine.hooks import CheckpointHook, EvalHook, Freeze, SaveBeforeEvaluation
 from fastreid_star.engine.resume import Progress
 from fastreid_star.errors import UserError
+from fastreid_star.weights import read_checkpoint
 
 
 class Loop(TrainerBase):

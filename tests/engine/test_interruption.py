@@ -13,16 +13,16 @@ import time
 
 import pytest
 from fastreid.engine.train_loop import HookBase
-from fastreid.utils import comm
 
+from fastreid_star.cli.main import main
 from fastreid_star.engine import interruption
-from fastreid_star.engine.checkpoint import read_checkpoint
 from fastreid_star.engine.interruption import SIGNALS, Interrupted, SignalCatcher
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
+from fastreid_star.weights import read_checkpoint
 
-from .conftest import DEMO, REPOSITORY, tiny_config, tiny_options
-from .processes import call_in_processes
+from ..forked import start_forked
+from ..tiny import DEMO, REPOSITORY, tiny_config, tiny_options
 from .test_trainer import assert_same_checkpoint
 
 FORK = multiprocessing.get_context("fork")
@@ -62,24 +62,18 @@ def whole_run(tiny_root, tmp_path_factory):
     return output, train(tiny_root, output, resume=False)
 
 
-@pytest.mark.parametrize(
-    ("steps", "number"),
-    [
-        ((4, 5), signal.SIGINT),  # in the middle of an epoch, twice
-        ((3,), signal.SIGUSR1),  # after the last step of an epoch, before its end
-        ((9,), signal.SIGHUP),  # after the last step, before the evaluation
-    ],
-)
-def test_a_signal_ends_a_run_that_goes_on_bit_for_bit(
-    tiny_root, whole_run, tmp_path, steps, number
-):
-    for step in steps:
+def test_a_signal_ends_a_run_that_goes_on_bit_for_bit(tiny_root, whole_run, tmp_path):
+    for step, number in (
+        (3, signal.SIGUSR1),  # after the last step of an epoch, before its end
+        (5, signal.SIGINT),  # in the middle of an epoch
+        (9, signal.SIGHUP),  # after the last step, before the evaluation
+    ):
         with pytest.raises(Interrupted) as ended:
             train(tiny_root, tmp_path, SignalAfter(step, number))
         assert ended.value.code == 128 + number
         saved = read_checkpoint(str(tmp_path / "model_last.pth"))
         assert (saved["iteration"], saved["epoch"]) == (step, (step - 1) // 3 - 1)
-    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler), "restored"
+        assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler), "restored"
     assert train(tiny_root, tmp_path) == whole_run[1]
     for name in ("model_final.pth", "model_best.pth"):
         assert_same_checkpoint(tmp_path / name, whole_run[0] / name)
@@ -102,24 +96,6 @@ def test_a_run_that_dies_in_its_evaluation_has_its_steps(
     assert read_checkpoint(str(tmp_path / "model_last.pth"))["iteration"] == 9
     assert train(tiny_root, tmp_path) == whole_run[1]
     assert_same_checkpoint(tmp_path / "model_final.pth", whole_run[0] / "model_final.pth")
-
-
-@pytest.mark.long
-def test_the_scaler_of_mixed_precision_continues_too(tiny_root, tmp_path):
-    options = (
-        "SOLVER.AMP.ENABLED", "True", "SOLVER.MAX_EPOCH", "1", "SOLVER.STEPS", "()",
-        "TEST.EVAL_PERIOD", "0",
-        # torch 2.13's float16 convolution on the CPU gives NaN for maps of 4x2 with stride 2: keep
-        # the maps larger
-        "INPUT.SIZE_TRAIN", "[64, 32]", "INPUT.SIZE_TEST", "[64, 32]",
-    )  # fmt: skip
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(tiny_root, whole, options=options)
-    with pytest.raises(Interrupted):
-        train(tiny_root, parts, SignalAfter(2), options=options)
-    train(tiny_root, parts, options=options)
-    assert_same_checkpoint(parts / "model_final.pth", whole / "model_final.pth")
-    assert read_checkpoint(str(parts / "model_final.pth"))["grad_scaler"]["_growth_tracker"] > 0
 
 
 def test_a_signal_during_the_last_evaluation_comes_too_late_to_lose_anything(
@@ -150,71 +126,31 @@ def test_the_middle_of_an_epoch_of_another_length_is_refused_and_its_end_is_not(
     assert (trainer.start_epoch, trainer.start_iter) == (1, 2)
 
 
-# --- several processes ---------------------------------------------------------------------------
+# --- from outside ---------------------------------------------------------------------------------
 
 
-def interrupted_twice(root, output):
-    """On both ranks: a whole run, and one that a signal to one rank ends, then one to the launching
-    process.
-    """
-    options = ("SOLVER.IMS_PER_BATCH", "16", "SOLVER.MAX_EPOCH", "4")
-    whole, parts = os.path.join(output, "whole"), os.path.join(output, "parts")
-    train(root, whole, options=options)
-    stopped = []
-    for step, rank, process in ((3, 1, os.getpid()), (5, 0, os.getppid())):
-        hooks = [SignalAfter(step, process=process)] if comm.get_rank() == rank else []
-        try:
-            train(root, parts, *hooks, options=options)
-        except Interrupted as error:
-            saved = read_checkpoint(os.path.join(parts, "model_last.pth"))
-            stopped.append((error.code, saved["iteration"]))
-    comm.synchronize()
-    train(root, parts, options=options)
-    with open(os.path.join(output, f"stopped{comm.get_rank()}.json"), "w") as file:
-        json.dump(stopped, file)
-
-
-def test_two_processes_stop_after_the_same_step_whoever_gets_the_signal(tiny_root, tmp_path):
-    call_in_processes(interrupted_twice, 2, tiny_root, tmp_path)
-    first, second = (json.loads((tmp_path / f"stopped{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second
-    one, other = first
-    assert one == [143, 4], "the other process reads the signal one step later"
-    assert other[0] == 143
-    assert other[1] in (6, 7, 8), "forwarding it may take a step more"
-    final = "model_final.pth"
-    assert_same_checkpoint(tmp_path / "parts" / final, tmp_path / "whole" / final)
-
-
-def start(log, root, output, *arguments, before=(sys.executable,), workers=0):
-    """Start a training in a process group of its own, and wait for its first checkpoint."""
-    command = [*before, str(REPOSITORY / "tools" / "train_net.py"), "--config-file", DEMO]
-    options = tiny_options(root, output, *ENDLESS, "DATALOADER.NUM_WORKERS", workers)
-    process = subprocess.Popen(
-        [*command, *arguments, *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
+def wait_for_checkpoint(output):
     deadline = time.monotonic() + 120
     while not (output / "model_last.pth").exists():
         assert time.monotonic() < deadline, "no checkpoint in two minutes"
-        assert process.poll() is None, "it ended"
         time.sleep(0.05)
-    return process
 
 
-@pytest.mark.parametrize(
-    "arguments", [(), pytest.param(("--num-devices", "2"), marks=pytest.mark.long)]
-)
-def test_a_signal_to_the_whole_group_spares_the_loading_processes(tiny_root, tmp_path, arguments):
+def lead_a_group(arguments):
+    os.setsid()
+    sys.argv = ["fastreid-star", "train"]
+    main(["train", *arguments])
+
+
+def test_a_signal_to_the_whole_group_spares_the_loading_processes(tiny_root, tmp_path):
     """A terminal and some clusters send it to all; two within a moment count once."""
+    options = tiny_options(tiny_root, tmp_path, *ENDLESS, "DATALOADER.NUM_WORKERS", "1")
     with open(tmp_path / "log", "w") as log:
-        process = start(log, tiny_root, tmp_path, *arguments, workers=1)
-        os.killpg(process.pid, signal.SIGTERM)
-        os.killpg(process.pid, signal.SIGTERM)
-        assert process.wait(timeout=60) == 143
+        pid = start_forked(lead_a_group, ["--config-file", DEMO, *options], output=log.fileno())
+    wait_for_checkpoint(tmp_path)
+    os.killpg(pid, signal.SIGTERM)
+    os.killpg(pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
     text = (tmp_path / "log").read_text()
     assert text.count("SIGTERM: stopped after step") == 1
     assert "Traceback" not in text
@@ -223,14 +159,22 @@ def test_a_signal_to_the_whole_group_spares_the_loading_processes(tiny_root, tmp
     assert read_checkpoint(str(tmp_path / "model_last.pth"))["iteration"] == step
 
 
-def test_torchrun_ends_them_with_a_checkpoint(tiny_root, tmp_path, amount):
+@pytest.mark.long
+def test_torchrun_ends_them_with_a_checkpoint(tiny_root, tmp_path):
     """torchrun forwards the signal; it ends itself with a traceback and status 1."""
-    if not amount(False, True):
-        pytest.skip("with --long")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = str(REPOSITORY / "tools" / "train_net.py")
+    options = tiny_options(tiny_root, tmp_path, *ENDLESS)
     with open(tmp_path / "log", "w") as log:
-        process = start(log, tiny_root, tmp_path, before=torchrun)
-        os.killpg(process.pid, signal.SIGTERM)  # the processes get it twice, from here and torchrun
+        process = subprocess.Popen(
+            [*torchrun, program, "--config-file", DEMO, *options],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        wait_for_checkpoint(tmp_path)
+        os.killpg(process.pid, signal.SIGTERM)  # the processes get it twice
         assert process.wait(timeout=60) == 1
     text = (tmp_path / "log").read_text()
     assert text.count("SIGTERM: stopped after step") == 1

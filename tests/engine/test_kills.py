@@ -1,119 +1,84 @@
 """A training that is killed at any moment and resumed ends with the same weights bit for bit."""
 
+import itertools
+import os
 import random
-import re
 import signal
-import subprocess
-import sys
 import time
-from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from .conftest import DEMO, REPOSITORY, tiny_options
-from .test_distributed import environment
+from fastreid_star.engine.trainer import Trainer
+
+from ..forked import run_forked, start_forked
+from ..tiny import tiny_config
 from .test_trainer import assert_same_checkpoint
 
-TRAIN_NET = REPOSITORY / "tools" / "train_net.py"
-KILLED = Path(__file__).parent / "programs" / "killed.py"
-STARTED = re.compile(rb"Starting training from epoch (\d+)")
 # 10 epochs of 3 steps; a checkpoint after each, and one more before each of 5 evaluations
 OPTIONS = (
-    "SOLVER.MAX_EPOCH",
-    "10",
-    "SOLVER.STEPS",
-    "[6]",
-    "TEST.EVAL_PERIOD",
-    "2",
-    "SOLVER.LOG_PERIOD",
-    "1",
-)
-REQUESTS = (
-    80  # to the disk in one such run, about; of what is left of it after a kill there are fewer
-)
+    "SOLVER.MAX_EPOCH", "10", "SOLVER.STEPS", "[6]", "TEST.EVAL_PERIOD", "2",
+    "SOLVER.LOG_PERIOD", "1",
+)  # fmt: skip
+REQUESTS = 80  # to the disk in one such run, about
 
 
-def attempt(root, output, said, *before):
-    command = [sys.executable, *map(str, before or (TRAIN_NET,)), "--config-file", DEMO, "--resume"]
-    with open(said, "wb") as file:
-        return subprocess.Popen(
-            [*command, *tiny_options(root, output, *OPTIONS)],
-            env=environment(),
-            stdout=file,
-            stderr=file,
-        )
+def train(root, output, moment=None):
+    """Train, or resume; with a `moment`, be killed before the so-manieth request to the disk."""
+    if moment is not None:
+        calls = itertools.count(1)
 
+        def counted(function):
+            def call(*args):
+                if next(calls) == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args)
 
-def wait_for_training(process, said):
-    """Until the first step is due, or it has ended; how long it has run then."""
-    start = time.monotonic()
-    while process.poll() is None and not STARTED.search(said.read_bytes()):
-        time.sleep(0.005)
-    return time.monotonic() - start
+            return call
+
+        for name in ("fsync", "replace"):
+            setattr(os, name, counted(getattr(os, name)))
+    trainer = Trainer(tiny_config(root, output, *OPTIONS))
+    trainer.resume_or_load(resume=True)
+    trainer.train()
 
 
 @pytest.fixture(scope="module")
 def whole_run(tiny_root, tmp_path_factory):
-    """The uninterrupted run: its folder, the seconds of its start-up and of its training."""
+    """The uninterrupted run: its folder and its seconds."""
     folder = tmp_path_factory.mktemp("whole")
     start = time.monotonic()
-    process = attempt(tiny_root, folder, folder / "said.txt")
-    start_up = wait_for_training(process, folder / "said.txt")
-    assert process.wait() == 0, (folder / "said.txt").read_text()
-    return folder, start_up, time.monotonic() - start - start_up
+    ended = run_forked(train, tiny_root, folder)
+    assert ended.status == 0, ended.text
+    return folder, time.monotonic() - start
 
 
-def test_killed_at_any_moment_and_resumed(tiny_root, whole_run, tmp_path, amount, record_property):
+def test_killed_at_any_moment_and_resumed(tiny_root, whole_run, tmp_path, amount):
     """One run is killed again and again until it is complete; then another, until the last kill.
 
-    Of five kills one falls into the start-up and three at random into the training; one is planted
-    where a checkpoint, or a file beside it, is written and not yet in its place.
+    Every second kill is planted where a checkpoint, or a file beside it, is written and not yet in
+    its place; the others come at a random moment.
     """
-    whole, start_up, training = whole_run
+    whole, seconds = whole_run
     rng = random.Random(0)
-    kills = amount(3, 20)
-    landed, runs, folder = Counter(), 0, tmp_path / "0"
-    folder.mkdir()
-    said = tmp_path / "said.txt"
-    kinds = [
-        ("training", "writing", "training", "start-up", "training")[number % 5]
-        for number in range(kills)
-    ]
-    planted = kinds.count("writing")
-    while kinds:
-        kind = kinds[0]
-        if kind == "writing":
-            process = attempt(tiny_root, folder, said, KILLED, rng.randrange(3, REQUESTS // 4))
-        else:
-            process = attempt(tiny_root, folder, said)
-            if kind == "training":
-                wait_for_training(process, said)
-            try:
-                process.wait(rng.uniform(0, start_up if kind == "start-up" else training))
-            except subprocess.TimeoutExpired:
-                process.kill()
-        if process.wait() == -signal.SIGKILL:
-            kinds.pop(0)
-            if list(folder.glob("*.tmp")):
-                landed["while a file was written"] += 1
-            elif STARTED.search(said.read_bytes()):
-                landed["in training"] += 1
-            else:
-                landed["before the first step"] += 1
+    kills, runs, done = amount(4, 50), 0, 0
+    folder = tmp_path / "0"
+    while done < kills:
+        planted = done % 2
+        moment = rng.randrange(3, REQUESTS // 4) if planted else None
+        pid = start_forked(train, tiny_root, folder, moment)
+        if not planted:
+            time.sleep(rng.uniform(0, seconds))
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status == -signal.SIGKILL:
+            done += 1
         else:  # it was through before
-            assert process.returncode == 0, said.read_text()
+            assert status == 0
             assert_same_checkpoint(folder / "model_final.pth", whole / "model_final.pth")
             runs += 1
             folder = tmp_path / str(runs)
-            folder.mkdir()
-    process = attempt(tiny_root, folder, said)
-    assert process.wait() == 0, said.read_text()
-    assert not list(folder.glob("*.tmp"))
+    ended = run_forked(train, tiny_root, folder)
+    assert ended.status == 0, ended.text
     assert not list(folder.glob("*.damaged")), "a kill damages nothing"
     for name in ("model_final.pth", "model_best.pth"):
         assert_same_checkpoint(folder / name, whole / name)
-    record_property("kills", dict(landed))
-    print(f"{kills} kills of {runs + 1} runs: {dict(landed)}")
-    assert landed["while a file was written"] >= planted > 0
-    assert sum(landed.values()) == kills

@@ -1,11 +1,7 @@
 """Several processes, started by this package, by torchrun or by srun, on the CPU over gloo."""
 
-import atexit
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,69 +13,48 @@ from fastreid_star.engine.interruption import Interrupted
 from fastreid_star.engine.launch import launch, run_command, started_process
 from fastreid_star.errors import UserError
 
-from .processes import call_in_processes
+from ..forked import start_forked
 
 
 def report(folder):
-    """Write what this process knows about the group, and its threads when it ends."""
+    """Write what this process knows about the group."""
     total = torch.tensor([float(comm.get_rank() + 1)])
     dist.all_reduce(total)
-    trainer = [dist.group.WORLD]
-    trainer.append(trainer)  # as a trainer and its hooks refer to each other
-    gathered = comm.all_gather({"rank": comm.get_rank()})
-    path = Path(folder, f"rank{comm.get_rank()}")
     sizes = f"{comm.get_world_size()} {comm.get_local_rank()} {comm.get_local_size()}"
-    path.write_text(f"{sizes} {total.item()} {gathered}")
-
-    def write_threads():
-        names = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]
-        names.append(str(torch.multiprocessing.get_start_method()))
-        path.with_suffix(".end").write_text("".join(names))
-
-    atexit.register(write_threads)
+    Path(folder, f"rank{comm.get_rank()}").write_text(f"{sizes} {total.item()}")
 
 
-def test_two_processes_and_their_end(tmp_path):
-    call_in_processes(report, 2, tmp_path)
-    for rank in (0, 1):
-        text = (tmp_path / f"rank{rank}").read_text()
-        assert text == f"2 {rank} 2 3.0 [{{'rank': 0}}, {{'rank': 1}}]"
-        end = (tmp_path / f"rank{rank}.end").read_text()
-        # a thread of the group that frees a tensor now would abort a process that has succeeded
-        assert "gloo" not in end
-        # spawned loader workers would import torch at each evaluation
-        assert end.endswith(torch.multiprocessing.get_start_method())
+# Rank 1 ends; rank 0 has lost its peer, and fails as well. No process imports torch.
+ENDING = """
+import os, pathlib, signal, sys, time
+file = pathlib.Path(os.environ["FASTREID_STAR_ERROR_FILE"])
+if os.environ["RANK"] == "0":
+    while sys.argv[1] == "line" and not file.with_name("error1.txt").exists():
+        time.sleep(0.001)
+    file.write_text("peer lost") if sys.argv[1] == "line" else time.sleep(0.3)
+    raise ConnectionError("peer lost")
+if sys.argv[1] == "line":
+    file.write_text("no dataset here")
+    sys.exit(2)
+if sys.argv[1] == "bug":
+    raise ValueError("a bug in rank 1")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
-def end_by(what):
-    """Rank 1 ends; rank 0 loses its peer, and often ends first."""
-    if comm.get_rank() == 1:
-        if what == "UserError":
-            raise UserError("no dataset here")
-        if what == "ValueError":
-            raise ValueError("a bug in rank 1")
-        os.kill(os.getpid(), getattr(signal, what))
-    dist.barrier()
-
-
-def test_an_error_that_the_user_can_fix_is_the_one_that_is_raised(capfd):
-    with pytest.raises(UserError, match=r"^no dataset here$"):
-        call_in_processes(end_by, 2, "UserError")
-    assert capfd.readouterr().err == ""
-
-
-def test_a_bug_in_one_process_ends_all_with_its_traceback(capfd):
-    with pytest.raises(SystemExit) as caught:
-        call_in_processes(end_by, 2, "ValueError")
-    assert caught.value.code == 1
-    assert "ValueError: a bug in rank 1" in capfd.readouterr().err
-
-
-def test_a_process_that_the_system_kills_is_one_line(capfd):
-    with pytest.raises(UserError, match=r"process 1 of 2 was killed \(SIGKILL\)") as caught:
-        call_in_processes(end_by, 2, "SIGKILL")
+@pytest.mark.parametrize(
+    ("how", "error", "words"),
+    [
+        ("line", UserError, "no dataset here$"),
+        ("bug", SystemExit, "1"),
+        ("kill", UserError, r"process 1 of 2 was killed \(SIGKILL\)"),
+    ],
+)
+def test_the_error_of_the_process_that_failed_first_is_raised(how, error, words, capfd):
+    with pytest.raises(error, match=rf"^{words}") as caught:
+        run_command(["-c", ENDING, how], 2)
     assert "\n" not in str(caught.value)
-    assert "Traceback" not in capfd.readouterr().err
+    assert ("ValueError: a bug in rank 1" in capfd.readouterr().err) == (how == "bug")
 
 
 CATCHER = """
@@ -167,20 +142,17 @@ def test_processes_that_cannot_join_are_refused(environment, variables, words):
         launch(report, 1, device="cpu")
 
 
+def join(rank, folder):
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(os.getppid() % 10000)}
+    os.environ |= step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+    launch(report, 1, device="cpu", args=(folder,))
+
+
 def test_srun_on_one_machine_joins_its_processes(environment, tmp_path):
-    program = "import sys; from tests.engine.test_launch import report, launch\n"
-    program += "launch(report, 1, device='cpu', args=(sys.argv[1],))"
-    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(time.time_ns() // 1000 % 10000)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path)],
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, **step, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-        )
-        for rank in (0, 1)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    assert (tmp_path / "rank1").read_text().startswith("2 1 2 3.0")
+    environment()
+    pids = [start_forked(join, rank, tmp_path) for rank in (0, 1)]
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
+    assert (tmp_path / "rank1").read_text() == "2 1 2 3.0"
 
 
 # --- wrong requests ------------------------------------------------------------------------------

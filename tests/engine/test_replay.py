@@ -13,10 +13,9 @@ from fastreid_star.engine.replay import read_step, replay
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
-from .conftest import REPOSITORY, tiny_options
+from ..tiny import STAR_DEMO, tiny_options
 
-STAR = str(REPOSITORY / "configs" / "Synthetic" / "STAR_demo.yml")
-AMP = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE")
+AMP = ("INPUT.CLIP.LENGTH", "2", "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE")
 BFLOAT16 = (*AMP, "bfloat16", "INPUT.SIZE_TRAIN", "[64,32]")
 FLOAT16 = (*AMP, "float16", "SOLVER.AMP.MAX_SKIPPED", "1")
 STAGE = "backbone.stages.1.conv2"
@@ -28,7 +27,7 @@ def fail(tiny_root, tmp_path):
 
     def failed(spoil, *more):
         options = tiny_options(tiny_root, tmp_path, "MODEL.LOSSES.CE_ONLY_EPOCHS", "0", *more)
-        trainer = Trainer(load_config(STAR, options))
+        trainer = Trainer(load_config(STAR_DEMO, options))
         runner = trainer._trainer
         if runner.grad_scaler is not None:
             runner.grad_scaler._init_scale = 1.0
@@ -67,7 +66,7 @@ def test_the_step_is_the_same_and_the_planted_module_is_found(fail, value, more)
     path = fail(fill(value), *more)
     step = read_step(path)
     report = replay(path)
-    assert f"First output that is not finite: {STAGE} (Conv2d): input " in report
+    assert f"First output that is not finite: {STAGE} (Conv2d), largest input " in report
     assert report.count(" same") == len(step["losses"]) == 6
     assert all(clip in report for clip in step["clips"])
 
@@ -75,10 +74,9 @@ def test_the_step_is_the_same_and_the_planted_module_is_found(fail, value, more)
 def test_finite_losses_are_the_same_bit_for_bit(fail):
     """Dropout, style and attack are drawn again. A gradient spoiled by a hook is not."""
     path = fail(endless_gradient)
-    assert read_step(path)["gradients"] == ["heads.weight"]
     report = replay(path)
     assert report.count(" same") == 6
-    assert "All is finite here" in report
+    assert "All numbers are finite here" in report
     step = torch.load(path, weights_only=True)
     torch.save({**step, "seed": 1}, path)
     assert replay(path).count(" same") < 6
@@ -152,7 +150,7 @@ def test_divergence_ends_in_one_line_and_spoils_no_checkpoint(tiny_root, tmp_pat
     more += "SOLVER.MAX_EPOCH 5 TEST.EVAL_PERIOD 0"
     options = tiny_options(tiny_root, tmp_path, *more.split())
     with pytest.raises(SystemExit) as ended:
-        main(["train", "--config-file", STAR, *options])
+        main(["train", "--config-file", STAR_DEMO, *options])
     assert ended.value.code == 2
     (kept,) = tmp_path.glob("nonfinite-*.pth")
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

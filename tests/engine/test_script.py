@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fastreid_star.engine.defaults import argument_parser, default_setup, load_config
+from fastreid_star.cli.main import main
+from fastreid_star.engine.defaults import default_setup, load_config
 from fastreid_star.engine.script import device_of, script_parser
-from fastreid_star.engine.trainer import train_or_evaluate
 
-from .conftest import REPOSITORY, tiny_options
+from ..forked import command, run_forked
+from ..tiny import REPOSITORY, tiny_options
 
 STAR = str(REPOSITORY / "configs" / "Synthetic" / "STAR_small.yml")
 
@@ -168,11 +169,15 @@ DATASETS:
 """
 
 
-def start(*command, expect=0):
-    command = [sys.executable, "-m", *map(str, command)]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert ended.returncode == expect, ended.stderr
-    return ended
+def start(*words):
+    """``python -m fastreid_star SCRIPT ...`` in a forked process, from the repository."""
+
+    def run():
+        os.chdir(REPOSITORY)
+        main(["run-script", *map(str, words)])
+
+    ended = run_forked(run)
+    assert ended.status == 0, ended.text
 
 
 def weights(output):
@@ -205,13 +210,13 @@ def star_options(*arguments):
 @pytest.fixture(scope="module")
 def star_run(train_net, tiny_root, tmp_path_factory):
     output = tmp_path_factory.mktemp("star")
-    start("fastreid_star", train_net, "--config-file", STAR, *star_options(tiny_root, output))
+    start(train_net, "--config-file", STAR, *star_options(tiny_root, output))
     return output
 
 
 def test_the_script_trains_what_the_tool_trains(star_run, tiny_root, tmp_path):
-    arguments = ["--config-file", STAR, *star_options(tiny_root, tmp_path)]
-    train_or_evaluate(argument_parser("test").parse_args(arguments))
+    ended = command("train", "--config-file", STAR, *star_options(tiny_root, tmp_path))
+    assert ended.status == 0, ended.text
     assert_same(weights(star_run), weights(tmp_path))
     saved = (star_run / "config.yaml").read_text()
     assert saved.replace(str(star_run), str(tmp_path)) == (tmp_path / "config.yaml").read_text()
@@ -222,31 +227,28 @@ def test_evaluation_and_resuming_give_the_same(star_run, train_net, tiny_root, t
     options = star_options(
         tiny_root, tmp_path / "test", "MODEL.WEIGHTS", star_run / "model_final.pth"
     )
-    start("fastreid_star", train_net, "--config-file", STAR, "--eval-only", *options)
+    start(train_net, "--config-file", STAR, "--eval-only", *options)
     name = "per_query_SyntheticVCM.csv"
     assert (tmp_path / "test" / name).read_bytes() == (star_run / name).read_bytes()
     assert not (tmp_path / "test" / "config.yaml").exists()
     shutil.copy(star_run / "model_last.pth", tmp_path)
     (tmp_path / "last_checkpoint").write_text("model_last.pth")
     options = star_options(tiny_root, tmp_path)
-    start("fastreid_star", train_net, *options, "--config-file", STAR, "--resume")
+    start(train_net, *options, "--config-file", STAR, "--resume")
     assert_same(weights(star_run), weights(tmp_path))
 
 
 @pytest.mark.long
 def test_two_processes_of_ours_or_of_torchrun(train_net, tiny_root, tmp_path):
-    def arguments(name):
-        options = star_options(
-            tiny_root, tmp_path / name, "SOLVER.IMS_PER_BATCH", "16", "SOLVER.MAX_EPOCH", "1"
-        )
-        return train_net, "--config-file", STAR, "--num-gpus", "2", *options
-
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
-    start("fastreid_star", *arguments("ours"))
-    start(*torchrun, "fastreid_star", *arguments("torchrun"))
-    assert_same(weights(tmp_path / "ours"), weights(tmp_path / "torchrun"))
-    for name in ("ours", "torchrun"):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for name, words in (("ours", []), ("torchrun", torchrun)):
+        more = ("SOLVER.IMS_PER_BATCH", "16", "SOLVER.MAX_EPOCH", "1")
+        options = star_options(tiny_root, tmp_path / name, *more)
+        command = [sys.executable, *words, "-m", "fastreid_star", str(train_net)]
+        command += ["--config-file", STAR, "--num-gpus", "2", *options]
+        subprocess.run(command, cwd=REPOSITORY, check=True)
         assert "2 process(es) on cpu" in (tmp_path / name / "log.txt").read_text()
+    assert_same(weights(tmp_path / "ours"), weights(tmp_path / "torchrun"))
 
 
 # --- images --------------------------------------------------------------------------------------
@@ -280,7 +282,7 @@ def market(tmp_path_factory):
 def image_run(train_net, market, tmp_path_factory):
     output = tmp_path_factory.mktemp("images")
     config, options = market
-    start("fastreid_star", train_net, *config, *options, "OUTPUT_DIR", output)
+    start(train_net, *config, *options, "OUTPUT_DIR", output)
     return output
 
 
@@ -296,7 +298,7 @@ def result_line(output):
 def test_images_train_and_evaluate(image_run, train_net, market, tmp_path):
     config, options = market
     more = ("OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", image_run / "model_final.pth")
-    start("fastreid_star", train_net, *config, "--eval-only", *options, *more)
+    start(train_net, *config, "--eval-only", *options, *more)
     assert result_line(tmp_path) == result_line(image_run)
 
 
@@ -312,28 +314,22 @@ def project(tmp_path_factory):
 def test_a_projects_own_trainer(project, image_run, market, tmp_path):
     config, options = market
     more = ("OUTPUT_DIR", tmp_path, "PROJECT.NOTE", "signed")
-    start("fastreid_star", project, *config, *options, *more)
+    start(project, *config, *options, *more)
     assert_same(weights(tmp_path), weights(image_run))
     assert (tmp_path / "rank0.txt").read_text() == "signed"
     assert "Note" in (tmp_path / "log.txt").read_text()
-
-
-@pytest.mark.long
-def test_a_projects_own_trainer_in_two_processes(project, market, tmp_path):
-    config, options = market
-    more = ("OUTPUT_DIR", tmp_path, "PROJECT.NOTE", "signed", "SOLVER.MAX_EPOCH", "1")
-    start("fastreid_star", project, *config, "--num-gpus", "2", *options, *more)
-    assert [(tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1)] == ["signed", "signed"]
-    assert "2 process(es) on cpu" in (tmp_path / "log.txt").read_text()
-    assert "42" in result_line(tmp_path)
 
 
 # --- errors --------------------------------------------------------------------------------------
 
 
 def test_a_wrong_key_is_one_line(train_net):
-    arguments = ("--config-file", STAR, "SOLVER.BASE_LT", "1")
-    (line,) = start("fastreid_star", train_net, *arguments, expect=2).stderr.splitlines()
+    command = [sys.executable, "-m", "fastreid_star", str(train_net), "--config-file", STAR]
+    ended = subprocess.run(
+        [*command, "SOLVER.BASE_LT", "1"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
     assert line.startswith("error: ")
     assert "SOLVER.BASE_LR" in line
 

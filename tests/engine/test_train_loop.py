@@ -2,42 +2,28 @@
 
 import logging
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from fastreid.utils.events import EventStorage
 
 from fastreid_star.engine.defaults import load_config
+from fastreid_star.engine.finite import measure
 from fastreid_star.engine.replay import read_step
-from fastreid_star.engine.train_loop import measure, step_seed
+from fastreid_star.engine.train_loop import step_seed
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 
-from .conftest import REPOSITORY, tiny_options
+from ..tiny import STAR_DEMO, tiny_options
 
-STAR = str(REPOSITORY / "configs" / "Synthetic" / "STAR_demo.yml")
-LOSSES = (
-    "loss_cls",
-    "loss_cls_frame",
-    "loss_triplet",
-    "loss_cls_attack",
-    "loss_defense",
-    "loss_skeleton",
-)
 # torch's bfloat16 convolution on the CPU gives NaN for maps of 4x2 with stride 2
 BFLOAT16 = (
-    "SOLVER.AMP.ENABLED",
-    "True",
-    "SOLVER.AMP.DTYPE",
-    "bfloat16",
-    "INPUT.SIZE_TRAIN",
-    "[64, 32]",
-)
-FLOAT16 = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16")
+    "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16", "INPUT.SIZE_TRAIN", "[64, 32]",
+    "INPUT.CLIP.LENGTH", "2",
+)  # fmt: skip
+FLOAT16 = (
+    "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16", "INPUT.CLIP.LENGTH", "2",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -46,7 +32,7 @@ def build(tiny_root, tmp_path):
 
     def built(*more):
         options = tiny_options(tiny_root, tmp_path, "MODEL.LOSSES.CE_ONLY_EPOCHS", "0", *more)
-        return Trainer(load_config(STAR, options))
+        return Trainer(load_config(STAR_DEMO, options))
 
     return built
 
@@ -86,7 +72,7 @@ def take_steps(trainer, *, bad=(), count=1, first=0, losses=("loss_cls",), value
     return storage
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ["loss_cls", "loss_skeleton"])
 def test_each_loss_is_caught_at_its_step(build, tmp_path, name):
     trainer = build()
     take_steps(trainer, count=1)
@@ -114,9 +100,6 @@ def test_what_is_kept(build, tmp_path):
     assert kept["batch"]["images"].shape == (8, 3, 3, 32, 16)
     tracklets = trainer.data_loader.dataset.tracklets
     assert kept["clips"] == [tracklets[index].key(0) for index in kept["batch"]["index"]]
-    ours = trainer.optimizer.state_dict()["state"]
-    assert kept["optimizer"]["state"].keys() == ours.keys()
-    assert torch.equal(kept["optimizer"]["state"][0]["exp_avg"], ours[0]["exp_avg"])
 
 
 @pytest.mark.parametrize("value", [math.inf, 1e25])
@@ -130,7 +113,6 @@ def test_a_gradient_is_caught_where_the_losses_are_finite(build, tmp_path, value
     with pytest.raises(UserError, match=f"losses are finite, but the gradient of {name} is not"):
         take_steps(trainer, first=1)
     assert same(state(trainer), before), "BatchNorm's statistics too"
-    assert read_step(str(tmp_path / "nonfinite-1.pth"))["gradients"] == [name]
     hook.remove()
     take_steps(trainer, first=1)
     assert not same(state(trainer), before)
@@ -176,13 +158,14 @@ def test_weights_that_came_in_spoiled_are_told(build):
         take_steps(trainer)
 
 
-def test_a_full_disk_does_not_hide_the_reason(build, tmp_path, monkeypatch):
+def test_a_full_disk_does_not_hide_the_reason(build, tmp_path, monkeypatch, caplog):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fastreid_star.engine.train_loop.write_whole", full)
-    with pytest.raises(UserError, match=r"^loss_cls is nan .*could not be kept: .*No space left"):
+    with pytest.raises(UserError, match=r"^loss_cls is nan at iteration 0 .*lower SOLVER"):
         take_steps(build(), bad={0})
+    assert "could not be kept" in caplog.text
     assert not list(tmp_path.glob("nonfinite*"))
 
 
@@ -225,94 +208,40 @@ def test_overflowing_gradients_are_skipped_by_the_scaler_and_counted(build, capl
 
 
 def test_a_scale_that_collapses_ends_the_run(build, tmp_path):
-    trainer = build(*FLOAT16, "SOLVER.AMP.MAX_SKIPPED", "4")
-    name, parameter = next(
-        item for item in trainer.model.named_parameters() if item[0].endswith("conv2.weight")
-    )
+    trainer = build(*FLOAT16, "SOLVER.AMP.MAX_SKIPPED", "2")
+    parameters = trainer.model.named_parameters()
+    name, parameter = next(item for item in parameters if item[0].endswith("conv2.weight"))
     trainer._trainer.grad_scaler._init_scale = 16.0
     parameter.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
-    with pytest.raises(
-        UserError, match=r"^4 steps in a row were skipped, the last because the losses are finite"
-    ) as end:
+    words = r"^2 steps in a row were skipped, the last because the losses are finite"
+    with pytest.raises(UserError, match=words) as end:
         take_steps(trainer, count=10)
     assert name in str(end.value)
-    assert "at iteration 3 " in str(end.value)
+    assert "at iteration 1 " in str(end.value)
     assert "set SOLVER.AMP.DTYPE bfloat16" in str(end.value)
-    assert read_step(str(tmp_path / "nonfinite-3.pth"))["grad_scaler"]["scale"] == 2.0, (
-        "as it was before that step"
-    )
+    scale = read_step(str(tmp_path / "nonfinite-1.pth"))["grad_scaler"]["scale"]
+    assert scale == 8.0, "as it was before that step"
 
 
 def test_a_loss_that_overflows_in_float16_is_skipped_and_the_next_step_taken(build, caplog):
     trainer = build(*FLOAT16, "SOLVER.AMP.MAX_SKIPPED", "2")
     runner = trainer._trainer
     runner.grad_scaler._init_scale = 1.0
-    take_steps(trainer)
     before, scaler = state(trainer), runner.grad_scaler.state_dict()
-    storage = take_steps(trainer, bad={1}, first=1)
+    storage = take_steps(trainer, bad={0})
     assert same(state(trainer), before), "BatchNorm's statistics too"
     assert runner.grad_scaler.state_dict() == scaler
-    assert "Iteration 1 was skipped: loss_cls is nan (1 in a row; 2 end the run)" in caplog.text
+    assert "Iteration 0 was skipped: loss_cls is nan (1 in a row; 2 end the run)" in caplog.text
     assert math.isnan(storage.latest()["total_loss"][0]), "a bar reads it from the first step on"
-    storage = take_steps(trainer, bad={3}, first=2, count=3)
+    storage = take_steps(trainer, bad={2}, first=1, count=2)
     assert not same(state(trainer), before)
     assert runner.skipped == 2
     assert math.isfinite(storage.history("total_loss").median(20))
-    assert (
-        len(storage.history("total_loss").values())
-        == len(storage.history("loss_cls").values())
-        == 2
-    )
-    with pytest.raises(
-        UserError,
-        match=r"^2 steps in a row were skipped, the last because loss_cls is nan at iteration 6",
-    ):
-        take_steps(trainer, bad={5, 6, 7}, first=5, count=3)
-
-
-@pytest.fixture(scope="module")
-def on_rank_1(tiny_root, tmp_path_factory):
-    """Three runs in two processes, ended by rank 1 only: their folder, and the program's end."""
-    folder = tmp_path_factory.mktemp("ranks")
-    program = Path(__file__).parent / "programs" / "nonfinite.py"
-    options = tiny_options(
-        tiny_root, folder, "SOLVER.IMS_PER_BATCH", "16", "MODEL.LOSSES.CE_ONLY_EPOCHS", "0"
-    )
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, str(program), STAR, str(folder), *options]
-    return folder, subprocess.run(command, env=env, capture_output=True, text=True, timeout=180)
-
-
-def test_one_of_two_processes_ends_both_with_one_line(on_rank_1):
-    folder, done = on_rank_1
-    assert done.returncode == 2, done.stdout + done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert line == "error: " + (folder / "loss" / "said0").read_text()
-
-
-@pytest.mark.parametrize(
-    ("what", "told", "kept"),
-    [
-        ("loss", "loss_defense is nan on rank 1 at iteration 4 ", ["nonfinite-4-rank1.pth"]),
-        ("skipped", "2 steps in a row were skipped", ["nonfinite-5-rank1.pth"]),
-        # gradients are averaged over the ranks
-        ("gradient", "the losses are finite, but the gradient of heads.bottleneck.0.weight",
-         ["nonfinite-4-rank0.pth", "nonfinite-4-rank1.pth"]),
-    ],
-)  # fmt: skip
-def test_every_rank_is_told_the_same(on_rank_1, what, told, kept):
-    folder = on_rank_1[0] / what
-    said = [(folder / f"said{rank}").read_text() for rank in (0, 1)]
-    assert said[0] == said[1]
-    assert said[0].startswith(told)
-    assert str(folder / kept[0]) in said[0]
-    assert said[0].endswith("(and 1 more beside it)") == (len(kept) > 1)
-    assert sorted(path.name for path in folder.glob("nonfinite*")) == kept
-    step = read_step(str(folder / kept[-1]))
-    assert (step["rank"], step["world_size"]) == (1, 2)
-    # what was saved before is there, and whole
-    last = torch.load(folder / "model_last.pth", weights_only=True)
-    assert all(value.isfinite().all() for value in last["model"].values())
+    names = ("total_loss", "loss_cls")
+    assert [len(storage.history(name).values()) for name in names] == [1, 1]
+    words = r"^2 steps in a row were skipped, the last because loss_cls is nan at iteration 3"
+    with pytest.raises(UserError, match=words):
+        take_steps(trainer, bad={3}, first=3)
 
 
 # --- what is measured -----------------------------------------------------------------------------

@@ -1,27 +1,28 @@
-"""Whole runs on the tiny synthetic data: training, evaluation, resume, several processes."""
+"""Whole runs on the tiny synthetic data: training, evaluation, resume."""
 
 import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
-import subprocess
-import sys
+import time
 
 import pytest
 import torch
 from fastreid.engine.train_loop import HookBase
-from fastreid.utils import comm
 
-from fastreid_star.engine import weights as weights_module
-from fastreid_star.engine.checkpoint import checkpoint_config, read_checkpoint
-from fastreid_star.engine.defaults import argument_parser, load_config, setup
+from fastreid_star.engine.checkpoint import checkpoint_config
+from fastreid_star.engine.config_changes import check_resumed
+from fastreid_star.engine.defaults import argument_parser, load_config
 from fastreid_star.engine.trainer import Trainer, load_trained, train_or_evaluate
 from fastreid_star.errors import UserError
+from fastreid_star.files import locked
+from fastreid_star.weights import read_checkpoint, read_weights
 
-from .conftest import DEMO, tiny_config, tiny_options
-from .processes import call_in_processes
+from ..forked import start_forked
+from ..tiny import DEMO, tiny_config, tiny_options
 
 NO_EVALUATION = ("TEST.EVAL_PERIOD", "0")
 
@@ -38,19 +39,41 @@ def assert_same_checkpoint(one, other):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+class WholeRun:
+    """One uninterrupted run, with what its log said and which losses each step had."""
+
+    def __init__(self, root, folder):
+        self.folder, self.losses, self.lines = folder, [], []
+        trainer = Trainer(tiny_config(root, folder, "SOLVER.LOG_PERIOD", "1"))
+        parameters = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+        before = {name: p.detach().clone() for name, p in parameters.items()}
+        trainer.model.register_forward_hook(self._note)
+        handler = logging.Handler()
+        handler.emit = lambda record: self.lines.append(record.getMessage())
+        loggers = [logging.getLogger(name) for name in ("fastreid", "fastreid_star")]
+        for logger in loggers:
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
+        trainer.resume_or_load(resume=False)
+        self.results = trainer.train()
+        for logger in loggers:
+            logger.removeHandler(handler)
+        self.unchanged = [n for n, p in parameters.items() if torch.equal(p, before[n])]
+
+    def _note(self, module, inputs, output):
+        if module.training:
+            self.losses.append(set(output))
+
+
 @pytest.fixture(scope="module")
 def whole_run(tiny_root, tmp_path_factory):
-    """One uninterrupted run: (output folder, results)."""
-    output = tmp_path_factory.mktemp("whole")
-    trainer = Trainer(tiny_config(tiny_root, output))
-    trainer.resume_or_load(resume=False)
-    return output, trainer.train()
+    return WholeRun(tiny_root, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
 def copied(whole_run, tmp_path):
     """A folder with the complete run in it."""
-    shutil.copytree(whole_run[0], tmp_path, dirs_exist_ok=True)
+    shutil.copytree(whole_run.folder, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -63,13 +86,12 @@ class StopAt(HookBase):
             raise KeyboardInterrupt
 
 
-def stopped(root, output, iteration, *more):
+def stopped(root, output, iteration):
     """A run that ended before this iteration; its checkpoints are those of the epochs before."""
-    trainer = Trainer(tiny_config(root, output, *more))
+    trainer = Trainer(tiny_config(root, output))
     trainer.register_hooks([StopAt(iteration)])
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    return trainer
 
 
 def resumed(root, output, *more, **options):
@@ -78,16 +100,9 @@ def resumed(root, output, *more, **options):
     return trainer
 
 
-def test_training_changes_every_weight_and_reports_both_directions(tiny_root, tmp_path):
-    trainer = Trainer(tiny_config(tiny_root, tmp_path))
-    before = {
-        name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad
-    }
-    results = trainer.train()
-    assert before
-    for name, p in trainer.model.named_parameters():
-        if p.requires_grad:
-            assert not torch.equal(p, before[name]), name
+def test_training_changes_every_weight_and_reports_both_directions(whole_run):
+    assert whole_run.unchanged == []
+    results = whole_run.results
     names = ("Rank-1", "Rank-20", "mAP", "mINP")
     assert {f"{way}/{what}" for way in ("I2V", "V2I") for what in names} <= set(results)
     mean = (results["I2V/mAP"] + results["V2I/mAP"]) / 2
@@ -95,43 +110,53 @@ def test_training_changes_every_weight_and_reports_both_directions(tiny_root, tm
     assert all(0 <= value <= 100 for value in results.values())
 
 
+def test_cross_entropy_alone_for_the_first_epochs(whole_run):
+    # before the first step, one sample of the test set is evaluated
+    assert ["loss_defense" in losses for losses in whole_run.losses] == [False] * 3 + [True] * 6
+
+
+def test_the_log_counts_epochs_from_one(whole_run):
+    assert any("from epoch 1 of 3" in line for line in whole_run.lines)
+    lines = [line for line in whole_run.lines if "epoch/iter" in line]
+    assert [line.split("epoch/iter: ")[1].split("/")[0] for line in lines] == list("111222333")
+
+
 def test_what_a_run_leaves_behind(tiny_root, whole_run):
-    output, results = whole_run
+    output = whole_run.folder
     names = {*os.listdir(output)}
     assert {"config.yaml", "metrics.json", "model_best.pth", "model_last.pth"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert (output / "per_query_SyntheticVCM.csv").read_text().count("\n") == 1 + 2 * 8
     final = read_checkpoint(str(output / "model_final.pth"))
     assert (final["epoch"], final["iteration"], final["iters_per_epoch"]) == (2, 9, 3)
-    assert final["progress"] == {"seed": 0, "best_metric": pytest.approx(results["metric"])}
+    best = pytest.approx(whole_run.results["metric"])
+    assert final["progress"] == {"seed": 0, "best_metric": best}
     assert final["versions"]["torch"] == torch.__version__
-    cfg = tiny_config(tiny_root, output)
+    cfg = tiny_config(tiny_root, output, "SOLVER.LOG_PERIOD", "1")
     assert checkpoint_config(str(output / "model_final.pth")) == cfg
     assert load_config(str(output / "config.yaml")) == cfg
 
 
-@pytest.mark.parametrize("iteration", [3, 5, 7])
-def test_interrupted_and_resumed_equals_uninterrupted(tiny_root, whole_run, tmp_path, iteration):
-    stopped(tiny_root, tmp_path, iteration)
+def test_interrupted_and_resumed_equals_uninterrupted(tiny_root, whole_run, tmp_path):
+    stopped(tiny_root, tmp_path, 5)
     torch.manual_seed(99)  # what the process did before must not matter
-    trainer = resumed(tiny_root, tmp_path)
-    assert trainer.start_epoch == iteration // 3
-    assert trainer.train() == whole_run[1]
-    assert_same_checkpoint(tmp_path / "model_final.pth", whole_run[0] / "model_final.pth")
+    trainer = resumed(tiny_root, tmp_path, "SOLVER.LOG_PERIOD", "1")
+    assert trainer.start_epoch == 1
+    assert trainer.train() == whole_run.results
+    assert_same_checkpoint(tmp_path / "model_final.pth", whole_run.folder / "model_final.pth")
 
 
-@pytest.mark.parametrize("size", [0, 1000])
-def test_a_run_goes_on_from_the_last_good_checkpoint(tiny_root, whole_run, tmp_path, caplog, size):
+def test_a_run_goes_on_from_the_last_good_checkpoint(tiny_root, whole_run, tmp_path, caplog):
     stopped(tiny_root, tmp_path, 7)
-    os.truncate(tmp_path / "model_last.pth", size)
-    (tmp_path / "model_last.pth.1.0123abcd.tmp").write_text("half of the next one")
+    os.truncate(tmp_path / "model_last.pth", 1000)
+    (tmp_path / "model_last.pth.tmp").write_text("half of the next one")
     with open(tmp_path / "metrics.json", "a") as file:
         file.write('{"epoch": 2.3, "iter')
-    trainer = resumed(tiny_root, tmp_path)
+    trainer = resumed(tiny_root, tmp_path, "SOLVER.LOG_PERIOD", "1")
     assert f"Resuming from {tmp_path}/model_last-1.pth" in caplog.text
     assert (trainer.start_epoch, trainer.start_iter) == (1, 3)
-    assert trainer.train() == whole_run[1]
-    assert_same_checkpoint(tmp_path / "model_final.pth", whole_run[0] / "model_final.pth")
+    assert trainer.train() == whole_run.results
+    assert_same_checkpoint(tmp_path / "model_final.pth", whole_run.folder / "model_final.pth")
     assert not list(tmp_path.glob("*.tmp"))
     for line in (tmp_path / "metrics.json").read_text().splitlines():
         json.loads(line)
@@ -151,18 +176,11 @@ def test_a_new_run_does_not_pass_an_earlier_ones_checkpoints_for_its_own(
     trainer.train()
     assert [path.name for path in copied.glob("*.pth")] == ["model_final.pth"]
     aside = {path.name for path in (copied / "earlier-1").glob("*.pth")}
-    assert aside == {path.name for path in whole_run[0].glob("*.pth")}
+    assert aside == {path.name for path in whole_run.folder.glob("*.pth")}
 
 
 def test_a_finished_run_is_only_evaluated(tiny_root, whole_run):
-    assert resumed(tiny_root, whole_run[0]).train() == whole_run[1]
-
-
-def test_trained_weights_evaluate_to_what_training_reported(tiny_root, whole_run, tmp_path):
-    cfg = tiny_config(tiny_root, tmp_path)
-    model = load_trained(cfg, str(whole_run[0] / "model_final.pth"))
-    assert not model.training
-    assert Trainer.test(cfg, model) == whole_run[1]
+    assert resumed(tiny_root, whole_run.folder).train() == whole_run.results
 
 
 # --- what is refused, and leaves the folder alone -------------------------------------------------
@@ -186,8 +204,7 @@ def arguments(root, output, *more):
     [
         (("SOLVER.MAX_EPOCH", "0"), "MAX_EPOCH"),
         (("MODEL.BACKBONE.DEPTH", "99x"), "DEPTH.*99x"),
-        (("--resume", "MODEL.BACKBONE.DEPTH", "small"), "another model|differs"),
-        (("--resume", "INPUT.CLIP.LENGTH", "2"), "INPUT.CLIP.LENGTH"),
+        (("--resume", "INPUT.CLIP.LENGTH", "2"), r"INPUT.CLIP.LENGTH \(3 -> 2\)"),
         (("TEST.RERANK.ENABLED", "True"), "RERANK"),
     ],
 )
@@ -198,103 +215,87 @@ def test_a_refused_run_leaves_an_earlier_one_as_it_was(tiny_root, copied, more, 
     assert content(copied) == before
 
 
-LOCKING = """
-import sys
-from fastreid_star.files import locked
-with locked(sys.argv[1]):
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
+def hold(folder):
+    with locked(folder):
+        (folder / "held").touch()
+        time.sleep(100)
 
 
 def test_a_second_run_in_a_folder_is_refused(tiny_root, copied):
+    pid = start_forked(hold, copied)
+    while not (copied / "held").exists():
+        time.sleep(0.01)
     before = content(copied)
-    command = [sys.executable, "-c", LOCKING, str(copied)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes) as other:
-        assert other.stdout.readline() == b"locked\n"
-        for flags in ((), ("--resume",)):
-            with pytest.raises(UserError, match="another run is writing"):
-                train_or_evaluate(arguments(tiny_root, copied, *flags))
-        assert content(copied) == before
-        other.stdin.close()
+    with pytest.raises(UserError, match="another run is writing"):
+        train_or_evaluate(arguments(tiny_root, copied, "--resume"))
+    assert content(copied) == before
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
     resumed(tiny_root, copied)
 
 
-def test_without_locks_a_run_trains(tiny_root, tmp_path, monkeypatch):
+def test_without_locks_a_run_trains(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
-    resumed(tiny_root, tmp_path)
+    with locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize(
     "more",
     [
         ("SOLVER.BASE_LR", "0.01"),
-        ("SOLVER.WEIGHT_DECAY", "0.01"),
         ("SOLVER.STEPS", "[1]"),
         ("SOLVER.OPT", "SGD"),
-        ("SOLVER.BIAS_LR_FACTOR", "2.0"),
-        ("INPUT.CLIP.LENGTH", "2"),
         ("MODEL.LOSSES.TRI.MARGIN", "0.5"),
+        ("SOLVER.SCHED", "CosineAnnealingLR"),
+        ("SOLVER.SCHED", "CosineAnnealingLR", "SOLVER.MAX_EPOCH", "9"),
     ],
 )
-def test_resuming_with_another_config_is_refused_by_its_key(tiny_root, whole_run, tmp_path, more):
+def test_resuming_with_another_config_is_refused_by_its_key(more):
     """Half of these had an effect, half had none, without a word."""
-    shutil.copytree(whole_run[0], tmp_path, dirs_exist_ok=True)
-    key, value = more
-    with pytest.raises(
-        UserError, match=rf"--resume.*{key} \(.* -> .?{value[:3].replace('[', '.')}"
-    ):
-        resumed(tiny_root, tmp_path, *more)
+    key = more[-2]
+    saved = load_config(DEMO, ["SEED", "0", *more[:-2]])
+    with pytest.raises(UserError, match=rf"--resume.*{key} \(.* -> "):
+        check_resumed(saved, load_config(DEMO, ["SEED", "0", *more]), allow=False)
 
 
-def test_changes_that_a_run_can_take_are_listed_or_allowed(tiny_root, tmp_path, caplog):
-    stopped(tiny_root, tmp_path, 4)
-    resumed(tiny_root, tmp_path, "DATALOADER.NUM_WORKERS", "1", "TEST.EVAL_PERIOD", "1")
+def test_changes_that_a_run_can_take_are_listed_or_allowed(tiny_root, copied, caplog):
+    resumed(tiny_root, copied, "DATALOADER.NUM_WORKERS", "1", "TEST.EVAL_PERIOD", "1")
     assert "differs" not in caplog.text
-    trainer = resumed(tiny_root, tmp_path, "SOLVER.MAX_EPOCH", "4")
-    assert "SOLVER.MAX_EPOCH (3 -> 4)" in caplog.text
-    assert trainer.max_iter == 12
-    more = ("MODEL.LOSSES.TRI.MARGIN", "0.5")
-    trainer = resumed(tiny_root, tmp_path, *more, allow_changed=True)
+    more = ("MODEL.LOSSES.TRI.MARGIN", "0.5", "SOLVER.MAX_EPOCH", "4")
+    trainer = resumed(tiny_root, copied, *more, allow_changed=True)
     assert "MODEL.LOSSES.TRI.MARGIN (0.3 -> 0.5)" in caplog.text
-    assert trainer.start_iter == 3
+    assert "SOLVER.MAX_EPOCH (3 -> 4)" in caplog.text
+    assert (trainer.start_iter, trainer.max_iter) == (9, 12)
     assert trainer.model.losses["TripletLoss"].options["margin"] == 0.5
-
-
-def test_a_cosine_cannot_be_lengthened(tiny_root, tmp_path):
-    cosine = ("SOLVER.SCHED", "CosineAnnealingLR", "SOLVER.WARMUP_EPOCHS", "0")
-    cosine += ("SOLVER.WARMUP_ITERS", "0", *NO_EVALUATION)
-    stopped(tiny_root, tmp_path, 4, *cosine)
-    with pytest.raises(UserError, match="MAX_EPOCH"):
-        resumed(tiny_root, tmp_path, *cosine, "SOLVER.MAX_EPOCH", "9")
 
 
 def test_resuming_inside_the_warm_up_with_longer_epochs_is_refused(tiny_root, tmp_path):
     """The rate stayed below BASE_LR for the rest of the run."""
     warm = ("SOLVER.WARMUP_EPOCHS", "2", *NO_EVALUATION)
-    stopped(tiny_root, tmp_path, 4, *warm)
+    trainer = Trainer(tiny_config(tiny_root, tmp_path, *warm))
+    trainer.checkpointer.save("model_last", epoch=0, iteration=3, iters_per_epoch=3)
     with pytest.raises(UserError, match="from the warm-up with 3 steps"):
         resumed(tiny_root, tmp_path, *warm, "SOLVER.IMS_PER_BATCH", "12")
     resumed(tiny_root, tmp_path, *warm)
 
 
 def test_resuming_another_model_is_refused(tiny_root, whole_run):
+    trainer = Trainer(tiny_config(tiny_root, whole_run.folder, "MODEL.BACKBONE.DEPTH", "small"))
     with pytest.raises(UserError, match=r"--resume: .*MODEL\.BACKBONE\.DEPTH"):
-        resumed(tiny_root, whole_run[0], "MODEL.BACKBONE.DEPTH", "small")
-    trainer = Trainer(tiny_config(tiny_root, whole_run[0], "MODEL.BACKBONE.DEPTH", "small"))
+        trainer.resume_or_load(resume=True)
     with pytest.raises(UserError, match="is of another model"):
         trainer.resume_or_load(resume=True, allow_changed=True)
 
 
 def test_weights_of_another_model_are_refused(tiny_root, whole_run, tmp_path):
-    path = str(whole_run[0] / "model_final.pth")
-    for more in (("MODEL.BACKBONE.DEPTH", "small"), ("MODEL.HEADS.GEM_P", "1.0")):
-        with pytest.raises(UserError, match=f"differs.*{more[0]}"):
-            load_trained(tiny_config(tiny_root, tmp_path, *more), path)
+    path = str(whole_run.folder / "model_final.pth")
+    more = ("MODEL.HEADS.GEM_P", "1.0")
+    with pytest.raises(UserError, match=r"differs.*MODEL\.HEADS\.GEM_P"):
+        load_trained(tiny_config(tiny_root, tmp_path, *more), path)
     load_trained(tiny_config(tiny_root, tmp_path, *more), path, allow_changed=True)
     cfg = tiny_config(tiny_root, tmp_path, "MODEL.BACKBONE.DEPTH", "small")
     with pytest.raises(UserError, match="another model"):
@@ -302,10 +303,9 @@ def test_weights_of_another_model_are_refused(tiny_root, whole_run, tmp_path):
 
 
 def test_features_asked_for_without_effect_are_refused_in_evaluation(tiny_root, copied):
-    weights = ("MODEL.WEIGHTS", str(copied / "model_best.pth"))
-    for key in ("TEST.AQE.ENABLED", "TEST.ROC.ENABLED"):
-        with pytest.raises(UserError, match=key):
-            train_or_evaluate(arguments(tiny_root, copied, "--eval-only", *weights, key, "True"))
+    weights = ("MODEL.WEIGHTS", str(copied / "model_best.pth"), "TEST.AQE.ENABLED", "True")
+    with pytest.raises(UserError, match=r"TEST\.AQE\.ENABLED"):
+        train_or_evaluate(arguments(tiny_root, copied, "--eval-only", *weights))
 
 
 # --- weights from elsewhere -----------------------------------------------------------------------
@@ -313,7 +313,7 @@ def test_features_asked_for_without_effect_are_refused_in_evaluation(tiny_root, 
 
 @pytest.fixture(scope="module")
 def trained_weights(whole_run):
-    return read_checkpoint(str(whole_run[0] / "model_final.pth"))["model"]
+    return read_checkpoint(str(whole_run.folder / "model_final.pth"))["model"]
 
 
 def of_data_parallel(weights):
@@ -329,10 +329,11 @@ def of_the_model_zoo(weights):
     return {"model": renamed}
 
 
-@pytest.mark.parametrize("wrap", [dict, of_data_parallel, of_the_model_zoo])
-def test_weights_of_any_wrapping_are_loaded(tiny_root, tmp_path, trained_weights, wrap):
+def test_weights_of_any_wrapping_are_loaded(tiny_root, tmp_path, trained_weights):
     path = tmp_path / "weights.pth"
-    torch.save(wrap(trained_weights), path)
+    for wrap in (dict, of_data_parallel, of_the_model_zoo):
+        torch.save(wrap(trained_weights), path)
+        assert read_weights(str(path)).keys() == trained_weights.keys()
     cfg = tiny_config(tiny_root, tmp_path / "run", "MODEL.WEIGHTS", path)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
@@ -373,65 +374,17 @@ def test_pretrained_weights_are_unwrapped_and_must_fit(tiny_root, tmp_path):
         Trainer.build_model(pretrained(tiny_root, tmp_path, path))
 
 
-def test_a_read_that_fails_for_a_moment_is_repeated_and_nothing_is_renamed(
-    tiny_root, tmp_path, monkeypatch
-):
-    stopped(tiny_root, tmp_path, 7)
-    names = sorted(os.listdir(tmp_path))
-    load, failures = weights_module.load_plain, [2, 99]
-
-    def failing(path):
-        if failures[0]:
-            failures[0] -= 1
-            raise OSError(errno.EIO, "Input/output error", path)
-        return load(path)
-
-    monkeypatch.setattr(weights_module, "load_plain", failing)
-    monkeypatch.setattr(weights_module, "PAUSE", 0)
-    assert resumed(tiny_root, tmp_path).start_iter == 6
-    failures[0] = 99
-    with pytest.raises(UserError, match=r"model_last\.pth cannot be read \(Input/output error\)"):
-        resumed(tiny_root, tmp_path)
-    assert sorted(os.listdir(tmp_path)) == sorted({*names, ".lock"})
+# --- precision, layout ----------------------------------------------------------------------------
 
 
-# --- losses, precision, layout --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_mixed_precision_trains_and_keeps_its_scaler(tiny_root, tmp_path, dtype):
-    amp = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype, "SOLVER.MAX_EPOCH", "2"]
+def test_mixed_precision_trains(tiny_root, tmp_path):
+    amp = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16", "SOLVER.MAX_EPOCH", "1"]
     # torch 2.13's bfloat16 convolution on the CPU gives NaN for maps of 4x2 with stride 2
-    size = ["INPUT.SIZE_TRAIN", "[64, 32]", "INPUT.SIZE_TEST", "[64, 32]"]
-    trainer = Trainer(tiny_config(tiny_root, tmp_path, *amp, *size))
+    size = ["INPUT.SIZE_TRAIN", "[64, 32]", "SOLVER.STEPS", "()"]
+    trainer = Trainer(tiny_config(tiny_root, tmp_path, *amp, *size, *NO_EVALUATION))
     before = trainer.model.heads.weight.detach().clone()
     trainer.train()
     assert not torch.equal(trainer.model.heads.weight, before)
-    saved = read_checkpoint(str(tmp_path / "model_final.pth"))
-    assert ("grad_scaler" in saved) == (dtype == "float16")
-
-
-def test_cross_entropy_alone_for_the_first_epochs(tiny_root, tmp_path):
-    seen = []
-
-    class Watch(HookBase):
-        def after_step(self):
-            latest = {name for name in self.trainer.storage.latest() if name.startswith("loss_")}
-            seen.append("loss_defense" in latest)
-
-    trainer = Trainer(tiny_config(tiny_root, tmp_path, *NO_EVALUATION))
-    trainer.register_hooks([Watch()])
-    assert trainer.train() == {}
-    assert seen == [False] * 3 + [True] * 6
-
-
-def test_the_log_counts_epochs_from_one(tiny_root, tmp_path, caplog):
-    trainer = Trainer(tiny_config(tiny_root, tmp_path, *NO_EVALUATION, "SOLVER.LOG_PERIOD", "1"))
-    with caplog.at_level("INFO"):
-        trainer.train()
-    assert "from epoch 1 of 3" in caplog.text
-    lines = [r.getMessage() for r in caplog.records if "epoch/iter" in r.getMessage()]
-    assert [line.split("epoch/iter: ")[1].split("/")[0] for line in lines] == list("111222333")
 
 
 def test_channels_last_gives_the_same_step_in_another_layout(tiny_root, tmp_path):
@@ -463,63 +416,3 @@ def test_channels_last_gives_the_same_step_in_another_layout(tiny_root, tmp_path
     for name, gradient in runs["True"][2].items():
         expected = runs["False"][2][name]
         assert (gradient - expected).norm() < 1e-4 * expected.norm() + 1e-7, name
-
-
-# --- several processes ----------------------------------------------------------------------------
-
-
-def train_on_ranks(root, output, config, *more):
-    # two identities for each process, or there is no negative
-    options = tiny_options(root, output, "SOLVER.IMS_PER_BATCH", "16", *more)
-    trainer = Trainer(load_config(config, options))
-    results = trainer.train()
-    weights = comm.gather({n: v.clone() for n, v in trainer.model.module.named_parameters()})
-    if comm.is_main_process():
-        torch.save({"weights": weights, "results": dict(results)}, os.path.join(output, "ranks.pt"))
-
-
-def test_two_processes_end_with_equal_weights_and_evaluate_as_one(tiny_root, tmp_path):
-    call_in_processes(train_on_ranks, 2, tiny_root, tmp_path, DEMO)
-    ranks = torch.load(tmp_path / "ranks.pt", weights_only=True)
-    first, second = ranks["weights"]
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    cfg = tiny_config(tiny_root, tmp_path)
-    model = load_trained(cfg, str(tmp_path / "model_final.pth"))
-    assert dict(Trainer.test(cfg, model)) == ranks["results"]
-
-
-def test_star_trains_in_two_processes_while_some_of_its_losses_rest(tiny_root, tmp_path):
-    star = DEMO.replace("SAD_demo", "STAR_demo")
-    call_in_processes(train_on_ranks, 2, tiny_root, tmp_path, star, *NO_EVALUATION)
-    first, second = torch.load(tmp_path / "ranks.pt", weights_only=True)["weights"]
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert "losses.SkeletonConsistencyLoss.fc.weight" in first
-
-
-def resume_in_own_folder(root, output):
-    """As on machines that share no folder: only the first finds the checkpoint."""
-    folder = os.path.join(output, str(comm.get_rank()))
-    Trainer(tiny_config(root, folder, "SOLVER.IMS_PER_BATCH", "16")).resume_or_load(resume=True)
-
-
-def test_resuming_from_folders_that_differ_is_refused(tiny_root, whole_run, tmp_path):
-    shutil.copytree(whole_run[0], tmp_path / "0")
-    with pytest.raises(UserError, match="do not see the same checkpoint"):
-        call_in_processes(resume_in_own_folder, 2, tiny_root, tmp_path)
-
-
-def draw_seed(root, output):
-    cfg = setup(
-        argument_parser("t").parse_args(
-            ["--config-file", DEMO, *tiny_options(root, output, "SEED", "-1")]
-        )
-    )
-    with open(os.path.join(output, f"seed{comm.get_rank()}"), "w") as file:
-        file.write(str(cfg.SEED))
-
-
-@pytest.mark.long
-def test_a_fresh_seed_is_the_same_in_all_processes(tiny_root, tmp_path):
-    call_in_processes(draw_seed, 2, tiny_root, tmp_path)
-    first, second = ((tmp_path / f"seed{rank}").read_text() for rank in (0, 1))
-    assert first == second

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastreid_star.engine.ablation import COLUMNS, OPTIONS, PAPER, RESULT
+from fastreid_star.ablation.tables import COLUMNS, OPTIONS, PAPER, RESULT
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.errors import UserError
 from fastreid_star.report import plots

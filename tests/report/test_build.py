@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastreid_star.engine.ablation import PAPER
+from fastreid_star.ablation.tables import PAPER
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.errors import UserError
 from fastreid_star.report import build, plots, sections

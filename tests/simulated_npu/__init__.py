@@ -65,6 +65,7 @@ def environment(*folders: str | Path, **variables: str) -> dict[str, str]:
     paths = [
         _FOLDER / "site",
         _FOLDER.parent,
+        _FOLDER.parents[1],
         *folders,
         *filter(None, [os.environ.get("PYTHONPATH")]),
     ]

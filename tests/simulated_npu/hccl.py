@@ -37,9 +37,6 @@ class SimulatedHccl(dist.ProcessGroup):
     def allreduce_coalesced(self, tensors, opts):
         return self._collect("allreduce_coalesced", tensors, tensors, opts)
 
-    def reduce(self, tensors, opts):
-        return self._collect("reduce", tensors, tensors, opts)
-
     def broadcast(self, tensors, opts):
         return self._collect("broadcast", tensors, tensors, opts)
 
@@ -49,37 +46,8 @@ class SimulatedHccl(dist.ProcessGroup):
     def all_gather_single(self, output, input, opts):
         return self._collect("_allgather_base", output, output, input, opts)
 
-    def all_gather_single_coalesced(self, outputs, inputs, opts):
-        return self._collect("allgather_into_tensor_coalesced", outputs, outputs, inputs, opts)
-
-    def reduce_scatter(self, outputs, inputs, opts):
-        return self._collect("reduce_scatter", outputs, outputs, inputs, opts)
-
-    def reduce_scatter_single(self, output, input, opts):
-        return self._collect("_reduce_scatter_base", output, output, input, opts)
-
-    def reduce_scatter_single_coalesced(self, outputs, inputs, opts):
-        return self._collect("reduce_scatter_tensor_coalesced", outputs, outputs, inputs, opts)
-
-    def scatter(self, outputs, inputs, opts):
-        return self._collect("scatter", outputs, outputs, inputs, opts)
-
-    def all_to_all_single(self, output, input, output_sizes, input_sizes, opts):
-        return self._collect(
-            "alltoall_base", output, output, input, output_sizes, input_sizes, opts
-        )
-
-    def alltoall(self, outputs, inputs, opts):
-        return self._collect("alltoall", outputs, outputs, inputs, opts)
-
     def barrier(self, opts):
         return self._collect("barrier", [], opts)
-
-    def send(self, tensors, rank, tag):
-        return self._start("send", [], tensors, rank, tag)
-
-    def recv(self, tensors, rank, tag):
-        return self._start("recv", tensors, tensors, rank, tag)
 
     def _collect(self, name: str, written, *arguments) -> dist.Work:
         """A collective, finished: who asks for its future must find the result in it."""

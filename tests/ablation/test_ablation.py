@@ -1,15 +1,26 @@
 """Ablations: the plan, the tables, and a small ablation that is interrupted and resumed."""
 
 import json
+import os
 import shutil
+import sys
 import threading
 
 import pytest
 
-from fastreid_star.engine import ablation
+from fastreid_star.ablation import runs as ablation
+from fastreid_star.ablation.tables import (
+    COLUMNS,
+    RESULT,
+    pairs_to_markdown,
+    summarize,
+    to_csv,
+    to_markdown,
+)
 from fastreid_star.errors import UserError
 
-from .conftest import REPOSITORY, tiny_options
+from ..forked import start_forked
+from ..tiny import REPOSITORY, tiny_options
 
 SYNTHETIC = REPOSITORY / "configs" / "Synthetic"
 
@@ -24,14 +35,14 @@ def runs(tmp_path):
     )
     for number, run in enumerate(runs[:-1]):
         run.folder.mkdir(parents=True)
-        numbers = {column: 10.0 * number + place for place, column in enumerate(ablation.COLUMNS)}
-        (run.folder / ablation.RESULT).write_text(json.dumps({**numbers, "I2V/mINP": 1.5}))
+        numbers = {column: 10.0 * number + place for place, column in enumerate(COLUMNS)}
+        (run.folder / RESULT).write_text(json.dumps({**numbers, "I2V/mINP": 1.5}))
     return runs
 
 
 def finish(run, mean):
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / ablation.RESULT).write_text(json.dumps({"mean/mAP": mean}))
+    (run.folder / RESULT).write_text(json.dumps({"mean/mAP": mean}))
 
 
 def test_the_plan_keeps_the_runs_of_a_seed_together(runs, tmp_path):
@@ -51,11 +62,11 @@ def test_the_plan_keeps_the_runs_of_a_seed_together(runs, tmp_path):
         (["none.yml"], [0], [], r"none\.yml"),
         (["A.yml"], [0, 1, 0], [], "seeds"),
         (["A.yml", "x/A.yml"], [0], [], "names"),
-        (["A.yml"], [0], [("B", "x", "K", "V")], "--retest B x: this config"),
-        (["A.yml"], [0], [("A", "x", "K", "V")] * 2, "its own name"),
-        (["A.yml"], [0], [("A", "../x", "K", "V")], "its own name"),
-        (["A.yml"], [0], [("A", "x", "K", "V", "L")], "pairs"),
-        (["A.yml"], [0], [("A", "x", "K")], "--retest needs"),
+        (["A.yml"], [0], [("B", "x", "K", "V")], "--retest B x K V: give"),
+        (["A.yml"], [0], [("A", "x", "K", "V")] * 2, "new name"),
+        (["A.yml"], [0], [("A", "../x", "K", "V")], "new name"),
+        (["A.yml"], [0], [("A", "x", "K", "V", "L")], "CONFIG NAME KEY VALUE"),
+        (["A.yml"], [0], [("A",)], "CONFIG NAME KEY VALUE"),
     ],
 )
 def test_what_cannot_be_planned(tmp_path, monkeypatch, configs, seeds, retests, message):
@@ -77,22 +88,22 @@ def test_options_of_a_run(tmp_path, runs):
 
 
 def test_the_table_has_mean_spread_and_the_papers_numbers(runs):
-    table = ablation.summarize(runs)
+    table = summarize(runs)
     assert table["A"]["I2V/Rank-1"] == [0.0, 20.0]
     assert table["STAR_R50"]["I2V/Rank-1"] == [10.0], "only what has finished"
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in ablation.to_markdown(table, with_paper=True).splitlines()
+        for line in to_markdown(table, with_paper=True).splitlines()
     ]
-    assert lines[0] == ["config", "runs", *ablation.COLUMNS]
+    assert lines[0] == ["config", "runs", *COLUMNS]
     assert lines[2][:3] == ["A", "2", "10.00 ± 14.14"]
     assert lines[3] == ["STAR_R50", "1", "10.00", "11.00", "12.00", "13.00", "14.00"]
     assert lines[4] == ["(paper)", "", "69.57", "56.01", "73.25", "58.56", "57.28"]
-    assert "(paper)" not in ablation.to_markdown(table, with_paper=False)
+    assert "(paper)" not in to_markdown(table, with_paper=False)
 
 
 def test_the_csv_has_every_number_of_every_run(runs):
-    lines = ablation.to_csv(runs).splitlines()
+    lines = to_csv(runs).splitlines()
     assert (
         lines[0] == "config,data_seed,seed,I2V/Rank-1,I2V/mAP,I2V/mINP,V2I/Rank-1,V2I/mAP,mean/mAP"
     )
@@ -104,7 +115,7 @@ def test_pairs_are_compared_seed_by_seed(runs):
     ((retest, changed), *_) = ablation.plan_retests(runs, [("A", "blind", "K", "V")])
     assert (retest.folder, changed) == (runs[0].folder / "retest-blind", ("K", "V"))
     finish(retest, 1.25)
-    lines = ablation.pairs_to_markdown([*runs, retest], "A").splitlines()
+    lines = pairs_to_markdown([*runs, retest], "A").splitlines()
     assert [
         [cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])
     ] == [
@@ -114,10 +125,10 @@ def test_pairs_are_compared_seed_by_seed(runs):
         ["A, blind", "-2.75", "", "-2.75", "-2.75"],
     ]
     finish(runs[-1], 21.0)
-    row = ablation.pairs_to_markdown(runs, "A").splitlines()[3]
+    row = pairs_to_markdown(runs, "A").splitlines()[3]
     assert [cell.strip() for cell in row.split("|")[2:-1]] == ["+10.00", "-3.00", "+3.50", "-3.00"]
     with pytest.raises(UserError, match="--against B"):
-        ablation.pairs_to_markdown(runs, "B")
+        pairs_to_markdown(runs, "B")
 
 
 def test_two_at_a_time_and_none_after_a_failure(tmp_path, monkeypatch):
@@ -147,7 +158,20 @@ def test_two_at_a_time_and_none_after_a_failure(tmp_path, monkeypatch):
     assert sorted(started) == [0, 2, 3], "runs were started after one had failed"
 
 
-def test_a_whole_ablation_fails_and_is_resumed(tiny_root, tmp_path):
+def forked_call(command, stdout, stderr):
+    """What ``subprocess.call`` does with the program of a run, in a forked process."""
+    code, *arguments = command[2:]
+
+    def run():
+        sys.argv = ["-c", *arguments]
+        exec(code, {"__name__": "__main__"})
+
+    pid = start_forked(run, output=stdout.fileno())
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_whole_ablation_fails_and_is_resumed(tiny_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation.subprocess, "call", forked_call)
     output = tmp_path / "out"
     pairs = iter(tiny_options(tiny_root, "x", "SOLVER.MAX_EPOCH", "1", "SOLVER.STEPS", "()"))
     pairs = [(key, next(pairs)) for key in pairs]
@@ -173,7 +197,7 @@ def test_a_whole_ablation_fails_and_is_resumed(tiny_root, tmp_path):
     first = (output / "seed0" / "SAD_demo" / "result.json").stat().st_mtime_ns
     # Without skeletons a network that was trained with them must give other numbers.
     retests = [("STAR_demo", "missing", "DATASETS.SKELETONS_TEST", "none")]
-    options = {"jobs": 2, "retests": retests, "against": "SAD_demo", **warm}
+    options = {"retests": retests, "against": "SAD_demo", **warm}
     table, said = ablate("SAD_demo", "STAR_demo", **options)
     assert [line.split(":")[0] for line in said if line.startswith("run")] == ["run 1 of 1"] * 2
     assert (output / "seed0" / "SAD_demo" / "result.json").stat().st_mtime_ns == first

@@ -1,13 +1,8 @@
 """Gradients of STAR's losses on one global batch, whatever the number of processes.
 
-    gradients.py DEVICE WORLD ALL_RANKS FILE
-
-Everything that draws random numbers is off, and BatchNorm normalizes by fixed statistics: what is left must not
-depend on how the batch is shared out.
+Everything that draws random numbers is off, and BatchNorm normalizes by fixed statistics: what is
+left must not depend on how the batch is shared out.
 """
-
-import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,15 +10,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.engine.defaults import load_config
-from fastreid_star.engine.device import choose_device
-from fastreid_star.engine.launch import launch
 from fastreid_star.engine.trainer import Trainer
 
-CONFIG = str(Path(__file__).parents[3] / "configs" / "Synthetic" / "STAR_small.yml")
 OPTIONS = """
-    MODEL.BACKBONE.DEPTH tiny MODEL.BACKBONE.FEAT_DIM 128 MODEL.HEADS.NUM_CLASSES 8 MODEL.SAD.AUGMENT False
-    MODEL.LOSSES.TRI.MARGIN 2.0 MODEL.STAR.ATTENTION_DROPOUT 0.0 MODEL.STAR.GAT_DROPOUT 0.0 INPUT.SIZE_TRAIN [32,16]
-    MODEL.LOSSES.NAME ('CrossEntropyLoss','FrameCrossEntropyLoss','TripletLoss','SkeletonConsistencyLoss')
+    MODEL.BACKBONE.DEPTH tiny MODEL.BACKBONE.FEAT_DIM 128 MODEL.HEADS.NUM_CLASSES 8
+    MODEL.SAD.AUGMENT False MODEL.LOSSES.TRI.MARGIN 2.0 MODEL.STAR.ATTENTION_DROPOUT 0.0
+    MODEL.STAR.GAT_DROPOUT 0.0 INPUT.SIZE_TRAIN [32,16] MODEL.LOSSES.NAME
+    ('CrossEntropyLoss','FrameCrossEntropyLoss','TripletLoss','SkeletonConsistencyLoss')
 """
 IDENTITIES, CLIPS, LENGTH = 8, 2, 3
 
@@ -53,12 +46,11 @@ def share_of(batch, rank, world):
     return {key: value[mine] for key, value in batch.items()}
 
 
-def main(name, all_ranks, path):
+def gradients(device: torch.device, *, all_ranks: bool) -> dict[str, torch.Tensor]:
+    """The gradients by name, on the CPU; of this process's share in a process group."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = choose_device(name, rank)
-    cfg = load_config(CONFIG, [*OPTIONS.split(), "MODEL.LOSSES.TRI.ALL_RANKS", all_ranks])
-    cfg.defrost()
-    cfg.MODEL.DEVICE = str(device)
+    options = [*OPTIONS.split(), "MODEL.LOSSES.TRI.ALL_RANKS", str(all_ranks)]
+    cfg = load_config("Synthetic/STAR_small.yml", [*options, "MODEL.DEVICE", str(device)])
     torch.manual_seed(0)
     model = Trainer.build_model(cfg).train()
     for module in model.modules():
@@ -66,18 +58,14 @@ def main(name, all_ranks, path):
             module.eval()
     runner = model
     if world > 1:
-        runner = DistributedDataParallel(
-            model, device_ids=None if device.type == "cpu" else [device.index]
-        )
+        ids = None if device.type == "cpu" else [device.index]
+        runner = DistributedDataParallel(model, device_ids=ids)
     batch = share_of(global_batch(), rank, world)
     batch = {key: value if key == "modality" else value.to(device) for key, value in batch.items()}
     sum(runner(batch).values()).backward()
-    if rank == 0:
-        torch.save(
-            {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}, path
-        )
+    return {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
 
 
-if __name__ == "__main__":
-    name, world, all_ranks, path = sys.argv[1:]
-    launch(main, int(world), device=name, args=(name, all_ranks, path))
+def largest_difference(one, other) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from fastreid.config import CfgNode
 
-from fastreid_star.engine.weights import load_plain
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 from fastreid_star.methods import METHODS
 from fastreid_star.modeling.convert import Conversion
+from fastreid_star.weights import read_file, without_prefix
 
 CONVERTERS = tuple(importlib.import_module(f"{method.__name__}.convert") for method in METHODS)
 
@@ -58,16 +58,15 @@ def convert(state: Mapping[str, torch.Tensor]) -> Conversion:
     Raises:
         UserError: no converter recognizes it.
     """
-    if state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = without_prefix(dict(state))
     modules = {name.split(".")[0] for name in state}
     for converter in CONVERTERS:
         if converter.recognizes(modules):
             return converter.convert(state)
     raise UserError(
         f"no converter recognizes the checkpoint, which has weights of "
-        f"{', '.join(sorted(modules)[:8]) or 'nothing'}: docs/inference.md lists the published "
-        "checkpoints that can be converted"
+        f"{', '.join(sorted(modules)[:8])}: docs/inference.md lists the published checkpoints that "
+        "can be converted"
     )
 
 
@@ -78,18 +77,9 @@ def read_published(path: str) -> dict[str, torch.Tensor]:
         UserError: the file does not exist, is damaged, contains more than tensors and numbers, or
             contains no state dict.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"checkpoint {path} does not exist")
-    try:
-        with _numpy_numbers():
-            data = load_plain(path)
-    except Exception as error:  # a damaged file can raise any error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"checkpoint {path} cannot be read ({reason}): it is damaged, or contains more than "
-            "tensors and numbers"
-        ) from error
-    state = data.get("net", data) if isinstance(data, dict) else None
+    with _numpy_numbers():
+        data = read_file(path)
+    state = data.get("net", data)
     if not (isinstance(state, dict) and state and all(map(torch.is_tensor, state.values()))):
         raise UserError(f"checkpoint {path} contains no state dict, alone or under 'net'")
     return {name: value.detach() for name, value in state.items()}

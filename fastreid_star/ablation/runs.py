@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import functools
 import json
 import re
 import subprocess
@@ -12,17 +11,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
-from fastreid_star.engine.ablation_tables import (
+from fastreid_star.ablation.tables import (
     COLUMNS,
     OPTIONS,
-    PAPER,
     RESULT,
     Run,
     pairs_to_markdown,
     seed_name,
-    spread,
     summarize,
     to_csv,
     to_markdown,
@@ -30,8 +26,6 @@ from fastreid_star.engine.ablation_tables import (
 from fastreid_star.engine.configs import config_path, load_config
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
-
-__all__ = ["COLUMNS", "OPTIONS", "PAPER", "RESULT", "Run", "ablate", "plan", "spread", "summarize"]
 
 # The program of a run's process: the training command, which also writes its results.
 _PROGRAM = """
@@ -67,8 +61,7 @@ def ablate(
     Args:
         configs: YAML files.
         output: the folder of all runs.
-        seeds: of the models.
-        data_seeds: of the synthetic data.
+        seeds, data_seeds: of the models, and of the synthetic data.
         warm_start: a config; one model of it is trained for each seed, from which all runs of the
             seed start.
         root: DATASETS.ROOT.
@@ -87,29 +80,21 @@ def ablate(
         UserError: an argument is wrong, a run's folder was made with other options, or a run
             failed.
     """
-    if any(len(retest) < 4 for retest in retests):
-        raise UserError(
-            "--retest needs CONFIG NAME KEY VALUE: a config, a name, and what to change"
-        )
-    if jobs < 1:
-        raise UserError(f"--jobs {jobs}: at least one run at a time")
     runs = plan(configs, seeds, data_seeds, output)
     tests = plan_retests(runs, retests)
     if not table_only:
         if not root and list(data_seeds) != [None]:
             root = str(Path(output) / "datasets")
-        start = None
+        name = "warm-start"
         if warm_start:
-            start = "warm-start"
-            warm = [
-                replace(r, config=Path(config_path(warm_start)), folder=r.folder.parent / start)
-                for r in runs
-            ]
-            execute_all(
-                [(r, options_of(r, opts, None, root)) for r in dict.fromkeys(warm)], jobs, report
-            )
+            config = Path(config_path(warm_start))
+            first = [replace(r, config=config, folder=r.folder.parent / name) for r in runs]
+            warm = [(run, options_of(run, opts, None, root)) for run in dict.fromkeys(first)]
+            execute_all(warm, jobs, report)
+        starts = [run.folder.parent / name if warm_start else None for run in runs]
         trained = [
-            (r, options_of(r, opts, r.folder.parent / start if start else None, root)) for r in runs
+            (run, options_of(run, opts, start, root))
+            for run, start in zip(runs, starts, strict=True)
         ]
         execute_all(trained, jobs, report)
         execute_all([(run, _retest_options(run, changed)) for run, changed in tests], jobs, report)
@@ -119,13 +104,9 @@ def ablate(
     if against:
         table += f"\n\n{pairs_to_markdown(everything, against)}"
     Path(output).mkdir(parents=True, exist_ok=True)
-    for name, text in (("table.md", f"{table}\n"), ("runs.csv", to_csv(everything))):
-        write_whole(Path(output) / name, functools.partial(_write, text.encode()))
+    write_whole(Path(output) / "table.md", lambda file: file.write(f"{table}\n".encode()))
+    write_whole(Path(output) / "runs.csv", lambda file: file.write(to_csv(everything).encode()))
     return table
-
-
-def _write(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
 
 
 def plan(
@@ -165,14 +146,15 @@ def plan_retests(
     """
     names = {run.config.stem for run in runs}
     planned: dict[tuple[str, str], tuple[str, ...]] = {}
-    for config, name, *changed in retests:
-        what = f"--retest {config} {name}"
-        if config not in names:
-            raise UserError(f"{what}: this config is not trained; choose one of {sorted(names)}")
-        if (config, name) in planned or not re.fullmatch(r"[\w-]+", name):
-            raise UserError(f"{what}: each control needs its own name of letters and digits")
-        if not changed or len(changed) % 2:
-            raise UserError(f"{what}: give pairs of KEY VALUE to change")
+    for words in retests:
+        config, name, *changed = *words, "", ""
+        changed = changed[:-2]
+        good = config in names and (config, name) not in planned and re.fullmatch(r"[\w-]+", name)
+        if not good or not changed or len(changed) % 2:
+            raise UserError(
+                f"--retest {' '.join(words)}: give CONFIG NAME KEY VALUE, with one of the configs "
+                f"{sorted(names)} and a new name of letters and digits for each control"
+            )
         planned[config, name] = tuple(changed)
     return [
         (replace(run, folder=run.folder / f"retest-{name}", retest=name), changed)
@@ -186,12 +168,8 @@ def options_of(run: Run, opts: Sequence[str], warm_start: Path | None, root: str
     """The config options of a run: the given ones, its seeds, folder, data and first weights."""
     own = ["SEED", str(run.seed), "OUTPUT_DIR", str(run.folder)]
     if run.data_seed is not None:
-        own += [
-            "DATASETS.SYNTHETIC.SEED",
-            str(run.data_seed),
-            "DATASETS.ROOT",
-            f"{root}/data{run.data_seed}",
-        ]
+        own += ["DATASETS.SYNTHETIC.SEED", str(run.data_seed)]
+        own += ["DATASETS.ROOT", f"{root}/data{run.data_seed}"]
     elif root:
         own += ["DATASETS.ROOT", root]
     if warm_start is not None:
@@ -217,9 +195,8 @@ def execute_all(
     """
     for run, options in tasks:
         path = run.folder / OPTIONS
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != _made_with(
-            run, options
-        ):
+        made_with = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if made_with not in (None, _made_with(run, options)):
             raise UserError(
                 f"{run.folder} was made with another config or options: delete it, or choose "
                 "another --output"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from fastreid_star.data.build import build_dataset, is_video_dataset
-from fastreid_star.engine.failures import explain
 from fastreid_star.errors import UserError
 
 
@@ -79,40 +77,14 @@ class Run:
                 opened[name] = UserError(f"dataset {name} cannot be opened: {error}")
         return opened
 
-    def _open(self, name: str):
+    def _open(self, name: str) -> Any:
         combine = self.training and self.cfg.DATASETS.COMBINEALL
-        if is_video_dataset(name):
+        if self.video:
             return build_dataset(self.cfg, name, combineall=combine)
         root = self.cfg.DATASETS.ROOT or fastreid_build._root
         return DATASET_REGISTRY.get(name)(root=root, combineall=combine)
 
     def datasets(self, names: Iterable[str]) -> list[Any]:
         """Those of these datasets that can be opened, each once."""
-        unique = dict.fromkeys(name for name in names if isinstance(name, str))
-        found = [self.opened.get(name) for name in unique]
-        return [data for data in found if data is not None and not isinstance(data, UserError)]
-
-
-@contextlib.contextmanager
-def building(section: str) -> Iterator[None]:
-    """A context around fast-reid's builders, whose errors become one line.
-
-    Args:
-        section: the config keys that the builder reads, for the message.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except (KeyError, AssertionError, AttributeError, IndexError, TypeError, ValueError, OSError,
-            RuntimeError, NotImplementedError) as error:  # fmt: skip
-        if explain(error) is not None:  # the machine's fault, such as too little memory
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{section}: a value is not supported ({type(error).__name__}: {reason})"
-        ) from error
-
-
-# Yields problems, or raises a UserError, which is one.
-Check = Callable[[Run], Iterable[Problem]]
+        found = [data for name, data in self.opened.items() if name in names]
+        return [data for data in found if not isinstance(data, UserError)]

@@ -1,0 +1,165 @@
+"""Checks of the data of a run: datasets, test lists, batches and skeletons."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from fastreid.config import CfgNode
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+
+from fastreid_star.data.build import (
+    build_sampler,
+    identities_per_batch,
+    join_tracklets,
+    open_store,
+    shown_with,
+)
+from fastreid_star.engine.checks.run import Problem, Run
+from fastreid_star.engine.solver import resolve_schedule
+from fastreid_star.errors import UserError
+from fastreid_star.modeling import FRAME_CORRECTOR_REGISTRY
+from fastreid_star.structures import Modality, Tracklet
+
+# fast-reid's samplers that take DATALOADER.NUM_INSTANCE images of each identity
+BY_IDENTITY = ("NaiveIdentitySampler", "BalancedIdentitySampler", "SetReWeightSampler")
+
+
+def datasets(run: Run) -> Iterator[Problem]:
+    """Datasets that cannot be opened."""
+    for outcome in run.opened.values():
+        if isinstance(outcome, UserError):
+            yield Problem(str(outcome))
+
+
+def matches(run: Run) -> Iterator[Problem]:
+    """A test set in which no query has a match in the gallery."""
+    for data in run.datasets(run.cfg.DATASETS.TESTS):
+        name = type(data).__name__
+        if run.video:
+            both = [*data.query, *data.gallery]
+            queries = [t for t in both if getattr(t, "role", None) != "gallery"]
+            gallery = [t for t in both if getattr(t, "role", None) != "query"]
+            for way in Modality:
+                yield from _unmatched(
+                    f"{way.name.lower()} queries of {name}",
+                    [(t.pid, t.camid) for t in queries if t.modality == way],
+                    [(t.pid, t.camid) for t in gallery if t.modality != way],
+                    other_camera=run.cfg.TEST.CAMERA_FILTER,
+                    cure="set TEST.CAMERA_FILTER False",
+                )
+        else:
+            pairs = [[item[1:3] for item in part] for part in (data.query, data.gallery)]
+            cure = "the test set needs a second camera"
+            yield from _unmatched(f"queries of {name}", *pairs, other_camera=True, cure=cure)
+
+
+def _unmatched(
+    what: str, queries: list, gallery: list, *, other_camera: bool, cure: str
+) -> Iterator[Problem]:
+    """The problem if no (identity, camera) of the queries has a match in the gallery."""
+    cameras = defaultdict(set)
+    for pid, camid in gallery:
+        cameras[pid].add(camid)
+    if not any(pid in cameras for pid, _ in queries):
+        yield Problem(
+            f"the {len(queries)} {what} have no identity in common with their gallery "
+            f"({len(gallery)} entries), so nothing can be evaluated: check the lists"
+        )
+    elif other_camera and not any(cameras.get(pid, set()) - {camid} for pid, camid in queries):
+        yield Problem(
+            f"all correct matches of the {len(queries)} {what} are from the query's own camera, "
+            f"which is left out: {cure}"
+        )
+
+
+def batches(run: Run) -> Iterator[Problem]:
+    """Too few identities for a batch, or a batch that is not made of whole identities."""
+    if run.training and run.kind == "video":
+        yield from _clip_batches(run)
+    elif run.training and run.kind == "image":
+        yield from _image_batches(run)
+
+
+def _clip_batches(run: Run) -> Iterator[Problem]:
+    cfg = run.cfg
+    identities = identities_per_batch(cfg)
+    share = identities if cfg.MODEL.LOSSES.TRI.ALL_RANKS else identities // run.world_size
+    if "TripletLoss" in cfg.MODEL.LOSSES.NAME and share < 2:
+        yield Problem(
+            "TripletLoss needs two identities in each process's share of a batch: raise "
+            "SOLVER.IMS_PER_BATCH, use fewer devices, or set MODEL.LOSSES.TRI.ALL_RANKS True"
+        )
+    data = run.datasets(cfg.DATASETS.NAMES)
+    if len(data) < len(dict.fromkeys(map(str, cfg.DATASETS.NAMES))):
+        return
+    tracklets = join_tracklets(data)
+    sampler = build_sampler(cfg, tracklets, seed=0, world_size=run.world_size)
+    resolve_schedule(cfg, sampler.batches_per_epoch)
+    _require_others("SKELETONS_TRAIN", cfg, tracklets)
+    yield from _classes(cfg, len({tracklet.pid for tracklet in tracklets}))
+
+
+def _image_batches(run: Run) -> Iterator[Problem]:
+    cfg, instances = run.cfg, run.cfg.DATALOADER.NUM_INSTANCE
+    size = cfg.SOLVER.IMS_PER_BATCH // run.world_size
+    by_identity = cfg.DATALOADER.SAMPLER_TRAIN in BY_IDENTITY
+    if size < 1 or (by_identity and (instances < 1 or size % instances)):
+        multiple = f" and a multiple of DATALOADER.NUM_INSTANCE {instances}" if by_identity else ""
+        yield Problem(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, {size} images for each of "
+            f"{run.world_size} processes: it must be at least 1{multiple}, or the sampler hangs"
+        )
+    data = run.datasets(cfg.DATASETS.NAMES)
+    if len(data) < len(dict.fromkeys(map(str, cfg.DATASETS.NAMES))):
+        return
+    count = len({item[1] for dataset in data for item in dataset.train})
+    wanted = cfg.SOLVER.IMS_PER_BATCH // max(1, instances)
+    if by_identity and count < wanted:
+        yield Problem(
+            f"a batch needs {wanted} identities (SOLVER.IMS_PER_BATCH / NUM_INSTANCE), but the "
+            f"training set has {count}: {cfg.DATALOADER.SAMPLER_TRAIN} would hang"
+        )
+    yield from _classes(cfg, count)
+
+
+def _classes(cfg: CfgNode, count: int) -> Iterator[Problem]:
+    if count < 2:
+        yield Problem(f"the training set has {count} identity: training needs two or more")
+    elif 0 < cfg.MODEL.HEADS.NUM_CLASSES < count:
+        yield Problem(
+            f"MODEL.HEADS.NUM_CLASSES is {cfg.MODEL.HEADS.NUM_CLASSES}, but the training set has "
+            f"{count} identities: set it to 0, and it is read from the data"
+        )
+
+
+def skeletons(run: Run) -> Iterator[Problem]:
+    """Skeleton stores that are missing, or do not know the data."""
+    cfg = run.cfg
+    parts = (
+        run.network,
+        REID_HEADS_REGISTRY._obj_map.get(cfg.MODEL.HEADS.NAME),
+        FRAME_CORRECTOR_REGISTRY._obj_map.get(cfg.MODEL.FRAME_CORRECTOR.NAME),
+    )
+    reads = any(getattr(part, "reads_skeletons", False) is True for part in parts)
+    if run.video and reads and not cfg.DATASETS.SKELETONS:
+        yield Problem(
+            "DATASETS.SKELETONS is empty: without skeletons every clip takes the baseline's path",
+            fatal=False,
+        )
+    for data in run.datasets(run.dataset_names) if run.video else ():
+        try:
+            store = open_store(cfg, data)
+        except UserError as error:
+            yield Problem(str(error))
+        else:
+            if store is not None:
+                store.close()
+    for data in run.datasets(cfg.DATASETS.TESTS) if run.video else ():
+        _require_others("SKELETONS_TEST", cfg, [*data.query, *data.gallery])
+
+
+def _require_others(key: str, cfg: CfgNode, tracklets: list[Tracklet]) -> None:
+    value = cfg.DATASETS[key]
+    if value != "own":
+        shown_with(key, value, cfg.DATASETS.SKELETONS or None, tracklets)

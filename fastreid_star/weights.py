@@ -1,0 +1,141 @@
+"""Read weights and checkpoints without running the code that a file may carry."""
+
+from __future__ import annotations
+
+import errno
+import re
+import zipfile
+
+import torch
+
+from fastreid_star.errors import UserError
+from fastreid_star.upgrade import upgrade_weights
+
+# names of fast-reid's model zoo -> fast-reid's names
+_RENAMED = (
+    (re.compile(r"^((?:heads|b\d+_head)\.)classifier\."), r"\1"),
+    (re.compile(r"^((?:heads|b\d+_head)\.)bnneck\."), r"\1bottleneck.0."),
+)
+
+
+class DamagedFile(UserError):
+    """A file that is missing, or whose content is not a whole checkpoint."""
+
+
+def read_file(path: str) -> dict:
+    """The dict in a file that torch wrote, on the CPU; no code in the file is run.
+
+    The checksums in the file are compared with its content, which torch itself does not do.
+
+    Raises:
+        DamagedFile: the file is missing, damaged, or contains something else.
+        UserError: the disk cannot read the file at the moment.
+    """
+    try:
+        with open(path, "rb") as file:
+            if zipfile.is_zipfile(file):
+                _check_archive(zipfile.ZipFile(file))
+            file.seek(0)
+            data = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise DamagedFile(f"checkpoint {path} does not exist: check the path") from error
+    except Exception as error:  # damaged content can raise any error
+        # torch seeks before the start of a file that was cut: EINVAL
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise UserError(
+                f"checkpoint {path} cannot be read ({error.strerror}): check the disk and the "
+                "file's permissions"
+            ) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedFile(
+            f"checkpoint {path} cannot be read ({reason}): it is damaged or not a checkpoint"
+        ) from error
+    if not isinstance(data, dict):
+        raise DamagedFile(f"{path} holds no weights: it is not a checkpoint")
+    return data
+
+
+def _check_archive(archive: zipfile.ZipFile) -> None:
+    """Refuse wrong checksums, and compression: a small file could unpack to fill the memory."""
+    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+        raise ValueError("it is compressed, as torch never does")
+    damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def read_checkpoint(path: str) -> dict:
+    """A checkpoint's content, see :func:`read_file`, with the weights under today's names.
+
+    Raises:
+        UserError: as :func:`read_file`, or the file is not a checkpoint.
+    """
+    data = read_file(path)
+    if not isinstance(data.get("model"), dict):
+        raise DamagedFile(f"checkpoint {path} holds no 'model': fast-reid did not write it")
+    data["model"] = upgrade_weights(data["model"])
+    return data
+
+
+def read_weights(path: str) -> dict[str, torch.Tensor]:
+    """The weights in a file from anywhere, under fast-reid's names; no code in the file is run.
+
+    Raises:
+        UserError: as :func:`read_file`, or the file holds no weights.
+    """
+    return weights_of(read_file(path), path)
+
+
+def weights_of(data: dict, path: str) -> dict[str, torch.Tensor]:
+    """The weights in the content of a file, under fast-reid's names.
+
+    A state dict may stand alone or under ``model`` or ``state_dict``. The prefix ``module.`` of
+    DistributedDataParallel is removed, and the names of fast-reid's model zoo are translated.
+
+    Raises:
+        DamagedFile: there are no weights.
+    """
+    while isinstance(inner := data.get("model", data.get("state_dict")), dict):
+        data = inner
+    weights = {name: value for name, value in data.items() if isinstance(value, torch.Tensor)}
+    if data and not weights:
+        raise DamagedFile(f"{path} holds no weights: it is not a checkpoint")
+    weights = without_prefix(weights)
+    for pattern, name in _RENAMED:
+        weights = {pattern.sub(name, old): value for old, value in weights.items()}
+    return upgrade_weights(weights)
+
+
+def without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict without the prefix ``module.`` of DistributedDataParallel."""
+    if all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def misfits(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> list[str]:
+    """Names that only the model or only the weights have, or whose shapes differ."""
+    own = model.state_dict()
+    wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    return wrong + [name for name in weights if name not in own]
+
+
+def require_most(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], what: str) -> None:
+    """Refuse weights that would leave most of a network random.
+
+    Args:
+        own: the network's state.
+        weights: to be loaded.
+        what: the config key and the file, for the message.
+
+    Raises:
+        UserError: fewer than half of the network's tensors are in `weights` with the same shape.
+    """
+    names = [name for name in own if not name.endswith("num_batches_tracked")]
+    missing = [n for n in names if n not in weights or weights[n].shape != own[n].shape]
+    if len(missing) > len(names) / 2:
+        raise UserError(
+            f"{what} fits only {len(names) - len(missing)} of {len(names)} weights of the backbone "
+            f"(not {', '.join(missing[:2])}; the file has {', '.join(list(weights)[:2])}): most of "
+            "it would stay random; use weights of this backbone and depth"
+        )
