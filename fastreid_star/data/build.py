@@ -17,7 +17,7 @@ from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.samplers import CrossModalIdentitySampler
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import build_transforms
-from fastreid_star.data.workers import TIMEOUT, one_line, one_thread, ready_to_fork
+from fastreid_star.data.workers import TIMEOUT, one_line, one_thread, ready_to_fork, waiting
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Tracklet
 
@@ -239,7 +239,8 @@ class DeviceLoader:
         batches = iter(self.loader)
         while True:
             try:
-                batch = next(batches)
+                with waiting():
+                    batch = next(batches)
             except StopIteration:
                 return
             except (UserError, RuntimeError, ConnectionError, EOFError) as error:
