@@ -54,9 +54,9 @@ _LISTED_NAME = re.compile(r"(-?\d+)(?:_c(\d+)(?:s\d+)?_f?\d+|C(\d+)T\d+F\d+|M\dD
 class StarPredictor:
     """A trained model of clips that turns tracklets into features.
 
-    Building a predictor changes no settings of the process except those of a GPU or NPU that the
-    model's config names (TF32, cuDNN's benchmark). The program's random numbers and threads stay as
-    they are.
+    The program's settings stay as they are: random numbers, threads, and the switches of a GPU
+    (TF32, cuDNN's benchmark), which are the model's only while it computes. The switches of an NPU
+    cannot be read, so they stay as the model's config sets them.
 
     Args:
         cfg: the config that the model was trained with.
@@ -95,8 +95,10 @@ class StarPredictor:
         self.cfg = cfg
         self.device = devices.choose_device(device)
         self.transform = build_transforms(cfg, is_train=False)
-        with torch.random.fork_rng(devices=[]):  # building a model draws its first weights
+        # building a model draws its first weights, and sets the switches of its device
+        with torch.random.fork_rng(devices=[]), _gpu_switches_kept():
             self.model = load_trained(cfg, os.fspath(weights), allow_changed=allow_changed)
+            self._gpu_switches = _gpu_switches()
         self._warned: set[str] = set()
 
     @classmethod
@@ -189,7 +191,8 @@ class StarPredictor:
             self.device,
         )
         parts, without_skeletons, wide = [], [], []
-        with torch.no_grad(), _opencv_ready_to_fork(num_workers):
+        with torch.no_grad(), _opencv_ready_to_fork(num_workers), _gpu_switches_kept():
+            _set(self._gpu_switches)
             for batch in loader:
                 without_skeletons += batch.pop("without_skeletons").tolist()
                 wide += batch.pop("wide").tolist()
@@ -290,6 +293,38 @@ def _run_config(folder: str, weights: str, opts: list[str]) -> CfgNode:
     merge_options(cfg, opts)
     cfg.freeze()
     return cfg
+
+
+def _gpu_switches() -> list[tuple[Any, str, Any]]:
+    """Owner, name and value of the switches that ``engine.device.configure`` sets for a GPU.
+
+    torch 2.9 and later have each precision under two names, and refuse to read the older one where
+    a program has set the newer one.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    switches = [(cudnn, "benchmark"), (cudnn, "allow_tf32"), (matmul, "allow_tf32")]
+    owners = (matmul, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None))
+    switches += [(owner, "fp32_precision") for owner in owners]
+    found = []
+    for owner, name in switches:
+        with contextlib.suppress(RuntimeError, AttributeError):
+            found.append((owner, name, getattr(owner, name)))
+    return found
+
+
+def _set(switches: list[tuple[Any, str, Any]]) -> None:
+    for owner, name, value in switches:
+        setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def _gpu_switches_kept() -> Iterator[None]:
+    """Set the program's switches again afterwards."""
+    before = _gpu_switches()
+    try:
+        yield
+    finally:
+        _set(before)
 
 
 @contextlib.contextmanager

@@ -113,10 +113,11 @@ def test_a_signal_is_heard_while_a_loader_gives_nothing(
 
     flag, load = tmp_path / "flag", ClipDataset.__getitem__
     options = (*OPTIONS, "DATALOADER.NUM_WORKERS", str(workers))
-    with monkeypatch.context() as patch, pytest.raises(Interrupted) as ended:
-        patch.setattr(interruption, "PATIENCE", 0.5)
-        patch.setattr(ClipDataset, "__getitem__", item)
+    monkeypatch.setattr(interruption, "PATIENCE", 0.5)
+    monkeypatch.setattr(ClipDataset, "__getitem__", item)
+    with pytest.raises(Interrupted) as ended:
         train(tiny_root, tmp_path / "run", Silence(step, flag), options=options)
+    flag.unlink()
     assert ended.value.code == 128 + signal.SIGTERM
     assert read_checkpoint(str(tmp_path / "run" / "model_last.pth"))["iteration"] >= step
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)

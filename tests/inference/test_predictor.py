@@ -13,6 +13,7 @@ from PIL import Image
 from fastreid_star.data.build import build_dataset, open_store
 from fastreid_star.data.io import read_frame, read_video
 from fastreid_star.data.tracklets import TrackletInput
+from fastreid_star.engine import device as devices
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
@@ -182,6 +183,40 @@ def test_the_users_process_is_left_as_it_is(star, data):
     assert torch.equal(torch.get_rng_state(), state[0])
     assert torch.get_num_threads() == state[1]
     assert not star.model.training
+
+
+@pytest.mark.parametrize("newer_names", [False, True])
+def test_the_switches_of_a_gpu_are_the_models_only_while_it_computes(
+    star, data, monkeypatch, newer_names
+):
+    def as_on_a_gpu(device, **switches):
+        configure(torch.device("cuda", 0), **switches)
+
+    def read():
+        owners = (matmul, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None))
+        legacy = [] if newer_names else [matmul.allow_tf32, cudnn.allow_tf32]
+        return [cudnn.benchmark, *legacy, *(getattr(o, "fp32_precision", None) for o in owners)]
+
+    cudnn, matmul, configure = torch.backends.cudnn, torch.backends.cuda.matmul, devices.configure
+    if newer_names and not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this torch has the older names only")
+    monkeypatch.setattr(devices, "configure", as_on_a_gpu)
+    cudnn.benchmark = True
+    if newer_names:
+        matmul.fp32_precision = "tf32"
+    else:
+        matmul.allow_tf32 = True
+    before, seen = read(), []
+    try:
+        predictor = StarPredictor(star.cfg, star.cfg.OUTPUT_DIR + "/model_best.pth", "cpu")
+        assert read() == before
+        predictor.model.register_forward_pre_hook(lambda *_: seen.append(matmul.allow_tf32))
+        predictor.features(from_files(*data)[:1])
+        assert seen == [False], "SOLVER.FAST_FLOAT32 is off"
+        assert read() == before
+    finally:
+        cudnn.benchmark = matmul.allow_tf32 = False
+        cudnn.allow_tf32 = True
 
 
 # --- warnings ---
