@@ -10,12 +10,10 @@ bit if the batches are the same too.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -34,7 +32,7 @@ from fastreid_star.data.tracklets import (
     read_test_clip,
 )
 from fastreid_star.data.transforms import Transform, build_transforms
-from fastreid_star.data.workers import one_thread, ready_to_fork
+from fastreid_star.data.workers import one_thread
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checkpoint import checkpoint_config
 from fastreid_star.engine.configs import load_config, merge_options
@@ -42,6 +40,12 @@ from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.similarity import check_features, normalize, shorten
 from fastreid_star.inference.fingerprint import fingerprint
+from fastreid_star.inference.process import (
+    gpu_switches,
+    gpu_switches_kept,
+    opencv_ready_to_fork,
+    set_switches,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +100,9 @@ class StarPredictor:
         self.device = devices.choose_device(device)
         self.transform = build_transforms(cfg, is_train=False)
         # building a model draws its first weights, and sets the switches of its device
-        with torch.random.fork_rng(devices=[]), _gpu_switches_kept():
+        with torch.random.fork_rng(devices=[]), gpu_switches_kept():
             self.model = load_trained(cfg, os.fspath(weights), allow_changed=allow_changed)
-            self._gpu_switches = _gpu_switches()
+            self._gpu_switches = gpu_switches()
         self._warned: set[str] = set()
 
     @classmethod
@@ -191,8 +195,8 @@ class StarPredictor:
             self.device,
         )
         parts, without_skeletons, wide = [], [], []
-        with torch.no_grad(), _opencv_ready_to_fork(num_workers), _gpu_switches_kept():
-            _set(self._gpu_switches)
+        with torch.no_grad(), opencv_ready_to_fork(num_workers), gpu_switches_kept():
+            set_switches(self._gpu_switches)
             for batch in loader:
                 without_skeletons += batch.pop("without_skeletons").tolist()
                 wide += batch.pop("wide").tolist()
@@ -293,53 +297,6 @@ def _run_config(folder: str, weights: str, opts: list[str]) -> CfgNode:
     merge_options(cfg, opts)
     cfg.freeze()
     return cfg
-
-
-def _gpu_switches() -> list[tuple[Any, str, Any]]:
-    """Owner, name and value of the switches that ``engine.device.configure`` sets for a GPU.
-
-    torch 2.9 and later have each precision under two names, and refuse to read the older one where
-    a program has set the newer one.
-    """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    switches = [(cudnn, "benchmark"), (cudnn, "allow_tf32"), (matmul, "allow_tf32")]
-    owners = (matmul, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None))
-    switches += [(owner, "fp32_precision") for owner in owners]
-    found = []
-    for owner, name in switches:
-        with contextlib.suppress(RuntimeError, AttributeError):
-            found.append((owner, name, getattr(owner, name)))
-    return found
-
-
-def _set(switches: list[tuple[Any, str, Any]]) -> None:
-    for owner, name, value in switches:
-        setattr(owner, name, value)
-
-
-@contextlib.contextmanager
-def _gpu_switches_kept() -> Iterator[None]:
-    """Set the program's switches again afterwards."""
-    before = _gpu_switches()
-    try:
-        yield
-    finally:
-        _set(before)
-
-
-@contextlib.contextmanager
-def _opencv_ready_to_fork(num_workers: int) -> Iterator[None]:
-    """Stop OpenCV's threads while worker processes are forked, and start them again afterwards."""
-    if not num_workers or "cv2" not in sys.modules:
-        yield
-        return
-    opencv = sys.modules["cv2"]
-    threads = opencv.getNumThreads()
-    ready_to_fork()
-    try:
-        yield
-    finally:
-        opencv.setNumThreads(threads)
 
 
 def _check_one_person(tracklet: TrackletInput) -> None:
