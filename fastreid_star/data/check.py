@@ -143,6 +143,7 @@ def check_dataset(
         list_problems=[
             *training_problems(dataset.train),
             *evaluation_problems([*dataset.query, *dataset.gallery]),
+            *shared_identities(dataset.train, [*dataset.query, *dataset.gallery]),
         ],
     )
     groups: dict[tuple[Modality, int], SkeletonStats] = defaultdict(SkeletonStats)
@@ -189,6 +190,18 @@ def training_problems(tracklets: Sequence[Tracklet]) -> list[str]:
             f"training set has {len(both)}"
         )
     return problems
+
+
+def shared_identities(train: Sequence[Tracklet], test: Sequence[Tracklet]) -> list[str]:
+    """One line if identities of the test set are in the training set too; else empty."""
+    tested = {tracklet.pid for tracklet in test}
+    shared = tested & {tracklet.pid for tracklet in train}
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} of {len(tested)} test identities are in the training set too, such as "
+        f"{min(shared)}: the results will be too good; check the lists"
+    ]
 
 
 def evaluation_problems(

@@ -33,7 +33,7 @@ from fastreid_star.data.io import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import what_is_wrong
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import build_transforms
-from fastreid_star.engine import checks_machine
+from fastreid_star.engine import checks_machine, checks_meaning
 from fastreid_star.engine.problems import Check, Problem, Run
 from fastreid_star.engine.solver import resolve_schedule
 from fastreid_star.errors import UserError
@@ -268,7 +268,7 @@ def misplaced(store: SkeletonStore, sample: list[Tracklet]) -> Iterator[Problem]
 
 CHECKS: tuple[Check, ...] = (
     names, numbers, training_input, test_input, datasets, matches, batches, skeletons,
-    *checks_machine.CHECKS,
+    *checks_meaning.CHECKS, *checks_machine.CHECKS,
 )  # fmt: skip
 
 

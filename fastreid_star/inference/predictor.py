@@ -46,6 +46,7 @@ from fastreid_star.inference.process import (
     opencv_ready_to_fork,
     set_switches,
 )
+from fastreid_star.structures import Modality
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,8 @@ class StarPredictor:
         """Compute one feature for each tracklet.
 
         A warning is logged if tracklets have no skeletons but the model was trained with skeletons,
-        and if frames look like whole scenes instead of crops of a person.
+        if frames look like whole scenes instead of crops of a person, and if infrared frames have
+        colors.
 
         Args:
             tracklets: N tracklets.
@@ -194,12 +196,13 @@ class StarPredictor:
             ),
             self.device,
         )
-        parts, without_skeletons, wide = [], [], []
+        parts, without_skeletons, wide, colored = [], [], [], []
         with torch.no_grad(), opencv_ready_to_fork(num_workers), gpu_switches_kept():
             set_switches(self._gpu_switches)
             for batch in loader:
                 without_skeletons += batch.pop("without_skeletons").tolist()
                 wide += batch.pop("wide").tolist()
+                colored += batch.pop("colored").tolist()
                 parts.append(self.model(batch).to("cpu", torch.float32))
                 if progress is not None:
                     progress(len(parts[-1]))
@@ -217,6 +220,10 @@ class StarPredictor:
             wide,
             "have frames that are wider than high: a tracklet consists of crops of one person, not "
             "of whole scenes; detect and track persons first",
+        )
+        self._warn(
+            colored,
+            "are infrared, but their frames have colors: say which tracklets are visible",
         )
         features = torch.cat(parts)
         check_features(features, "the tracklets'")
@@ -271,6 +278,7 @@ class _TestClips(Dataset):
         tracklet = self.tracklets[index]
         clip, replaced = _named(tracklet, index, lambda it: read_test_clip(it, self.length))
         wide = all(frame.shape[1] > frame.shape[0] for frame in clip.frames)
+        infrared = as_modality(tracklet.modality) is Modality.INFRARED
         tensors = clip_tensors(self.transform(clip, np.random.default_rng(0)))
         return {
             **tensors,
@@ -278,6 +286,7 @@ class _TestClips(Dataset):
             "replaced": replaced,
             "without_skeletons": int(not tensors["has_skeleton"].any()),
             "wide": int(wide),
+            "colored": int(infrared and all(map(_has_colors, clip.frames))),
         }
 
 
@@ -297,6 +306,11 @@ def _run_config(folder: str, weights: str, opts: list[str]) -> CfgNode:
     merge_options(cfg, opts)
     cfg.freeze()
     return cfg
+
+
+def _has_colors(frame: np.ndarray) -> bool:
+    """Whether the channels of a frame differ by more than JPEG's rounding does."""
+    return float(np.ptp(frame.astype(np.int16), axis=-1).mean()) > 8
 
 
 def _check_one_person(tracklet: TrackletInput) -> None:

@@ -14,6 +14,7 @@ from fastreid_star.data.check import (
     check_dataset,
     evaluation_problems,
     open_dataset,
+    shared_identities,
     splits,
     training_problems,
 )
@@ -319,6 +320,13 @@ def test_training_lists():
     assert "1 training identities have tracklets in one modality only, such as 3" in problem
     (problem,) = training_problems(listed((1, 1, INFRARED), (2, 1, VISIBLE)))
     assert "has 0" in problem
+
+
+def test_identities_of_both_lists_are_told():
+    train, test = listed((1, 1, INFRARED), (2, 1, VISIBLE)), listed((3, 1, INFRARED))
+    assert shared_identities(train, test) == []
+    (line,) = shared_identities(train, listed((2, 1, VISIBLE), (3, 1, VISIBLE)))
+    assert "1 of 2 test identities are in the training set too, such as 2" in line
 
 
 def test_evaluation_lists():

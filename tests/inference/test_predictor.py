@@ -244,6 +244,17 @@ def test_star_without_skeletons_warns_once(runs, data, caplog):
     assert not torch.allclose(star.features(inputs)[1:], without[1:], atol=1e-4)
 
 
+def test_infrared_frames_with_colors_are_warned_of(runs, caplog):
+    sad = StarPredictor.from_run(runs / "SAD", device="cpu")
+    gray = np.repeat(np.random.default_rng(0).integers(0, 256, (32, 16, 1), np.uint8), 3, axis=2)
+    color = gray * np.array([1, 0, 1], np.uint8)
+    sad.features([TrackletInput([gray] * 3, "infrared"), TrackletInput([color] * 3, "visible")])
+    assert "colors" not in caplog.text
+    sad.features([TrackletInput([gray] * 3, "infrared"), TrackletInput([color] * 3, "infrared")])
+    assert "1 of 2 tracklets are infrared, but their frames have colors" in caplog.text
+    assert "(index 1)" in caplog.text
+
+
 def test_whole_scenes_are_warned_of(runs, caplog):
     sad = StarPredictor.from_run(runs / "SAD", device="cpu")
     crop, scene = np.zeros((40, 20, 3), np.uint8), np.zeros((90, 160, 3), np.uint8)
