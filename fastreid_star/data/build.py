@@ -222,6 +222,8 @@ class DeviceLoader:
 
     def __init__(self, loader: DataLoader, device: torch.device):
         self.loader, self.device = loader, device
+        if getattr(loader, "num_workers", 0) and not loader.timeout:
+            loader.timeout = TIMEOUT  # nobody waits for ever
         self.replaced = 0
 
     @property
@@ -340,7 +342,6 @@ def _loader(cfg, dataset: ClipDataset, batch_sampler, pin_memory: bool) -> DataL
         worker_init_fn=one_thread,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        timeout=TIMEOUT if workers else 0,
         # starting an iteration must not advance the global generator, which a resumed run restores
         generator=torch.Generator(),
     )

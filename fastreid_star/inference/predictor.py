@@ -46,7 +46,7 @@ from fastreid_star.inference.process import (
     opencv_ready_to_fork,
     set_switches,
 )
-from fastreid_star.structures import Modality
+from fastreid_star.inference.suspicions import SUSPICIONS, suspicions
 
 logger = logging.getLogger(__name__)
 
@@ -159,8 +159,7 @@ class StarPredictor:
         """Compute one feature for each tracklet.
 
         A warning is logged if tracklets have no skeletons but the model was trained with skeletons,
-        if frames look like whole scenes instead of crops of a person, and if infrared frames have
-        colors.
+        and for the other suspicions of :mod:`~fastreid_star.inference.suspicions`.
 
         Args:
             tracklets: N tracklets.
@@ -196,13 +195,13 @@ class StarPredictor:
             ),
             self.device,
         )
-        parts, without_skeletons, wide, colored = [], [], [], []
+        parts = []
+        flags: dict[str, list[int]] = {name: [] for name in SUSPICIONS}
         with torch.no_grad(), opencv_ready_to_fork(num_workers), gpu_switches_kept():
             set_switches(self._gpu_switches)
             for batch in loader:
-                without_skeletons += batch.pop("without_skeletons").tolist()
-                wide += batch.pop("wide").tolist()
-                colored += batch.pop("colored").tolist()
+                for name, found in flags.items():
+                    found += batch.pop(name).tolist()
                 parts.append(self.model(batch).to("cpu", torch.float32))
                 if progress is not None:
                     progress(len(parts[-1]))
@@ -210,21 +209,9 @@ class StarPredictor:
             logger.warning(
                 "%d broken frames were replaced by their nearest good neighbor", loader.replaced
             )
-        if getattr(self.model, "reads_skeletons", False):
-            self._warn(
-                without_skeletons,
-                "have no skeletons, but this model was trained with skeletons: without them it "
-                "ranks worse than the baseline SAD; extract skeletons first, or use a SAD model",
-            )
-        self._warn(
-            wide,
-            "have frames that are wider than high: a tracklet consists of crops of one person, not "
-            "of whole scenes; detect and track persons first",
-        )
-        self._warn(
-            colored,
-            "are infrared, but their frames have colors: say which tracklets are visible",
-        )
+        for name, found in flags.items():
+            if name != "without_skeletons" or getattr(self.model, "reads_skeletons", False):
+                self._warn(found, SUSPICIONS[name])
         features = torch.cat(parts)
         check_features(features, "the tracklets'")
         return normalize(features)
@@ -277,16 +264,12 @@ class _TestClips(Dataset):
     def __getitem__(self, index: int) -> dict:
         tracklet = self.tracklets[index]
         clip, replaced = _named(tracklet, index, lambda it: read_test_clip(it, self.length))
-        wide = all(frame.shape[1] > frame.shape[0] for frame in clip.frames)
-        infrared = as_modality(tracklet.modality) is Modality.INFRARED
-        tensors = clip_tensors(self.transform(clip, np.random.default_rng(0)))
+        modality = as_modality(tracklet.modality)
         return {
-            **tensors,
-            "modality": int(as_modality(tracklet.modality)),
+            **suspicions(clip, modality),
+            **clip_tensors(self.transform(clip, np.random.default_rng(0))),
+            "modality": int(modality),
             "replaced": replaced,
-            "without_skeletons": int(not tensors["has_skeleton"].any()),
-            "wide": int(wide),
-            "colored": int(infrared and all(map(_has_colors, clip.frames))),
         }
 
 
@@ -306,11 +289,6 @@ def _run_config(folder: str, weights: str, opts: list[str]) -> CfgNode:
     merge_options(cfg, opts)
     cfg.freeze()
     return cfg
-
-
-def _has_colors(frame: np.ndarray) -> bool:
-    """Whether the channels of a frame differ by more than JPEG's rounding does."""
-    return float(np.ptp(frame.astype(np.int16), axis=-1).mean()) > 8
 
 
 def _check_one_person(tracklet: TrackletInput) -> None:

@@ -255,6 +255,18 @@ def test_infrared_frames_with_colors_are_warned_of(runs, caplog):
     assert "(index 1)" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("scale", "warned"), [((1, 1, 1), False), ((1 / 16, 1 / 32, 1), True), ((1, 1, 100), True)]
+)
+def test_skeletons_that_are_not_in_pixels_are_warned_of(runs, caplog, scale, warned):
+    star = StarPredictor.from_run(runs / "STAR", device="cpu")
+    corner, far = np.array([1, 1, 0.5]), np.array([14, 30, 1])
+    joints = np.random.default_rng(0).uniform(corner, far, (3, 17, 3)) * np.array(scale)
+    gray = np.zeros((32, 16, 3), np.uint8)
+    star.features([TrackletInput([gray] * 3, "infrared", joints.astype(np.float32))])
+    assert ("give x and y in pixels" in caplog.text) == warned
+
+
 def test_whole_scenes_are_warned_of(runs, caplog):
     sad = StarPredictor.from_run(runs / "SAD", device="cpu")
     crop, scene = np.zeros((40, 20, 3), np.uint8), np.zeros((90, 160, 3), np.uint8)
