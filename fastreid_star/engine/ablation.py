@@ -29,7 +29,7 @@ from fastreid_star.engine.ablation_tables import (
 )
 from fastreid_star.engine.configs import config_path, load_config
 from fastreid_star.errors import UserError
-from fastreid_star.files import write_whole
+from fastreid_star.files import locked, write_whole
 
 __all__ = ["COLUMNS", "OPTIONS", "PAPER", "RESULT", "Run", "ablate", "plan", "spread", "summarize"]
 
@@ -63,6 +63,7 @@ def ablate(
     """Train every config with every seed, and write ``table.md`` and ``runs.csv``.
 
     Finished runs are kept and interrupted ones are resumed: call it again after an interruption.
+    A second call in the same folder is refused while the first one trains.
 
     Args:
         configs: YAML files.
@@ -98,21 +99,28 @@ def ablate(
     if not table_only:
         if not root and list(data_seeds) != [None]:
             root = str(Path(output) / "datasets")
-        start = None
-        if warm_start:
-            start = "warm-start"
-            warm = [
-                replace(r, config=Path(config_path(warm_start)), folder=r.folder.parent / start)
+        Path(output).mkdir(parents=True, exist_ok=True)
+        with locked(output):
+            start = None
+            if warm_start:
+                start = "warm-start"
+                warm = [
+                    replace(r, config=Path(config_path(warm_start)), folder=r.folder.parent / start)
+                    for r in runs
+                ]
+                execute_all(
+                    [(r, options_of(r, opts, None, root)) for r in dict.fromkeys(warm)],
+                    jobs,
+                    report,
+                )
+            trained = [
+                (r, options_of(r, opts, r.folder.parent / start if start else None, root))
                 for r in runs
             ]
+            execute_all(trained, jobs, report)
             execute_all(
-                [(r, options_of(r, opts, None, root)) for r in dict.fromkeys(warm)], jobs, report
+                [(run, _retest_options(run, changed)) for run, changed in tests], jobs, report
             )
-        trained = [
-            (r, options_of(r, opts, r.folder.parent / start if start else None, root)) for r in runs
-        ]
-        execute_all(trained, jobs, report)
-        execute_all([(run, _retest_options(run, changed)) for run, changed in tests], jobs, report)
     everything = [*runs, *(run for run, _ in tests)]
     on_hitsz_vcm = tuple(load_config(configs[0]).DATASETS.TESTS) == ("HITSZVCM",)
     table = to_markdown(summarize(everything), with_paper=on_hitsz_vcm)

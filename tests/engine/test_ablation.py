@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from fastreid_star.engine import ablation
 from fastreid_star.errors import UserError
 
-from .conftest import REPOSITORY, tiny_options
+from .conftest import DEMO, REPOSITORY, tiny_options
 
 SYNTHETIC = REPOSITORY / "configs" / "Synthetic"
 
@@ -145,6 +147,23 @@ def test_two_at_a_time_and_none_after_a_failure(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         ablation.execute_all([(run, []) for run in runs], 1, said.append)
     assert sorted(started) == [0, 2, 3], "runs were started after one had failed"
+
+
+def test_a_second_ablation_in_a_folder_is_refused(tmp_path, monkeypatch):
+    def second(*_):  # while the first one executes its runs
+        code = "import sys; from fastreid_star.files import locked\nwith locked(sys.argv[1]): pass"
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+        )
+        seen.append("another run is writing to" in run.stderr)
+
+    seen = []
+    monkeypatch.setattr(ablation, "execute_all", second)
+    monkeypatch.setattr(ablation, "summarize", lambda runs: {})
+    monkeypatch.setattr(ablation, "to_markdown", lambda *_, **__: "")
+    monkeypatch.setattr(ablation, "to_csv", lambda runs: "")
+    ablation.ablate([DEMO], str(tmp_path), root=str(tmp_path))
+    assert seen == [True, True]
 
 
 def test_a_whole_ablation_fails_and_is_resumed(tiny_root, tmp_path):
