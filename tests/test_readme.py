@@ -19,7 +19,7 @@ README, CHINESE = "README.md", "README.zh-CN.md"
 PAGES = [README, CHINESE, "CONTRIBUTING.md", "configs/README.md"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 FOREIGN = ("pip", "source", "python", "cp", "atc", "mutmut", "torchrun")  # not our programs
-DEV = {"setup", "demo", "test", "pose"}  # commands of tools/dev.py
+DEV = {"setup", "demo", "test", "pose", "oldest"}  # commands of tools/dev.py
 
 
 @functools.cache

@@ -6,6 +6,8 @@
     python tools/dev.py test     set up with developer tools, then lint, check types and test;
                                  more arguments are passed to pytest
     python tools/dev.py pose     create .venv-pose, the environment of the pose networks
+    python tools/dev.py oldest   create .venv-oldest with the oldest packages that setup.py allows,
+                                 then train, resume, evaluate, report and export there
 
 If the calling Python has a torch (an Ascend or CUDA image, conda, a virtual environment), .venv
 uses it and sees the packages of that Python. Otherwise torch 2.13.0 is installed: the CPU build if
@@ -16,6 +18,9 @@ another build. Everything is installed once: later calls take a moment.
 (HRNet, RTMPose). mmpose needs older packages than the project does, and a C compiler with Python's
 headers for one of them, so it has an environment of its own. Only the extraction of skeletons needs
 it; the tests of the pose networks are skipped without it.
+
+.venv-oldest gets torch 2.4.0 and, of every other package, the release that setup.py names as its
+lower bound. Call `oldest` with the oldest Python that you have: `python3.10 tools/dev.py oldest`.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +41,9 @@ from venv import create
 ROOT = Path(__file__).resolve().parent.parent
 
 TORCH = "2.13.0"
+OLDEST_TORCH = "2.4.0"
+# one thread per test process: the processes share the cores
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 FASTREID = "fastreid==1.4.0"  # pins torch 1.13: only --no-deps lets it in
 
 
@@ -45,10 +54,19 @@ class Environment:
         name: name of its folder.
         extras: extras of setup.py, from the smallest set of packages to the largest.
         more: titles, and the arguments of pip that install further packages, in order.
+        torch: the release of torch that is installed if none is inherited.
     """
 
-    def __init__(self, name: str, *, extras: Sequence[str], more: Mapping[str, Sequence[str]]):
+    def __init__(
+        self,
+        name: str,
+        *,
+        extras: Sequence[str],
+        more: Mapping[str, Sequence[str]],
+        torch: str = TORCH,
+    ):
         self.folder = ROOT / name
+        self.torch = torch
         self.extras = extras
         self.more = more
         self.python = self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -92,6 +110,12 @@ POSE = Environment(
         ),
     },
 )
+OLDEST = Environment(
+    ".venv-oldest",
+    extras=("export",),
+    more={"pytest": ("pytest>=8", "hypothesis>=6.90")},
+    torch=OLDEST_TORCH,
+)
 
 
 def main() -> int:
@@ -100,6 +124,7 @@ def main() -> int:
         "demo": (VENV, "", demo),
         "test": (VENV, "dev", test),
         "pose": (POSE, "pose", pose),
+        "oldest": (OLDEST, "export", oldest),
     }
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         print(__doc__)
@@ -107,7 +132,7 @@ def main() -> int:
     if sys.version_info < (3, 10):  # noqa: UP036 - tell users of an older Python why it fails
         print(f"Python 3.10 or later is needed; this is {sys.version.split()[0]}")
         return 2
-    if Path(sys.prefix).resolve() in (VENV.folder.resolve(), POSE.folder.resolve()):
+    if Path(sys.prefix).resolve() in (venv.folder.resolve() for venv in (VENV, POSE, OLDEST)):
         # called from an activated environment of this project: use the Python that it was made from
         os.execv(sys._base_executable, [sys._base_executable, *sys.argv])
     venv, extra, command = commands[sys.argv[1]]
@@ -133,8 +158,6 @@ def demo(args: list[str]) -> int:
 
 def test(args: list[str]) -> int:
     workers = str(min(os.cpu_count() or 1, 8))
-    # one thread per test process: the workers share the cores
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     for step in (
         ["-m", "ruff", "check", "."],
         ["-m", "ruff", "format", "--check", "."],
@@ -143,7 +166,7 @@ def test(args: list[str]) -> int:
         ["-m", "pytest", "-n", workers, "--durations=10", *args],
     ):
         print(f"\n$ python {' '.join(step)}", flush=True)
-        status = subprocess.call([VENV.python, *step], cwd=ROOT, env=env)
+        status = subprocess.call([VENV.python, *step], cwd=ROOT, env=ONE_THREAD)
         if status:
             return status
     return 0
@@ -154,6 +177,19 @@ def pose(args: list[str]) -> int:
     return 0
 
 
+def oldest(args: list[str]) -> int:
+    """Say what is installed, and run the commands once with it."""
+    for step in (
+        ["-m", "pip", "list", "--disable-pip-version-check"],
+        ["-m", "pytest", "--durations=10", "tests/oldest.py", *args],
+    ):
+        print(f"\n$ python {' '.join(step)}", flush=True)
+        status = subprocess.call([OLDEST.python, *step], cwd=ROOT, env=ONE_THREAD)
+        if status:
+            return status
+    return 0
+
+
 def set_up(venv: Environment, extra: str) -> None:
     """Create an environment and fill it, unless its stamp says that this was done already.
 
@@ -161,10 +197,10 @@ def set_up(venv: Environment, extra: str) -> None:
         venv: the environment.
         extra: which of its extras is needed; one that has a larger one keeps it.
     """
-    inherited = version_of_torch(sys.executable)
+    inherited = None if venv is OLDEST else version_of_torch(sys.executable)
     metadata = (ROOT / "setup.py").read_text(encoding="utf-8")
     more = [argument for arguments in venv.more.values() for argument in arguments]
-    parts = [metadata, TORCH, FASTREID, *more, sys.version, str(inherited), str(ROOT)]
+    parts = [metadata, venv.torch, FASTREID, *more, sys.version, str(inherited), str(ROOT)]
     wanted = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     found, _, level = (venv.stamp.read_text() if venv.stamp.is_file() else "").partition(" ")
     if found and level in venv.extras:
@@ -186,14 +222,15 @@ def set_up(venv: Environment, extra: str) -> None:
     torch = version_of_torch(venv.python)
     if torch is None or (inherited and torch != inherited):
         sys.exit(
-            f"{venv.folder} sees torch {torch}, not {inherited or TORCH}: delete the folder and "
+            f"{venv.folder} sees torch {torch}, not {inherited or venv.torch}: delete the folder and "
             "call this again"
         )
     # torch 2.N goes with torchvision 0.(N + 15); --no-deps, or pip may replace torch
     minor = int(torch.split(".")[1])
     venv.install("torchvision", ["--no-deps", f"torchvision==0.{minor + 15}.*", *index_of_torch()])
     constraints = venv.folder / "constraints.txt"
-    constraints.write_text(f"torch=={torch}\n")
+    bounds = lower_bounds(metadata) if venv is OLDEST else []
+    constraints.write_text("\n".join([f"torch=={torch}", *bounds, ""]))
     kept = ["-c", str(constraints)]
     target = f"{ROOT}[{extra}]" if extra else str(ROOT)
     venv.install("fastreid_star and what it needs", [*kept, "-e", target])
@@ -203,6 +240,12 @@ def set_up(venv: Environment, extra: str) -> None:
     venv.install("fastreid", ["--no-deps", FASTREID])
     venv.stamp.write_text(f"{wanted} {extra}")
     print(f"set up in {time.monotonic() - start:.0f} s\n", flush=True)
+
+
+def lower_bounds(metadata: str) -> list[str]:
+    """Constraints of pip that admit only the lower bounds in setup.py: numpy>=1.24 as ==1.24.*."""
+    bounds = re.findall(r'"([\w-]+)>=([\d.]+)"', metadata)
+    return [f"{name}=={version}.*" for name, version in bounds if name != "torch"]
 
 
 def is_of_this_python(venv: Environment, inherits: bool) -> bool:
@@ -225,7 +268,7 @@ def is_of_this_python(venv: Environment, inherits: bool) -> bool:
 
 
 def install_torch(venv: Environment) -> None:
-    """Install the tested version of torch; without a GPU its CPU build, if pip finds one."""
+    """Install the environment's release of torch; without a GPU its CPU build, if pip finds one."""
     has_gpu = shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists()
     if not has_gpu and not index_of_torch():
         command = [
@@ -235,9 +278,9 @@ def install_torch(venv: Environment) -> None:
             "install",
             "-q",
             "--disable-pip-version-check",
-            f"torch=={TORCH}+cpu",
+            f"torch=={venv.torch}+cpu",
         ]
-        print(f"  torch {TORCH}, CPU build ...", end="", flush=True)
+        print(f"  torch {venv.torch}, CPU build ...", end="", flush=True)
         start = time.monotonic()
         if subprocess.run(command, capture_output=True, cwd=ROOT, check=False).returncode == 0:
             print(f" {time.monotonic() - start:.0f} s", flush=True)
@@ -246,7 +289,7 @@ def install_torch(venv: Environment) -> None:
             " not found; set TORCH_INDEX_URL to an index that has it to save gigabytes",
             flush=True,
         )
-    venv.install(f"torch {TORCH}", [f"torch=={TORCH}", *index_of_torch()])
+    venv.install(f"torch {venv.torch}", [f"torch=={venv.torch}", *index_of_torch()])
 
 
 def index_of_torch() -> list[str]:

@@ -25,7 +25,7 @@ from fastreid_star.ablation.tables import (
 )
 from fastreid_star.engine.configs import config_path, load_config
 from fastreid_star.errors import UserError
-from fastreid_star.files import write_whole
+from fastreid_star.files import locked, write_whole
 
 # The program of a run's process: the training command, which also writes its results.
 _PROGRAM = """
@@ -57,6 +57,7 @@ def ablate(
     """Train every config with every seed, and write ``table.md`` and ``runs.csv``.
 
     Finished runs are kept and interrupted ones are resumed: call it again after an interruption.
+    A second call in the same folder is refused while the first one trains.
 
     Args:
         configs: YAML files.
@@ -86,18 +87,21 @@ def ablate(
         if not root and list(data_seeds) != [None]:
             root = str(Path(output) / "datasets")
         name = "warm-start"
-        if warm_start:
-            config = Path(config_path(warm_start))
-            first = [replace(r, config=config, folder=r.folder.parent / name) for r in runs]
-            warm = [(run, options_of(run, opts, None, root)) for run in dict.fromkeys(first)]
-            execute_all(warm, jobs, report)
         starts = [run.folder.parent / name if warm_start else None for run in runs]
-        trained = [
-            (run, options_of(run, opts, start, root))
-            for run, start in zip(runs, starts, strict=True)
-        ]
-        execute_all(trained, jobs, report)
-        execute_all([(run, _retest_options(run, changed)) for run, changed in tests], jobs, report)
+        Path(output).mkdir(parents=True, exist_ok=True)
+        with locked(output):
+            if warm_start:
+                config = Path(config_path(warm_start))
+                first = [replace(r, config=config, folder=r.folder.parent / name) for r in runs]
+                warm = [(run, options_of(run, opts, None, root)) for run in dict.fromkeys(first)]
+                execute_all(warm, jobs, report)
+            trained = [
+                (run, options_of(run, opts, start, root))
+                for run, start in zip(runs, starts, strict=True)
+            ]
+            execute_all(trained, jobs, report)
+            again = [(run, _retest_options(run, changed)) for run, changed in tests]
+            execute_all(again, jobs, report)
     everything = [*runs, *(run for run, _ in tests)]
     on_hitsz_vcm = tuple(load_config(configs[0]).DATASETS.TESTS) == ("HITSZVCM",)
     table = to_markdown(summarize(everything), with_paper=on_hitsz_vcm)

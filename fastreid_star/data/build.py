@@ -18,7 +18,7 @@ from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.samplers import CrossModalIdentitySampler
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import build_transforms
-from fastreid_star.data.workers import TIMEOUT, one_line, one_thread, ready_to_fork
+from fastreid_star.data.workers import TIMEOUT, one_line, one_thread, ready_to_fork, waiting
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Tracklet
 
@@ -230,6 +230,8 @@ class DeviceLoader:
 
     def __init__(self, loader: DataLoader, device: torch.device):
         self.loader, self.device = loader, device
+        if getattr(loader, "num_workers", 0) and not loader.timeout:
+            loader.timeout = TIMEOUT  # nobody waits for ever
         self.replaced = 0
 
     @property
@@ -247,7 +249,8 @@ class DeviceLoader:
         batches = iter(self.loader)
         while True:
             try:
-                batch = next(batches)
+                with waiting():
+                    batch = next(batches)
             except StopIteration:
                 return
             except (UserError, RuntimeError, ConnectionError, EOFError) as error:
@@ -325,7 +328,6 @@ def _loader(cfg, dataset: ClipDataset, batch_sampler, pin_memory: bool) -> DataL
         worker_init_fn=one_thread,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        timeout=TIMEOUT if workers else 0,
         # starting an iteration must not advance the global generator, which a resumed run restores
         generator=torch.Generator(),
     )

@@ -75,20 +75,32 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 def as_rgb(image: Image.Image) -> np.ndarray:
     """Convert a PIL image to uint8 [H,W,3], RGB, read-only.
 
-    Applies the EXIF rotation. Gray, palette, CMYK and 16-bit images become RGB, an animation gives
-    its first frame, and transparency is dropped.
+    Applies the EXIF rotation. Gray, palette and CMYK images become RGB, an animation gives its first
+    frame, and transparency is dropped. Gray values of 16 bits are stretched, see :func:`stretched`.
 
     Raises:
         ValueError: the pixels are floats, whose range is unknown. A damaged file raises any type.
     """
+    orientation = image.getexif().get(_ORIENTATION, 1)  # Pillow < 10.4: TIFF has none after load()
     image.load()
-    if image.getexif().get(_ORIENTATION, 1) != 1:  # exif_transpose alone would copy every image
+    if orientation != 1:  # exif_transpose alone would copy every image
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floats: save 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits; convert() would clip everything above 255
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))
+        image = Image.fromarray(stretched(np.asarray(image)))
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def stretched(counts: np.ndarray) -> np.ndarray:
+    """Scale gray values of 16 bits to uint8: the 1st percentile becomes 0, the 99th becomes 255.
+
+    An infrared camera's raw counts fill a small part of the 16 bits, such as 7250 to 7640. Divided
+    by 257 they would leave two gray levels.
+    """
+    low, high = np.percentile(counts, (1, 99))
+    shares = (counts - low) / max(high - low, 1.0)
+    return np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
 
 
 def read_video(

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
+from collections.abc import Iterator
 
 import torch
 
 from fastreid_star.errors import UserError, causes
 
 TIMEOUT = 600  # seconds that a loader with workers waits for a batch
+
+_waiting_since: list[float] = []  # one entry while this process waits for a batch
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """A context in which this process waits for a batch."""
+    _waiting_since.append(time.monotonic())
+    try:
+        yield
+    finally:
+        _waiting_since.pop()
+
+
+def waited() -> float:
+    """For how many seconds this process has waited for the batch that it waits for now, if any."""
+    return time.monotonic() - _waiting_since[-1] if _waiting_since else 0.0
+
 
 _CURES = {
     r"[Bb]us error|shared memory\(shm\)|unable to write to file </torch_": (

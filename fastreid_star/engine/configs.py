@@ -57,6 +57,8 @@ def load_config(path: str = "", opts: Sequence[str] | None = None) -> CfgNode:
     import_packages(cfg.IMPORTS)
     cfg.IMPORTS = list(dict.fromkeys([*cfg.IMPORTS, *packages_of_environment()]))
     cfg.SEED = fresh_seed(cfg)
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)  # a shell leaves the ~ of a YAML file
+    cfg.DATASETS.ROOT = os.path.expanduser(cfg.DATASETS.ROOT)
     cfg.freeze()
     return cfg
 

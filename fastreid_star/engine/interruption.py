@@ -13,10 +13,13 @@ import torch
 import torch.distributed as dist
 from fastreid.utils import comm
 
+from fastreid_star.data.workers import waited
+
 # SIGUSR1 is what Slurm is usually asked to send before it ends a job
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 # Seconds in which more signals count as the first: terminal, cluster and launcher each send one.
 ONE_AND_THE_SAME = 2.0
+PATIENCE = 3.0  # seconds: after a signal a loader gets no more to give its next batch
 
 
 class Interrupted(SystemExit):
@@ -25,6 +28,10 @@ class Interrupted(SystemExit):
     def __init__(self, number: int):
         super().__init__(128 + number)
         self.number = int(number)
+
+
+class NoBatch(BaseException):
+    """A signal has come, and the loader gives no batch for a step that could be the last one."""
 
 
 class SignalCatcher:
@@ -93,13 +100,25 @@ class Interruption(SignalCatcher):
 
     def __exit__(self, *exception):
         Interruption.active = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
         super().__exit__(*exception)
+        if exception and isinstance(exception[1], NoBatch):
+            raise Interrupted(self.number) from None
 
     def on_first(self, number: int) -> None:
         if comm.is_main_process():
             name = signal.Signals(number).name
             line = f"{name}: the run ends after this step, with a checkpoint; again: at once"
             os.write(2, f"{line}\n".encode())
+        before = signal.signal(signal.SIGALRM, self._end_wait)
+        self._before.setdefault(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, 1, 1)  # look every second
+
+    def _end_wait(self, number: int, frame: FrameType | None) -> None:
+        """Raise :class:`NoBatch` where a loader has given nothing for a while, in any call."""
+        if waited() > PATIENCE:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise NoBatch
 
     def after_step(self) -> int:
         """The signal that ends all processes now, or 0. Every process calls it after each step."""

@@ -29,7 +29,7 @@ from fastreid_star.engine.checkpoint import ROLLING, Checkpointer, ScalerState, 
 from fastreid_star.engine.checks import require
 from fastreid_star.engine.defaults import setup
 from fastreid_star.engine.failures import in_one_line
-from fastreid_star.engine.interruption import Interrupted, Interruption
+from fastreid_star.engine.interruption import Interrupted, Interruption, NoBatch
 from fastreid_star.engine.resume import Progress, Resumable
 from fastreid_star.engine.solver import resolve_schedule
 from fastreid_star.engine.train_loop import StepRunner
@@ -168,7 +168,9 @@ class Trainer(Resumable):
         """Run training to its end.
 
         SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 end it after the current step, with a
-        checkpoint; an evaluation is finished before. A second signal ends it at once.
+        checkpoint; an evaluation is finished before. A second signal ends it at once. If the loader
+        gives no batch after the first one, a single process ends with a checkpoint at once; several
+        processes end without.
 
         Returns:
             the last evaluation's results; empty on other ranks than the main one, and without
@@ -219,7 +221,12 @@ class Trainer(Resumable):
                         self._note_epoch()
                     while self.iter < end:
                         self.before_step()
-                        self.run_step()
+                        try:
+                            self.run_step()
+                        except NoBatch:  # the step has not begun
+                            if comm.get_world_size() > 1:
+                                raise  # other processes are in the middle of theirs
+                            self._stop(interruption.number)
                         self._note_epoch()
                         self.after_step()
                         self.iter += 1

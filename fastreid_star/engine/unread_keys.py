@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 _READ_ELSEWHERE = (
     "VERSION", "OUTPUT_DIR", "SEED", "MODEL.CPU", "MODEL.WEIGHTS", "SOLVER.CLIP_GRADIENTS"
 )  # fmt: skip
+# fast-reid's heads read it, and the heads of clips have a pooling of their own
+_READ_IN_VAIN = ("MODEL.HEADS.POOL_LAYER",)
 
 
 class _Keys(set):
@@ -71,7 +73,7 @@ def check_unread(
         key
         for key, value in values.items()
         if value != defaults.get(key)
-        and key not in cfg._keys
+        and (key not in cfg._keys or key in _READ_IN_VAIN)
         and not in_sections(key, _READ_ELSEWHERE + without)
         and (not sections or in_sections(key, sections))
     ]

@@ -10,11 +10,9 @@ bit if the batches are the same too.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -33,7 +31,7 @@ from fastreid_star.data.tracklets import (
     read_test_clip,
 )
 from fastreid_star.data.transforms import Transform, build_transforms
-from fastreid_star.data.workers import one_thread, ready_to_fork
+from fastreid_star.data.workers import one_thread
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checkpoint import checkpoint_config
 from fastreid_star.engine.configs import load_config, merge_options
@@ -41,6 +39,13 @@ from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.similarity import check_features, normalize, shorten
 from fastreid_star.inference.fingerprint import fingerprint
+from fastreid_star.inference.process import (
+    gpu_switches,
+    gpu_switches_kept,
+    opencv_ready_to_fork,
+    set_switches,
+)
+from fastreid_star.inference.suspicions import SUSPICIONS, suspicions
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +56,9 @@ RUN_WEIGHTS = ("model_best.pth", "model_final.pth", "model_last.pth")
 class StarPredictor:
     """A trained model of clips that turns tracklets into features.
 
-    Building a predictor changes no settings of the process except those of a GPU or NPU that the
-    model's config names (TF32, cuDNN's benchmark). The program's random numbers and threads stay as
-    they are.
+    The program's settings stay as they are: random numbers, threads, and the switches of a GPU
+    (TF32, cuDNN's benchmark), which are the model's only while it computes. The switches of an NPU
+    cannot be read, so they stay as the model's config sets them.
 
     Args:
         cfg: the config that the model was trained with.
@@ -88,8 +93,10 @@ class StarPredictor:
         self.cfg = cfg
         self.device = devices.choose_device(device)
         self.transform = build_transforms(cfg, is_train=False)
-        with torch.random.fork_rng(devices=[]):  # building a model draws its first weights
+        # building a model draws its first weights, and sets the switches of its device
+        with torch.random.fork_rng(devices=[]), gpu_switches_kept():
             self.model = load_trained(cfg, os.fspath(weights), allow_changed=allow_changed)
+            self._gpu_switches = gpu_switches()
         self._warned: set[str] = set()
 
     @classmethod
@@ -138,7 +145,7 @@ class StarPredictor:
         """Compute one feature for each tracklet.
 
         A warning is logged if tracklets have no skeletons but the model was trained with skeletons,
-        and if frames look like whole scenes instead of crops of a person.
+        and for the other suspicions of :mod:`~fastreid_star.inference.suspicions`.
 
         Args:
             tracklets: N tracklets.
@@ -172,11 +179,13 @@ class StarPredictor:
             ),
             self.device,
         )
-        parts, without_skeletons, wide = [], [], []
-        with torch.no_grad(), _opencv_ready_to_fork(num_workers):
+        parts = []
+        flags: dict[str, list[int]] = {name: [] for name in SUSPICIONS}
+        with torch.no_grad(), opencv_ready_to_fork(num_workers), gpu_switches_kept():
+            set_switches(self._gpu_switches)
             for batch in loader:
-                without_skeletons += batch.pop("without_skeletons").tolist()
-                wide += batch.pop("wide").tolist()
+                for name, found in flags.items():
+                    found += batch.pop(name).tolist()
                 parts.append(self.model(batch).to("cpu", torch.float32))
                 if progress is not None:
                     progress(len(parts[-1]))
@@ -184,17 +193,9 @@ class StarPredictor:
             logger.warning(
                 "%d broken frames were replaced by their nearest good neighbor", loader.replaced
             )
-        if getattr(self.model, "reads_skeletons", False):
-            self._warn(
-                without_skeletons,
-                "have no skeletons, but this model was trained with skeletons: without them it "
-                "ranks worse than the baseline SAD; extract skeletons first, or use a SAD model",
-            )
-        self._warn(
-            wide,
-            "have frames that are wider than high: a tracklet consists of crops of one person, not "
-            "of whole scenes; detect and track persons first",
-        )
+        for name, found in flags.items():
+            if name != "without_skeletons" or getattr(self.model, "reads_skeletons", False):
+                self._warn(found, SUSPICIONS[name])
         features = torch.cat(parts)
         check_features(features, "the tracklets'")
         return normalize(features)
@@ -262,14 +263,12 @@ class _TestClips(Dataset):
     def __getitem__(self, index: int) -> dict:
         tracklet = self.tracklets[index]
         clip, replaced = _named(tracklet, index, lambda it: read_test_clip(it, self.length))
-        wide = all(frame.shape[1] > frame.shape[0] for frame in clip.frames)
-        tensors = clip_tensors(self.transform(clip, np.random.default_rng(0)))
+        modality = as_modality(tracklet.modality)
         return {
-            **tensors,
-            "modality": int(as_modality(tracklet.modality)),
+            **suspicions(clip, modality),
+            **clip_tensors(self.transform(clip, np.random.default_rng(0))),
+            "modality": int(modality),
             "replaced": replaced,
-            "without_skeletons": int(not tensors["has_skeleton"].any()),
-            "wide": int(wide),
         }
 
 
@@ -289,21 +288,6 @@ def _run_config(folder: str, weights: str, opts: list[str]) -> CfgNode:
     merge_options(cfg, opts)
     cfg.freeze()
     return cfg
-
-
-@contextlib.contextmanager
-def _opencv_ready_to_fork(num_workers: int) -> Iterator[None]:
-    """Stop OpenCV's threads while worker processes are forked, and start them again afterwards."""
-    if not num_workers or "cv2" not in sys.modules:
-        yield
-        return
-    opencv = sys.modules["cv2"]
-    threads = opencv.getNumThreads()
-    ready_to_fork()
-    try:
-        yield
-    finally:
-        opencv.setNumThreads(threads)
 
 
 def _named(tracklet: TrackletInput, position: int, act: Callable):

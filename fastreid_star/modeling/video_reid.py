@@ -203,7 +203,7 @@ class VideoReID(nn.Module):
         """The batch with its skeletons on the device, some of them dropped in training."""
         if not self.reads_skeletons:
             return batch
-        moved = {
+        moved: dict[str, Any] = {
             key: batch[key].to(self.device, non_blocking=True)
             for key in ("skeletons", "has_skeleton", "crop_sizes")
             if key in batch

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 
@@ -20,7 +21,7 @@ from fastreid_star.ablation.tables import (
 from fastreid_star.errors import UserError
 
 from ..forked import start_forked
-from ..tiny import REPOSITORY, tiny_options
+from ..tiny import DEMO, REPOSITORY, tiny_options
 
 SYNTHETIC = REPOSITORY / "configs" / "Synthetic"
 
@@ -156,6 +157,23 @@ def test_two_at_a_time_and_none_after_a_failure(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         ablation.execute_all([(run, []) for run in runs], 1, said.append)
     assert sorted(started) == [0, 2, 3], "runs were started after one had failed"
+
+
+def test_a_second_ablation_in_a_folder_is_refused(tmp_path, monkeypatch):
+    def second(*_):  # while the first one executes its runs
+        code = "import sys; from fastreid_star.files import locked\nwith locked(sys.argv[1]): pass"
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+        )
+        seen.append("another run is writing to" in run.stderr)
+
+    seen = []
+    monkeypatch.setattr(ablation, "execute_all", second)
+    monkeypatch.setattr(ablation, "summarize", lambda runs: {})
+    monkeypatch.setattr(ablation, "to_markdown", lambda *_, **__: "")
+    monkeypatch.setattr(ablation, "to_csv", lambda runs: "")
+    ablation.ablate([DEMO], str(tmp_path), root=str(tmp_path))
+    assert seen == [True, True]
 
 
 def forked_call(command, stdout, stderr):

@@ -12,6 +12,7 @@ from fastreid_star.data.check import (
     SubsetCounts,
     check_dataset,
     open_dataset,
+    shared_identities,
     splits,
 )
 from fastreid_star.data.check_frames import Kind
@@ -218,3 +219,12 @@ def test_open_dataset(make_vcm, tmp_path, monkeypatch):
         open_dataset("Market1501", str(root))
     with pytest.raises(UserError, match="did you mean HITSZVCM"):
         open_dataset("HITSZ-VCM", str(root))
+
+
+def test_identities_of_both_lists_are_told():
+    def listed(*pids):
+        return [Tracklet(pid, 1, Modality.VISIBLE, "", ("a.jpg",)) for pid in pids]
+
+    assert shared_identities(listed(1, 2), listed(3)) == []
+    (line,) = shared_identities(listed(1, 2), listed(2, 3))
+    assert "1 of 2 test identities are in the training set too, such as 2" in line

@@ -85,6 +85,7 @@ def test_one_problem_is_one_line(tiny_root, tmp_path, options, message):
          "foo"),
         (("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "99x"), "99x"),
         (("MODEL.HEADS.CLS_LAYER", "Foo"), "Foo"),
+        (("MODEL.LOSSES.CE.EPSILON", "1.5"), r"EPSILON is 1\.5: choose a share up to 1"),
         (("MODEL.LOSSES.NAME", "('CrossEntropyLoss','SkeletonConsistencyLoss')"), "bone_states"),
         (("TEST.PRECISE_BN.ENABLED", "True"), "PRECISE_BN"),
         (("TEST.RERANK.ENABLED", "True"), r"TEST\.RERANK\.ENABLED True"),
@@ -104,9 +105,11 @@ def test_what_only_building_tells_is_one_line_before_the_first_step(
 
 def test_keys_without_effect_are_named(tiny_root, tmp_path, caplog):
     unused = ("MODEL.HEADS.MARGIN", "0.7", "KD.EMA.MOMENTUM", "0.5", "SOLVER.GAMMA", "0.2")
-    trainer = Trainer(tiny_config(tiny_root, tmp_path, *unused))
+    pooling = ("MODEL.HEADS.POOL_LAYER", "GeneralizedMeanPooling")  # clips are pooled by GEM_P
+    trainer = Trainer(tiny_config(tiny_root, tmp_path, *unused, *pooling))
     (line,) = [r.getMessage() for r in caplog.records if "without effect" in r.getMessage()]
     assert "KD.EMA.MOMENTUM" in line
+    assert "MODEL.HEADS.POOL_LAYER" in line
     assert "SOLVER.GAMMA" not in line
     caplog.clear()
     assert trainer.cfg.clone().SOLVER.GAMMA == 0.2
@@ -217,6 +220,22 @@ def test_lists_that_no_run_can_use(tiny_root, tmp_path, monkeypatch, change, mes
     assert all(message in text for text in found)
     if change is one_camera:
         assert texts(tiny_config(tiny_root, tmp_path, "TEST.CAMERA_FILTER", "False")) == []
+
+
+def test_results_that_would_be_too_good_and_rates_that_are_never_reached(
+    tiny_root, tmp_path, monkeypatch
+):
+    cfg = tiny_config(tiny_root, tmp_path, "SOLVER.WARMUP_EPOCHS", "3", "SOLVER.STEPS", "()")
+    (text,) = texts(cfg, fatal=False)
+    assert "warm-up has 9 steps, the run has 9" in text
+    (pid, *_) = (t.pid for t in build_dataset(cfg, "SyntheticVCM").query)
+    one_pid = Tracklets(
+        lambda split, t: dataclasses.replace(t, pid=pid) if split == "train" and t.pid == 1 else t
+    )
+    monkeypatch.setattr("fastreid_star.engine.checks.run.build_dataset", one_pid)
+    (text,) = texts(tiny_config(tiny_root, tmp_path), fatal=False)
+    assert f"1 of 4 test identities are in the training set too, such as {pid}" in text
+    assert texts(tiny_config(tiny_root, tmp_path, "DATASETS.COMBINEALL", "True"), fatal=False) == []
 
 
 def test_combined_training_counts_the_test_identities_too(tiny_root, tmp_path):

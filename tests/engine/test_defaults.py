@@ -121,6 +121,13 @@ def test_a_bad_file_is_one_clear_line(tmp_path, text, words):
     assert_one_line(caught)
 
 
+def test_a_tilde_that_no_shell_has_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "a.yml").write_text("DATASETS:\n  ROOT: ~/datasets\nOUTPUT_DIR: ~/logs\n")
+    cfg = load_config(str(tmp_path / "a.yml"))
+    assert (cfg.DATASETS.ROOT, cfg.OUTPUT_DIR) == ("/home/me/datasets", "/home/me/logs")
+
+
 @pytest.mark.parametrize(
     ("opts", "words"),
     [

@@ -15,6 +15,7 @@ import pytest
 from fastreid.engine.train_loop import HookBase
 
 from fastreid_star.cli.main import main
+from fastreid_star.data.clips import ClipDataset
 from fastreid_star.engine import interruption
 from fastreid_star.engine.interruption import SIGNALS, Interrupted, SignalCatcher
 from fastreid_star.engine.trainer import Trainer
@@ -81,6 +82,43 @@ def test_a_signal_ends_a_run_that_goes_on_bit_for_bit(tiny_root, whole_run, tmp_
     assert [(line["iteration"], line["epoch"]) for line in lines] == [
         (step, (step + 1) / 3) for step in range(9)
     ]
+
+
+class Silence(HookBase):
+    """A file says from the `step`-th step on that no loader gives a batch; then a signal comes."""
+
+    def __init__(self, step, flag):
+        self._step, self._flag = step, flag
+
+    def after_step(self):
+        if self.trainer.iter + 1 == self._step:
+            self._flag.touch()
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+
+@pytest.mark.parametrize(("step", "workers"), [(4, 0), (9, 0), (3, 1)])
+def test_a_signal_is_heard_while_a_loader_gives_nothing(
+    tiny_root, whole_run, tmp_path, monkeypatch, step, workers
+):
+    def item(self, index):
+        if flag.exists():
+            time.sleep(100)
+        return load(self, index)
+
+    flag, load = tmp_path / "flag", ClipDataset.__getitem__
+    options = (*OPTIONS, "DATALOADER.NUM_WORKERS", str(workers))
+    monkeypatch.setattr(interruption, "PATIENCE", 0.5)
+    monkeypatch.setattr(ClipDataset, "__getitem__", item)
+    with pytest.raises(Interrupted) as ended:
+        train(tiny_root, tmp_path / "run", Silence(step, flag), options=options)
+    flag.unlink()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert read_checkpoint(str(tmp_path / "run" / "model_last.pth"))["iteration"] >= step
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    assert train(tiny_root, tmp_path / "run") == whole_run[1]
+    final = "model_final.pth"
+    assert_same_checkpoint(tmp_path / "run" / final, whole_run[0] / final)
 
 
 def test_a_run_that_dies_in_its_evaluation_has_its_steps(

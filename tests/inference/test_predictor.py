@@ -13,6 +13,7 @@ from PIL import Image
 from fastreid_star.data.build import build_dataset, open_store
 from fastreid_star.data.io import read_frame, read_video
 from fastreid_star.data.tracklets import TrackletInput
+from fastreid_star.engine import device as devices
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
@@ -172,6 +173,40 @@ def test_the_users_process_is_left_as_it_is(star, data):
     assert not star.model.training
 
 
+@pytest.mark.parametrize("newer_names", [False, True])
+def test_the_switches_of_a_gpu_are_the_models_only_while_it_computes(
+    star, data, monkeypatch, newer_names
+):
+    def as_on_a_gpu(device, **switches):
+        configure(torch.device("cuda", 0), **switches)
+
+    def read():
+        owners = (matmul, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None))
+        legacy = [] if newer_names else [matmul.allow_tf32, cudnn.allow_tf32]
+        return [cudnn.benchmark, *legacy, *(getattr(o, "fp32_precision", None) for o in owners)]
+
+    cudnn, matmul, configure = torch.backends.cudnn, torch.backends.cuda.matmul, devices.configure
+    if newer_names and not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this torch has the older names only")
+    monkeypatch.setattr(devices, "configure", as_on_a_gpu)
+    cudnn.benchmark = True
+    if newer_names:
+        matmul.fp32_precision = "tf32"
+    else:
+        matmul.allow_tf32 = True
+    before, seen = read(), []
+    try:
+        predictor = StarPredictor(star.cfg, star.cfg.OUTPUT_DIR + "/model_best.pth", "cpu")
+        assert read() == before
+        predictor.model.register_forward_pre_hook(lambda *_: seen.append(matmul.allow_tf32))
+        predictor.features(from_files(*data)[:1])
+        assert seen == [False], "SOLVER.FAST_FLOAT32 is off"
+        assert read() == before
+    finally:
+        cudnn.benchmark = matmul.allow_tf32 = False
+        cudnn.allow_tf32 = True
+
+
 # --- warnings ---
 
 
@@ -194,6 +229,29 @@ def test_star_without_skeletons_warns_once(runs, sad, data, caplog):
     torch.testing.assert_close(star.features(missing)[1:], without[1:], atol=1e-6, rtol=0)
     torch.testing.assert_close(star.features(inputs)[:1], without[:1], atol=1e-6, rtol=0)
     assert not torch.allclose(star.features(inputs)[1:], without[1:], atol=1e-4)
+
+
+def test_infrared_frames_with_colors_are_warned_of(runs, caplog):
+    sad = StarPredictor.from_run(runs / "SAD", device="cpu")
+    gray = np.repeat(np.random.default_rng(0).integers(0, 256, (32, 16, 1), np.uint8), 3, axis=2)
+    color = gray * np.array([1, 0, 1], np.uint8)
+    sad.features([TrackletInput([gray] * 3, "infrared"), TrackletInput([color] * 3, "visible")])
+    assert "colors" not in caplog.text
+    sad.features([TrackletInput([gray] * 3, "infrared"), TrackletInput([color] * 3, "infrared")])
+    assert "1 of 2 tracklets are infrared, but their frames have colors" in caplog.text
+    assert "(index 1)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("scale", "warned"), [((1, 1, 1), False), ((1 / 16, 1 / 32, 1), True), ((1, 1, 100), True)]
+)
+def test_skeletons_that_are_not_in_pixels_are_warned_of(runs, caplog, scale, warned):
+    star = StarPredictor.from_run(runs / "STAR", device="cpu")
+    corner, far = np.array([1, 1, 0.5]), np.array([14, 30, 1])
+    joints = np.random.default_rng(0).uniform(corner, far, (3, 17, 3)) * np.array(scale)
+    gray = np.zeros((32, 16, 3), np.uint8)
+    star.features([TrackletInput([gray] * 3, "infrared", joints.astype(np.float32))])
+    assert ("give x and y in pixels" in caplog.text) == warned
 
 
 def test_whole_scenes_are_warned_of(runs, caplog):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from fastreid.config import CfgNode
 from fastreid.utils import comm
 
-from fastreid_star.engine.checks import config, data, machine
+from fastreid_star.engine.checks import config, data, machine, meaning
 from fastreid_star.engine.checks.run import Problem, Run
 from fastreid_star.errors import UserError
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 # Each yields problems, or raises a UserError, which is one.
 CHECKS: tuple[Callable[[Run], Iterable[Problem]], ...] = (
     config.names, config.numbers, config.training_input, config.test_input,
-    data.datasets, data.matches, data.batches, data.skeletons,
+    data.datasets, data.matches, data.batches, data.skeletons, meaning.separation, meaning.warm_up,
     machine.device, machine.weights, machine.pretrained, machine.output,
 )  # fmt: skip
 

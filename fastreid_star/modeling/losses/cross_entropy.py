@@ -54,6 +54,8 @@ class CrossEntropyLoss(Loss):
                 f"MODEL.LOSSES.CE.EPSILON is {node.EPSILON}: fast-reid's adaptive smoothing "
                 "(a negative value) is not supported for clips; choose 0 or more"
             )
+        if node.EPSILON > 1:
+            raise UserError(f"MODEL.LOSSES.CE.EPSILON is {node.EPSILON}: choose a share up to 1")
         options = {"epsilon": node.EPSILON, "scale": node.SCALE}
         return {**super().from_config(cfg, feat_dim=feat_dim), **options}
 

@@ -5,7 +5,6 @@ Shapes: T frames, P points, h and w the height and width of a frame in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -35,7 +34,7 @@ class Footage:
         hidden: joints that are occluded, on the far side of the head or outside, bool [T, 17].
     """
 
-    images: Sequence[np.ndarray]
+    images: np.ndarray | list[np.ndarray]
     joints: np.ndarray
     hidden: np.ndarray
 

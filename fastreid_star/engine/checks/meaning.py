@@ -1,0 +1,37 @@
+"""Checks of a run that works, but whose results may not be what its user wants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fastreid_star.data.build import build_sampler, join_tracklets
+from fastreid_star.data.check import shared_identities
+from fastreid_star.engine.checks.run import Problem, Run
+from fastreid_star.engine.solver import resolve_schedule
+
+
+def separation(run: Run) -> Iterator[Problem]:
+    """A dataset of clips that trains and tests with the same identities."""
+    cfg = run.cfg
+    if not (run.training and run.video) or cfg.DATASETS.COMBINEALL:
+        return
+    both = set(map(str, cfg.DATASETS.NAMES)) & set(map(str, cfg.DATASETS.TESTS))
+    for data in run.datasets(sorted(both)):
+        for text in shared_identities(data.train, [*data.query, *data.gallery]):
+            yield Problem(f"{data.folder}: {text}", fatal=False)
+
+
+def warm_up(run: Run) -> Iterator[Problem]:
+    """A warm-up that is longer than the run."""
+    cfg, data = run.cfg, run.datasets(run.cfg.DATASETS.NAMES)
+    if not (run.training and run.video and data):
+        return
+    sampler = build_sampler(cfg, join_tracklets(data), seed=0, world_size=run.world_size)
+    warm = resolve_schedule(cfg, sampler.batches_per_epoch).SOLVER.WARMUP_ITERS
+    steps = cfg.SOLVER.MAX_EPOCH * sampler.batches_per_epoch
+    if warm >= steps > 0:
+        yield Problem(
+            f"the warm-up has {warm} steps, the run has {steps}: SOLVER.BASE_LR is never reached; "
+            "shorten SOLVER.WARMUP_ITERS or WARMUP_EPOCHS",
+            fatal=False,
+        )
