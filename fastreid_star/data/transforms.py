@@ -68,8 +68,8 @@ class Resize:
     def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
         frames = np.empty((len(clip.frames), self.height, self.width, 3), np.uint8)
         sizes = np.array([frame.shape[:2] for frame in clip.frames], np.float32)
-        size = np.array((self.height, self.width), np.float32)
-        scales = (size / sizes)[:, None, ::-1]  # of x and y
+        target = np.array((self.height, self.width), np.float32)
+        scales = (target / sizes)[:, None, ::-1]  # of x and y
         for t, frame in enumerate(clip.frames):
             if frame.shape[:2] == (self.height, self.width):
                 frames[t] = frame
