@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,7 +56,10 @@ class Parts:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not file.exists():
-                write_whole(file, lambda stream: stream.write(text.encode()))
+                # other processes and machines write the same plan at the same time
+                own = self.folder / f"plan.{secrets.token_hex(8)}.tmp"
+                own.write_text(text, encoding="utf-8")
+                os.replace(own, file)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written ({error.strerror})") from error
         if differ := differences(read_plan(self.folder) or {}, self.plan):

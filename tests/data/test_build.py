@@ -138,7 +138,7 @@ def test_device_loader(cfg):
     assert moved.batch_sampler is loader.batch_sampler
     for batch in moved:
         there = {key for key, value in batch.items() if value.device.type == "meta"}
-        assert there == {"images", "skeletons", "has_skeleton", "targets"}
+        assert there == {"images", "skeletons", "has_skeleton", "crop_sizes", "targets"}
 
 
 # --- controls: other skeletons, no pixels ---
