@@ -75,7 +75,8 @@ def add_plugin_config(cfg: CN) -> CN:
     # SyntheticVCM: standard deviation of the joints' noise, as a share of the frame's height.
     cfg.DATASETS.SYNTHETIC.JOINT_NOISE = 0.015
     # SyntheticVCM: crops as a detector gives them. Their size and their aspect vary within a
-    # tracklet, and some cut off a part of the body. False: all crops have SIZE.
+    # tracklet, and some cut off a part of the body; a person is about as tall as SIZE. False: all
+    # crops have SIZE.
     cfg.DATASETS.SYNTHETIC.DETECTIONS = False
     # SyntheticVCM: share of infrared frames in which left and right joints are swapped.
     cfg.DATASETS.SYNTHETIC.SWAPPED = 0.0

@@ -152,8 +152,11 @@ def export_onnx(
     }
     content = _describe(onnx, graph, metadata)
     write_output(path, lambda file: file.write(content))
+    kept = {value.name for value in onnx.load_from_string(graph).graph.input}
     shapes = {
-        name: tuple(x.shape[1:]) for name, x in zip(module.input_names, inputs[0], strict=True)
+        name: tuple(x.shape[1:])
+        for name, x in zip(module.input_names, inputs[0], strict=True)
+        if name in kept
     }
     return Export(path, opset, shapes, difference, metadata)
 
@@ -222,6 +225,8 @@ def _difference(
     largest = 0.0
     for batch, features in zip(inputs, expected, strict=True):
         arrays = {name: value.cpu().numpy() for name, value in zip(names, batch, strict=True)}
+        # tracing leaves out an input that the model does not use, such as crop_sizes
+        arrays = {value.name: arrays[value.name] for value in session.get_inputs()}
         found = torch.from_numpy(session.run(None, arrays)[0])
         if found.shape != features.shape:
             raise ValueError(f"{len(features)} clips give features {list(found.shape)}")

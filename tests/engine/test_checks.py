@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -178,6 +179,19 @@ def test_a_store_of_other_data_is_refused(own_root, tmp_path):
     with_store(own_root, lambda keys, joints: ([f"other/{key}" for key in keys], joints))
     (text,) = texts(star_config(own_root, tmp_path))
     assert "knows none of" in text
+
+
+def test_a_store_for_frames_of_another_size_is_warned_of(own_root, tmp_path, caplog):
+    with_store(own_root, lambda keys, joints: (keys, joints * np.float32([8, 8, 1])))
+    cfg = star_config(own_root, tmp_path)
+    assert texts(cfg) == []
+    (text,) = texts(cfg, fatal=False)
+    assert re.match(
+        r"\d+ of \d+ skeletons looked up in .* do not fit their frames; .*times as large",
+        text,
+    )
+    require(cfg)
+    assert text in caplog.text
 
 
 class Tracklets:

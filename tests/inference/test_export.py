@@ -153,6 +153,7 @@ OPTIONS = {
         ),
         *("MODEL.STAR.GRAPH", "release"),
     ),
+    "joints in the resized images": (STAR, "MODEL.STAR.GEOMETRY", "image"),
     "embedding": (SAD, "MODEL.HEADS.EMBEDDING_DIM", "64"),
 }
 
@@ -165,6 +166,8 @@ def test_every_reading_of_star_is_exported(tmp_path, options):
     assert difference(tmp_path / "model.onnx", model, clips(3, cfg.INPUT.SIZE_TEST)) < CLOSE
     reads_skeletons = options[0] != SAD and "MODEL.FRAME_CORRECTOR.NAME" not in options
     assert ("skeletons" in done.inputs) == reads_skeletons
+    in_crops = reads_skeletons and "MODEL.STAR.GEOMETRY" not in options
+    assert ("crop_sizes" in done.inputs) == in_crops
 
 
 def test_tokens_pass_as_maps_do(tmp_path, monkeypatch):

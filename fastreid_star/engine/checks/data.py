@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 
+import numpy as np
 from fastreid.config import CfgNode
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
@@ -15,12 +17,16 @@ from fastreid_star.data.build import (
     open_store,
     shown_with,
 )
+from fastreid_star.data.io import BrokenImage, read_frame
+from fastreid_star.data.skeleton_stats import what_is_wrong
+from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.engine.checks.run import Problem, Run
 from fastreid_star.engine.solver import resolve_schedule
 from fastreid_star.errors import UserError
 from fastreid_star.modeling import FRAME_CORRECTOR_REGISTRY
 from fastreid_star.structures import Modality, Tracklet
 
+SAMPLE = 20  # tracklets whose skeletons are looked up, of thousands
 # fast-reid's samplers that take DATALOADER.NUM_INSTANCE images of each identity
 BY_IDENTITY = ("NaiveIdentitySampler", "BalancedIdentitySampler", "SetReWeightSampler")
 
@@ -134,7 +140,7 @@ def _classes(cfg: CfgNode, count: int) -> Iterator[Problem]:
 
 
 def skeletons(run: Run) -> Iterator[Problem]:
-    """Skeleton stores that are missing, or do not know the data."""
+    """Skeleton stores that are missing, that do not know the data or do not fit the frames."""
     cfg = run.cfg
     parts = (
         run.network,
@@ -152,11 +158,31 @@ def skeletons(run: Run) -> Iterator[Problem]:
             store = open_store(cfg, data)
         except UserError as error:
             yield Problem(str(error))
-        else:
-            if store is not None:
-                store.close()
+            continue
+        if store is not None:
+            tracklets = [*data.train, *data.query, *data.gallery]
+            yield from _misplaced(store, tracklets[:: max(1, len(tracklets) // SAMPLE)])
+            store.close()
     for data in run.datasets(cfg.DATASETS.TESTS) if run.video else ():
         _require_others("SKELETONS_TEST", cfg, [*data.query, *data.gallery])
+
+
+def _misplaced(store: SkeletonStore, sample: list[Tracklet]) -> Iterator[Problem]:
+    """Skeletons of which most cannot belong to their frames."""
+    found = []
+    for tracklet in sample:
+        joints, present = store.read([tracklet.key(0)])
+        if present[0]:
+            with contextlib.suppress(BrokenImage):  # training replaces it
+                size = np.array(read_frame(tracklet.path(0)).shape[:2])
+                found.append(what_is_wrong(joints[0, :, :2].astype(np.float64), size))
+    wrong = [text for text in found if text]
+    if len(wrong) > len(found) / 2:
+        yield Problem(
+            f"{len(wrong)} of {len(found)} skeletons looked up in {store.path} do not fit their "
+            f"frames; the first: {wrong[0]} See `fastreid-star check`",
+            fatal=False,
+        )
 
 
 def _require_others(key: str, cfg: CfgNode, tracklets: list[Tracklet]) -> None:

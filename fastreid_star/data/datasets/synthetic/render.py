@@ -65,10 +65,13 @@ def film(
     joints, _ = view.project(points[:, :NUM_JOINTS])
     hidden = looks_away(points, view) | outside(joints, size)
     if rng.random() < options.occlusion:
-        layer = scene.occluders(rng, modality, size, frames)
+        rows, columns = ((s - o) // 2 for s, o in zip(size, options.size, strict=True))
+        layer = scene.occluders(rng, modality, options.size, frames)  # in front of the person
+        layer = np.pad(layer, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
         images = over(layer, images)
         hidden |= covered(joints, layer[..., 3])
-    images = expose(images, camera, modality, options.blur, rng)
+    blur = options.blur * options.size[0] / size[0]  # of the person, not of the room around it
+    images = expose(images, camera, modality, blur, rng)
     # the projection counts from the corner of the first pixel, joints from its center
     found = estimate(joints - 0.5, hidden, options.joint_noise * options.size[0], rng)
     if modality is Modality.INFRARED and (options.swapped or options.missing):
