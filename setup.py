@@ -50,9 +50,9 @@ setup(
     },
     cmdclass={"build_py": BuildWithConfigs},
     entry_points={"console_scripts": ["fastreid-star = fastreid_star_command:main"]},
-    # `tools/dev.py oldest` trains, resumes, evaluates, reports and exports with these lower bounds, on
-    # Python 3.10, torch 2.4.0 and torchvision 0.19.0. `tools/dev.py test` runs the tests on Python 3.11
-    # with torch 2.13.0 and current releases of the others.
+    # `tools/dev.py oldest` trains, resumes, evaluates, reports and exports with these lower bounds,
+    # on Python 3.10, torch 2.4.0 and torchvision 0.19.0. `tools/dev.py test` runs the tests on
+    # Python 3.11 with torch 2.13.0 and current releases of the others.
     install_requires=[
         # fastreid==1.4.0 pins torch 1.13, so it is installed with --no-deps. The packages that it
         # needs at run time are listed here without its old pins.

@@ -16,7 +16,7 @@ class UserError(ValueError):
 
     @classmethod
     def of(cls, problems: Iterable[str]) -> UserError:
-        """One error for one or several problems, each a line of text. Repeated lines appear once."""
+        """One error for several problems, each a line of text. Repeated lines appear once."""
         lines = list(dict.fromkeys(problems))
         if len(lines) == 1:
             return cls(lines[0])

@@ -222,8 +222,8 @@ def set_up(venv: Environment, extra: str) -> None:
     torch = version_of_torch(venv.python)
     if torch is None or (inherited and torch != inherited):
         sys.exit(
-            f"{venv.folder} sees torch {torch}, not {inherited or venv.torch}: delete the folder and "
-            "call this again"
+            f"{venv.folder} sees torch {torch}, not {inherited or venv.torch}: delete the folder "
+            "and call this again"
         )
     # torch 2.N goes with torchvision 0.(N + 15); --no-deps, or pip may replace torch
     minor = int(torch.split(".")[1])

@@ -23,6 +23,7 @@ from fastreid_star.ablation.tables import (
     to_csv,
     to_markdown,
 )
+from fastreid_star.engine.checks.machine import why_unwritable
 from fastreid_star.engine.configs import config_path, load_config
 from fastreid_star.errors import UserError
 from fastreid_star.files import locked, write_whole
@@ -83,12 +84,13 @@ def ablate(
     """
     runs = plan(configs, seeds, data_seeds, output)
     tests = plan_retests(runs, retests)
+    if problem := why_unwritable(output, "--output"):
+        raise UserError(problem)
     if not table_only:
         if not root and list(data_seeds) != [None]:
             root = str(Path(output) / "datasets")
         name = "warm-start"
         starts = [run.folder.parent / name if warm_start else None for run in runs]
-        Path(output).mkdir(parents=True, exist_ok=True)
         with locked(output):
             if warm_start:
                 config = Path(config_path(warm_start))
@@ -107,7 +109,6 @@ def ablate(
     table = to_markdown(summarize(everything), with_paper=on_hitsz_vcm)
     if against:
         table += f"\n\n{pairs_to_markdown(everything, against)}"
-    Path(output).mkdir(parents=True, exist_ok=True)
     write_whole(Path(output) / "table.md", lambda file: file.write(f"{table}\n".encode()))
     write_whole(Path(output) / "runs.csv", lambda file: file.write(to_csv(everything).encode()))
     return table

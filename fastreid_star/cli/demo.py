@@ -141,6 +141,7 @@ def config(
 
 def claim(runs: Path, configs: list[CfgNode]) -> None:
     """Note in the folder how its runs are made; refuse runs that were made otherwise."""
+    from fastreid_star.engine.checks.machine import why_unwritable
     from fastreid_star.errors import UserError
     from fastreid_star.files import write_whole
 
@@ -154,7 +155,8 @@ def claim(runs: Path, configs: list[CfgNode]) -> None:
     elif foreign := [folder for folder in folders if folder.exists()]:
         raise UserError(f"{foreign[0]} is not from this demo: choose another --output")
     for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
+        if problem := why_unwritable(folder, "--output"):
+            raise UserError(problem)
     write_whole(note, lambda file: file.write(text.encode()))
 
 

@@ -31,7 +31,7 @@ COMMANDS = {
     "export": ("inference", "export a trained model to ONNX"),
     "report": ("reports", "write an HTML report of one or two runs, or of an ablation"),
     "zoo": ("reports", "update a table of trained models from the folders of their runs"),
-    "benchmark": ("reports", "measure speed and memory"),
+    "benchmark": ("reports", "measure speed"),
     "configs": ("configs", "list the configs, or explain the keys of one"),
     "demo": ("demo", "train the baseline and STAR on synthetic data, in a few minutes"),
     "run-script": ("", "run an unmodified training script written for fast-reid"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fastreid_star.arguments import add_resume, add_training
-from fastreid_star.cli.arguments import DEVICES, Action, add_set
+from fastreid_star.cli.arguments import DEVICES, Action, add_set, at_least
 
 
 def add_train(parser: argparse.ArgumentParser) -> Action:
@@ -70,7 +70,7 @@ def add_ablate(parser: argparse.ArgumentParser) -> Action:
     add("--root", default="", metavar="DIR", help="folder of the datasets, DATASETS.ROOT")
     add("--output", required=True, metavar="DIR", help="folder of the runs and tables")
     jobs = "runs at the same time; set OMP_NUM_THREADS to match"
-    add("--jobs", type=int, default=1, metavar="N", help=jobs)
+    add("--jobs", type=at_least(1), default=1, metavar="N", help=jobs)
     add(
         "--retest",
         nargs="+",

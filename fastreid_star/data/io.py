@@ -75,8 +75,9 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 def as_rgb(image: Image.Image) -> np.ndarray:
     """Convert a PIL image to uint8 [H,W,3], RGB, read-only.
 
-    Applies the EXIF rotation. Gray, palette and CMYK images become RGB, an animation gives its first
-    frame, and transparency is dropped. Gray values of 16 bits are stretched, see :func:`stretched`.
+    Applies the EXIF rotation. Gray, palette and CMYK images become RGB, an animation gives its
+    first frame, and transparency is dropped. Gray values of 16 bits are stretched, see
+    :func:`stretched`.
 
     Raises:
         ValueError: the pixels are floats, whose range is unknown. A damaged file raises any type.

@@ -30,7 +30,7 @@ class Clip:
         frames: uint8 [T,H,W,3]; before :class:`Resize` a list of T images [H,W,3].
         joints: float32 [T,V,3]: x, y, score.
         present: bool [T], frames that have a skeleton.
-        sizes: float32 [T,2], height and width of each frame as it was read; :class:`Resize` sets it.
+        sizes: float32 [T,2], height and width of each frame before :class:`Resize`, which sets it.
     """
 
     frames: np.ndarray

@@ -109,6 +109,8 @@ class Checkpointer(FastReidCheckpointer):
         damaged: dict[str, str] = {}
         for name in dict.fromkeys([tagged, *names] if tagged else names):
             try:
+                if name not in names:
+                    raise DamagedFile(f"{TAG} names {name[:80]!r}, which is no checkpoint here")
                 data = read_checkpoint(os.path.join(self.save_dir, name))
             except DamagedFile as error:
                 damaged[os.path.join(self.save_dir, name)] = str(error)
@@ -128,7 +130,8 @@ class Checkpointer(FastReidCheckpointer):
         name = max(steps, key=steps.__getitem__)
         for path, reason in damaged.items():
             logger.warning(f"{reason}. Resuming from {os.path.join(self.save_dir, name)} instead")
-            if os.path.isfile(path):  # out of the way, or it would replace a good earlier version
+            if os.path.basename(path) in names:
+                # out of the way, or it would replace a good earlier version
                 os.replace(path, f"{path}.damaged")
         return name
 

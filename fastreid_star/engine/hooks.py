@@ -197,7 +197,7 @@ def place(trainer, epoch: int) -> dict[str, Any]:
 
 
 class SetEpoch(HookBase):
-    """Set ``model.epoch`` before each epoch: the active losses of a model for clips depend on it."""
+    """Set ``model.epoch`` before each epoch: the active losses of a model depend on it."""
 
     def __init__(self, model):
         self._model = model

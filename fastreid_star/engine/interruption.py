@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -15,11 +16,15 @@ from fastreid.utils import comm
 
 from fastreid_star.data.workers import waited
 
+logger = logging.getLogger(__name__)
+
 # SIGUSR1 is what Slurm is usually asked to send before it ends a job
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 # Seconds in which more signals count as the first: terminal, cluster and launcher each send one.
 ONE_AND_THE_SAME = 2.0
-PATIENCE = 3.0  # seconds: after a signal a loader gets no more to give its next batch
+# Seconds that a step may have waited for its batch when a signal ends the run in that wait. A
+# single process saves its state without the step; several processes end without a checkpoint.
+PATIENCE, PATIENCE_OF_MANY = 3.0, 60.0
 
 
 class Interrupted(SystemExit):
@@ -85,13 +90,17 @@ class Interruption(SignalCatcher):
 
     Each step starts a maximum of one number over gloo, and the next step reads it. No process waits
     for another, and all read the same number. A single process ends after the step in which the
-    signal came.
+    signal came. If the loader then gives no batch for this step, :class:`NoBatch` is raised there.
+
+    Attributes:
+        in_step: set by the trainer in a step. An evaluation is not ended.
     """
 
     active = False  # whether this process is in such a context
 
     def __init__(self):
         super().__init__()
+        self.in_step = False
         self._sent: tuple[dist.Work, torch.Tensor] | None = None
 
     def __enter__(self):
@@ -100,9 +109,11 @@ class Interruption(SignalCatcher):
 
     def __exit__(self, *exception):
         Interruption.active = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if signal.SIGALRM in self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         super().__exit__(*exception)
         if exception and isinstance(exception[1], NoBatch):
+            logger.warning("The loader gave no batch: the run ended without a new checkpoint")
             raise Interrupted(self.number) from None
 
     def on_first(self, number: int) -> None:
@@ -116,8 +127,8 @@ class Interruption(SignalCatcher):
 
     def _end_wait(self, number: int, frame: FrameType | None) -> None:
         """Raise :class:`NoBatch` where a loader has given nothing for a while, in any call."""
-        if waited() > PATIENCE:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        patience = PATIENCE if comm.get_world_size() == 1 else PATIENCE_OF_MANY
+        if self.in_step and waited() > patience:
             raise NoBatch
 
     def after_step(self) -> int:

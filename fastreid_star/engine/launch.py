@@ -232,11 +232,12 @@ def _raise(failures: dict, num_devices: int) -> NoReturn:
     for number, failure in failures.items():
         late = failure.timestamp - first.timestamp > SECONDS_TO_END // 2  # killed by torch
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and not late:
+            killed = signal.Signals(-failure.exitcode).name
+            memory = ", usually for lack of memory: lower DATALOADER.NUM_WORKERS"
             raise UserError(
-                f"process {number} of {num_devices} was killed "
-                f"({signal.Signals(-failure.exitcode).name}), as the system does when memory runs "
-                "out: lower DATALOADER.NUM_WORKERS. Saved files are complete: start the same "
-                "command again, a training with --resume"
+                f"process {number} of {num_devices} was killed ({killed})"
+                f"{memory if killed == 'SIGKILL' else ''}. Saved files are complete: start the "
+                "same command again, a training with --resume"
             )
     print(f"process {next(iter(failures))} of {num_devices} failed", file=sys.stderr)
     sys.exit(1)

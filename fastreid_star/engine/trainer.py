@@ -113,8 +113,12 @@ class Trainer(Resumable):
             for name in cfg.DATASETS.TESTS:
                 probe(self.model, self.build_evaluator(cfg, name)[0])
         # fast-reid's own evaluator reads its keys only when it evaluates
-        clips = all_video(cfg.DATASETS.TESTS, "TESTS") and cfg.TEST.EVAL_PERIOD > 0
-        check_unread(recorded, without=() if clips else ("TEST", "DATASETS.TESTS"))
+        evaluates = all_video(cfg.DATASETS.TESTS, "TESTS") and cfg.TEST.EVAL_PERIOD > 0
+        check_unread(
+            recorded,
+            clips=all_video(cfg.DATASETS.NAMES),
+            without=() if evaluates else ("TEST", "DATASETS.TESTS"),
+        )
 
     def build_hooks(self) -> list:
         """fast-reid's hooks, with the plugin's for evaluation, checkpoints and the bar."""
@@ -168,9 +172,9 @@ class Trainer(Resumable):
         """Run training to its end.
 
         SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 end it after the current step, with a
-        checkpoint; an evaluation is finished before. A second signal ends it at once. If the loader
-        gives no batch after the first one, a single process ends with a checkpoint at once; several
-        processes end without.
+        checkpoint; an evaluation is finished before. A second signal ends it at once. If the step
+        gets no batch, a single process ends without it, with a checkpoint; several processes end
+        after a minute without a new checkpoint.
 
         Returns:
             the last evaluation's results; empty on other ranks than the main one, and without
@@ -221,12 +225,15 @@ class Trainer(Resumable):
                         self._note_epoch()
                     while self.iter < end:
                         self.before_step()
+                        interruption.in_step = True
                         try:
                             self.run_step()
                         except NoBatch:  # the step has not begun
                             if comm.get_world_size() > 1:
                                 raise  # other processes are in the middle of theirs
                             self._stop(interruption.number)
+                        finally:
+                            interruption.in_step = False
                         self._note_epoch()
                         self.after_step()
                         self.iter += 1

@@ -53,7 +53,11 @@ class RecordedConfig(CfgNode):
 
 
 def check_unread(
-    cfg: RecordedConfig, *, sections: tuple[str, ...] = (), without: tuple[str, ...] = ()
+    cfg: RecordedConfig,
+    *,
+    clips: bool = True,
+    sections: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
 ) -> None:
     """Log the keys that differ from their defaults and that nothing has read.
 
@@ -62,6 +66,7 @@ def check_unread(
 
     Args:
         cfg: everything was built from it.
+        clips: whether the run trains on clips, whose heads read some keys in vain.
         sections: only keys in these; empty: all.
         without: no keys in these.
 
@@ -73,7 +78,7 @@ def check_unread(
         key
         for key, value in values.items()
         if value != defaults.get(key)
-        and (key not in cfg._keys or key in _READ_IN_VAIN)
+        and (key not in cfg._keys or (clips and key in _READ_IN_VAIN))
         and not in_sections(key, _READ_ELSEWHERE + without)
         and (not sections or in_sections(key, sections))
     ]

@@ -174,10 +174,11 @@ class VideoReID(nn.Module):
         Args:
             batch: `images` ``[B, T, 3, H, W]``, uint8 or float, 0 to 255; `modality` ``[B]`` on the
                 host, 1 infrared or 2 visible, in any order; `skeletons` ``[B, T, V, 3]`` and
-                `has_skeleton`, bool ``[B, T]``, where a part reads them, and `crop_sizes` ``[B, T, 2]``,
-                height and width of the crops that were resized to the images (without it, the
-                images are the crops); in training `targets` ``[B]``, class indices. In place of `modality`, `is_visible`: a float tensor ``[B]``
-                on the device, 0 or 1, computes both stems without a branch on data (for export).
+                `has_skeleton`, bool ``[B, T]``, where a part reads them, and `crop_sizes` ``[B, T,
+                2]``, height and width of the crops that were resized to the images (without it, the
+                images are the crops); in training `targets` ``[B]``, class indices. In place of
+                `modality`, `is_visible`: a float tensor ``[B]`` on the device, 0 or 1, computes
+                both stems without a branch on data (for export).
             explain: add `attention`, a dict of what the parts attended to.
 
         Returns:

@@ -7,11 +7,11 @@ number of processes, since each crop always shares its batch with the same other
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import pickle
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -257,7 +257,8 @@ def finish(frames: Frames, output: str | os.PathLike, *, overwrite: bool = False
     folder = parts_folder(output)
     plan = read_plan(folder)
     if plan is None:  # the store was complete before, or another process has just completed it
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if a kill has left it empty
         return True
     parts = Parts(output, plan)
     if overwrite or not os.path.exists(output):

@@ -64,7 +64,7 @@ class _Ignored:
 
 # Checkpoints of mmengine also contain the curves of their training.
 _IGNORED: list[Any] = [
-    (_Ignored, name)
+    type(name.rpartition(".")[2], (_Ignored,), {"__module__": name.rpartition(".")[0]})
     for name in (
         *("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr"),
         *("numpy.ndarray", "numpy.dtype"),

@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,16 +71,26 @@ class Parts:
 
     def done(self) -> set[int]:
         """The numbers of the parts that exist."""
-        return {int(file.stem) for file in self.folder.glob("[0-9]*.npz")}
+        return {int(f.stem) for f in self.folder.glob("[0-9]*.npz") if f.stem.isdecimal()}
 
     def write(self, number: int, **arrays: np.ndarray) -> None:
         """Write a part: completely, or not at all."""
         write_whole(self._file(number), lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
 
     def read(self, number: int) -> dict[str, np.ndarray]:
-        """The arrays of a part."""
-        with np.load(self._file(number), allow_pickle=False) as arrays:
-            return dict(arrays)
+        """The arrays of a part.
+
+        Raises:
+            UserError: the part is damaged; its file is deleted.
+        """
+        try:
+            with np.load(self._file(number), allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            self._file(number).unlink(missing_ok=True)
+            raise UserError(
+                f"{self._file(number)} was damaged and is deleted: repeat the command"
+            ) from error
 
     def remove(self) -> None:
         """Delete the folder: the plan last, because it says what the other files are."""
@@ -102,6 +113,8 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
         return json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise UserError(f"{folder}/plan.json is damaged: delete the folder") from error
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

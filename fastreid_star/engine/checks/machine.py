@@ -49,15 +49,20 @@ def output(run: Run) -> Iterator[Problem]:
         yield Problem(problem)
 
 
-def why_unwritable(folder: str) -> str | None:
-    """Make a folder and write into it. Returns what went wrong and the cure, or None."""
+def why_unwritable(folder: str | os.PathLike[str], name: str = "OUTPUT_DIR") -> str | None:
+    """Make a folder and write into it. Returns what went wrong and the cure, or None.
+
+    Args:
+        folder: the folder.
+        name: what the user calls it.
+    """
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"test")
     except OSError as error:
         return (
-            f"OUTPUT_DIR {folder} cannot be written ({error.strerror}): use another folder, or "
+            f"{name} {folder} cannot be written ({error.strerror}): use another folder, or "
             "free space"
         )
     return None

@@ -24,7 +24,7 @@ def separation(run: Run) -> Iterator[Problem]:
 def warm_up(run: Run) -> Iterator[Problem]:
     """A warm-up that is longer than the run."""
     cfg, data = run.cfg, run.datasets(run.cfg.DATASETS.NAMES)
-    if not (run.training and run.video and data):
+    if not (run.training and run.video) or len(data) < len(set(map(str, cfg.DATASETS.NAMES))):
         return
     sampler = build_sampler(cfg, join_tracklets(data), seed=0, world_size=run.world_size)
     warm = resolve_schedule(cfg, sampler.batches_per_epoch).SOLVER.WARMUP_ITERS

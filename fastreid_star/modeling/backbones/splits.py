@@ -52,6 +52,10 @@ class BackboneSplit:
     stages: list[nn.Module]
     spatial_dims: tuple[int, ...] = (2, 3)
 
+    def __post_init__(self) -> None:
+        if len(self.stages) != 4:
+            raise ValueError(f"a split has {len(self.stages)} stages: it must have four")
+
 
 _SPLITS: dict[type, Callable[[Any], BackboneSplit]] = {}
 _Split = TypeVar("_Split", bound=Callable[[Any], BackboneSplit])

@@ -73,7 +73,7 @@ class ClipHead(FrameHead):
     A head that pools in another way overrides :meth:`aggregate`.
 
     Attributes:
-        reads_skeletons: whether :meth:`aggregate` needs `skeletons` and `has_skeleton` of the batch.
+        reads_skeletons: whether :meth:`aggregate` needs the skeletons of the batch.
         needs: names of the outputs that :meth:`aggregate` reads.
         provides: names of the outputs that it adds.
 

@@ -70,8 +70,8 @@ class Loss(nn.Module):
 def build_losses(cfg: CfgNode, *, feat_dim: int) -> dict[str, Loss]:
     """Build the losses of ``MODEL.LOSSES.NAME``, by name, in that order.
 
-    Sets the weights of ``MODEL.LOSSES.WEIGHTS``, and the first epoch of losses that do not train from
-    the start to ``MODEL.LOSSES.CE_ONLY_EPOCHS`` at least.
+    Sets the weights of ``MODEL.LOSSES.WEIGHTS``, and the first epoch of losses that do not train
+    from the start to ``MODEL.LOSSES.CE_ONLY_EPOCHS`` at least.
 
     Raises:
         UserError: a name is not registered or given twice, two losses have one name in the log, no

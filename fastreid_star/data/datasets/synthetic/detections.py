@@ -1,7 +1,8 @@
 """Boxes around a synthetic person as a detector and a tracker give them, and the crops in them.
 
 The height / width of real boxes is 1.4, 2.1 and 2.7 at 5, 50 and 95 % of the detections, and
-changes within a tracklet. The person's size in pixels changes by a factor of about 3 over a dataset.
+changes within a tracklet. The person's size in pixels changes by a factor of about 3 over a
+dataset.
 
 Shapes: T frames, P points, h and w the height and width of a frame in pixels.
 """
@@ -34,7 +35,7 @@ def draw_boxes(
     low[:, 1] -= 0.07 * (high - low)[:, 1]  # the crown is above the highest point, in the head
     center, tall = (low + high) / 2, (high - low)[:, 1]
     height = tall * (1.08 + 0.15 * rng.random() + 0.03 * rng.standard_normal(frames))
-    # half of the spread is of the tracklet, half changes from frame to frame, as legs open and close
+    # half of the spread is of the tracklet, half changes over its frames, as legs open and close
     knots = np.arange(0, frames + 4, 4)
     wander = np.interp(np.arange(frames), knots, rng.standard_normal(len(knots)))
     aspect = ASPECT * np.exp(ASPECT_SPREAD * (0.75 * rng.standard_normal() + 0.66 * wander))

@@ -43,8 +43,8 @@ class SyntheticOptions:
         scale: spread of the person's size in the frame (0.1: 10 % smaller or larger).
         joint_noise: standard deviation of the joints' noise, as a share of the frame's height.
         detections: frames are crops as a detector gives them: their size and their aspect vary
-            within a tracklet, and some cut off a part of the body. A person is about as tall as `size`;
-            its width is not used.
+            within a tracklet, and some cut off a part of the body. A person is about as tall as
+            `size`; its width is not used.
         swapped: share of infrared frames in which left and right joints are swapped, 0 to 1.
         missing: share of infrared joints that are missing, 0 to 1.
         seed: the same seed and options give the same bytes.
