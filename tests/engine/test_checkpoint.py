@@ -200,12 +200,19 @@ def test_where_the_newest_is_damaged_the_last_good_one_is_found(tmp_path, caplog
     assert checkpointer.newest() == "model_best.pth"
 
 
-@pytest.mark.parametrize("said", [b"", b"\x00\xff\n\x07", b"model_0007.pth"])
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"\x00\xff\n\x07", b"model_0007.pth", b"x" * 300, b"model_last.pth/..", b"../mine.pth"],
+)
 def test_whatever_last_checkpoint_says(tmp_path, caplog, said):
+    (tmp_path / "mine.pth").write_text("not of this run")
+    (tmp_path / "run").mkdir()
+    tmp_path = tmp_path / "run"
     checkpointer = three(tmp_path)
     (tmp_path / "last_checkpoint").write_bytes(said)
     assert checkpointer.newest() == "model_last.pth"
     assert ("Resuming from" in caplog.text) == bool(said)
+    assert (tmp_path.parent / "mine.pth").exists()
     # a file that is named comes before one of more steps
     (tmp_path / "last_checkpoint").write_text("model_best.pth\n")
     assert checkpointer.newest() == "model_best.pth"

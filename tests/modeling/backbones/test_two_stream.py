@@ -185,6 +185,8 @@ def test_a_wrong_split_is_noticed():
     def split_forgetful(net):
         return BackboneSplit(stem=net[0], stages=[net[1], net[2], net[3], nn.Identity()])
 
+    with pytest.raises(ValueError, match="must have four"):
+        BackboneSplit(stem=nn.Identity(), stages=[nn.Identity()] * 5)
     with pytest.raises(UserError, match="split of Forgetful does not compute"):
         TwoStreamBackbone(Forgetful(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(5))), (8, 8))
 
