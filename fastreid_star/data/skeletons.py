@@ -128,8 +128,9 @@ class FlatStore(SkeletonStore):
             ) from error
         index = index if isinstance(index, dict) else {}
         version, keys = index.get("version"), index.get("keys")
-        texts = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
-        self._rows = {key: row for row, key in enumerate(keys)} if texts else {}
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            keys = []
+        self._rows = {key: row for row, key in enumerate(keys)}
         expected = (len(self._rows), *SHAPE)
         found = (version, str(self._array.dtype), self._array.shape)
         if not self._rows or found != (VERSION, "float32", expected):

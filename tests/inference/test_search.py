@@ -204,7 +204,8 @@ def test_long_names_and_many_entries(monkeypatch):
     assert (below < 128).any(), "the captions"
     assert (below[:, -MARGIN:] == 255).all(), "a long name is shortened"
     with monkeypatch.context() as patch:
-        font = ImageFont.load_default_imagefont()  # as without FreeType
+        # as without FreeType, and in old releases of Pillow
+        font = getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)()
         patch.setattr(pictures, "_font", lambda ascii_only: font)
         draw_list([red], [("query", "张三")])
     many = draw_list([red] * 12, [("", "")] * 12)
