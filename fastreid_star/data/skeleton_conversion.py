@@ -94,8 +94,8 @@ def write_hdf5_store(
                     file.create_dataset(key, data=values)
                 except (TypeError, ValueError) as error:
                     raise UserError(
-                        f"{path} cannot hold the key {key!r} beside the others, because its parts "
-                        f"are names of groups ({reason(error)}): rename this frame"
+                        f"{path} cannot hold the key {key!r} beside the others "
+                        f"({reason(error)}): rename this frame"
                     ) from error
         os.replace(new, path)
     finally:
