@@ -62,7 +62,7 @@ def tracklets_in(
 
     The name of a tracklet is its path below `folder`, or the name of `folder` if the images are
     directly in it. Frames and tracklets are in natural order; hidden files and folders and other
-    files are ignored. Links to folders are followed.
+    files are ignored. Links to folders are followed, except links to a folder that contains them.
 
     Args:
         folder: such as ``crops`` with ``crops/rgb/anna/1.jpg``.
@@ -135,7 +135,14 @@ def image_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
         raise UserError(f"{error.filename} cannot be listed: {error.strerror}")
 
     for place, below, names in os.walk(root, onerror=refuse, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".")]
+        here = os.path.join(os.path.realpath(place), "")
+        below[:] = [
+            name
+            for name in below
+            if not name.startswith(".")
+            # not a link to a folder that contains it
+            and not here.startswith(os.path.join(os.path.realpath(os.path.join(place, name)), ""))
+        ]
         shown = [name for name in names if not name.startswith(".")]
         images = [name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
         yield Path(place).relative_to(root), sorted(images, key=natural_key)

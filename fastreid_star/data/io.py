@@ -25,6 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # Seconds to wait before a network disk that fails is read again.
 PAUSES = (1.0, 5.0, 20.0)
 
+_MACHINE_LIMIT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _ORIENTATION = 0x0112  # the EXIF tag
 _MAX_BROKEN = 100  # after this many undecodable frames in a row a video has ended
@@ -46,11 +47,14 @@ def read_frame(path: str | os.PathLike) -> np.ndarray:
 
     Raises:
         BrokenImage: the file is not a readable image; :class:`LostImage`: the disk failed.
+        OSError: too many open files, or no memory.
     """
     path = os.fspath(path)
     try:
         content = read_bytes(path)
     except OSError as error:
+        if error.errno in _MACHINE_LIMIT:
+            raise
         kind = BrokenImage if error.errno in _NO_FILE else LostImage
         raise kind(f"{path}: {error.strerror or error}") from error
     if not content:
@@ -191,7 +195,10 @@ def explain_missing(path: str) -> str:
     folder, name = os.path.split(os.path.abspath(path))
     while not os.path.isdir(folder):
         folder, name = os.path.split(folder)
-    names = sorted(os.listdir(folder))
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        return f"{folder}/{name} cannot be found: {error.strerror}"
     others = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     return f"{folder}/{name} does not exist, {folder} holds {others or 'nothing'}"
 

@@ -74,7 +74,8 @@ def write_hdf5_store(
     """Write the authors' HDF5 format; arguments as for :func:`write_skeleton_store`.
 
     Raises:
-        UserError: no skeletons, sizes that disagree, or another file at `path`.
+        UserError: no skeletons, sizes that disagree, keys that HDF5 cannot hold together such as
+            ``a`` and ``a/b``, or another file at `path`.
     """
     path = os.path.abspath(path)
     joints = checked_joints(path, keys, joints)
@@ -89,7 +90,13 @@ def write_hdf5_store(
         with h5py.File(new, "w") as file:
             file.attrs[META_ATTRIBUTE] = json.dumps(dict(meta or {}))
             for key, values in zip(keys, joints, strict=True):
-                file.create_dataset(key, data=values)
+                try:
+                    file.create_dataset(key, data=values)
+                except (TypeError, ValueError) as error:
+                    raise UserError(
+                        f"{path} cannot hold the key {key!r} beside the others "
+                        f"({reason(error)}): rename this frame"
+                    ) from error
         os.replace(new, path)
     finally:
         with contextlib.suppress(FileNotFoundError):

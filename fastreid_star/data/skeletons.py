@@ -88,7 +88,10 @@ class SkeletonStore(ABC):
 
     @abstractmethod
     def raw(self, keys: Sequence[str]) -> np.ndarray:
-        """The stored values of some frames, float32 [n,V,3]; NaN for a frame not in the store."""
+        """The stored values of some frames, float32 [n,V,3].
+
+        NaN for a frame that is not in the store, or whose values have another shape.
+        """
 
     @abstractmethod
     def keys(self) -> list[str]:
@@ -123,14 +126,19 @@ class FlatStore(SkeletonStore):
                 f"skeleton store {path}: {ARRAY_FILE} cannot be read ({reason(error)}): make the "
                 "store again"
             ) from error
-        keys = index.get("keys") if isinstance(index, dict) else None
-        self._rows = {key: row for row, key in enumerate(keys or ())}
+        index = index if isinstance(index, dict) else {}
+        version, keys = index.get("version"), index.get("keys")
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            keys = []
+        self._rows = {key: row for row, key in enumerate(keys)}
         expected = (len(self._rows), *SHAPE)
-        if not self._rows or self._array.dtype != np.float32 or self._array.shape != expected:
+        found = (version, str(self._array.dtype), self._array.shape)
+        if not self._rows or found != (VERSION, "float32", expected):
             raise UserError(
-                f"skeleton store {path}: {INDEX_FILE} lists {len(self._rows)} frames, but "
-                f"{ARRAY_FILE} holds {self._array.dtype} of the shape {self._array.shape}, not "
-                f"float32 of the shape {expected}: make the store again"
+                f"skeleton store {path}: {INDEX_FILE} has version {version} and lists "
+                f"{len(self._rows)} frames, and {ARRAY_FILE} holds {self._array.dtype} of the "
+                f"shape {self._array.shape}; expected are version {VERSION} and float32 of the "
+                f"shape {expected}: make the store again"
             )
         self.meta = index.get("meta", {})
 
@@ -155,7 +163,7 @@ class Hdf5Store(SkeletonStore):
         self._file: Any = None
         self._owner: int | None = None  # the process that opened it
         with self._opened() as file:
-            self.meta = json.loads(file.attrs.get(META_ATTRIBUTE, "{}"))
+            self.meta = _parsed_meta(file.attrs.get(META_ATTRIBUTE))
             shape = file.visititems(lambda _, item: getattr(item, "shape", None))
         self.close()
         if shape != SHAPE:
@@ -167,11 +175,8 @@ class Hdf5Store(SkeletonStore):
         with self._opened() as file, np.errstate(over="ignore"):  # beyond float32 is infinite
             for row, key in zip(joints, keys, strict=True):
                 dataset = file.get(key)
-                if not isinstance(dataset, h5py.Dataset):
-                    continue
-                if dataset.shape != SHAPE:
-                    raise ValueError(f"{key} has the shape {dataset.shape}, expected {SHAPE}")
-                row[:] = dataset[()]
+                if isinstance(dataset, h5py.Dataset) and dataset.shape == SHAPE:
+                    row[:] = dataset[()]
         return joints
 
     def keys(self) -> list[str]:
@@ -209,6 +214,15 @@ class Hdf5Store(SkeletonStore):
             ) from error
 
 
+def _parsed_meta(text: Any) -> dict:
+    """`meta` of an HDF5 file; empty if another program has written an attribute of this name."""
+    try:
+        meta = json.loads(text)
+    except (TypeError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
 def is_valid(joints: np.ndarray) -> np.ndarray:
     """Whether each of the frames has a skeleton: joints [n,V,3] to bool [n]."""
     return np.all(np.abs(joints) <= MAX_VALUE, axis=(1, 2))
@@ -223,8 +237,11 @@ def as_joints(values: Any) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):
             array = np.asarray(values, np.float32)
-    except (ValueError, TypeError):  # text, None, or rows of different lengths
-        array = np.empty(0, np.float32)
+    # text, None, rows of different lengths, or a tensor with a gradient
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"skeletons must be numbers of the shape (frames, {NUM_JOINTS}, 3): {reason(error)}"
+        ) from error
     if array.shape[1:] != SHAPE:
         raise UserError(
             f"skeletons must be numbers of the shape (frames, {NUM_JOINTS}, 3), but have the shape "

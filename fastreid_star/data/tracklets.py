@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.clips import read_clip, segment_indices
-from fastreid_star.data.io import as_rgb, read_video
+from fastreid_star.data.io import as_rgb, read_video, reason
 from fastreid_star.data.skeletons import SkeletonStore, as_joints, is_valid
 from fastreid_star.data.transforms import Clip
 from fastreid_star.errors import UserError
@@ -114,7 +114,8 @@ def read_test_clip(tracklet: TrackletInput, length: int) -> tuple[Clip, int]:
         the clip; the number of frames that were replaced.
 
     Raises:
-        UserError: no frame can be read, or a video does not have one frame per skeleton.
+        UserError: no frame can be read, a PIL image cannot be read, or a video does not have one
+            frame per skeleton.
     """
     replaced = 0
     if tracklet.is_video:
@@ -129,7 +130,7 @@ def read_test_clip(tracklet: TrackletInput, length: int) -> tuple[Clip, int]:
             listed = Tracklet(0, 0, as_modality(tracklet.modality), "", files)
             frames, used, replaced = read_clip(listed, used)
         else:
-            frames = [_as_rgb(tracklet.images[index]) for index in used]
+            frames = [_as_rgb(tracklet.images[index], index) for index in used]
     return Clip(frames, *_joints(tracklet, used)), replaced  # type: ignore[arg-type] # see Clip
 
 
@@ -141,16 +142,20 @@ def _check_image(image: Any, index: int) -> None:
             f"frame {index} is a {type(image).__name__}: give only arrays and PIL images, only "
             "paths, or one video"
         )
-    if image.dtype != np.uint8 or not image.size or image.shape[2:] not in ((), (3,)):
+    colors = image.shape[2:] in ((), (3,)) and image.ndim > 1
+    if image.dtype != np.uint8 or not image.size or not colors:
         raise UserError(
             f"frame {index} is {image.dtype} of the shape {image.shape}: expected uint8 (H, W, 3)"
         )
 
 
-def _as_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
-    """uint8 [H,W,3]."""
+def _as_rgb(image: np.ndarray | Image.Image, index: int) -> np.ndarray:
+    """The frame `index` as uint8 [H,W,3]."""
     if isinstance(image, Image.Image):
-        return as_rgb(image)
+        try:
+            return as_rgb(image)
+        except Exception as error:  # Pillow's decoders raise many types on a damaged file
+            raise UserError(f"frame {index} cannot be read: {reason(error)}") from error
     return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 

@@ -215,6 +215,10 @@ def build_transforms(cfg, is_train: bool) -> Compose:
             raise UserError(
                 f"INPUT.PADDING.MODE {cfg.INPUT.PADDING.MODE} is not available: use constant"
             )
+        if cfg.INPUT.PADDING.SIZE < 0:
+            raise UserError(
+                f"INPUT.PADDING.SIZE is {cfg.INPUT.PADDING.SIZE}: give 0 or more pixels"
+            )
         transforms.append(PadCrop(cfg.INPUT.PADDING.SIZE, shared=shared))
     if cfg.INPUT.REA.ENABLED:
         rea = cfg.INPUT.REA

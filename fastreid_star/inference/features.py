@@ -17,7 +17,8 @@ from fastreid.config import CfgNode
 from tqdm import tqdm
 
 from fastreid_star.data.build import build_dataset, open_store
-from fastreid_star.data.datasets import HITSZVCM, BUPTCampus
+from fastreid_star.data.datasets import HITSZVCM, BUPTCampus, SyntheticVCM
+from fastreid_star.data.datasets.synthetic import OPTIONS_FILE
 from fastreid_star.data.folders import check_names, tracklets_at
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.tracklets import TrackletInput, as_modality
@@ -31,8 +32,10 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "query", "gallery", "test")
 PICTURE = "picture"
-# Files by which the folder of a dataset is recognized.
+# Files by which the folder of a dataset is recognized. SyntheticVCM, which has HITSZ-VCM's files as
+# well, is the first.
 _LISTS: dict[type, tuple[str, ...]] = {
+    SyntheticVCM: (OPTIONS_FILE,),
     HITSZVCM: ("info/track_test_info.txt", "track_test_info.txt"),
     BUPTCampus: ("data_paths.json",),
 }
@@ -127,6 +130,7 @@ def extract_features(
         width = " x ".join(map(str, features.shape[1:]))
         return f"{len(features)} features of {width} numbers: {output}; names: {names_file(output)}"
     prepare_gallery(gallery)
+    check_names(found.names)
     if os.path.isfile(os.path.join(gallery, FILE)):  # checked now, and when they are added
         Gallery.load(gallery, predictor).check_names(found.names)
     features = compute(predictor, found.tracklets, batch_size, num_workers)

@@ -42,7 +42,7 @@ from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.structures import Modality
 
 FILE, LOCK = "gallery.npz", ".lock"
-_BLOCK = 2**26  # similarities that are computed at once, 256 MiB
+_BLOCK = 2**24  # similarities that are computed and ranked at once; takes up to 450 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +198,7 @@ class Gallery:
         """Write the gallery into a folder, as ``gallery.npz``.
 
         The file is replaced in one step. To add to a gallery that other programs add to as well,
-        use :meth:`update`.
+        use :meth:`update`, which saves it itself: do not call :meth:`save` inside.
 
         Args:
             folder: it is created if it does not exist.
@@ -206,7 +206,10 @@ class Gallery:
         Raises:
             UserError: the folder contains other files or cannot be written.
         """
-        prepare_gallery(folder)
+        with _locked(folder):
+            self._write(folder)
+
+    def _write(self, folder: str | os.PathLike) -> None:
         about = {
             "names": self.names,
             "modality": self.modalities,
@@ -228,8 +231,8 @@ class Gallery:
             made_with: the predictor whose features are searched in it, or its fingerprint.
 
         Raises:
-            UserError: there is no gallery, it is damaged, or it was made with another model or
-                config.
+            UserError: there is no gallery, it cannot be read or is damaged, or it was made with
+                another model or config.
         """
         path, gallery = os.path.join(folder, FILE), cls(made_with)
         if not os.path.isfile(path):
@@ -244,6 +247,8 @@ class Gallery:
             different = differences(about["fingerprint"], gallery.fingerprint)
             if not different:
                 gallery.add(features, about["names"], about["modality"], about["metadata"])
+        except OSError as error:
+            raise UserError(f"gallery {path} cannot be read: {error.strerror or error}") from error
         except (
             Exception
         ) as error:  # a damaged file can raise any error, from BadZipFile to TypeError
@@ -269,14 +274,11 @@ class Gallery:
         Raises:
             UserError: see :meth:`load` and :meth:`save`.
         """
-        prepare_gallery(folder)
-        with open(os.path.join(folder, LOCK), "w") as lock:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(folder):
             exists = os.path.isfile(os.path.join(folder, FILE))
             gallery = cls.load(folder, made_with) if exists else cls(made_with)
             yield gallery
-            gallery.save(folder)
+            gallery._write(folder)
 
     def _check(self, features: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Features as the gallery stores them, float32 on the CPU."""
@@ -297,10 +299,24 @@ def prepare_gallery(folder: str | os.PathLike) -> None:
     """Create the folder of a gallery if it does not exist.
 
     Raises:
-        UserError: it is a file, contains something else, or cannot be created.
+        UserError: it is a file, contains something else, or cannot be created or written.
     """
     is_gallery = os.path.isfile(os.path.join(folder, FILE))
     is_empty = os.path.isdir(folder) and set(os.listdir(folder)) <= {LOCK}
     if os.path.exists(folder) and not (is_gallery or is_empty):
         raise UserError(f"{folder} is not a gallery and not an empty folder: choose another folder")
     prepare_output(os.path.join(folder, FILE))
+    try:
+        open(os.path.join(folder, LOCK), "w").close()
+    except OSError as error:
+        raise UserError(f"gallery {folder} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Prepare a gallery's folder, and wait until no other program writes to it."""
+    prepare_gallery(folder)
+    with open(os.path.join(folder, LOCK), "w") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

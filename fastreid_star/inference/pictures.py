@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from fastreid_star.data.folders import is_video
 from fastreid_star.data.io import BrokenImage, read_frame, read_video
 from fastreid_star.errors import UserError
-from fastreid_star.files import write_output
+from fastreid_star.files import prepare_output, write_output
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,15 @@ def write_pictures(
     return files
 
 
+def prepare_pictures(folder: str | os.PathLike) -> None:
+    """Create the folder for pictures.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    prepare_output(os.path.join(folder, "001.jpg"))
+
+
 def first_frame(path: str) -> np.ndarray | None:
     """An image, or the first frame of a video, as uint8 RGB ``[H, W, 3]``; None, with a warning, if
     it cannot be read."""
@@ -89,6 +98,8 @@ def draw_list(
             draw.rectangle(corners, outline=_QUERY, width=2)
         for line, text in enumerate(lines):
             font = _font(text.isascii())
+            if isinstance(font, ImageFont.ImageFont):  # Pillow's bitmap font has Latin letters only
+                text = text.encode("latin-1", "replace").decode("latin-1")
             while draw.textlength(text, font) > BOX[0]:  # names of tracklets differ at their ends
                 text = f"..{text.removeprefix('..')[1:]}"
             draw.text((left, top + BOX[1] + 2 + line * CAPTION // 2), text, fill="black", font=font)

@@ -90,6 +90,10 @@ class StarPredictor:
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} does not read clips: use a "
                 "model such as SAD or STAR"
             )
+        if cfg.INPUT.CLIP.LENGTH < 1:
+            raise UserError(
+                f"INPUT.CLIP.LENGTH is {cfg.INPUT.CLIP.LENGTH}: a clip has at least one frame"
+            )
         self.cfg = cfg
         self.device = devices.choose_device(device)
         self.transform = build_transforms(cfg, is_train=False)

@@ -15,7 +15,7 @@ from fastreid_star.errors import UserError
 from fastreid_star.files import prepare_output, write_output
 from fastreid_star.inference.features import PICTURE, compute, find_tracklets
 from fastreid_star.inference.gallery import Gallery, RankedList
-from fastreid_star.inference.pictures import write_pictures
+from fastreid_star.inference.pictures import prepare_pictures, write_pictures
 from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.structures import Modality
 
@@ -86,6 +86,8 @@ def search(
     """
     for path in filter(None, (json_file, csv_file)):
         prepare_output(path)
+    if pictures:
+        prepare_pictures(pictures)
     entries = Gallery.load(gallery, predictor)
     found = find_tracklets(queries, modality, skeletons)
     features = compute(predictor, found.tracklets, batch_size, num_workers)
@@ -94,7 +96,8 @@ def search(
         text = to_json(answers, entries)
         write_output(json_file, lambda file: file.write(text.encode()))
     if csv_file:
-        write_output(csv_file, lambda file: file.write(to_csv(answers).encode()))
+        table = to_csv(answers).encode(errors="surrogateescape")  # names need not be UTF-8
+        write_output(csv_file, lambda file: file.write(table))
     if pictures:
         lists = []
         for answer, known in zip(answers, found.metadata, strict=True):

@@ -45,12 +45,12 @@ class Run:
     weights: Weights
     history: tuple[dict, ...]  # of metrics.json, see read_history; empty without such a file
     environments: tuple[str, ...]  # lines of versions and devices in the log
-    commands: tuple[str, ...]  # command lines in the log, quoted for a shell
+    commands: tuple[str, ...]  # command lines in the log, see split_command
 
     @property
     def training_command(self) -> str | None:
         """The last command that trained, not only evaluated; None if the log has none."""
-        trained = [c for c in self.commands if "--eval-only" not in shlex.split(c)]
+        trained = [c for c in self.commands if "--eval-only" not in split_command(c)]
         return trained[-1] if trained else None
 
     @property
@@ -112,6 +112,14 @@ def read_run(folder: str | Path, options: Sequence[str] = (), *, config_file: st
         environments=_find(r"INFO: (Python [\d.]+, torch .*)$", log),
         commands=_find(r"INFO: Command line: (.*)$", log),
     )
+
+
+def split_command(command: str) -> list[str]:
+    """The words of a command line in a log. Old logs have lines that are not quoted for a shell."""
+    try:
+        return shlex.split(command)
+    except ValueError:  # an apostrophe
+        return command.split()
 
 
 def read_weights(path: Path) -> Weights:

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_output
-from fastreid_star.report.runs import Run, read_run
+from fastreid_star.report.runs import Run, read_run, split_command
 
 BEGIN, END = "<!-- runs: begin -->", "<!-- runs: end -->"
 COLUMNS = ("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP", "mean/mAP")
@@ -79,7 +79,7 @@ def repeat_command(run: Run) -> str:
     """The command that trained a run, quoted for a shell, without the paths of its machine."""
     if run.training_command is None:
         raise UserError(f"{run.folder} has no log.txt with the command that trained it")
-    words = shlex.split(run.training_command)
+    words = split_command(run.training_command)
     words = [re.sub(r"^(--[\w-]+=)?/.*?([^/]*)/*$", r"\1/path/to/\2", word) for word in words]
     return shlex.join(words if words[0] == "fastreid-star" else ["python", *words])
 
@@ -94,8 +94,10 @@ def insert(page: str | Path, table: str) -> str:
         text = Path(page).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{page} cannot be read: {error.strerror}") from error
-    found = re.fullmatch(f"(.*?){BEGIN}.*{END}(.*)", text, re.DOTALL)
-    if not found:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{page} is not UTF-8 text: save it as UTF-8") from error
+    found = re.fullmatch(f"(.*){BEGIN}.*{END}(.*)", text, re.DOTALL)
+    if not found or text.count(BEGIN) > 1 or text.count(END) > 1:
         raise UserError(f"{page} has no place for the table: add the lines {BEGIN} and {END} once")
     return f"{found[1]}{BEGIN}\n\n{table}\n\n{END}{found[2]}"
 

@@ -77,6 +77,8 @@ def test_the_nearest_folder_tells_the_modality_and_a_given_one_comes_first(tmp_p
 def test_links_to_folders_are_followed(tmp_path):
     make(tmp_path, "disk/night/p1/1.jpg", "crops/rgb/p1/1.jpg")
     (tmp_path / "crops" / "ir").symlink_to(tmp_path / "disk" / "night")
+    (tmp_path / "crops" / "rgb" / "all").symlink_to(tmp_path / "crops")  # not up, without end
+    (tmp_path / "disk" / "night" / "p1" / "same").symlink_to(".")
     tracklets = tracklets_in(tmp_path / "crops")
     assert [(tracklet.name, tracklet.modality) for tracklet in tracklets] == [
         ("ir/p1", Modality.INFRARED),

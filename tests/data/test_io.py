@@ -137,14 +137,26 @@ def test_a_truncated_image_is_broken_or_whole(tmp_path, kind):
     assert broken >= len(lengths) - 5
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
-def test_a_failing_disk_is_not_a_broken_image(monkeypatch, number):
+def failing_with(number):
     def failing(path):
         raise OSError(number, os.strerror(number), path)
 
-    monkeypatch.setattr(io, "read_bytes", failing)
+    return failing
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_failing_disk_is_not_a_broken_image(monkeypatch, number):
+    monkeypatch.setattr(io, "read_bytes", failing_with(number))
     with pytest.raises(LostImage, match=rf"a\.jpg: {os.strerror(number)}$"):
         read_frame("a.jpg")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_limit_of_the_machine_is_not_a_broken_image(monkeypatch, number):
+    monkeypatch.setattr(io, "read_bytes", failing_with(number))
+    with pytest.raises(OSError, match=os.strerror(number)) as error:
+        read_frame("a.jpg")
+    assert not isinstance(error.value, BrokenImage)
 
 
 # --- videos ---
@@ -244,7 +256,7 @@ def test_json(tmp_path):
         read_json(tmp_path / "a.json")
 
 
-def test_explain_missing(tmp_path):
+def test_explain_missing(tmp_path, monkeypatch):
     place = tmp_path / "0001" / "IR"
     place.mkdir(parents=True)
     image = str(tmp_path / "0001" / "ir" / "1.jpg")
@@ -254,3 +266,5 @@ def test_explain_missing(tmp_path):
     for number in range(6):
         (place / f"000{number}.jpg").touch()
     assert explain_missing(image).endswith("holds 0000.jpg, 0001.jpg, 0002.jpg, 0003.jpg, ...")
+    monkeypatch.setattr(os, "listdir", failing_with(errno.EACCES))
+    assert explain_missing(image) == f"{image} cannot be found: Permission denied"

@@ -72,6 +72,14 @@ def test_an_older_store_is_replaced_and_nothing_else(tmp_path, joints):
             convert_skeletons(tmp_path / source, tmp_path / target)
 
 
+@pytest.mark.parametrize("keys", [["a", "a/b"], ["a/b", "a"], ["a", "./a"]])
+def test_keys_that_hdf5_cannot_hold_together(tmp_path, joints, keys):
+    write_skeleton_store(tmp_path / "flat", keys, joints[:2])
+    with pytest.raises(UserError, match=f"cannot hold the key '{keys[1]}'"):
+        convert_skeletons(tmp_path / "flat", tmp_path / "a.h5")
+    assert [path.name for path in tmp_path.iterdir()] == ["flat"]
+
+
 def test_whole_or_not_at_all(tmp_path, joints, monkeypatch):
     write_skeleton_store(tmp_path / "flat", KEYS, joints)
 

@@ -129,15 +129,23 @@ def test_no_code_in_a_store_is_run(tmp_path, joints, monkeypatch):
     assert not (tmp_path / "exploded").exists()
 
 
+def index(keys, version=1):
+    return json.dumps({"version": version, "keys": keys}).encode()
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("index.json", json.dumps({"keys": KEYS[:-1]}).encode(), "lists 9 frames, .*10, 17, 3"),
-        ("index.json", json.dumps({"keys": [KEYS[0], *KEYS[:-1]]}).encode(), "lists 9 frames"),
+        ("index.json", index(KEYS[:-1]), "lists 9 frames, .*10, 17, 3"),
+        ("index.json", index([KEYS[0], *KEYS[:-1]]), "lists 9 frames"),
+        ("index.json", index(KEYS, version=2), "version 2 .* expected are version 1"),
+        ("index.json", index([[key] for key in KEYS]), "lists 0 frames"),
+        ("index.json", index("abcdefghij"), "lists 0 frames"),
+        ("index.json", index(10), "lists 0 frames"),
         ("index.json", b"[]", "lists 0 frames"),
         ("index.json", b"{", "index.json cannot be read"),
         ("index.json", None, "index.json cannot be read"),
-        ("skeletons.npy", np.zeros((10, 17, 3)), "not float32"),
+        ("skeletons.npy", np.zeros((10, 17, 3)), "holds float64"),
         ("skeletons.npy", np.zeros((10, 16, 3), np.float32), r"shape \(10, 16, 3\)"),
         ("skeletons.npy", b"text", "skeletons.npy cannot be read"),
         ("skeletons.npy", None, "skeletons.npy cannot be read"),
@@ -174,16 +182,23 @@ def test_not_a_store(tmp_path):
             SkeletonStore.open(tmp_path / name)
 
 
-def test_hdf5_of_another_shape(tmp_path):
+def test_a_skeleton_of_another_shape_in_hdf5_is_a_missing_one(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["1"] = np.zeros((17, 3))
         file["2"] = np.zeros((17, 1))
-    with pytest.raises(UserError, match=r"2 has the shape \(17, 1\)"):
-        SkeletonStore.open(tmp_path / "a.h5").read(["1", "2"])
+    _, present = SkeletonStore.open(tmp_path / "a.h5").read(["1", "2"])
+    assert present.tolist() == [True, False]
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         del file["1"]
     with pytest.raises(UserError, match=r"a dataset of the shape \(17, 1\)"):
         SkeletonStore.open(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("value", ["text", "[1]", np.arange(3)])
+def test_an_attribute_of_another_program_is_ignored(paths, value):
+    with h5py.File(paths["hdf5"], "r+") as file:
+        file.attrs["meta"] = value
+    assert SkeletonStore.open(paths["hdf5"]).meta == {}
 
 
 # --- writing ---

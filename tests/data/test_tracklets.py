@@ -119,10 +119,12 @@ REFUSED = [
     ({"frames": [ARRAYS[0], ARRAYS[1] / 255]}, r"frame 1 is float64 of the shape \(16, 8, 3\)"),
     ({"frames": [np.zeros((16, 8, 4), np.uint8)]}, r"uint8 of the shape \(16, 8, 4\)"),
     ({"frames": [np.zeros((0, 8, 3), np.uint8)]}, r"the shape \(0, 8, 3\)"),
+    ({"frames": [np.zeros(8, np.uint8)]}, r"uint8 of the shape \(8,\)"),
     ({"frames": [ARRAYS[0], None]}, "frame 1 is a NoneType"),
     ({"skeletons": JOINTS[:9]}, "10 frames and 9 skeletons"),
     ({"skeletons": JOINTS[:, :16]}, r"numbers of the shape .*\(10, 16, 3\)"),
     ({"skeletons": [JOINTS[0]] * 9 + [None]}, "skeletons must be numbers"),
+    ({"skeletons": torch.zeros(10, 17, 3, requires_grad=True)}, "skeletons must be .*detach"),
     ({"keys": ["a"] * N}, "keys need a store"),
 ]
 
@@ -132,6 +134,13 @@ def test_what_is_refused_before_a_frame_is_read(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         check_input(TrackletInput(**{"frames": ARRAYS, "modality": "visible", **arguments}))
     assert "\n" not in str(caught.value)
+
+
+def test_a_pil_image_that_cannot_be_read(files):
+    files[0].write_bytes(files[0].read_bytes()[:45])
+    for image in (Image.open(files[0]), Image.new("F", (8, 16))):
+        with pytest.raises(UserError, match="frame 0 cannot be read: "):
+            read_test_clip(TrackletInput([image], "visible"), 4)
 
 
 @pytest.mark.parametrize("dtype", ["f8", ">f4", "u1"])

@@ -266,6 +266,7 @@ def test_augmentations_that_clips_do_not_have(cfg, name):
         (["INPUT.REA.ENABLED", True, "INPUT.REA.AREA", [0.4, 0.2]], r"REA\.AREA is .*two shares"),
         (["INPUT.REA.ENABLED", True, "INPUT.REA.AREA", [0.2, 1.1]], r"REA\.AREA is .*two shares"),
         (["INPUT.PADDING.ENABLED", True, "INPUT.PADDING.MODE", "reflect"], r"MODE reflect"),
+        (["INPUT.PADDING.ENABLED", True, "INPUT.PADDING.SIZE", -4], r"PADDING\.SIZE is -4"),
         (["INPUT.SIZE_TRAIN", [0, 12]], "SIZE_TRAIN"),
     ],
 )

@@ -1,6 +1,7 @@
 """Features of datasets, folders and videos in files and galleries, and what is refused before any work."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from fastreid_star.data.datasets.synthetic import SyntheticOptions, write_synthe
 from fastreid_star.data.folders import tracklets_in
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
 from fastreid_star.errors import UserError
-from fastreid_star.inference import Gallery, StarPredictor
+from fastreid_star.inference import Gallery, StarPredictor, features
 from fastreid_star.inference.features import dataset_tracklets, extract_features, find_tracklets
 
 
@@ -66,15 +67,18 @@ def test_a_dataset(extract, predictor, split, count):
     assert about["fingerprint"] == predictor.fingerprint
 
 
-def test_a_datasets_own_folder_has_the_tracklets_of_its_lists(tmp_path):
+def test_a_datasets_own_folder_has_the_tracklets_of_its_lists(tmp_path, caplog):
     """Its folders hold the frames of several tracklets of a person and camera."""
     folder = tmp_path / "SyntheticVCM"
     options = {"train_ids": 2, "test_ids": 2, "tracklets": 8, "frames": 12, "size": (32, 16)}
     write_synthetic_vcm(folder, SyntheticOptions(**options))
     data = HITSZVCM(str(tmp_path / "SyntheticVCM"))
+    assert "the counts differ" in caplog.text, "HITSZ-VCM's"
+    caplog.clear()
     assert len(tracklets_in(folder / "Test")) < 32, "tracklets of one folder are merged here"
     found = find_tracklets([str(folder / "Test")], skeletons=str(folder / "skeletons"))
     assert found.listed == [*data.query, *data.gallery]
+    assert "the counts differ" not in caplog.text
     assert len(found.tracklets) == 32
     assert found.tracklets[5].keys == [found.listed[5].key(k) for k in range(12)]
     assert found.metadata[5]["pid"] == found.listed[5].pid
@@ -137,6 +141,8 @@ def test_a_gallery_is_made_and_added_to(predictor, crops, runs, tmp_path):
 
 def test_bad_input_is_refused_before_any_work(predictor, crops, tmp_path, monkeypatch):
     monkeypatch.setattr(StarPredictor, "features", lambda *args, **kwargs: pytest.fail("work"))
+    locked = tmp_path / "g"
+    (locked / ".lock").mkdir(parents=True)  # so that it cannot be written
     output, own = {"output": str(tmp_path / "f.npz")}, [str(crops)]
     for message, paths, options in (
         ("either paths or", [], output),
@@ -150,8 +156,20 @@ def test_bad_input_is_refused_before_any_work(predictor, crops, tmp_path, monkey
         (r"v\.avi|is unknown", [str(crops.parent / "v.avi")], output),
         ("none", own, {"skeletons": "none", **output}),
         ("is not a gallery", own, {"gallery": str(crops)}),
+        ("cannot be written", own, {"gallery": str(locked)}),
         ("--workers -1", own, {"num_workers": -1, **output}),
     ):
         with pytest.raises(UserError, match=message):
             extract_features(predictor, paths, **options)
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [locked]
+
+
+def test_names_of_a_dataset_that_appear_twice_are_refused_before_any_work(
+    predictor, tmp_path, monkeypatch
+):
+    found = dataset_tracklets(predictor.cfg, "SyntheticVCM", "test")
+    twice = replace(found, tracklets=[found.tracklets[0]] * 2)
+    monkeypatch.setattr(features, "dataset_tracklets", lambda *args: twice)
+    monkeypatch.setattr(StarPredictor, "features", lambda *args, **kwargs: pytest.fail("work"))
+    with pytest.raises(UserError, match="several tracklets"):
+        extract_features(predictor, dataset="SyntheticVCM", gallery=str(tmp_path / "g"))

@@ -1,5 +1,6 @@
 """A gallery ranks as the evaluation does, keeps its entries in order, and is saved whole."""
 
+import errno
 import json
 import textwrap
 import threading
@@ -201,6 +202,17 @@ def test_two_that_add_at_once_are_both_there(tmp_path):
     assert names == [f"e{k}" for k in range(5)] + ["a0", "a1", "a2", "b0", "b1", "b2"]
 
 
+def test_saving_waits_for_a_change(tmp_path):
+    with Gallery.update(tmp_path / "g", MADE_WITH) as gallery:
+        gallery.add(random_features(1), ["first"], "visible")
+        saving = threading.Thread(target=filled(5).save, args=(tmp_path / "g",))
+        saving.start()
+        saving.join(timeout=0.2)
+        assert saving.is_alive(), "it has not waited"
+    saving.join()
+    assert len(Gallery.load(tmp_path / "g", MADE_WITH)) == 5
+
+
 def test_an_interrupted_change_leaves_the_gallery_before_it(tmp_path, monkeypatch):
     filled(5).save(tmp_path / "g")
 
@@ -236,8 +248,21 @@ def test_where_a_gallery_is_not_saved(tmp_path):
         with pytest.raises(UserError, match="is not a gallery"):
             filled(3).save(path)
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["a.txt"]
-    with pytest.raises(UserError, match="cannot be written"):
-        filled(3).save(tmp_path / "file" / "g")
+    (tmp_path / "g" / ".lock").mkdir(parents=True)  # so that it cannot be written
+    for path in (tmp_path / "file" / "g", tmp_path / "g"):
+        with pytest.raises(UserError, match="cannot be written"):
+            filled(3).save(path)
+
+
+def test_a_gallery_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    filled(3).save(tmp_path / "g")
+
+    def denied(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(np, "load", denied)
+    with pytest.raises(UserError, match="cannot be read: Permission denied"):
+        Gallery.load(tmp_path / "g", MADE_WITH)
 
 
 def change(path, **values):

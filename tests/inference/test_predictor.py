@@ -318,6 +318,7 @@ def test_models_that_do_not_fit_are_refused(runs):
     for options, message in (
         (["MODEL.META_ARCHITECTURE", "Baseline"], "does not read clips"),
         (["MODEL.META_ARCHITECTURE", "STAR"], "META_ARCHITECTURE"),
+        (["INPUT.CLIP.LENGTH", "0"], r"CLIP\.LENGTH is 0"),
     ):
         with pytest.raises(UserError, match=message):
             StarPredictor(load_config(config, options), weights, "cpu")

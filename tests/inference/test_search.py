@@ -2,15 +2,17 @@
 
 import csv
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from fastreid_star.data.folders import tracklets_in
 from fastreid_star.errors import UserError
-from fastreid_star.inference import Gallery
+from fastreid_star.inference import Gallery, pictures
 from fastreid_star.inference.pictures import BOX, CAPTION, MARGIN, draw_list, write_pictures
 from fastreid_star.inference.search import rank, search, to_table
 from fastreid_star.structures import Modality
@@ -146,6 +148,21 @@ def test_bad_input_is_one_line(root, find, tmp_path):
             find(*queries, **options)
 
 
+def test_pictures_that_cannot_be_written_are_said_before_any_work(find, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Gallery, "load", lambda *args: pytest.fail("work"))
+    with pytest.raises(UserError, match="cannot be written"):
+        find("nowhere", pictures=str(tmp_path / "file"))
+
+
+def test_a_name_that_is_not_utf8(root, find, tmp_path):
+    folder = tmp_path / "ir" / os.fsdecode(b"caf\xe9")
+    shutil.copytree(root / "crops" / "ir" / "p0", folder)
+    table = tmp_path / "l.csv"
+    find(folder, top=1, csv_file=str(table), pictures=str(tmp_path / "lists"))
+    assert b"caf\xe9,infrared,1," in table.read_bytes()
+
+
 # --- pictures ---
 
 
@@ -179,12 +196,17 @@ def test_a_frame_that_cannot_be_read_is_gray(tmp_path, caplog):
     np.testing.assert_allclose(shown, [[200, 0, 0], [200] * 3, [200] * 3], atol=6)
 
 
-def test_long_names_and_many_entries():
+def test_long_names_and_many_entries(monkeypatch):
     red = np.full((64, 32, 3), (255, 0, 0), np.uint8)
     picture = draw_list([red, red], [("query", "a"), ("1: 0.9", "é" * 60)])
     assert picture.size == (2 * (BOX[0] + MARGIN) + MARGIN, BOX[1] + CAPTION + 2 * MARGIN)
     below = np.asarray(picture)[MARGIN + BOX[1] + 2 :]
     assert (below < 128).any(), "the captions"
     assert (below[:, -MARGIN:] == 255).all(), "a long name is shortened"
+    with monkeypatch.context() as patch:
+        # as without FreeType, and in old releases of Pillow
+        font = getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)()
+        patch.setattr(pictures, "_font", lambda ascii_only: font)
+        draw_list([red], [("query", "张三")])
     many = draw_list([red] * 12, [("", "")] * 12)
     assert many.size[1] == 2 * (BOX[1] + CAPTION + MARGIN) + MARGIN

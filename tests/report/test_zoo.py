@@ -43,6 +43,8 @@ def test_the_command_can_be_repeated_elsewhere(run):
         *("DATASETS.ROOT", "/path/to/data", "DATASETS.TESTS", "('A', 'B')"),
         *("OUTPUT_DIR", "a `b` $c"),
     ]
+    apostrophe = replace(run, commands=("/me/train_net.py it's",))  # of an old log
+    assert shlex.split(repeat_command(apostrophe)) == ["python", "/path/to/train_net.py", "it's"]
     console = replace(run, commands=("fastreid-star train --config-file a.yml",))
     assert repeat_command(console) == "fastreid-star train --config-file a.yml"
 
@@ -65,13 +67,17 @@ def test_only_what_is_between_the_marks_changes(folders, tmp_path):
 
 def test_refusals_write_nothing(run, sad, folders, tmp_path):
     page = tmp_path / "page.md"
-    for text in ("", BEGIN, f"{END}\n{BEGIN}"):
+    once = f"{BEGIN}\n{END}\n"
+    for text in ("", BEGIN, f"{END}\n{BEGIN}", once + "mine" + once, once + END):
         page.write_text(text)
         with pytest.raises(UserError, match="no place"):
             update_zoo([folders.star], page=page)
         assert page.read_text() == text
     with pytest.raises(UserError, match="cannot be read"):
         update_zoo([folders.star], page=tmp_path / "none.md")
+    page.write_bytes(b"\xe9")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        update_zoo([folders.star], page=page)
     assert not (tmp_path / "logs").exists()
     for runs, message in (
         ([run, run], "two runs"),

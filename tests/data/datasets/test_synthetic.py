@@ -173,17 +173,20 @@ def test_options_come_from_the_config():
     assert SyntheticOptions.from_config(cfg) == changed
 
 
-BAD = {
-    "train_ids": 0,
-    "test_ids": 9999,
-    "size": [64, 8],
-    "occlusion": 1.1,
-    "blur": float("nan"),
-    "seed": -1,
-}
+BAD = [
+    ("train_ids", 0),
+    ("test_ids", 9999),
+    ("size", [64, 8]),
+    ("size", [64]),
+    ("size", [64, 32, 32]),
+    ("size", [64.5, 32]),
+    ("occlusion", 1.1),
+    ("blur", float("nan")),
+    ("seed", -1),
+]
 
 
-@pytest.mark.parametrize(("name", "value"), BAD.items())
+@pytest.mark.parametrize(("name", "value"), BAD)
 def test_bad_options_are_refused_by_their_config_key(name, value):
     with pytest.raises(UserError, match=rf"DATASETS\.SYNTHETIC\.{name.upper()} is .*; it must be"):
         SyntheticOptions(**{name: value})

@@ -70,6 +70,11 @@ class SyntheticOptions:
 
     def __post_init__(self):
         object.__setattr__(self, "size", tuple(self.size))
+        if len(self.size) != 2 or not all(isinstance(side, int) for side in self.size):
+            raise UserError(
+                f"DATASETS.SYNTHETIC.SIZE is {list(self.size)}; it must be height and width in "
+                "whole pixels, such as [64, 32]"
+            )
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if not all(least <= number <= most for number in np.atleast_1d(value)):
