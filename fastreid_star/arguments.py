@@ -11,10 +11,12 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from traceback import walk_tb
 
 from fastreid_star.errors import UserError
 
 IMPORT_VARIABLE = "FASTREID_STAR_IMPORT"
+IMPORTED: set[str] = set()  # the packages of the user that this process has imported
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*")
 
 
@@ -166,11 +168,23 @@ def import_packages(names: Iterable[str]) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # the user's own code can raise any error
+            top = name.partition(".")[0]
+            if isinstance(error, ModuleNotFoundError) and error.name == top:
+                raise UserError(
+                    f"cannot import {name}, a package of --import or IMPORTS: start in the folder "
+                    "that contains it, or add that folder to PYTHONPATH"
+                ) from error
+            own = [
+                f"{frame.f_code.co_filename}, line {line}"
+                for frame, line in walk_tb(error.__traceback__)
+                if frame.f_globals.get("__name__", "").partition(".")[0] == top
+            ]
             reason = " ".join(str(error).split())[:400]
             raise UserError(
-                f"cannot import {name} ({type(error).__name__}: {reason}), a package of --import "
-                "or IMPORTS: start in the folder that contains it, or add that folder to PYTHONPATH"
+                f"cannot import {name}: {type(error).__name__}: {reason}"
+                + (f" ({own[-1]})" if own else "")
             ) from error
+        IMPORTED.add(name)
 
 
 def packages_of_environment() -> list[str]:

@@ -47,8 +47,8 @@ class Figure(NamedTuple):
 
     Args:
         name, unit, value: such as ``loader``, ``frames/s`` and 1300.
-        ratio: to the reference, which is the same work without the part that is measured; NaN
-            without a reference.
+        ratio: to the reference, which is the same work without the part that is measured;
+            None without a reference.
         limit: of the ratio, or of the value where there is no reference: ``>= 0.65``, ``<= 10``.
         note: what the reference is, and the size of the work.
     """
@@ -56,7 +56,7 @@ class Figure(NamedTuple):
     name: str
     unit: str
     value: float
-    ratio: float
+    ratio: float | None
     limit: str
     note: str
 
@@ -66,7 +66,7 @@ class Figure(NamedTuple):
         if not self.limit:
             return False
         sign, limit = self.limit.split()
-        number = self.value if np.isnan(self.ratio) else self.ratio
+        number = self.value if self.ratio is None else self.ratio
         return number < float(limit) if sign == ">=" else number > float(limit)
 
 
@@ -221,7 +221,7 @@ def measure_step(device: torch.device, quick: bool, opts: Sequence[str]) -> Iter
     count = cfg.SOLVER.IMS_PER_BATCH * cfg.INPUT.CLIP.LENGTH
     done = f"{cfg.MODEL.BACKBONE.DEPTH}, {count} frames of {cfg.INPUT.SIZE_TRAIN}"
     for name, value in seconds.items():
-        ratio = np.nan if name == BARE else seconds[BARE] / value
+        ratio = None if name == BARE else seconds[BARE] / value
         limit = ">= 0.88" if on_cpu and name == "STAR" else ""
         note = f"{1000 * value:,.1f} ms; {done if name == BARE else 'the bare backbone'}"
         yield Figure(f"{name} step", "frames/s", count / value, ratio, limit, note)
@@ -303,7 +303,7 @@ def measure_start(device: torch.device, quick: bool, opts: Sequence[str]) -> Ite
     options = ["--config-file", str(file), "OUTPUT_DIR", str(file.with_name("run"))]
     start = partial(subprocess.check_output, [sys.executable, "-c", code, *options])
     seconds = in_turns({"start": start}, repeats=1 if quick else 3, warm_up=0)
-    yield Figure("start", "s", seconds["start"], np.nan, "<= 10", "a process to its first step")
+    yield Figure("start", "s", seconds["start"], None, "<= 10", "a process to its first step")
 
 
 PARTS: dict[str, Callable[[torch.device, bool, Sequence[str]], Iterator[Figure]]] = {

@@ -89,7 +89,9 @@ def doctor(
             yield _try(kind, functools.partial(_count, kind))
         else:
             needed = device.partition(":")[0] == kind
-            yield Finding(kind, False if needed else None, reason.partition(": ")[2])
+            text = reason.partition(": ")[2]
+            good, text = (False, text) if needed else (None, f"not needed here ({text})")
+            yield Finding(kind, good, text)
     yield _try("training step", lambda: train_step(device))
     yield _try("all-reduce", lambda: all_reduce(device, num_devices))
     if config_file:

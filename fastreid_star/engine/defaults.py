@@ -78,7 +78,8 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     logging.getLogger("fastreid.engine.train_loop").addFilter(_without_traceback)
     chosen = devices.choose_device(cfg.MODEL.DEVICE, comm.get_local_rank())
     found = versions()
-    logger.info(f"Command line: {shlex.join(sys.argv)}")
+    command = ["fastreid-star"] if sys.argv[0].endswith("__main__.py") else sys.argv[:1]
+    logger.info(f"Command line: {shlex.join([*command, *sys.argv[1:]])}")
     logger.info(
         f"Python {platform.python_version()}, torch {torch.__version__}, fastreid "
         f"{found['fastreid']}, fastreid-star {found['fastreid-star']}; {comm.get_world_size()} "

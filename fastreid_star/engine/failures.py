@@ -7,7 +7,9 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from traceback import walk_tb
 
+from fastreid_star.arguments import IMPORTED
 from fastreid_star.data.workers import why_lost
 from fastreid_star.errors import UserError, causes
 
@@ -34,6 +36,8 @@ def in_one_line() -> Iterator[None]:
 def building(section: str) -> Iterator[None]:
     """A context around fast-reid's builders, whose errors become one line.
 
+    An error in a package of the user is raised as it is, with its traceback.
+
     Args:
         section: the config keys that the builder reads, for the message.
     """
@@ -44,6 +48,9 @@ def building(section: str) -> Iterator[None]:
     except (KeyError, AssertionError, AttributeError, IndexError, TypeError, ValueError, OSError,
             RuntimeError, NotImplementedError) as error:  # fmt: skip
         if explain(error) is not None:  # the machine's fault, such as too little memory
+            raise
+        modules = {f.f_globals.get("__name__", "") for f, _ in walk_tb(error.__traceback__)}
+        if {name.partition(".")[0] for name in modules} & {n.partition(".")[0] for n in IMPORTED}:
             raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(

@@ -138,7 +138,8 @@ class Gallery:
         if used:
             raise UserError(
                 f"{len(used)} names are already in the gallery, first {used[0]!r}: choose other "
-                "names, or remove those entries first"
+                "names, remove those entries (Gallery.remove), or delete the folder and make the "
+                "gallery again"
             )
 
     def remove(self, names: str | Sequence[str]) -> None:

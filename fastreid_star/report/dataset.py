@@ -101,6 +101,7 @@ def format_check(check: DatasetCheck) -> str:
         _frames_line(check),
         _table(_skeleton_rows(check), SKELETONS) if check.store else "",
         "\n".join(f"{'FAULT' if f.is_fault else 'note '}  {f.text}" for f in findings(check)),
+        "" if check.store else "skeletons: not checked (add --skeletons STORE)",
         "all is well" if check.good else "there are problems: see FAULT above",
     ]
     return "\n\n".join(part for part in parts if part)

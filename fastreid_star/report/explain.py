@@ -90,9 +90,9 @@ def constant_weights(weights: Weights) -> list[str]:
         spread = float(((high - low) / np.maximum(flat.mean(0), 1e-12)).max())
         if name in NAMES and spread < CONSTANT:
             sentences.append(
-                f"{NAMES[name]} hardly depends on its input: over 90 % of the clips it varies by "
-                f"{100 * spread:.1f} % of its mean (this sentence appears below "
-                f"{100 * CONSTANT:.0f} %)."
+                f"{NAMES[name]}: hardly any dependence on the input. Over 90 % of the clips the "
+                f"values vary by {100 * spread:.1f} % of their mean. (A warning: less than "
+                f"{100 * CONSTANT:.0f} %.)"
             )
     return sentences
 

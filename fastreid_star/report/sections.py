@@ -133,7 +133,7 @@ def facts(e: Evaluated) -> dict[str, str]:
         "Losses": ", ".join(name.removesuffix("Loss") for name in cfg.MODEL.LOSSES.NAME),
         "Parameters": f"{parameters / 1e6:.2f} million",
         "Clip": f"{cfg.INPUT.CLIP.LENGTH} frames of {height}×{width} pixels",
-        "Skeletons": skeletons,
+        "Skeleton store": skeletons,
         "Seed": str(run.trained.SEED),
         "Trained for": f"{done} of {run.trained.SOLVER.MAX_EPOCH} epochs",
         "Weights": f"{run.weights.path.name}, {run.weights.modified:%d %B %Y, %H:%M}",
@@ -276,8 +276,8 @@ def changed_row(e: Evaluated, other: Evaluated, way: str, row: int) -> ClipRow:
         clips.append(show(e, direction, row, first, f"rank 1 in {name}"))
     if not clips[1].right:
         match = mine.best_right(row)
-        label = f"rank {mine.rank_of(row, match)} in {e.name}"
-        label += f", {its.rank_of(row, match)} in {other.name}"
+        label = f"the first match of {e.name}: rank {mine.rank_of(row, match)}"
+        label += f"; {other.name} has this entry at rank {its.rank_of(row, match)}"
         clips.append(show(e, mine, row, match, label))
     title = f"First match at rank {ranks[0]} in {e.name}, at rank {ranks[1]} in {other.name}"
     return ClipRow(title, clips)

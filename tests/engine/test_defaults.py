@@ -5,10 +5,13 @@ import os
 import sys
 
 import pytest
+import torch
 from fastreid.config import get_cfg
 
+from fastreid_star.arguments import import_packages
 from fastreid_star.engine.configs import config_path
 from fastreid_star.engine.defaults import argument_parser, load_config, run_tool
+from fastreid_star.engine.failures import building
 from fastreid_star.errors import UserError
 
 PACKAGE = """
@@ -183,11 +186,27 @@ def test_a_saved_config_imports_its_packages_again(package, tmp_path):
 
 
 def test_a_package_that_cannot_be_imported_is_one_clear_line(package, tmp_path):
-    (tmp_path / f"{package}.py").write_text("raise KeyError('two\\nlines')")
-    for name in (package, "no_such_package"):
-        with pytest.raises(UserError, match=rf"cannot import {name}") as caught:
+    (tmp_path / f"{package}.py").write_text("import os\nraise KeyError('two\\nlines')")
+    for name, says in (
+        (package, rf"KeyError: .*{package}\.py, line 2"),
+        ("no_such_package", "add"),
+    ):
+        with pytest.raises(UserError, match=rf"cannot import {name}.*{says}") as caught:
             argument_parser("x").parse_args(["--config-file", "", "--import", name])
         assert_one_line(caught)
+
+
+def test_a_bug_in_the_users_model_is_a_traceback_and_a_wrong_value_is_one_line(
+    package, tmp_path, monkeypatch
+):
+    (tmp_path / f"{package}.py").write_text(
+        "import torch\ndef build():\n    torch.nn.ReLU().gone\n"
+    )
+    import_packages([package])
+    with pytest.raises(AttributeError, match="gone"), building("MODEL"):
+        sys.modules[package].build()
+    with pytest.raises(UserError, match="MODEL: a value is not supported"), building("MODEL"):
+        torch.nn.ReLU().gone  # noqa: B018
 
 
 # --- the end of a command

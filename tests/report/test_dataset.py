@@ -121,7 +121,7 @@ def test_a_sound_dataset_and_shares_that_are_rounded_down(check):
     text = format_check(sound)
     assert text.endswith("all is well")
     assert "FAULT" not in text
-    assert "skeletons" not in text
+    assert "skeletons: not checked (add --skeletons STORE)" in text
     assert lines_of(text, "train") == ["2 48 1 2 3 -"]
     check.skeletons = {(Modality.VISIBLE, 1): stats(1_000_000, 999_999)}
     assert "99.99 %" in format_check(check), "100 % means all"

@@ -37,7 +37,10 @@ def names(run: Run) -> Iterator[Problem]:
     ):
         if name not in registry._obj_map:
             known = ", ".join(sorted(registry._obj_map))
-            yield Problem(f"{key} {name!r} is not registered: choose one of {known}")
+            yield Problem(
+                f"{key} {name!r} is not registered: load your own package with --import, or choose "
+                f"one of {known}"
+            )
     for name in run.dataset_names:
         is_video_dataset(name)
     video = all_video(data.TESTS, "TESTS")
