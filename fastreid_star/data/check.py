@@ -112,6 +112,7 @@ def check_dataset(
     """
     parts = splits(dataset)
     work = _distinct(parts)
+    tested = [*dataset.query, *dataset.gallery]
     result = DatasetCheck(
         name=type(dataset).__name__,
         folder=os.path.abspath(dataset.folder),
@@ -120,7 +121,11 @@ def check_dataset(
         frames=sum(len(tracklet) for _, tracklet in work),
         decoded=decode,
         store="" if store is None else os.path.abspath(store.path),
-        list_problems=shared_identities(dataset.train, [*dataset.query, *dataset.gallery]),
+        list_problems=[
+            *training_problems(dataset.train),
+            *evaluation_problems(tested, camera_filter=not any(hasattr(t, "role") for t in tested)),
+            *shared_identities(dataset.train, tested),
+        ],
     )
     groups: dict[tuple[Modality, int], SkeletonStats] = defaultdict(SkeletonStats)
     with progress_bar("frames", -(-result.frames // every), shown=progress) as bar:
@@ -148,6 +153,81 @@ def _distinct(parts: dict[str, list[Tracklet]]) -> list[tuple[str, Tracklet]]:
             subset = f"{split} {tracklet.modality.name.lower()}"
             found.setdefault((tracklet.root, tracklet.frames), (subset, tracklet))
     return list(found.values())
+
+
+def training_problems(tracklets: Sequence[Tracklet]) -> list[str]:
+    """Why these lists do not allow a training, one line each; empty if they do."""
+    infrared, visible = ({t.pid for t in tracklets if t.modality == m} for m in Modality)
+    lonely, both = sorted(infrared ^ visible), infrared & visible
+    problems = []
+    if lonely and both:
+        problems.append(
+            f"{len(lonely)} training identities have tracklets in one modality only, such as "
+            f"{lonely[0]}: remove them from the lists"
+        )
+    if len(both) < 2:
+        problems.append(
+            "training needs 2 or more identities with tracklets in both modalities, but the "
+            f"training set has {len(both)}"
+        )
+    return problems
+
+
+def evaluation_problems(tracklets: Sequence[Tracklet], *, camera_filter: bool) -> list[str]:
+    """Why these test lists do not allow an evaluation, one line each; empty if they do.
+
+    Args:
+        tracklets: of query and gallery; one with a `role` is only in that list.
+        camera_filter: as TEST.CAMERA_FILTER.
+    """
+    problems = []
+    for modality in Modality:
+        query = [t for t in tracklets if t.modality == modality and _is(t, "query")]
+        gallery = [t for t in tracklets if t.modality != modality and _is(t, "gallery")]
+        problems += unmatched(
+            f"{modality.name.lower()} queries",
+            [(tracklet.pid, tracklet.camid) for tracklet in query],
+            [(tracklet.pid, tracklet.camid) for tracklet in gallery],
+            other_camera=camera_filter,
+            cure="set TEST.CAMERA_FILTER False",
+        )
+    return problems
+
+
+def _is(tracklet: Tracklet, role: str) -> bool:
+    return getattr(tracklet, "role", role) == role
+
+
+def unmatched(
+    what: str,
+    query: Sequence[tuple[int, int]],
+    gallery: Sequence[tuple[int, int]],
+    *,
+    other_camera: bool,
+    cure: str,
+) -> list[str]:
+    """One line if no query has a match in the gallery; else empty.
+
+    Args:
+        what: the queries, for the message.
+        query, gallery: identity and camera of each entry.
+        other_camera: only entries of another camera count.
+        cure: what to do if other cameras are missing.
+    """
+    cameras = defaultdict(set)
+    for pid, camid in gallery:
+        cameras[pid].add(camid)
+    if not any(pid in cameras for pid, _ in query):
+        return [
+            f"the {len(query)} {what} have no identity in common with their gallery "
+            f"({len(gallery)} entries), so nothing can be evaluated: check the lists"
+        ]
+    if other_camera and not any(cameras.get(pid, set()) - {camid} for pid, camid in query):
+        return [
+            f"all correct matches of the {len(query)} {what} are from the query's own camera, "
+            f"which is left out: {cure}"
+        ]
+    return []
 
 
 def shared_identities(train: Sequence[Tracklet], test: Sequence[Tracklet]) -> list[str]:

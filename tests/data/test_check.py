@@ -11,12 +11,14 @@ from fastreid_star.data.check import (
     DatasetCheck,
     SubsetCounts,
     check_dataset,
+    evaluation_problems,
     open_dataset,
     shared_identities,
     splits,
+    training_problems,
 )
 from fastreid_star.data.check_frames import Kind
-from fastreid_star.data.datasets import VideoDataset
+from fastreid_star.data.datasets import ListedTracklet, VideoDataset
 from fastreid_star.data.datasets.base import count_subsets
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
 from fastreid_star.errors import UserError
@@ -221,10 +223,52 @@ def test_open_dataset(make_vcm, tmp_path, monkeypatch):
         open_dataset("HITSZ-VCM", str(root))
 
 
-def test_identities_of_both_lists_are_told():
-    def listed(*pids):
-        return [Tracklet(pid, 1, Modality.VISIBLE, "", ("a.jpg",)) for pid in pids]
+INFRARED, VISIBLE = Modality
 
-    assert shared_identities(listed(1, 2), listed(3)) == []
-    (line,) = shared_identities(listed(1, 2), listed(2, 3))
+
+def listed(*rows, role=None):
+    """Tracklets of (pid, camera, modality)."""
+    frames = ("a.jpg",)
+    if role:
+        return [ListedTracklet(pid, c, m, "", frames, role) for pid, c, m in rows]
+    return [Tracklet(pid, c, m, "", frames) for pid, c, m in rows]
+
+
+def test_training_lists():
+    both = [(1, 1, INFRARED), (1, 2, VISIBLE), (2, 1, INFRARED), (2, 1, VISIBLE)]
+    assert training_problems(listed(*both)) == []
+    (problem,) = training_problems(listed(*both[:2]))
+    assert "has 1" in problem
+    (problem,) = training_problems(listed(*both, (3, 1, VISIBLE)))
+    assert "1 training identities have tracklets in one modality only, such as 3" in problem
+    (problem,) = training_problems(listed((1, 1, INFRARED), (2, 1, VISIBLE)))
+    assert "has 0" in problem
+
+
+def test_evaluation_lists():
+    rows = [(1, 1, INFRARED), (1, 2, VISIBLE), (2, 1, INFRARED), (2, 1, VISIBLE)]
+    assert evaluation_problems(listed(*rows), camera_filter=True) == []
+    same = listed(*((pid, 1, modality) for pid, _, modality in rows))  # one camera for all
+    found = evaluation_problems(same, camera_filter=True)
+    assert len(found) == 2, "one for each direction"
+    assert all("CAMERA_FILTER False" in line for line in found)
+    assert evaluation_problems(same, camera_filter=False) == []
+    found = evaluation_problems(listed(rows[0], (3, 1, VISIBLE)), camera_filter=False)
+    assert len(found) == 2
+    assert all("no identity in common" in line for line in found)
+
+
+def test_evaluation_lists_with_queries_of_their_own():
+    """The infrared query has its match at its own camera only, the visible query has none."""
+    query = listed((1, 1, INFRARED), (2, 1, VISIBLE), role="query")
+    gallery = listed((1, 1, VISIBLE), (1, 1, INFRARED), role="gallery")
+    (line,) = evaluation_problems([*query, *gallery], camera_filter=False)
+    assert "visible queries" in line
+    assert len(evaluation_problems([*query, *gallery], camera_filter=True)) == 2
+
+
+def test_identities_of_both_lists_are_told():
+    one, two, three = ((pid, 1, VISIBLE) for pid in (1, 2, 3))
+    assert shared_identities(listed(one, two), listed(three)) == []
+    (line,) = shared_identities(listed(one, two), listed(two, three))
     assert "1 of 2 test identities are in the training set too, such as 2" in line

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +16,7 @@ from fastreid_star.data.build import (
     open_store,
     shown_with,
 )
+from fastreid_star.data.check import evaluation_problems, unmatched
 from fastreid_star.data.io import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import what_is_wrong
 from fastreid_star.data.skeletons import SkeletonStore
@@ -24,7 +24,7 @@ from fastreid_star.engine.checks.run import Problem, Run
 from fastreid_star.engine.solver import resolve_schedule
 from fastreid_star.errors import UserError
 from fastreid_star.modeling import FRAME_CORRECTOR_REGISTRY
-from fastreid_star.structures import Modality, Tracklet
+from fastreid_star.structures import Tracklet
 
 SAMPLE = 20  # tracklets whose skeletons are looked up, of thousands
 # fast-reid's samplers that take DATALOADER.NUM_INSTANCE images of each identity
@@ -41,42 +41,15 @@ def datasets(run: Run) -> Iterator[Problem]:
 def matches(run: Run) -> Iterator[Problem]:
     """A test set in which no query has a match in the gallery."""
     for data in run.datasets(run.cfg.DATASETS.TESTS):
-        name = type(data).__name__
         if run.video:
-            both = [*data.query, *data.gallery]
-            queries = [t for t in both if getattr(t, "role", None) != "gallery"]
-            gallery = [t for t in both if getattr(t, "role", None) != "query"]
-            for way in Modality:
-                yield from _unmatched(
-                    f"{way.name.lower()} queries of {name}",
-                    [(t.pid, t.camid) for t in queries if t.modality == way],
-                    [(t.pid, t.camid) for t in gallery if t.modality != way],
-                    other_camera=run.cfg.TEST.CAMERA_FILTER,
-                    cure="set TEST.CAMERA_FILTER False",
-                )
+            tracklets = [*data.query, *data.gallery]
+            found = evaluation_problems(tracklets, camera_filter=run.cfg.TEST.CAMERA_FILTER)
         else:
-            pairs = [[item[1:3] for item in part] for part in (data.query, data.gallery)]
+            query, gallery = ([item[1:3] for item in part] for part in (data.query, data.gallery))
             cure = "the test set needs a second camera"
-            yield from _unmatched(f"queries of {name}", *pairs, other_camera=True, cure=cure)
-
-
-def _unmatched(
-    what: str, queries: list, gallery: list, *, other_camera: bool, cure: str
-) -> Iterator[Problem]:
-    """The problem if no (identity, camera) of the queries has a match in the gallery."""
-    cameras = defaultdict(set)
-    for pid, camid in gallery:
-        cameras[pid].add(camid)
-    if not any(pid in cameras for pid, _ in queries):
-        yield Problem(
-            f"the {len(queries)} {what} have no identity in common with their gallery "
-            f"({len(gallery)} entries), so nothing can be evaluated: check the lists"
-        )
-    elif other_camera and not any(cameras.get(pid, set()) - {camid} for pid, camid in queries):
-        yield Problem(
-            f"all correct matches of the {len(queries)} {what} are from the query's own camera, "
-            f"which is left out: {cure}"
-        )
+            found = unmatched("queries", query, gallery, other_camera=True, cure=cure)
+        for text in found:
+            yield Problem(f"{type(data).__name__}: {text}")
 
 
 def batches(run: Run) -> Iterator[Problem]:
