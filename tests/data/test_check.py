@@ -48,11 +48,12 @@ def dataset(folder):
 
     infrared, visible = Modality
     train = [tracklet(1, infrared), tracklet(1, visible)]
+    train += [replace(t, pid=3) for t in train]  # training needs two identities; the same frames
     return VideoDataset(train, [tracklet(2, infrared)], [tracklet(2, visible)], folder=str(folder))
 
 
 def all_keys(dataset):
-    tracklets = (*dataset.train, *dataset.query, *dataset.gallery)
+    tracklets = (*dataset.train[:2], *dataset.query, *dataset.gallery)
     return [t.key(i) for t in tracklets for i in range(len(t))]
 
 
@@ -163,7 +164,7 @@ def test_a_query_that_is_in_the_gallery_too_is_read_once(folder, dataset):
     check = check_dataset(mixed)
     assert (check.tracklets, check.checked) == (4, 40)
     assert list(splits(mixed)) == ["train", "query", "gallery"]
-    assert [counts.frames for counts in check.counts] == [10, 10, 20] * 3
+    assert [counts.frames for counts in check.counts] == [20, 20, 40] + [10, 10, 20] * 2
     assert list(splits(dataset)) == ["train", "test"]
 
 
@@ -200,7 +201,7 @@ def test_differences():
 
 def test_identities_of_both_sets_are_named(folder, dataset):
     assert check_dataset(dataset).list_problems == []
-    train = [*dataset.train, replace(dataset.query[0], camid=9)]
+    train = [*dataset.train, *(replace(t, pid=2) for t in dataset.train[:2])]
     other = VideoDataset(train, dataset.query, dataset.gallery, folder=str(folder))
     (line,) = check_dataset(other).list_problems
     assert "1 of 1 test identities are in the training set too, such as 2" in line
