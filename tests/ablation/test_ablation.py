@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 
@@ -19,8 +18,9 @@ from fastreid_star.ablation.tables import (
     to_markdown,
 )
 from fastreid_star.errors import UserError
+from fastreid_star.files import locked
 
-from ..forked import start_forked
+from ..forked import run_forked, start_forked
 from ..tiny import DEMO, REPOSITORY, tiny_options
 
 SYNTHETIC = REPOSITORY / "configs" / "Synthetic"
@@ -161,11 +161,8 @@ def test_two_at_a_time_and_none_after_a_failure(tmp_path, monkeypatch):
 
 def test_a_second_ablation_in_a_folder_is_refused(tmp_path, monkeypatch):
     def second(*_):  # while the first one executes its runs
-        code = "import sys; from fastreid_star.files import locked\nwith locked(sys.argv[1]): pass"
-        run = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
-        )
-        seen.append("another run is writing to" in run.stderr)
+        other = run_forked(lambda: locked(tmp_path).__enter__())
+        seen.append("another run is writing to" in other.text)
 
     seen = []
     monkeypatch.setattr(ablation, "execute_all", second)
