@@ -5,7 +5,7 @@
 #     tools/gpu_check.sh doctor tests    some parts
 #
 # doctor  versions, and a tiny training step
-# tests   tests/cuda: layers, losses, gradients, AdaIN, evaluation and checkpoints against the CPU; 20 steps of
+# tests   tests/cuda: layers, losses, gradients, evaluation and checkpoints against the CPU; 20 steps of
 #         SAD, STAR and STAR with the authors' readings, in float32, bfloat16 and float16
 # step    SAD's and STAR's training step at the paper's size: speed against the bare backbone
 #

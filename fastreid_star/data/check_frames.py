@@ -12,7 +12,7 @@ from enum import Enum
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from fastreid_star.data.io import BrokenImage, read_frame
+from fastreid_star.data.io import MACHINE_LIMIT, BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import SkeletonStats, measure, what_is_wrong
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.workers import one_thread, ready_to_fork, why_lost
@@ -136,6 +136,8 @@ class _Frames(Dataset):
                 elif not os.path.getsize(tracklet.path(i)):
                     raise BrokenImage("the file is empty")
             except OSError as error:
+                if error.errno in MACHINE_LIMIT:
+                    raise
                 here = os.path.exists(tracklet.path(i))
                 kind = Kind.BROKEN_FRAME if here else Kind.MISSING_FRAME
                 reason = (error.strerror or str(error)).removeprefix(f"{tracklet.path(i)}: ")

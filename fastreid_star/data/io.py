@@ -25,7 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # Seconds to wait before a network disk that fails is read again.
 PAUSES = (1.0, 5.0, 20.0)
 
-_MACHINE_LIMIT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+MACHINE_LIMIT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _ORIENTATION = 0x0112  # the EXIF tag
 _MAX_BROKEN = 100  # after this many undecodable frames in a row a video has ended
@@ -53,7 +53,7 @@ def read_frame(path: str | os.PathLike) -> np.ndarray:
     try:
         content = read_bytes(path)
     except OSError as error:
-        if error.errno in _MACHINE_LIMIT:
+        if error.errno in MACHINE_LIMIT:
             raise
         kind = BrokenImage if error.errno in _NO_FILE else LostImage
         raise kind(f"{path}: {error.strerror or error}") from error

@@ -199,18 +199,18 @@ class StarPredictor:
             )
         for name, found in flags.items():
             if name != "without_skeletons" or getattr(self.model, "reads_skeletons", False):
-                self._warn(found, SUSPICIONS[name])
+                self._warn(tracklets, found, SUSPICIONS[name])
         features = torch.cat(parts)
         check_features(features, "the tracklets'")
         return normalize(features)
 
-    def _warn(self, flags: list[int], message: str) -> None:
+    def _warn(self, tracklets: Sequence[TrackletInput], flags: list[int], message: str) -> None:
         """Warn once of the tracklets whose flag is set."""
         if any(flags) and message not in self._warned:
             self._warned.add(message)
-            found = [position for position, flag in enumerate(flags) if flag]
+            found = [tracklets[n].name or f"index {n}" for n, flag in enumerate(flags) if flag]
             logger.warning(
-                "%d of %d tracklets %s (index %s)", len(found), len(flags), message, shorten(found)
+                "%d of %d tracklets %s (%s)", len(found), len(flags), message, shorten(found)
             )
 
 

@@ -237,9 +237,10 @@ def test_infrared_frames_with_colors_are_warned_of(runs, caplog):
     color = gray * np.array([1, 0, 1], np.uint8)
     sad.features([TrackletInput([gray] * 3, "infrared"), TrackletInput([color] * 3, "visible")])
     assert "colors" not in caplog.text
-    sad.features([TrackletInput([gray] * 3, "infrared"), TrackletInput([color] * 3, "infrared")])
+    ben = TrackletInput([color] * 3, "infrared", name="ben")
+    sad.features([TrackletInput([gray] * 3, "infrared"), ben])
     assert "1 of 2 tracklets are infrared, but their frames have colors" in caplog.text
-    assert "(index 1)" in caplog.text
+    assert "(ben)" in caplog.text
 
 
 @pytest.mark.parametrize(
