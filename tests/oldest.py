@@ -3,34 +3,14 @@
 `python tools/dev.py oldest` runs this file; the suite does not collect it.
 """
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from fastreid_star.cli.main import run
 
+from .tiny import STAR_DEMO, tiny_options
+
 TABLE = "per_query_SyntheticVCM.csv"
-CONFIGS = Path(__file__).parents[1] / "configs" / "Synthetic"
-OPTIONS = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.BACKBONE.DEPTH": "tiny",
-    "MODEL.LOSSES.CE_ONLY_EPOCHS": 1,
-    "INPUT.SIZE_TRAIN": [32, 16],
-    "INPUT.SIZE_TEST": [32, 16],
-    "INPUT.CLIP.LENGTH": 3,
-    "DATALOADER.NUM_WORKERS": 1,
-    "SOLVER.IMS_PER_BATCH": 8,
-    "SOLVER.MAX_EPOCH": 3,
-    "SOLVER.STEPS": [2],
-    "SOLVER.CHECKPOINT_PERIOD": 1,
-    "TEST.EVAL_PERIOD": 3,
-    "DATASETS.SYNTHETIC.TRAIN_IDS": 6,
-    "DATASETS.SYNTHETIC.TEST_IDS": 4,
-    "DATASETS.SYNTHETIC.TRACKLETS": 2,
-    "DATASETS.SYNTHETIC.FRAMES": 12,
-    "DATASETS.SYNTHETIC.SIZE": [32, 16],
-}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +26,9 @@ def trained(folder):
 
 
 def call(command, folder, name, *flags, **more):
-    options = {"DATASETS.ROOT": folder, "OUTPUT_DIR": folder / name, **OPTIONS, **more}
-    pairs = [part for pair in options.items() for part in pair]
-    run(command, "--config-file", CONFIGS / "STAR_demo.yml", *flags, *pairs)
+    pairs = [part for pair in {"DATALOADER.NUM_WORKERS": 1, **more}.items() for part in pair]
+    options = tiny_options(folder, folder / name, *pairs)
+    run(command, "--config-file", STAR_DEMO, *flags, *options)
 
 
 def test_resume(folder, trained):
