@@ -10,10 +10,14 @@ import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
+from fastreid_star.data.datasets.synthetic.render import SCALE
+from fastreid_star.data.transforms import RandomErasing
 from fastreid_star.engine.checkpoint import parse_config
 from fastreid_star.engine.config_changes import flatten
 from fastreid_star.engine.configs import load_config
-from fastreid_star.upgrade import upgrade_config, upgrade_weights
+from fastreid_star.engine.train_loop import StepRunner
+from fastreid_star.methods.sad.model import STYLE_RANGE
+from fastreid_star.upgrade import REMOVED, upgrade_config, upgrade_weights
 
 path = Path(__file__).parent / "golden" / "old_runs.py"
 spec = importlib.util.spec_from_file_location("old_runs", path)
@@ -66,7 +70,7 @@ def test_what_is_of_today_stays_as_it_is():
     assert all(upgraded[name] is state[name] for name in state)
 
 
-REMOVED = """
+OLD = """
 DATASETS: {SYNTHETIC: {SCALE: 0.1}}
 INPUT: {REA: {AREA: "(0.02, 0.4)", PROB: 0.3}}
 MODEL:
@@ -80,9 +84,9 @@ TEST: {PER_QUERY_CSV: True}
 
 def test_removed_keys_are_ignored(tmp_path, caplog):
     path = tmp_path / "own.yml"
-    path.write_text(REMOVED)
-    pairs = [str(part) for pair in flatten(yaml.safe_load(REMOVED)).items() for part in pair]
-    found = [load_config(str(path)), load_config("", pairs), parse_config(REMOVED)]
+    path.write_text(OLD)
+    pairs = [str(part) for pair in flatten(yaml.safe_load(OLD)).items() for part in pair]
+    found = [load_config(str(path)), load_config("", pairs), parse_config(OLD)]
     assert not caplog.records
     expected = get_cfg()
     expected.merge_from_list(pairs)  # without this project's own merging
@@ -104,3 +108,11 @@ def test_a_value_that_is_not_used_any_more_is_said_once(tmp_path, caplog):
     ]
     assert all(record.levelname == "WARNING" for record in caplog.records)
     assert "the key was removed, and 'last_step' is used" in caplog.text
+
+
+def test_the_values_that_a_warning_names_are_the_ones_in_use():
+    assert REMOVED["DATASETS.SYNTHETIC.SCALE"] == SCALE
+    assert list(RandomErasing().area) == REMOVED["INPUT.REA.AREA"]
+    assert list(STYLE_RANGE) == REMOVED["MODEL.SAD.AUGMENT_RANGE"]
+    assert StepRunner.max_skipped == REMOVED["SOLVER.AMP.MAX_SKIPPED"]
+    assert flatten(yaml.safe_load(OLD)).keys() - {"INPUT.REA.PROB"} == REMOVED.keys()
