@@ -239,12 +239,12 @@ def test_build(cfg):
     assert [type(t) for t in build_transforms(cfg, True).transforms] == [Resize]
     cfg.INPUT.PADDING.ENABLED = cfg.INPUT.FLIP.ENABLED = cfg.INPUT.REA.ENABLED = True
     cfg.INPUT.PADDING.SIZE, cfg.INPUT.FLIP.PROB = 3, 0.2
-    cfg.INPUT.REA.PROB = 0.3
+    cfg.INPUT.REA.PROB, cfg.INPUT.REA.VALUE = 0.3, [10, 20, 255]
     resize, crop, erase, flip = build_transforms(cfg, True).transforms
     assert (resize.height, resize.width) == (24, 12)
     assert (crop.padding, crop.shared) == (3, True)
     assert (flip.prob, flip.shared) == (0.2, True)
-    assert (erase.prob, erase.area, erase.value.tolist()) == (0.3, (0.02, 0.4), [124, 116, 104])
+    assert (erase.prob, erase.area, erase.value.tolist()) == (0.3, (0.02, 0.4), [10, 20, 255])
     (test,) = build_transforms(cfg, False).transforms
     assert (test.height, test.width) == (20, 10)
     cfg.INPUT.CLIP.SHARED_GEOMETRY = False
