@@ -19,6 +19,8 @@ REMOVED: dict[str, Any] = {
     "INPUT.REA.AREA": [0.02, 0.4],
     "MODEL.CPU.KEEP_MEMORY": None,
     "MODEL.SAD.AUGMENT_RANGE": [0.5, 1.5],
+    "MODEL.STAR.ATTENTION_DROPOUT": None,
+    "MODEL.STAR.GAT_DROPOUT": None,
     "MODEL.STAR.KL_LAST": "last_step",
     "MODEL.STAR.SPLIT_LSTM": False,
     "SOLVER.AMP.MAX_SKIPPED": 50,
@@ -117,6 +119,8 @@ def _of_first_release(config: dict[str, Any]) -> dict[str, Any]:
     model["SKELETON_DROPOUT"] = star.pop("SKELETON_DROPOUT", 0.0)
     if star.get("BONES") == "normalised":
         star["BONES"] = "normalized"
+    if star.get("GRAPH") == "paper":
+        star["GRAPH"] = "normalized"
 
     corrector = ""
     if model.get("META_ARCHITECTURE") == "STAR":

@@ -49,6 +49,7 @@ def ablate(
     warm_start: str = "",
     root: str = "",
     jobs: int = 1,
+    variants: Sequence[Sequence[str]] = (),
     retests: Sequence[Sequence[str]] = (),
     against: str = "",
     opts: Sequence[str] = (),
@@ -68,6 +69,8 @@ def ablate(
             seed start.
         root: DATASETS.ROOT.
         jobs: runs at a time. Each uses the threads that OMP_NUM_THREADS gives it.
+        variants: single factors, ``[CONFIG, NAME, KEY, VALUE, ...]`` each: train a config once
+            more, with changed keys. Only the first seed of the first data is trained.
         retests: controls, ``[CONFIG, NAME, KEY, VALUE, ...]`` each: test the models of a config
             again with changed keys.
         against: the name of a row; a second table shows the difference to it, seed by seed.
@@ -84,6 +87,7 @@ def ablate(
     """
     runs = plan(configs, seeds, data_seeds, output)
     tests = plan_retests(runs, retests)
+    varied = plan_variants(runs, variants)
     if problem := why_unwritable(output, "--output"):
         raise UserError(problem)
     if not table_only:
@@ -101,10 +105,14 @@ def ablate(
                 (run, options_of(run, opts, start, root))
                 for run, start in zip(runs, starts, strict=True)
             ]
+            trained += [
+                (run, [*options_of(run, opts, starts[0], root), *changed])
+                for run, changed in varied
+            ]
             execute_all(trained, jobs, report)
             again = [(run, _retest_options(run, changed)) for run, changed in tests]
             execute_all(again, jobs, report)
-    everything = [*runs, *(run for run, _ in tests)]
+    everything = [*runs, *(run for run, _ in [*varied, *tests])]
     on_hitsz_vcm = tuple(load_config(configs[0]).DATASETS.TESTS) == ("HITSZVCM",)
     table = to_markdown(summarize(everything), with_paper=on_hitsz_vcm)
     if against:
@@ -149,24 +157,55 @@ def plan_retests(
     Raises:
         UserError: a control is of another config, its name is used, or its options are not pairs.
     """
-    names = {run.config.stem for run in runs}
-    planned: dict[tuple[str, str], tuple[str, ...]] = {}
-    for words in retests:
-        config, name, *changed = *words, "", ""
-        changed = changed[:-2]
-        good = config in names and (config, name) not in planned and re.fullmatch(r"[\w-]+", name)
-        if not good or not changed or len(changed) % 2:
-            raise UserError(
-                f"--retest {' '.join(words)}: give CONFIG NAME KEY VALUE, with one of the configs "
-                f"{sorted(names)} and a new name of letters and digits for each control"
-            )
-        planned[config, name] = tuple(changed)
+    planned = _read_changes("--retest", runs, retests)
     return [
         (replace(run, folder=run.folder / f"retest-{name}", retest=name), changed)
         for run in runs
         for (config, name), changed in planned.items()
         if run.config.stem == config
     ]
+
+
+def plan_variants(
+    runs: Sequence[Run], variants: Sequence[Sequence[str]]
+) -> list[tuple[Run, tuple[str, ...]]]:
+    """The variants of the first run of each config, with their changed options.
+
+    Raises:
+        UserError: as :func:`plan_retests`.
+    """
+    planned = _read_changes("--vary", runs, variants)
+    first = {run.config.stem: run for run in reversed(runs)}
+    return [
+        (
+            replace(
+                first[config],
+                folder=first[config].folder.with_name(f"{config}-vary-{name}"),
+                variant=name,
+            ),
+            changed,
+        )
+        for (config, name), changed in planned.items()
+    ]
+
+
+def _read_changes(
+    flag: str, runs: Sequence[Run], given: Sequence[Sequence[str]]
+) -> dict[tuple[str, str], tuple[str, ...]]:
+    """``[CONFIG, NAME, KEY, VALUE, ...]`` each to (config, name) -> the keys and values."""
+    names = {run.config.stem for run in runs}
+    planned: dict[tuple[str, str], tuple[str, ...]] = {}
+    for words in given:
+        config, name, *changed = *words, "", ""
+        changed = changed[:-2]
+        good = config in names and (config, name) not in planned and re.fullmatch(r"[\w-]+", name)
+        if not good or not changed or len(changed) % 2:
+            raise UserError(
+                f"{flag} {' '.join(words)}: give CONFIG NAME KEY VALUE, with one of the configs "
+                f"{sorted(names)} and a new name of letters and digits for each"
+            )
+        planned[config, name] = tuple(changed)
+    return planned
 
 
 def options_of(run: Run, opts: Sequence[str], warm_start: Path | None, root: str) -> list[str]:

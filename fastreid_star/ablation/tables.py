@@ -28,7 +28,7 @@ PAPER = {
 
 @dataclass(frozen=True)
 class Run:
-    """A training run, or another test of the model that it trained.
+    """A training run, perhaps with changed keys, or another test of the model that it trained.
 
     Args:
         config: the YAML file.
@@ -36,6 +36,7 @@ class Run:
         data_seed: of the synthetic data; None: the data have no seed.
         folder: the output folder.
         retest: the name of the test; None: this is the training run.
+        variant: the name of the changed keys; None: the config as it is.
     """
 
     config: Path
@@ -43,11 +44,12 @@ class Run:
     data_seed: int | None
     folder: Path
     retest: str | None = None
+    variant: str | None = None
 
     @property
     def name(self) -> str:
         """The row of the table that it belongs to."""
-        return self.config.stem if self.retest is None else f"{self.config.stem}, {self.retest}"
+        return ", ".join(filter(None, (self.config.stem, self.variant, self.retest)))
 
     @property
     def result(self) -> dict[str, float] | None:

@@ -57,8 +57,9 @@ def add_ablate(parser: argparse.ArgumentParser) -> Action:
           --seeds 0 1 2 --data-seeds 0 1 --output logs/ablation
 
     Finished runs are kept and interrupted ones are resumed: call it again after an interruption.
-    --warm-start trains one network per seed, from which all configs of that seed start. --retest
-    evaluates the trained networks under other conditions. The tables are table.md and runs.csv in
+    --warm-start trains one network per seed, from which all configs of that seed start. --vary
+    changes single factors of a config. --retest evaluates the trained networks under other
+    conditions. The tables are table.md and runs.csv in
     the output folder; --table-only writes them without training.
     """
     add = parser.add_argument
@@ -71,14 +72,11 @@ def add_ablate(parser: argparse.ArgumentParser) -> Action:
     add("--output", required=True, metavar="DIR", help="folder of the runs and tables")
     jobs = "runs at the same time; set OMP_NUM_THREADS to match"
     add("--jobs", type=at_least(1), default=1, metavar="N", help=jobs)
-    add(
-        "--retest",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar="CONFIG NAME KEY VALUE",
-        help="evaluate the networks of CONFIG again, as NAME, with keys changed; may be repeated",
-    )
+    vary = "train CONFIG once more, as NAME, with keys changed (first seed only); may be repeated"
+    again = "evaluate the networks of CONFIG again, as NAME, with keys changed; may be repeated"
+    for flag, text in (("--vary", vary), ("--retest", again)):
+        metavar = "CONFIG NAME KEY VALUE"
+        add(flag, nargs="+", action="append", default=[], metavar=metavar, help=text)
     against = "show each seed's difference to the mean mAP of CONFIG"
     add("--against", default="", metavar="CONFIG", help=against)
     add("--table-only", action="store_true", help="do not train, only write the tables")
@@ -100,6 +98,7 @@ def _ablate(args: argparse.Namespace) -> None:
         warm_start=args.warm_start,
         root=args.root,
         jobs=args.jobs,
+        variants=args.vary,
         retests=args.retest,
         against=args.against,
         opts=args.set,

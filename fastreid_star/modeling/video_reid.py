@@ -192,7 +192,7 @@ class VideoReID(nn.Module):
         outputs = self.encode_frames(batch)
         self.encode_clip(outputs, batch, explain)
         if not self.training:
-            outputs["features"] = F.normalize(at_least_float32(self.heads(outputs["clip"])), dim=-1)
+            outputs["features"] = F.normalize(at_least_float32(self.neck(outputs)), dim=-1)
             return outputs
         targets = batch["targets"].to(self.device, non_blocking=True)
         outputs["targets"] = targets
@@ -239,6 +239,10 @@ class VideoReID(nn.Module):
         outputs.update(found)
         if explain:
             outputs["attention"] = attention
+
+    def neck(self, outputs: dict[str, Any]) -> torch.Tensor:
+        """The features of the clips after the neck, in evaluation, ``[B, D]``."""
+        return self.heads(outputs["clip"])
 
     def training_outputs(self, outputs: dict[str, Any]) -> None:
         """Add the logits and features that the losses of the current epoch need."""

@@ -417,8 +417,10 @@ def test_an_older_torch_geometric_is_read(sdtg):
 
 def test_settings_that_no_shape_reveals_are_checked(sdtg):
     conversion = convert(as_saved(sdtg, "sdtg"))
-    changed = ("MODEL.STAR.GRAPH", "paper", "MODEL.STAR.EXPONENTS", "[1.0,0.7,3.0,5.0,7.0]")
-    with pytest.raises(UserError, match=r"GEM_P is 2.0.*GRAPH is paper.*EXPONENTS is \[1.0, 0.7"):
+    changed = ("MODEL.STAR.GRAPH", "normalized", "MODEL.STAR.EXPONENTS", "[1.0,0.7,3.0,5.0,7.0]")
+    with pytest.raises(
+        UserError, match=r"GEM_P is 2.0.*GRAPH is normalized.*EXPONENTS is \[1.0, 0.7"
+    ):
         conversion.require_fit(config("sdtg", *changed, "MODEL.HEADS.GEM_P", "2.0"))
 
 

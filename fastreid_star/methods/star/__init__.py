@@ -3,12 +3,17 @@
 from fastreid_star.methods.star.config import TRAINING_KEYS, add_config
 from fastreid_star.methods.star.heads import GATGeMHead
 from fastreid_star.methods.star.layers import BoneEncoder, BoneReader, SkeletonFrameCorrector
-from fastreid_star.methods.star.losses import PoseConsistencyLoss, SkeletonConsistencyLoss
+from fastreid_star.methods.star.losses import (
+    AbsentSkeletonLoss,
+    PoseConsistencyLoss,
+    SkeletonConsistencyLoss,
+)
 from fastreid_star.methods.star.model import STAR
 
 __all__ = [
     "STAR",
     "TRAINING_KEYS",
+    "AbsentSkeletonLoss",
     "BoneEncoder",
     "BoneReader",
     "GATGeMHead",

@@ -9,7 +9,7 @@ frame level, ``MODEL.HEADS.NAME GATGeMHead`` the sequence level, and ``SkeletonC
 from fastreid.config import CfgNode as CN
 
 # Keys that do not change the features of a trained model: of training only, or of speed.
-TRAINING_KEYS = ("MODEL.STAR.ATTENTION_DROPOUT", "MODEL.STAR.GAT_DROPOUT")
+TRAINING_KEYS = ()
 
 
 def add_config(cfg: CN) -> None:
@@ -30,13 +30,10 @@ def add_config(cfg: CN) -> None:
     cfg.MODEL.STAR.CORRECTOR = "paper"
     # Exponents of the GeM poolings, eq. (11).
     cfg.MODEL.STAR.EXPONENTS = [0.7, 1.0, 3.0, 5.0, 7.0]
-    # Eq. (13): sigmoid (a gate for each part and exponent) | softmax (over the exponents, parts
-    # averaged) | release.
-    cfg.MODEL.STAR.GUIDE = "sigmoid"
-    # Eq. (8)-(9): paper (bones in every frame, normalized joints) | release (bones in frame 0 only,
-    # raw joints).
-    cfg.MODEL.STAR.GRAPH = "paper"
-    # Dropout of the graph attention, eq. (10).
-    cfg.MODEL.STAR.ATTENTION_DROPOUT = 0.6
-    # Dropout between the two layers of graph attention, eq. (10).
-    cfg.MODEL.STAR.GAT_DROPOUT = 0.3
+    # Eq. (13): parts (the body parts of each frame add to the pooled feature) | sigmoid (a gate for
+    # each part and exponent, the default before 0.2) | release.
+    cfg.MODEL.STAR.GUIDE = "parts"
+    # Eq. (8)-(9): standardized (bones in every frame; x, y and score of each joint,
+    # batch-normalized and weighed by the score) | normalized (without these two steps, the default
+    # before 0.2) | release (bones in frame 0 only, raw pixels).
+    cfg.MODEL.STAR.GRAPH = "standardized"

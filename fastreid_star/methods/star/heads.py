@@ -1,15 +1,15 @@
-"""Sequence level of STAR: body parts weigh differently pooled clip features, equations (8)-(13).
+"""Sequence level of STAR: body parts guide the pooling of the frame features, equations (8)-(13).
 
 ::
 
-    skeletons -> graph attention -> node features -> mean over a part's joints -> tokens [B, P, C]
-    tokens -> gates [B, K, P, D]
-    Y -> GeM over T, one for each exponent -> g [B, K, D]
-    G = 2 / (K P) sum_k sum_p gate_kp * g_k
+    skeletons -> graph attention -> node features h'
+    h' -> mean over a part's joints in each frame -> tokens alpha [B, T, P, C]
+    Y -> GeM over T, one for each exponent, averaged -> g [B, D]
+    G = g + mean over t of relu(sum over p of W_p alpha_p(t))
 
-Invalid joints send nothing, and are left out of every mean and of the BatchNorm statistics. A clip
-without a valid joint gets the baseline's clip feature. Every mean is taken over fixed shapes with
-masks.
+This is the reading `parts`, the default. Invalid joints send nothing, and are left out of every
+mean and of the BatchNorm statistics. A clip without a valid joint gets the baseline's clip feature.
+Every mean is taken over fixed shapes with masks.
 
 Shapes: B clips, T frames, V joints, D feature width, C channels of a node, P body parts,
 K exponents.
@@ -29,9 +29,19 @@ from torch import nn
 from fastreid_star.coco import NUM_JOINTS, NUM_PARTS, PARTS
 from fastreid_star.errors import UserError
 from fastreid_star.methods.star.layers import BoneStates
+from fastreid_star.methods.star.pooling import (
+    add_parts,
+    clip_part_tokens,
+    gem_pyramid,
+    joint_means,
+    part_shares,
+    part_tokens,
+    weigh_by_parts,
+    weigh_by_softmax,
+)
 from fastreid_star.modeling.heads import ClipHead
 from fastreid_star.modeling.layers.masked_batch_norm import MaskedBatchNorm
-from fastreid_star.modeling.layers.pooling import at_least_float32, gem
+from fastreid_star.modeling.layers.pooling import at_least_float32
 from fastreid_star.modeling.layers.skeleton_gat import SkeletonGAT
 from fastreid_star.modeling.layers.skeleton_graph import (
     GEOMETRIES,
@@ -42,77 +52,10 @@ from fastreid_star.modeling.layers.skeleton_graph import (
     normalize_joints,
 )
 
-GUIDES = ("sigmoid", "softmax", "release")
-
-
-def gem_pyramid(
-    frames: torch.Tensor, exponents: Sequence[float], eps: float = 1e-6
-) -> torch.Tensor:
-    """Equation (11) over T for each exponent: frames ``[B, T, D]``, non-negative, to ``[B, K, D]``.
-
-    Frames are clamped at `eps`, because x^0.7 has an infinite slope at 0. The root adds the 1e-12
-    of :func:`gem`: x^7 of small features underflows in float32, and a root of 0 has no gradient.
-    """
-    frames = at_least_float32(frames).clamp(min=eps)
-    return torch.stack([gem(frames, p, dim=1) for p in exponents], dim=1)
-
-
-def joint_means(nodes: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Mean of each joint over the frames in which it is valid; 0 where it never is.
-
-    Args:
-        nodes: ``[B, T, V, C]``.
-        valid: bool ``[B, T, V]``.
-
-    Returns:
-        ``[B, V, C]``.
-    """
-    weights = valid[..., None].to(nodes.dtype)
-    return (nodes * weights).sum(1) / weights.sum(1).clamp(min=1)
-
-
-def part_tokens(
-    nodes: torch.Tensor, valid: torch.Tensor, members: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Equation (12): mean of h' over the frames and over the joints of each part.
-
-    Args:
-        nodes: h' ``[B, T, V, C]``.
-        valid: bool ``[B, T, V]``.
-        members: bool ``[P, V]``, which joints belong to a part.
-
-    Returns:
-        tokens ``[B, P, C]``, 0 for a part that is never seen, and bool ``[B, P]``: which parts are
-        seen.
-    """
-    weights = valid[..., None].to(nodes.dtype)
-    sums, counts = (
-        (x.sum(1)[:, None] * members[..., None]).sum(2) for x in (nodes * weights, weights)
-    )
-    return sums / counts.clamp(min=1), counts[..., 0] > 0
-
-
-def weigh_by_parts(logits: torch.Tensor, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Equation (13) with a sigmoid gate for each part.
-
-    Args:
-        logits: ``[B, K, P, D]``.
-        pooled: ``[B, K, D]``.
-
-    Returns:
-        G ``[B, D]``, the mean over K where all gates are 1/2, and the gates ``[B, K, P, D]``.
-    """
-    gates = logits.sigmoid()
-    exponents, parts = gates.shape[1:3]
-    return 2 / (exponents * parts) * (gates.sum(2) * pooled).sum(1), gates
-
-
-def weigh_by_softmax(
-    logits: torch.Tensor, pooled: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A softmax over the exponents: logits and pooled ``[B, K, D]`` to G ``[B, D]`` and weights."""
-    weights = logits.softmax(1)
-    return (weights * pooled).sum(1), weights
+GUIDES = ("parts", "sigmoid", "release")
+# Dropout of the attention, and between the layers of graph attention, in each reading of the graph.
+# The heavy one starves the part tokens of the motion that they shall describe.
+DROPOUTS = {"standardized": (0.1, 0.1), "normalized": (0.6, 0.3), "release": (0.6, 0.3)}
 
 
 @REID_HEADS_REGISTRY.register()
@@ -127,16 +70,16 @@ class GATGeMHead(ClipHead):
         feat_dim: D.
         num_classes: identities.
         exponents: of the GeM poolings, K of them.
-        guide: how the skeleton weighs them. `sigmoid`: a gate for each part and exponent, from the
-            token of the part. `softmax`: the same logits, mean over the parts, softmax over K.
-            `release`: softmax over K of a linear layer on BN([last LSTM step; node features,
-            flattened and averaged to D]).
-        graph: `paper`, or `release`: bones in frame 0 only, joints in raw pixels, regardless of
-            their scores.
+        guide: how the skeleton guides the pooling. `parts`: see the top of this file. `sigmoid`: a
+            gate for each part, exponent and channel, from the token of the part in the whole clip,
+            ``2 / (K P) sum_k sum_p gate_kp * g_k``. `release`: softmax over K of a linear layer on
+            BN([last LSTM step; node features, flattened and averaged to D]).
+        graph: `standardized`, `normalized` or `release`: bones in frame 0 only, joints in raw
+            pixels, regardless of their scores. See
+            :func:`~fastreid_star.modeling.layers.skeleton_graph.normalize_joints`.
         geometry: in which pixels joints are measured, see
             :func:`~fastreid_star.modeling.layers.skeleton_graph.measured_skeletons`.
         score_threshold: joints with a lower score are ignored.
-        attention_dropout, dropout: of the graph attention, and between its layers.
         pose_logits: classify the pose feature of the `release` guide as well.
         kwargs: see :class:`ClipHead`.
     """
@@ -150,12 +93,10 @@ class GATGeMHead(ClipHead):
         feat_dim: int,
         num_classes: int,
         exponents: Sequence[float] = (0.7, 1.0, 3.0, 5.0, 7.0),
-        guide: str = "sigmoid",
-        graph: str = "paper",
+        guide: str = "parts",
+        graph: str = "standardized",
         geometry: str = "crop",
         score_threshold: float = 0.0,
-        attention_dropout: float = 0.6,
-        dropout: float = 0.3,
         pose_logits: bool = False,
         **kwargs: Any,
     ):
@@ -171,14 +112,16 @@ class GATGeMHead(ClipHead):
             )
         self.exponents, self.feat_dim = tuple(exponents), feat_dim
         self.guide = choose("GUIDE", guide, GUIDES)
+        self.graph = choose("GRAPH", graph, GRAPH_READINGS)
         self.score_threshold = None if graph == "release" else score_threshold
+        attention_dropout, dropout = DROPOUTS[graph]
         self.gat = SkeletonGAT(
             attention_dropout=attention_dropout,
             dropout=dropout,
-            graph=choose("GRAPH", graph, GRAPH_READINGS),
+            graph=graph,
             norm=guide != "release",
         )
-        self.graph = graph
+        self.node_norm = MaskedBatchNorm(NUM_JOINTS * 3) if graph == "standardized" else None
         self.geometry = choose("GEOMETRY", geometry, GEOMETRIES)
         self.needs = ("corrected", "bone_states") if guide == "release" else ("corrected",)
         self.provides = ("clip", "joints", "has_clip", *(["pose_logits"] if pose_logits else []))
@@ -193,9 +136,10 @@ class GATGeMHead(ClipHead):
             self.pose_classifier = nn.Linear(2 * feat_dim, num_classes) if pose_logits else None
         else:
             self.token_norm = MaskedBatchNorm(NUM_PARTS * channels)
-            shape = (len(exponents), NUM_PARTS, feat_dim)
-            # one linear layer C -> D for each exponent and part, initialized as nn.Linear is, with
-            # a bias of 0: all gates are 1/2 on average
+            # one linear layer C -> D for each part (and exponent), initialized as nn.Linear is,
+            # with a bias of 0: all gates are 1/2 on average
+            shape = (NUM_PARTS, feat_dim)
+            shape = (len(exponents), *shape) if guide == "sigmoid" else shape
             bound = channels**-0.5
             self.gate_weight = nn.Parameter(torch.empty(*shape, channels).uniform_(-bound, bound))
             self.gate_bias = nn.Parameter(torch.zeros(shape))
@@ -211,8 +155,6 @@ class GATGeMHead(ClipHead):
             "graph": star.GRAPH,
             "geometry": star.GEOMETRY,
             "score_threshold": star.SCORE_THRESHOLD,
-            "attention_dropout": star.ATTENTION_DROPOUT,
-            "dropout": star.GAT_DROPOUT,
             "pose_logits": "PoseConsistencyLoss" in cfg.MODEL.LOSSES.NAME,
         }
 
@@ -221,45 +163,72 @@ class GATGeMHead(ClipHead):
     ) -> dict[str, Any]:
         """Pool Y ``[B, T, D]``, non-negative, guided by the skeletons; see :class:`ClipHead`.
 
-        `attention` has `joint_attention` ``[B, T, V]`` (received in the second layer),
-        `exponent_weights` ``[B, K]`` (sum 1) and, with the `sigmoid` guide, `part_weights` ``[B,
-        P]`` (mean gate over K and D). All are 0 for a clip without a skeleton.
+        `attention` has `joint_attention` ``[B, T, V]`` (received in the second layer); with the
+        guides `parts` and `sigmoid` `part_weights` ``[B, P]`` (share of the parts' contributions;
+        mean gate over K and D), with `sigmoid` and `release` `exponent_weights` ``[B, K]`` (sum 1).
+        All are 0 for a clip without a skeleton.
         """
         frames, skeletons = outputs["corrected"], measured_skeletons(batch, self.geometry)
         valid = joint_validity(skeletons, batch["has_skeleton"], self.score_threshold)
         has_clip = valid.flatten(1).any(1)
-        joints = normalize_joints(skeletons, valid, self.graph)
-        nodes, joint_attention = self.gat(joints, valid, explain)
+        nodes, joint_attention = self.gat(self.joint_inputs(skeletons, valid), valid, explain)
         pooled = gem_pyramid(frames, self.exponents)
 
         found: dict[str, Any] = {"joints": joint_means(nodes, valid), "has_clip": has_clip}
-        gates = None
-        if self.guide == "release":
+        attention = {"joint_attention": joint_attention}
+        if self.guide == "parts":
+            contributions, seen = self.part_contributions(nodes, valid)
+            clip = add_parts(contributions, seen, pooled)
+            if explain:
+                attention["part_weights"] = part_shares(contributions, seen)
+        elif self.guide == "sigmoid":
+            clip, gates = weigh_by_parts(self.part_logits(nodes, valid), pooled)
+            attention["part_weights"] = gates.mean((1, 3))
+            attention["exponent_weights"] = F.normalize(gates.mean((2, 3)), p=1, dim=1)
+        else:
             guide = self.release_guide(nodes, outputs["bone_states"], has_clip)
             shape = (len(self.exponents), self.feat_dim)
             logits = at_least_float32(self.guide_layer(guide)).unflatten(1, shape)
             clip, weights = weigh_by_softmax(logits, pooled)
+            attention["exponent_weights"] = weights.mean(2)
             if self.training and self.pose_classifier is not None:
                 found["pose_logits"] = self.pose_classifier(guide)
-        else:
-            logits = self.part_logits(nodes, valid)
-            if self.guide == "sigmoid":
-                clip, gates = weigh_by_parts(logits, pooled)
-                weights = gates.mean(2)
-            else:
-                clip, weights = weigh_by_softmax(logits.mean(2), pooled)
         found["clip"] = torch.where(has_clip[:, None], clip, self.pool(frames))
-
         if explain:
-            unseen, share = ~has_clip[:, None], weights.mean(2)
-            attention = {
-                "joint_attention": joint_attention,
-                "exponent_weights": (share / share.sum(1, keepdim=True)).masked_fill(unseen, 0),
+            unseen = ~has_clip
+            found["attention"] = {
+                name: weights.masked_fill(unseen.view(-1, *[1] * (weights.dim() - 1)), 0)
+                for name, weights in attention.items()
             }
-            if gates is not None:
-                attention["part_weights"] = gates.mean((1, 3)).masked_fill(unseen, 0)
-            found["attention"] = attention
         return found
+
+    def joint_inputs(self, skeletons: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """The inputs of the graph's nodes ``[B, T, V, 3]``.
+
+        In the `standardized` reading each of the V 3 numbers is batch-normalized over the frames in
+        which its joint is valid, and then multiplied by the score of the joint.
+        """
+        joints = normalize_joints(skeletons, valid, self.graph)
+        if self.node_norm is None:
+            return joints
+        scores = joints[..., 2:].clamp(0, 1)
+        rows = joints.flatten(0, 1).flatten(1)
+        known = valid[..., None].expand_as(joints).flatten(0, 1).flatten(1)
+        return self.node_norm(rows, known).view_as(joints) * scores
+
+    def part_contributions(
+        self, nodes: torch.Tensor, valid: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Node features ``[B, T, V, C]`` to ``W_p alpha_p(t) + b_p`` ``[B, T, P, D]``, and seen.
+
+        The tokens of each part are batch-normalized by themselves.
+        """
+        tokens, seen = part_tokens(nodes, valid, self.members)
+        rows = tokens.flatten(0, 1).flatten(1)
+        known = seen[..., None].expand_as(tokens).flatten(0, 1).flatten(1)
+        tokens = self.token_norm(rows, known).view_as(tokens)
+        found = torch.einsum("btpc,pdc->btpd", tokens, self.gate_weight)
+        return at_least_float32(found) + self.gate_bias, seen
 
     def part_logits(self, nodes: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """Node features ``[B, T, V, C]`` to the logits of the gates ``[B, K, P, D]``.
@@ -268,7 +237,7 @@ class GATGeMHead(ClipHead):
         distinguishes clips, not on what distinguishes legs from arms. A part that is never seen has
         the mean token, 0.
         """
-        tokens, seen = part_tokens(nodes, valid, self.members)
+        tokens, seen = clip_part_tokens(nodes, valid, self.members)
         seen = seen[..., None].expand_as(tokens).flatten(1)
         tokens = self.token_norm(tokens.flatten(1), seen).view_as(tokens)
         logits = torch.einsum("bpc,kpdc->bkpd", tokens, self.gate_weight)

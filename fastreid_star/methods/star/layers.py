@@ -148,7 +148,7 @@ class BoneReader(FrameCorrectorBase):
     """
 
     reads_skeletons = True
-    provides = ("bone_states",)
+    provides = ("bone_states", "has_clip")
     corrects = False
 
     @configurable
@@ -166,9 +166,12 @@ class BoneReader(FrameCorrectorBase):
     def forward(
         self, frames: torch.Tensor, batch: dict[str, Any], explain: bool = False
     ) -> dict[str, Any]:
-        """See :class:`FrameCorrectorBase`; `corrected` is X, and `bone_states` are added."""
+        """See :class:`FrameCorrectorBase`; `corrected` is X.
+
+        Added are `bone_states` and `has_clip`, bool ``[B]``: clips with a valid joint.
+        """
         states = self.encoder(measured_skeletons(batch, self.geometry), batch["has_skeleton"])
-        return {"corrected": frames, "bone_states": states}
+        return {"corrected": frames, "bone_states": states, "has_clip": states.seen.any(1)}
 
 
 @FRAME_CORRECTOR_REGISTRY.register()
@@ -231,8 +234,8 @@ class SkeletonFrameCorrector(BoneReader):
         """See :class:`FrameCorrectorBase`.
 
         `attention` has `bone_weights` ``[B, T, E]``, `frame_attention` ``[B, T, T]`` (H_t: frame t
-        attends to the bones of frame s) and, in the `paper` reading, `frame_gates` ``[B, T]`` (the
-        mean of W over D). All are 0 for a frame without a skeleton.
+        attends to the bones of frame s) and `frame_updates` ``[B, T]`` (the length of Y - X divided
+        by that of Y). All are 0 for a frame without a skeleton.
         """
         frames = at_least_float32(frames)
         bone_states = self.encoder(measured_skeletons(batch, self.geometry), batch["has_skeleton"])
@@ -253,6 +256,7 @@ class SkeletonFrameCorrector(BoneReader):
         found: dict[str, Any] = {
             "corrected": torch.where(seen[..., None], corrected, frames),
             "bone_states": bone_states,
+            "has_clip": seen.any(1),
         }
         if explain:
             attention = {
@@ -261,7 +265,7 @@ class SkeletonFrameCorrector(BoneReader):
                     ~seen[..., None], 0
                 ),
             }
-            if gates is not None:
-                attention["frame_gates"] = gates.mean(-1).masked_fill(~seen, 0)
+            change = (corrected - frames).norm(dim=-1) / corrected.norm(dim=-1)
+            attention["frame_updates"] = change.masked_fill(~seen, 0)
             found["attention"] = attention
         return found

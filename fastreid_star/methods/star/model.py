@@ -13,20 +13,84 @@ The three parts are registered components, switched by name in the config (see `
 usable with any meta-architecture that extends VideoReID. Without all of them this is SAD, number
 for number.
 
-Shapes: B clips, T frames, V joints, D feature width.
+A fourth part is ours. With ``AbsentSkeletonLoss`` the network also learns to do without skeletons::
+
+    X -> GeM over T -> a neck of its own -> the clip's classifier -> CE, triplet
+
+In evaluation, a clip without any skeleton takes this way.
+
+Shapes: B clips, T frames, V joints, D feature width, C identities.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
+from fastreid_star.errors import UserError
 from fastreid_star.methods.sad.model import SAD
+from fastreid_star.modeling.heads import FrameHead
+
+ABSENT_OUTPUTS = ("absent_logits", "absent_features")
 
 
 @META_ARCH_REGISTRY.register()
 class STAR(SAD):
     """Skeleton-guided spatial-temporal feature learning (Jiang et al., 2024, arXiv 2411.11069).
 
-    It adds nothing to :class:`SAD` but its name: the parts are the frame corrector
-    ``SkeletonFrameCorrector``, the head ``GATGeMHead`` and the loss ``SkeletonConsistencyLoss``.
+    The parts are the frame corrector ``SkeletonFrameCorrector``, the head ``GATGeMHead`` and the
+    loss ``SkeletonConsistencyLoss``. Beside them it has a second neck for clips without a skeleton,
+    if a loss needs its outputs `absent_logits` ``[B, C]`` or `absent_features` ``[B, D]``.
+
+    Args:
+        absent_heads: this neck. Its classifier becomes that of the clips: features of clips with
+            and without skeletons shall be comparable. None: all clips share one neck.
+        kwargs: see :class:`SAD`.
+
+    Raises:
+        UserError: a neck for clips without skeletons, where no part reads skeletons.
     """
+
+    provides = (*SAD.provides, *ABSENT_OUTPUTS)
+
+    @configurable
+    def __init__(self, *, absent_heads: FrameHead | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.absent_heads = absent_heads
+        if absent_heads is not None:
+            if not self.reads_skeletons:
+                raise UserError(
+                    "AbsentSkeletonLoss is for networks that read skeletons, and this one reads "
+                    "none: leave it out of MODEL.LOSSES.NAME"
+                )
+            absent_heads.weight = self.heads.weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """As :class:`SAD`; a loss decides whether there is a second neck."""
+        options = super().from_config(cfg)
+        needed = {name for loss in options["losses"].values() for name in loss.needs}
+        if needed & set(ABSENT_OUTPUTS):
+            width = options["backbone"].feature_width
+            options["absent_heads"] = FrameHead(cfg, feat_dim=width)
+        return options
+
+    def neck(self, outputs: dict[str, Any]) -> torch.Tensor:
+        """As :class:`VideoReID`; a clip without a skeleton takes the neck of its own."""
+        features = super().neck(outputs)
+        if self.absent_heads is None:
+            return features
+        absent = self.absent_heads(self.heads.pool(outputs["frames"]))
+        return torch.where(outputs["has_clip"][:, None], features, absent)
+
+    def training_outputs(self, outputs: dict[str, Any]) -> None:
+        """As :class:`SAD`, with the outputs of the second neck where a loss needs them."""
+        super().training_outputs(outputs)
+        if self.needed & set(ABSENT_OUTPUTS):
+            clip = self.heads.pool(outputs["frames"])
+            found = self.absent_heads(clip, outputs["targets"])
+            outputs["absent_logits"] = found["cls_outputs"]
+            outputs["absent_features"] = found["features"]

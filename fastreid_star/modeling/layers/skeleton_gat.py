@@ -41,7 +41,7 @@ class SkeletonGAT(nn.Module):
         out_channels: int = 12,
         attention_dropout: float = 0.6,
         dropout: float = 0.3,
-        graph: str = "paper",
+        graph: str = "standardized",
         norm: bool = True,
     ):
         super().__init__()

@@ -20,7 +20,7 @@ from fastreid_star.modeling.layers.pooling import at_least_float32
 
 # how many numbers describe a bone in each reading
 BONE_READINGS = {"standardized": 3, "normalized": 3, "release": 2}
-GRAPH_READINGS = ("paper", "release")
+GRAPH_READINGS = ("standardized", "normalized", "release")
 GEOMETRIES = ("crop", "image")
 # A skeleton whose joints are closer together than this (root mean square, in pixels) has no shape
 # to measure: the rounding of its coordinates would be scaled up to the size of a body.
@@ -120,21 +120,38 @@ def center_and_scale(
     return center, (squares / count).clamp(min=MIN_SCALE**2).sqrt()
 
 
+def body_scale(xy: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """The scale of all skeletons of a clip, each about its own center: ``[B, 1, 1, 1]``.
+
+    Args:
+        xy: ``[B, T, V, 2]``, finite.
+        valid: bool ``[B, T, V]``.
+    """
+    around = xy - center_and_scale(xy, valid)[0]  # where the box lies does not matter
+    return center_and_scale(around.flatten(1, 2), valid.flatten(1, 2))[1][:, None]
+
+
 def normalize_joints(
-    skeletons: torch.Tensor, valid: torch.Tensor, reading: str = "paper"
+    skeletons: torch.Tensor, valid: torch.Tensor, reading: str = "standardized"
 ) -> torch.Tensor:
     """The inputs (x, y, score) of the graph's nodes, ``[B, T, V, 3]``; zeros for invalid joints.
 
-    `paper`: x and y are relative to the center of all valid joints of the clip, in units of the
-    clip's scale. The size and the place of the crop do not matter, the motion within the clip does.
+    `standardized`: x and y are relative to the center of all valid joints of the clip, in units of
+    :func:`body_scale`. The size and the place of the crop do not matter, the motion within the clip
+    does. The head then standardizes each of these numbers, hence the name. `normalized`: the same
+    in units of the scale of the clip's joints about their common center, and without that step.
     `release`: unchanged.
     """
     joints = at_least_float32(skeletons).masked_fill(~valid[..., None], 0)
     if reading == "release":
         return joints
     xy = joints[..., :2]
-    center, scale = center_and_scale(xy.flatten(1, 2), valid.flatten(1, 2))
-    xy = ((xy - center[:, None]) / scale[:, None]).masked_fill(~valid[..., None], 0)
+    center, scale = (
+        each[:, None] for each in center_and_scale(xy.flatten(1, 2), valid.flatten(1, 2))
+    )
+    if reading == "standardized":
+        scale = body_scale(xy, valid)
+    xy = ((xy - center) / scale).masked_fill(~valid[..., None], 0)
     return torch.cat([xy, joints[..., 2:]], dim=-1)
 
 
@@ -146,11 +163,11 @@ def bone_features(
 ) -> torch.Tensor:
     """Length (1) and angle (2) of every bone of every skeleton.
 
-    `standardized`: (d / s, sin, cos), where s is the scale of all skeletons of the clip, each about
-    its own center. The angle is that of atan2, which distinguishes up from down; the paper's
-    arctangent of a quotient does not. The bone encoder then standardizes each of these numbers,
-    hence the name. `normalized`: the same with the scale of each single skeleton, and without that
-    step. `release`: (d, angle), in pixels and radians. A bone with an invalid joint is zeros.
+    `standardized`: (d / s, sin, cos), where s is the :func:`body_scale`. The angle is that of
+    atan2, which distinguishes up from down; the paper's arctangent of a quotient does not. The bone
+    encoder then standardizes each of these numbers, hence the name. `normalized`: the same with the
+    scale of each single skeleton, and without that step. `release`: (d, angle), in pixels and
+    radians. A bone with an invalid joint is zeros.
 
     Args:
         skeletons: ``[B, T, V, 3]``.
@@ -172,9 +189,7 @@ def bone_features(
         features = torch.stack([length, angle], dim=-1)
     else:
         if reading == "standardized":
-            centers = center_and_scale(xy, valid)[0]
-            around = (xy - centers).flatten(1, 2)  # where the box lies does not matter
-            scale = center_and_scale(around, valid.flatten(1, 2))[1]
+            scale = body_scale(xy, valid).squeeze(-1)
         else:
             scale = center_and_scale(xy, valid)[1].squeeze(-1)
         features = torch.stack([length / scale, angle.sin(), angle.cos()], dim=-1)
@@ -194,17 +209,17 @@ def bone_scores(skeletons: torch.Tensor, valid: torch.Tensor, bones: torch.Tenso
     return torch.minimum(scores.index_select(-1, start), scores.index_select(-1, end))
 
 
-def spatial_temporal_edges(length: int, reading: str = "paper") -> torch.Tensor:
+def spatial_temporal_edges(length: int, reading: str = "standardized") -> torch.Tensor:
     """The edges of the spatial-temporal graph without self-loops, in both directions.
 
-    `paper`: the bones in every frame (8) and i(t) - i(t+1) (9), 19 T + 17 (T - 1) undirected edges.
+    The bones in every frame (8) and i(t) - i(t+1) (9), 19 T + 17 (T - 1) undirected edges.
     `release`: bones in frame 0 only. This is a fault of the authors' program, kept so that its
     checkpoints evaluate as they were trained.
 
     Returns:
         ``[2, n]``: sources, targets.
     """
-    frames = torch.arange(length if reading == "paper" else 1)
+    frames = torch.arange(1 if reading == "release" else length)
     spatial = (torch.tensor(BONES) + NUM_JOINTS * frames[:, None, None]).flatten(0, 1)
     earlier = torch.arange(NUM_JOINTS * (length - 1))
     edges = torch.cat([spatial, torch.stack([earlier, earlier + NUM_JOINTS], dim=1)])

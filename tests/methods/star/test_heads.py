@@ -29,6 +29,11 @@ def head(feat_dim=D, score_threshold=0.3, **kwargs) -> gg.GATGeMHead:
     return model
 
 
+def without_dropout(model):
+    model.gat.conv1.dropout = model.gat.conv2.dropout = model.gat.dropout = 0.0
+    return model
+
+
 def aggregate(model, frames, skeletons, has_skeleton, edge_state=None, explain=False):
     states = BoneStates(None, edge_state, None, None)
     outputs = {"corrected": frames, "bone_states": states}
@@ -88,13 +93,21 @@ def loop_nodes(state, skeleton, ok, graph):
     """Equations (8)-(10) of one clip: h' ``[T, V, 12]``."""
     length = len(skeleton)
     joints = skeleton.clone()
-    if graph == "paper":
-        points = skeleton[ok][:, :2]
+    points = skeleton[ok][:, :2]
+    if graph == "normalized":
         scale = (points - points.mean(0)).square().sum(1).mean().sqrt()
         joints[..., :2] = (skeleton[..., :2] - points.mean(0)) / scale
+    elif graph == "standardized":
+        own = [frame[seen][:, :2] for frame, seen in zip(skeleton, ok, strict=True) if seen.any()]
+        around = torch.cat([xy - xy.mean(0) for xy in own])
+        scale = around.square().sum(1).mean().sqrt()
+        joints[..., :2] = (skeleton[..., :2] - points.mean(0)) / scale
+        for t in range(length):
+            row = loop_norm(state, "node_norm", joints[t].flatten()).view(17, 3)
+            joints[t] = row * skeleton[t, :, 2:]
     joints = torch.where(ok[..., None], joints, torch.zeros_like(joints)).flatten(0, 1)
     near = {i: [] for i in range(17 * length)}
-    for t in range(length if graph == "paper" else 1):
+    for t in range(1 if graph == "release" else length):
         for i, j in BONES:
             near[17 * t + i].append(17 * t + j)
             near[17 * t + j].append(17 * t + i)
@@ -135,6 +148,21 @@ def loop_aggregate(model, frames, skeleton, ok, edge_state):
         ]
         weights = torch.softmax(torch.stack(logits), 0)
         return sum(w * g for w, g in zip(weights, pooled, strict=True))
+    if model.guide == "parts":
+        added = []
+        for t in range(len(nodes)):
+            if not ok[t].any():
+                continue
+            tokens, seen = torch.zeros(len(PARTS), nodes.shape[2]).double(), []
+            for p, joints in enumerate(PARTS.values()):
+                rows = [nodes[t, i] for i in joints if ok[t, i]]
+                if rows:
+                    tokens[p] = sum(rows) / len(rows)
+                    seen.append(p)
+            tokens = loop_norm(state, "token_norm", tokens.flatten()).view(len(PARTS), -1)
+            total = sum(state["gate_weight"][p] @ tokens[p] + state["gate_bias"][p] for p in seen)
+            added.append(total.clamp(min=0))
+        return sum(pooled) / len(pooled) + sum(added) / len(added)
     tokens = []
     for joints in PARTS.values():
         rows = [nodes[t, i] for t in range(len(nodes)) for i in joints if ok[t, i]]
@@ -151,9 +179,6 @@ def loop_aggregate(model, frames, skeleton, ok, edge_state):
             for k in range(len(pooled))
         ]
     )
-    if model.guide == "softmax":
-        weights = torch.softmax(logits.mean(1), 0)
-        return sum(w * g for w, g in zip(weights, pooled, strict=True))
     total = 0
     for k, g in enumerate(pooled):
         for p in range(len(PARTS)):
@@ -163,7 +188,12 @@ def loop_aggregate(model, frames, skeleton, ok, edge_state):
 
 @pytest.mark.parametrize(
     ("guide", "graph"),
-    [("sigmoid", "paper"), ("softmax", "paper"), ("release", "release"), ("sigmoid", "release")],
+    [
+        ("parts", "standardized"),
+        ("parts", "release"),
+        ("sigmoid", "normalized"),
+        ("release", "release"),
+    ],
 )
 @pytest.mark.parametrize("missing", [False, True])
 def test_equations_8_to_13(guide, graph, missing):
@@ -172,8 +202,8 @@ def test_equations_8_to_13(guide, graph, missing):
     frames, skeletons, has = clips(dtype=torch.float64)
     if missing:
         has[0, 1] = False
-        if graph == "paper":
-            skeletons[1, 0, 13:, 2] = 0.1
+        if graph != "release":
+            skeletons[1, 0, 13:, 2] = 0.1  # no leg is seen
     ok = has[..., None] & (skeletons[..., 2] >= (0 if graph == "release" else 0.3))
     edge_state = torch.randn(2, D).double()
     result = aggregate(model, frames, skeletons, has, edge_state)
@@ -199,10 +229,25 @@ def test_equation_13_with_all_gates_at_a_half_is_the_mean_over_the_exponents():
     torch.testing.assert_close(opened, 2 * pooled.mean(1))
 
 
+def test_parts_add_to_the_pooled_feature_by_hand():
+    pooled = torch.tensor([[[1.0, 3.0], [3.0, 5.0]]])  # K = 2, D = 2: the mean is 2, 4
+    contributions = torch.tensor(
+        [[[[1.0, -5.0], [2.0, 1.0]], [[4.0, 2.0], [9.0, 9.0]], [[7.0] * 2] * 2]]
+    )
+    seen = torch.tensor([[[True, True], [True, False], [False, False]]])
+    # frame 1: relu(3, -4) = 3, 0; frame 2: its first part, 4, 2; frame 3 is not seen
+    found = gg.add_parts(contributions, seen, pooled)
+    torch.testing.assert_close(found, torch.tensor([[2 + 3.5, 4 + 1.0]]))
+    shares = gg.part_shares(
+        torch.tensor([[[[3.0, 4.0], [0.0, 15.0]], [[1.0, 0.0]] * 2]]), seen[:, :2]
+    )
+    torch.testing.assert_close(shares, torch.tensor([[(0.25 + 1) / 2, 0.75 / 2]]))
+
+
 @pytest.mark.parametrize("guide", gg.GUIDES)
 @pytest.mark.parametrize("training", [True, False])
 def test_a_clip_without_a_skeleton_takes_the_baselines_path(guide, training):
-    model = head(guide=guide, attention_dropout=0.0, dropout=0.0).train(training)
+    model = without_dropout(head(guide=guide)).train(training)
     frames, skeletons, has = clips(4)
     has[1] = False
     skeletons[1] = 0
@@ -284,9 +329,13 @@ def test_what_it_looked_at(guide):
     assert seen["joint_attention"].shape == (3, 4, 17)
     torch.testing.assert_close(seen["joint_attention"].sum((1, 2)), 17.0 * has.sum(1))
     assert (seen["joint_attention"][0, 1] == 0).all()
-    torch.testing.assert_close(seen["exponent_weights"].sum(1), torch.tensor([1.0, 1.0, 0.0]))
-    assert ("part_weights" in seen) == (guide == "sigmoid")
-    if guide == "sigmoid":
+    ones = torch.tensor([1.0, 1.0, 0.0])
+    if guide != "parts":
+        torch.testing.assert_close(seen["exponent_weights"].sum(1), ones)
+    assert ("part_weights" in seen) == (guide != "release")
+    if guide == "parts":
+        torch.testing.assert_close(seen["part_weights"].sum(1), ones)
+    if guide != "release":
         assert seen["part_weights"].shape == (3, 4)
         assert ((seen["part_weights"][:2] > 0) & (seen["part_weights"][:2] < 1)).all()
         assert (seen["part_weights"][2] == 0).all()
@@ -297,13 +346,12 @@ def test_registered_and_built_from_config():
     cfg.MODEL.HEADS.NUM_CLASSES = 6
     cfg.MODEL.HEADS.GEM_P = 2.0
     star = cfg.MODEL.STAR
-    star.EXPONENTS, star.GUIDE, star.GRAPH = [1.0, 3.0], "softmax", "release"
-    star.ATTENTION_DROPOUT, star.GAT_DROPOUT = 0.2, 0.1
+    star.EXPONENTS, star.GUIDE, star.GRAPH = [1.0, 3.0], "sigmoid", "release"
     model = REID_HEADS_REGISTRY.get("GATGeMHead")(cfg, feat_dim=12)
     assert isinstance(model, ClipHead)
     assert model.exponents == (1.0, 3.0)
-    assert (model.guide, model.graph, model.gem_p) == ("softmax", "release", 2.0)
-    assert (model.gat.conv1.dropout, model.gat.conv2.dropout, model.gat.dropout) == (0.2, 0.2, 0.1)
+    assert (model.guide, model.graph, model.gem_p) == ("sigmoid", "release", 2.0)
+    assert (model.gat.conv1.dropout, model.gat.conv2.dropout, model.gat.dropout) == (0.6, 0.6, 0.3)
     assert model.weight.shape == (6, 12)
     assert model.gate_weight.shape == (2, 4, 12, 12)
     with pytest.raises(UserError, match="EXPONENTS"):

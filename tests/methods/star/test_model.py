@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fastreid.config import get_cfg
 
 from fastreid_star.coco import NUM_BONES, NUM_JOINTS, NUM_PARTS
 from fastreid_star.errors import UserError
 from fastreid_star.methods.sad import SAD
 from fastreid_star.methods.star import STAR
+from fastreid_star.modeling.layers.pooling import gem
 
 CLIPS, LENGTH = 8, 3
 SAD_LOSSES = (
@@ -85,8 +87,8 @@ READINGS = [
     {"frame": "BoneReader"},
     {"sequence": False, "losses": SAD_LOSSES},
     {"losses": SAD_LOSSES},
-    {"GUIDE": "softmax"},
-    {"BONES": "normalized", "SCORE_THRESHOLD": 0.3},
+    {"losses": (*SAD_LOSSES, "AbsentSkeletonLoss")},
+    {"GUIDE": "sigmoid", "GRAPH": "normalized", "BONES": "normalized", "SCORE_THRESHOLD": 0.3},
     {
         "GUIDE": "release",
         "losses": RELEASE_LOSSES,
@@ -100,7 +102,7 @@ READINGS = [
 
 @pytest.mark.parametrize("reading", READINGS, ids=str)
 def test_every_reading_trains_every_weight_and_evaluates(batch, reading):
-    model = build(STAR, config(ATTENTION_DROPOUT=0.0, GAT_DROPOUT=0.0, **reading))
+    model = build(STAR, config(**reading))
     sum(step(model, batch).values()).backward()
     for name, p in model.named_parameters():
         if p.requires_grad:
@@ -123,6 +125,34 @@ def test_a_clip_without_a_skeleton_takes_the_baselines_path(batch):
     assert not torch.allclose(ours[:2], theirs[:2], atol=1e-3)
 
 
+def test_a_clip_without_a_skeleton_takes_its_own_neck(batch):
+    star = build(STAR, config(losses=(*SAD_LOSSES, "AbsentSkeletonLoss")))
+    assert star.absent_heads.weight is star.heads.weight, "one classifier"
+    outputs = star.train().encode(batch)
+    pooled = gem(outputs["frames"], 3.0, dim=1)
+    scaled = (pooled - pooled.mean(0)) / (pooled.var(0, correction=0) + 1e-5).sqrt()
+    logits = scaled @ star.heads.weight.T
+    assert torch.allclose(outputs["absent_logits"], logits, atol=1e-4)
+    found = star.losses["AbsentSkeletonLoss"].of(outputs)
+    expected = F.cross_entropy(logits, batch["targets"])
+    expected = expected + star.losses["TripletLoss"](pooled, batch["targets"])
+    assert torch.allclose(found, expected, atol=1e-4)
+    star.eval()
+    batch["has_skeleton"][2:5] = False
+    outputs = star.encode(batch)
+    pooled = gem(outputs["frames"], 3.0, dim=1)
+    absent, present = star.absent_heads(pooled), star.heads(outputs["clip"])
+    expected = torch.cat([present[:2], absent[2:5], present[5:]])
+    assert torch.allclose(outputs["features"], F.normalize(expected, dim=1), atol=1e-6)
+    for parts in ({"frame": ""}, {"sequence": False}):
+        build(STAR, config(losses=(*SAD_LOSSES, "AbsentSkeletonLoss"), **parts)).eval()(batch)
+    with pytest.raises(UserError, match="AbsentSkeletonLoss is for networks that read skeletons"):
+        build(
+            STAR,
+            config(frame="", sequence=False, losses=(*SAD_LOSSES, "AbsentSkeletonLoss")),
+        )
+
+
 def test_a_skeleton_dropout_of_one_is_training_without_skeletons(batch):
     without = {**batch, "has_skeleton": torch.zeros(CLIPS, LENGTH, dtype=torch.bool)}
     models = [
@@ -142,11 +172,10 @@ def test_explain_shows_what_the_parts_attended_to(batch):
     seen = model.explain(batch)
     assert {name: tuple(value.shape) for name, value in seen.items()} == {
         "bone_weights": (CLIPS, LENGTH, NUM_BONES),
-        "frame_gates": (CLIPS, LENGTH),
+        "frame_updates": (CLIPS, LENGTH),
         "frame_attention": (CLIPS, LENGTH, LENGTH),
         "joint_attention": (CLIPS, LENGTH, NUM_JOINTS),
         "part_weights": (CLIPS, NUM_PARTS),
-        "exponent_weights": (CLIPS, 5),
     }
     assert all(
         (value[1] == 0).all() and (value[0] >= 0).all() and value[0].any()
@@ -154,7 +183,7 @@ def test_explain_shows_what_the_parts_attended_to(batch):
     )
     assert model.training
     assert model.heads.training
-    assert torch.allclose(seen["exponent_weights"][0].sum(), torch.tensor(1.0))
+    assert torch.allclose(seen["part_weights"][0].sum(), torch.tensor(1.0))
 
 
 def test_the_parts_mix_with_any_meta_architecture(batch):
@@ -170,7 +199,7 @@ def test_the_parts_mix_with_any_meta_architecture(batch):
 
 
 def test_what_does_not_go_together_is_refused():
-    with pytest.raises(UserError, match="SkeletonConsistencyLoss needs joints, has_clip"):
+    with pytest.raises(UserError, match="SkeletonConsistencyLoss needs joints,"):
         build(STAR, config(sequence=False))
     with pytest.raises(UserError, match="SkeletonConsistencyLoss needs bone_states"):
         build(STAR, config(frame=""))

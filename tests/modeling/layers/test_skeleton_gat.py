@@ -43,7 +43,7 @@ def loop_attention(layer, x, edges, sends):
     return out.flatten(1), alphas
 
 
-@pytest.mark.parametrize("reading", ["paper", "release"])
+@pytest.mark.parametrize("reading", ["standardized", "release"])
 @pytest.mark.parametrize("missing", [0.0, 0.4])
 def test_equation_10(reading, missing):
     length = 2
@@ -74,7 +74,9 @@ def test_equals_the_sparse_layer_with_gradients():
     edges, x = spatial_temporal_edges(4), torch.randn(68, 3)
     xs = [x.clone().requires_grad_() for _ in range(2)]
     a = sparse(xs[0], edges)
-    b = dense(xs[1][None], spatial_temporal_adjacency(4, "paper", CPU)[None], add_loop=False)[0]
+    b = dense(
+        xs[1][None], spatial_temporal_adjacency(4, "standardized", CPU)[None], add_loop=False
+    )[0]
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     direction = torch.randn_like(a)
     (a * direction).sum().backward()
@@ -100,7 +102,7 @@ def test_received_attention():
     gat = ga.SkeletonGAT().eval()
     joints, valid = torch.randn(2, 4, 17, 3), torch.rand(2, 4, 17) > 0.3
     _, received = gat(joints, valid, explain=True)
-    adjacency = adjacency_of(4, "paper", valid.flatten(1))
+    adjacency = adjacency_of(4, "standardized", valid.flatten(1))
     hidden = torch.nn.functional.elu(gat.conv1(joints.flatten(1, 2), adjacency, add_loop=False))
     alpha = ga.attention_weights(gat.conv2, hidden, adjacency)[..., 0]
     expected = torch.zeros(2, 68)
@@ -113,7 +115,7 @@ def test_received_attention():
     torch.testing.assert_close(received.sum((1, 2)), valid.sum((1, 2)).float())
 
 
-@pytest.mark.parametrize("reading", ["paper", "release"])
+@pytest.mark.parametrize("reading", ["standardized", "release"])
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_the_adjacency_is_the_edges_with_loops(length, reading):
     adjacency = spatial_temporal_adjacency(length, reading, CPU)
@@ -125,5 +127,5 @@ def test_the_adjacency_is_the_edges_with_loops(length, reading):
 def test_an_adjacency_made_in_inference_mode_serves_training():
     spatial_temporal_adjacency.cache_clear()
     with torch.inference_mode():
-        adjacency = spatial_temporal_adjacency(3, "paper", CPU)
+        adjacency = spatial_temporal_adjacency(3, "standardized", CPU)
     assert not adjacency.is_inference()

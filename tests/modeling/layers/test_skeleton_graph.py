@@ -89,14 +89,24 @@ def test_size_and_place_of_the_crop_do_not_matter(factor, shift, frames, seed):
 def test_joints_are_centered_on_the_clip_not_on_the_frame():
     skeletons = random_skeletons(2, 4)
     valid = skeletons[..., 2] > 0.2
-    joints = graph.normalize_joints(skeletons, valid)
+    joints = graph.normalize_joints(skeletons, valid, "normalized")
+    by_body = graph.normalize_joints(skeletons, valid)
     assert (joints[~valid] == 0).all()
+    assert (by_body[~valid] == 0).all()
     for b in range(2):
+        around = []
+        for frame, seen in zip(skeletons[b], valid[b], strict=True):
+            own = frame[seen][:, :2].double()
+            around.append(own - own.mean(0))
+        scale = torch.cat(around).square().sum(1).mean().sqrt()
         points = skeletons[b][valid[b]][:, :2].double()
         centered = points - points.mean(0)
         expected = centered / centered.square().sum(1).mean().sqrt()
         torch.testing.assert_close(
             joints[b][valid[b]][:, :2].double(), expected, atol=1e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(
+            by_body[b][valid[b]][:, :2].double(), centered / scale, atol=1e-5, rtol=1e-5
         )
         assert torch.equal(joints[b][valid[b]][:, 2], skeletons[b][valid[b]][:, 2])
 
