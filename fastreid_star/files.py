@@ -7,7 +7,9 @@ import errno
 import fcntl
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from fastreid_star.errors import UserError
@@ -78,6 +80,30 @@ def write_output(path: str | os.PathLike[str], write: Callable[[BinaryIO], objec
         write_whole(path, write)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def insert(page: str | os.PathLike[str], mark: str, text: str) -> str:
+    """The content of a page with a new text between its two marks.
+
+    Args:
+        page: a Markdown file with the lines ``<!-- MARK: begin -->`` and ``<!-- MARK: end -->``.
+        mark: MARK.
+        text: replaces what is between them.
+
+    Raises:
+        UserError: the page cannot be read, or does not have each mark once and in order.
+    """
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    try:
+        old = Path(page).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{page} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{page} is not UTF-8 text: save it as UTF-8") from error
+    found = re.fullmatch(f"(.*){begin}.*{end}(.*)", old, re.DOTALL)
+    if not found or old.count(begin) > 1 or old.count(end) > 1:
+        raise UserError(f"{page} has no place for the table: add the lines {begin} and {end} once")
+    return f"{found[1]}{begin}\n\n{text}\n\n{end}{found[2]}"
 
 
 def earlier_path(path: str | os.PathLike[str], number: int) -> str:

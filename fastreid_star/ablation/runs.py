@@ -26,7 +26,7 @@ from fastreid_star.ablation.tables import (
 from fastreid_star.engine.checks.machine import why_unwritable
 from fastreid_star.engine.configs import config_path, load_config
 from fastreid_star.errors import UserError
-from fastreid_star.files import locked, write_whole
+from fastreid_star.files import insert, locked, write_output, write_whole
 
 # The program of a run's process: the training command, which also writes its results.
 _PROGRAM = """
@@ -53,6 +53,7 @@ def ablate(
     retests: Sequence[Sequence[str]] = (),
     against: str = "",
     opts: Sequence[str] = (),
+    page: str = "",
     table_only: bool = False,
     report: Callable[[str], object] = print,
 ) -> str:
@@ -75,6 +76,7 @@ def ablate(
             again with changed keys.
         against: the name of a row; a second table shows the difference to it, seed by seed.
         opts: config keys and values to change in all runs.
+        page: a Markdown file, in which the table is put between the marks ``ablation``.
         table_only: train nothing.
         report: is called with a line when a run starts and ends.
 
@@ -119,6 +121,9 @@ def ablate(
         table += f"\n\n{pairs_to_markdown(everything, against)}"
     write_whole(Path(output) / "table.md", lambda file: file.write(f"{table}\n".encode()))
     write_whole(Path(output) / "runs.csv", lambda file: file.write(to_csv(everything).encode()))
+    if page:
+        content = insert(page, "ablation", table)
+        write_output(page, lambda file: file.write(content.encode()))
     return table
 
 

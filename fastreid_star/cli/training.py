@@ -79,6 +79,8 @@ def add_ablate(parser: argparse.ArgumentParser) -> Action:
         add(flag, nargs="+", action="append", default=[], metavar=metavar, help=text)
     against = "show each seed's difference to the mean mAP of CONFIG"
     add("--against", default="", metavar="CONFIG", help=against)
+    page = "put the tables between the lines <!-- ablation: begin --> and <!-- ablation: end -->"
+    add("--page", default="", metavar="FILE", help=page)
     add("--table-only", action="store_true", help="do not train, only write the tables")
     add_set(parser)
     return _ablate
@@ -102,6 +104,7 @@ def _ablate(args: argparse.Namespace) -> None:
         retests=args.retest,
         against=args.against,
         opts=args.set,
+        page=args.page,
         table_only=args.table_only,
         report=functools.partial(print, flush=True),
     )

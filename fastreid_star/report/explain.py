@@ -32,9 +32,9 @@ CONSTANT = 0.1  # a weight whose spread over clips is below this share of its me
 NAMES = {
     "bone_weights": "The bone weights (1)-(3)",
     "frame_attention": "The attention between frames (4)",
-    "frame_gates": "The frame gate (5)",
+    "frame_updates": "The correction of the frames (7)",
     "joint_attention": "The joint attention (10)",
-    "part_weights": "The gate of the body parts (12)",
+    "part_weights": "The weights of the body parts (13)",
     "exponent_weights": "The exponent weights (13)",
 }
 Weights = Mapping[str, np.ndarray]
@@ -110,8 +110,8 @@ def weight_charts(trained: Weights, random: Weights, exponents: Sequence[float])
     frames = [f"frame {number}" for number in range(1, 1000)]
     charts = []
     for key, title, label, limit, names in (
-        ("frame_gates", "Frame gate (5)", "mean gate", 1, frames),
-        ("part_weights", "Body parts (12)", "mean gate", 1, list(PARTS)),
+        ("frame_updates", "Correction of the frames (7)", "share of the feature", 1, frames),
+        ("part_weights", "Body parts (13)", "weight", 1, list(PARTS)),
         ("exponent_weights", "Exponents (13)", "share", 1, powers),
         ("frame_attention", "Attention to the frames (4)", "share", 1, frames),
         ("joint_attention", "Joint attention (10)", "received, 1 is the average", 2, joints),
@@ -135,7 +135,8 @@ def attention(model: nn.Module, album: Album, positions: Mapping[str, int]) -> l
         positions: role -> position of the tracklet.
 
     Returns:
-        for each clip its role, title, picture with a circle on each joint, and gates of the frames.
+        for each clip its role, title, picture with a circle on each joint, and correction of the
+        frames.
     """
     clips = {role: album.clip(position) for role, position in positions.items()}
     seen = explain_clips(model, [clip.item for clip in clips.values()])
@@ -149,8 +150,8 @@ def attention(model: nn.Module, album: Album, positions: Mapping[str, int]) -> l
                 draw_attention(*each, shape) for each in zip(clip.joints, received, strict=True)
             ]
         strip = filmstrip(list(clip.frames), circles, height=album.height, alt=alt, style="rings")
-        gates = seen["frame_gates"][row].tolist() if "frame_gates" in seen else None
-        found.append({"role": role, "title": clip.title, "picture": strip, "gates": gates})
+        updates = seen["frame_updates"][row].tolist() if "frame_updates" in seen else None
+        found.append({"role": role, "title": clip.title, "picture": strip, "updates": updates})
     return found
 
 

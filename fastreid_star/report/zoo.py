@@ -10,10 +10,10 @@ from pathlib import Path
 from tabulate import tabulate
 
 from fastreid_star.errors import UserError
-from fastreid_star.files import write_output
+from fastreid_star.files import insert, write_output
 from fastreid_star.report.runs import Run, read_run, split_command
 
-BEGIN, END = "<!-- runs: begin -->", "<!-- runs: end -->"
+MARK = "runs"
 COLUMNS = ("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP", "mean/mAP")
 
 
@@ -31,7 +31,7 @@ def update_zoo(
 
     Args:
         folders: OUTPUT_DIRs of the runs.
-        page: a Markdown file with the lines :data:`BEGIN` and :data:`END`.
+        page: a Markdown file with the marks ``<!-- runs: begin -->`` and ``<!-- runs: end -->``.
         logs: folder for the copies, relative to the page.
         options: ``[KEY, VALUE, ...]``, config keys to change, such as DATASETS.TESTS.
 
@@ -40,7 +40,7 @@ def update_zoo(
             the table. Nothing is written then.
     """
     runs = [read_run(folder, options) for folder in folders]
-    text = insert(page, format_runs(runs, logs))
+    text = insert(page, MARK, format_runs(runs, logs))
     for run in runs:
         metrics = (run.folder / "metrics.json").read_bytes()
         _write(Path(page).parent / logs / f"{run.name}.json", metrics)
@@ -82,24 +82,6 @@ def repeat_command(run: Run) -> str:
     words = split_command(run.training_command)
     words = [re.sub(r"^(--[\w-]+=)?/.*?([^/]*)/*$", r"\1/path/to/\2", word) for word in words]
     return shlex.join(words if words[0] == "fastreid-star" else ["python", *words])
-
-
-def insert(page: str | Path, table: str) -> str:
-    """The text of a page with a new table between its two marks.
-
-    Raises:
-        UserError: the page cannot be read, or does not have each mark once and in order.
-    """
-    try:
-        text = Path(page).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{page} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{page} is not UTF-8 text: save it as UTF-8") from error
-    found = re.fullmatch(f"(.*){BEGIN}.*{END}(.*)", text, re.DOTALL)
-    if not found or text.count(BEGIN) > 1 or text.count(END) > 1:
-        raise UserError(f"{page} has no place for the table: add the lines {BEGIN} and {END} once")
-    return f"{found[1]}{BEGIN}\n\n{table}\n\n{END}{found[2]}"
 
 
 def _write(path: str | Path, content: bytes) -> None:

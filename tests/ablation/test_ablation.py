@@ -132,6 +132,14 @@ def test_pairs_are_compared_seed_by_seed(runs):
         pairs_to_markdown(runs, "B")
 
 
+def test_a_variant_is_trained_once_beside_its_config(runs):
+    ((run, changed),) = ablation.plan_variants(runs, [("STAR_R50", "no-SE", "K", "V", "L", "W")])
+    assert (run.name, run.seed, changed) == ("STAR_R50, no-SE", 0, ("K", "V", "L", "W"))
+    assert run.folder == runs[1].folder.parent / "STAR_R50-vary-no-SE"
+    with pytest.raises(UserError, match="--vary B x K V: give CONFIG NAME KEY VALUE"):
+        ablation.plan_variants(runs, [("B", "x", "K", "V")])
+
+
 def test_two_at_a_time_and_none_after_a_failure(tmp_path, monkeypatch):
     (tmp_path / "A.yml").write_text("SEED: 0\n")
     runs = ablation.plan([str(tmp_path / "A.yml")], range(6), [None], tmp_path / "out")
@@ -212,18 +220,28 @@ def test_a_whole_ablation_fails_and_is_resumed(tiny_root, tmp_path, monkeypatch)
     first = (output / "seed0" / "SAD_demo" / "result.json").stat().st_mtime_ns
     # Without skeletons a network that was trained with them must give other numbers.
     retests = [("STAR_demo", "missing", "DATASETS.SKELETONS_TEST", "none")]
-    options = {"retests": retests, "against": "SAD_demo", **warm}
-    table, said = ablate("SAD_demo", "STAR_demo", **options)
-    assert [line.split(":")[0] for line in said if line.startswith("run")] == ["run 1 of 1"] * 2
+    page = tmp_path / "page.md"
+    page.write_text("Results\n<!-- ablation: begin -->\nold\n<!-- ablation: end -->\nEnd\n")
+    variants = [("SAD_demo", "slow", "SOLVER.BASE_LR", "0.0001")]
+    options = {"retests": retests, "variants": variants, "against": "SAD_demo", **warm}
+    table, said = ablate("SAD_demo", "STAR_demo", page=str(page), **options)
+    assert [line.split(":")[0] for line in said if line.startswith("run")] == [
+        *("run 1 of 2", "run 2 of 2", "run 1 of 1")
+    ]
+    assert page.read_text().startswith("Results\n<!-- ablation: begin -->\n\n| config")
+    assert table in page.read_text()
+    assert "old" not in page.read_text()
     assert (output / "seed0" / "SAD_demo" / "result.json").stat().st_mtime_ns == first
     names = [line.split("|")[1].strip() for line in table.splitlines() if line]
-    rows = ["SAD_demo", "STAR_demo", "STAR_demo, missing"]
+    rows = ["SAD_demo", "STAR_demo", "SAD_demo, slow", "STAR_demo, missing"]
     assert [name for name in names if name in rows] == rows * 2
     assert (output / "table.md").read_text() == f"{table}\n"
-    intact, missing = (
-        json.loads((output / "seed0" / "STAR_demo" / folder / "result.json").read_text())
-        for folder in (".", "retest-missing")
+    folders = ("SAD_demo", "SAD_demo-vary-slow", "STAR_demo", "STAR_demo/retest-missing")
+    plain, slow, intact, missing = (
+        json.loads((output / "seed0" / folder / "result.json").read_text())["mean/mAP"]
+        for folder in folders
     )
-    assert intact["mean/mAP"] != missing["mean/mAP"]
+    assert plain != slow
+    assert intact != missing
     log = (output / "seed0" / "STAR_demo" / "log.txt").read_text()
     assert "warm-start/model_final.pth" in log

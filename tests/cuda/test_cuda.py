@@ -15,6 +15,7 @@ from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import Trainer
+from fastreid_star.methods.star import heads
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "record.py"
 CASES = ["SAD", "STAR", "STAR_release"]
@@ -34,19 +35,20 @@ def device(request):
 
 
 @pytest.fixture
-def golden():
+def golden(monkeypatch):
     """The small training runs of tests/golden, without dropout: each device draws its own."""
     spec = importlib.util.spec_from_file_location("golden", GOLDEN)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.OPTIONS.update({"MODEL.STAR.ATTENTION_DROPOUT": 0.0, "MODEL.STAR.GAT_DROPOUT": 0.0})
+    monkeypatch.setattr(heads, "DROPOUTS", dict.fromkeys(heads.DROPOUTS, (0.0, 0.0)))
     return module
 
 
 def config(golden, case, **changes):
-    options = {**golden.OPTIONS, **changes}
+    file, own = golden.CASES[case]
+    options = {**golden.OPTIONS, **own, **changes}
     pairs = [str(part) for pair in options.items() for part in pair]
-    return load_config(str(golden.CONFIGS / golden.CASES[case]), pairs)
+    return load_config(str(golden.CONFIGS / file), pairs)
 
 
 def build(golden, case, device):

@@ -14,8 +14,7 @@ from fastreid_star.engine.trainer import Trainer
 
 OPTIONS = """
     MODEL.BACKBONE.DEPTH tiny MODEL.BACKBONE.FEAT_DIM 128 MODEL.HEADS.NUM_CLASSES 8
-    MODEL.SAD.AUGMENT False MODEL.LOSSES.TRI.MARGIN 2.0 MODEL.STAR.ATTENTION_DROPOUT 0.0
-    MODEL.STAR.GAT_DROPOUT 0.0 INPUT.SIZE_TRAIN [32,16] MODEL.LOSSES.NAME
+    MODEL.SAD.AUGMENT False MODEL.LOSSES.TRI.MARGIN 2.0 INPUT.SIZE_TRAIN [32,16] MODEL.LOSSES.NAME
     ('CrossEntropyLoss','FrameCrossEntropyLoss','TripletLoss','SkeletonConsistencyLoss')
 """
 IDENTITIES, CLIPS, LENGTH = 8, 2, 3
@@ -53,6 +52,8 @@ def gradients(device: torch.device, *, all_ranks: bool) -> dict[str, torch.Tenso
     cfg = load_config("Synthetic/STAR_small.yml", [*options, "MODEL.DEVICE", str(device)])
     torch.manual_seed(0)
     model = Trainer.build_model(cfg).train()
+    gat = model.heads.gat
+    gat.conv1.dropout = gat.conv2.dropout = gat.dropout = 0.0
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()

@@ -3,8 +3,7 @@
     python tests/golden/record.py            compare today's numbers with the record
     python tests/golden/record.py --write    replace the record
 
-Everything is computed in float64: what processors and libraries round differently stays far below
-    the
+Everything is computed in float64: what processors and libraries round differently stays far below the
 tolerances of the test, where float32 would multiply it to some per cent within 20 steps.
 """
 
@@ -43,10 +42,21 @@ OPTIONS = {
     "SOLVER.CHECKPOINT_PERIOD": 0,
     "TEST.EVAL_PERIOD": 4,
 }
-CASES = {
-    "SAD": "SAD_demo.yml",
-    "STAR": "STAR_demo.yml",
-    "STAR_release": "benchmark/STAR_release.yml",
+# The readings of STAR that checkpoints of release 0.1.0 have.
+SIGMOID = {"MODEL.STAR.GUIDE": "sigmoid", "MODEL.STAR.GRAPH": "normalized"}
+RELEASE = {
+    **{f"MODEL.STAR.{key}": "release" for key in ("BONES", "CORRECTOR", "GUIDE", "GRAPH")},
+    "MODEL.LOSSES.NAME": "CrossEntropyLoss,FrameCrossEntropyLoss,TripletLoss,StyleAttackLoss,"
+    "StyleDefenseLoss,PoseConsistencyLoss",
+    "DATASETS.SYNTHETIC.OCCLUSION": 0.6,
+    "DATASETS.SYNTHETIC.BLUR": 0.6,
+    "DATASETS.SYNTHETIC.BACKGROUND": True,
+}
+CASES: dict[str, tuple[str, dict]] = {
+    "SAD": ("SAD_demo.yml", {}),
+    "STAR": ("STAR_demo.yml", {}),
+    "STAR_sigmoid": ("STAR_demo.yml", SIGMOID),
+    "STAR_release": ("STAR_demo.yml", RELEASE),
 }
 
 
@@ -58,9 +68,10 @@ def run(case: str, root: Path, *, double: bool = True) -> dict[str, np.ndarray]:
         root: a folder for the dataset and the run.
         double: in float64; False: as the config says.
     """
-    options = {**OPTIONS, "DATASETS.ROOT": root / case, "OUTPUT_DIR": root / case}
+    config, own = CASES[case]
+    options = {**OPTIONS, **own, "DATASETS.ROOT": root / case, "OUTPUT_DIR": root / case}
     cfg = load_config(
-        str(CONFIGS / CASES[case]), [str(part) for pair in options.items() for part in pair]
+        str(CONFIGS / config), [str(part) for pair in options.items() for part in pair]
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

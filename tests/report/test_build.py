@@ -38,7 +38,12 @@ def test_it_is_a_sound_page_with_all_sections(both):
     assert HOSTILE in page.text, "a name is text"
     assert len(both) < 5e6
     figures = {svg["aria-label"] for svg in page.all("svg") if "class" not in svg}
-    assert {"Losses", "Frame gate (5)", "STAR, by modality", "STAR, by identity"} <= figures
+    assert {
+        "Losses",
+        "Correction of the frames (7)",
+        "STAR, by modality",
+        "STAR, by identity",
+    } <= figures
     rows = Page(section(both, "settings")).tables[0]
     assert rows[0] == ["key", HOSTILE, "STAR"], "what differs, from the baseline to the run"
     assert ["MODEL.META_ARCHITECTURE", "SAD", "STAR"] in rows

@@ -34,7 +34,7 @@ def test_attention_is_drawn_on_the_joints_that_received_it(star):
     found = attention(star.model, star.album, {"query": 0, "match": 20})
     assert [one["role"] for one in found] == ["query", "match"]
     for row, one in enumerate(found):
-        assert one["gates"] == pytest.approx(seen["frame_gates"][row])
+        assert one["updates"] == pytest.approx(seen["frame_updates"][row])
         received = seen["joint_attention"][row]
         radii = [float(r) for r in re.findall(r' r="([\d.]+)"', one["picture"].overlay)]
         expected = 0.055 * 32 * np.sqrt(np.minimum(np.sort(received), 2) / 2).flatten()
@@ -62,19 +62,21 @@ def test_charts_compare_the_trained_and_the_untrained_network(star, monkeypatch)
     random = sample_weights(fresh, star.ranking.dataset)
     assert all(len(values) == len(star.ranking.tracklets) for values in trained.values())
     weight_charts(trained, random, EXPONENTS)
-    assert len(drawn) == 6
-    groups, names = drawn["Body parts (12)"]
+    assert len(drawn) == 5
+    groups, names = drawn["Body parts (13)"]
     assert names == ["head", "torso", "arms", "legs"]
     np.testing.assert_allclose(groups["trained"], trained["part_weights"])
-    groups, names = drawn["Frame gate (5)"]
+    groups, names = drawn["Correction of the frames (7)"]
     assert names == ["frame 1", "frame 2", "frame 3"]
-    np.testing.assert_allclose(groups["untrained"], random["frame_gates"])
+    np.testing.assert_allclose(groups["untrained"], random["frame_updates"])
     groups, names = drawn["Joint attention (10)"]
     assert (len(names), names[0]) == (17, "nose")
     np.testing.assert_allclose(groups["trained"], trained["joint_attention"].mean(1))
+    exponents = np.random.default_rng(0).uniform(size=(4, 5))
+    weight_charts({"exponent_weights": exponents}, {"exponent_weights": exponents}, EXPONENTS)
     groups, names = drawn["Exponents (13)"]
     assert names[0] == "p = 0.7"
-    np.testing.assert_allclose(groups["trained"], trained["exponent_weights"])
+    np.testing.assert_allclose(groups["trained"], exponents)
     assert not torch.equal(next(fresh.parameters()), next(star.model.parameters()))
 
 
@@ -88,7 +90,7 @@ def test_a_gate_that_does_not_depend_on_its_input_is_named():
     rng = np.random.default_rng(0)
     weights = {
         "part_weights": 0.5 + 0.001 * rng.normal(size=(50, 4)),
-        "frame_gates": rng.uniform(size=(50, 3)),
+        "frame_updates": rng.uniform(size=(50, 3)),
         "exponent_weights": np.full((50, 5), 0.2),
     }
     weights["exponent_weights"][:, 4] = rng.uniform(0.1, 0.3, 50)  # one of five depends

@@ -8,9 +8,11 @@ import pytest
 
 from fastreid_star.errors import UserError
 from fastreid_star.report.runs import read_run
-from fastreid_star.report.zoo import BEGIN, END, format_runs, repeat_command, update_zoo
+from fastreid_star.report.zoo import format_runs, repeat_command, update_zoo
 
 from ..tiny import REPOSITORY
+
+BEGIN, END = "<!-- runs: begin -->", "<!-- runs: end -->"
 
 
 @pytest.fixture(scope="module")

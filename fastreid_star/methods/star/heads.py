@@ -227,7 +227,7 @@ class GATGeMHead(ClipHead):
         rows = tokens.flatten(0, 1).flatten(1)
         known = seen[..., None].expand_as(tokens).flatten(0, 1).flatten(1)
         tokens = self.token_norm(rows, known).view_as(tokens)
-        found = torch.einsum("btpc,pdc->btpd", tokens, self.gate_weight)
+        found = (tokens.transpose(1, 2) @ self.gate_weight.transpose(1, 2)).transpose(1, 2)
         return at_least_float32(found) + self.gate_bias, seen
 
     def part_logits(self, nodes: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
