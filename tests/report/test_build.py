@@ -68,7 +68,8 @@ def test_the_losses_of_both_runs_are_in_one_figure(star, sad, monkeypatch):
     sections.training_charts({"A": star.run, "B": sad.run})
     losses = drawn["Losses"]
     assert set(losses) == {
-        *("cls", "cls frame", "cls attack", "triplet", "defense", "skeleton", "total loss"),
+        *("cls", "cls frame", "cls attack", "triplet", "defense", "skeleton", "absent"),
+        "total loss",
     }
     assert (set(losses["cls"]), set(losses["skeleton"])) == ({"A", "B"}, {"A"})
     assert losses["cls"]["B"] == sad.run.series("loss_cls")
