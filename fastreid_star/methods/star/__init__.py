@@ -1,4 +1,4 @@
-"""STAR: bones correct the frame features, joints weigh the pooled clip features."""
+"""STAR: bones correct the frame features, body parts add to the pooled clip feature."""
 
 from fastreid_star.methods.star.config import TRAINING_KEYS, add_config
 from fastreid_star.methods.star.heads import GATGeMHead

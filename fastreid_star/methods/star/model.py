@@ -1,4 +1,4 @@
-"""STAR: the baseline with bones that correct the frames and joints that weigh the clip.
+"""STAR: the baseline with bones that correct the frames and body parts that add to the clip.
 
 ::
 
@@ -6,7 +6,7 @@
     skeletons -> bones (1)-(3)
     X, bones  -> frame corrector (4)-(7) -> Y [B, T, D]
     skeletons -> joints, graph attention (8)-(10) -> parts (12)
-    Y, parts  -> GeM pyramid (11), weighed (13) -> G [B, D] -> clip CE, triplet; retrieval
+    Y, parts  -> GeM pyramid (11) + parts (13) -> G [B, D] -> clip CE, triplet; retrieval
     bones, joints -> skeleton consistency (14)
 
 The three parts are registered components, switched by name in the config (see ``config.py``) and
