@@ -47,7 +47,8 @@ def add_features(parser: argparse.ArgumentParser) -> Action:
     add = parser.add_mutually_exclusive_group(required=True).add_argument
     add("--output", default="", metavar="FILE", help="an .npz file to write")
     add("--gallery", default="", metavar="FOLDER", help="a gallery to create or extend")
-    parser.add_argument("--replace", action="store_true", help="entries of the same names")
+    same = "replace the entries of the gallery that have the same names"
+    parser.add_argument("--replace", action="store_true", help=same)
     add_predictor(parser)
     return _features
 
