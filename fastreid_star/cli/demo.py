@@ -63,6 +63,7 @@ def run_demo(output: Path, opts: list[str]) -> None:
         UserError: a package is missing, or the folder holds runs of other options.
     """
     from fastreid_star.data.build import build_dataset
+    from fastreid_star.data.datasets.synthetic import CAVEAT
     from fastreid_star.engine.trainer import Trainer
     from fastreid_star.evaluation.cross_modal import format_table
     from fastreid_star.report.build import write_report
@@ -92,6 +93,7 @@ def run_demo(output: Path, opts: list[str]) -> None:
     for name in ("SAD", "STAR"):
         mean = results[name]["mean/mAP"]
         print(f"{name}: mean mAP {mean:.2f}, {mean / before:.1f} times the untrained network's")
+    print(CAVEAT)
     print(f"done in {time.monotonic() - start:.0f} s")
     print(f"weights, log and per-query results: {runs.resolve()}")
     print(f"curves: tensorboard --logdir {runs}")

@@ -36,7 +36,7 @@ def add_features(parser: argparse.ArgumentParser) -> Action:
 
     --output writes an .npz file (features [N, D], names, modality; for a dataset pids and camids)
     and a .json file beside it. --gallery creates a gallery for fastreid-star search, or extends
-    one.
+    one; with --replace, new features replace entries of the same names.
     """
     add = parser.add_argument
     add("paths", nargs="*", metavar="PATH", help="folders of tracklets, and videos")
@@ -47,6 +47,8 @@ def add_features(parser: argparse.ArgumentParser) -> Action:
     add = parser.add_mutually_exclusive_group(required=True).add_argument
     add("--output", default="", metavar="FILE", help="an .npz file to write")
     add("--gallery", default="", metavar="FOLDER", help="a gallery to create or extend")
+    same = "replace the entries of the gallery that have the same names"
+    parser.add_argument("--replace", action="store_true", help=same)
     add_predictor(parser)
     return _features
 
@@ -63,6 +65,7 @@ def _features(args: argparse.Namespace) -> None:
         skeletons=args.skeletons,
         output=args.output,
         gallery=args.gallery,
+        replace=args.replace,
         batch_size=args.batch_size,
         num_workers=args.workers,
     )

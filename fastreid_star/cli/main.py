@@ -71,9 +71,9 @@ def main(arguments: Sequence[str] | None = None, load: Callable[[], None] | None
             _main(arguments, load)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
+    except BrokenPipeError as error:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        sys.exit(getattr(error.__context__, "code", None) or 141)  # 143: SIGTERM ended a training
 
 
 def _main(arguments: Sequence[str] | None, load: Callable[[], None] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -120,7 +121,8 @@ class Interruption(SignalCatcher):
         if comm.is_main_process():
             name = signal.Signals(number).name
             line = f"{name}: the run ends after this step, with a checkpoint; again: at once"
-            os.write(2, f"{line}\n".encode())
+            with contextlib.suppress(OSError):  # Ctrl-C has ended a `tee` that reads it, too
+                os.write(2, f"{line}\n".encode())
         before = signal.signal(signal.SIGALRM, self._end_wait)
         self._before.setdefault(signal.SIGALRM, before)
         signal.setitimer(signal.ITIMER_REAL, 1, 1)  # look every second

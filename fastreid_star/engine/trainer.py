@@ -287,5 +287,5 @@ def train_or_evaluate(args: argparse.Namespace) -> dict:
         if all_video(cfg.DATASETS.TESTS, "TESTS"):
             for name in cfg.DATASETS.TESTS:
                 Trainer.build_evaluator(cfg, name)
-            check_unread(cfg, sections=("TEST",))
+            check_unread(cfg, sections=("TEST",), without=("TEST.EVAL_PERIOD",))  # of training
         return Trainer.test(cfg, model)

@@ -86,6 +86,7 @@ def extract_features(
     skeletons: str = "",
     output: str = "",
     gallery: str = "",
+    replace: bool = False,
     batch_size: int | None = None,
     num_workers: int = 2,
 ) -> str:
@@ -101,6 +102,7 @@ def extract_features(
         skeletons: the skeleton store of the images in `paths`.
         output: an ``.npz`` file, see :func:`write_features`; or
         gallery: the folder of a gallery, which is created if it does not exist.
+        replace: replace the entries of the gallery that have the same names.
         batch_size: tracklets in a batch; None: TEST.IMS_PER_BATCH.
         num_workers: processes that decode images.
 
@@ -119,6 +121,8 @@ def extract_features(
         )
     if bool(output) == bool(gallery):
         raise UserError("give either --output FILE or --gallery FOLDER")
+    if replace and not gallery:
+        raise UserError("--replace is for the entries of a gallery: leave it out with --output")
     if dataset:
         found = dataset_tracklets(predictor.cfg, dataset, split)
     else:
@@ -132,9 +136,13 @@ def extract_features(
     prepare_gallery(gallery)
     check_names(found.names)
     if os.path.isfile(os.path.join(gallery, FILE)):  # checked now, and when they are added
-        Gallery.load(gallery, predictor).check_names(found.names)
+        existing = Gallery.load(gallery, predictor)
+        if not replace:
+            existing.check_names(found.names)
     features = compute(predictor, found.tracklets, batch_size, num_workers)
     with Gallery.update(gallery, predictor) as entries:
+        if replace:
+            entries.remove(list(set(found.names) & set(entries.names)))
         entries.add(features, found.names, found.modalities, found.metadata)
     return f"{len(features)} tracklets added, {len(entries)} in all: {gallery}"
 

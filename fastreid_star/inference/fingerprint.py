@@ -35,6 +35,7 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     """How two fingerprints differ. Keys that only one of them has are ignored."""
     found = ["other weights"] if theirs["weights_sha256"] != ours["weights_sha256"] else []
     for key in sorted(theirs["config"].keys() & ours["config"].keys()):
-        if theirs["config"][key] != ours["config"][key]:
-            found.append(f"{key} {theirs['config'][key]} there, {ours['config'][key]} here")
+        there, here = theirs["config"][key], ours["config"][key]
+        if there != here:
+            found.append(f"{key} {there!r} there, {here!r} here")
     return found

@@ -137,9 +137,8 @@ class Gallery:
         used = sorted(set(names) & set(self.names))
         if used:
             raise UserError(
-                f"{len(used)} names are already in the gallery, first {used[0]!r}: choose other "
-                "names, remove those entries (Gallery.remove), or delete the folder and make the "
-                "gallery again"
+                f"{len(used)} names are already in the gallery, first {used[0]!r}: add --replace "
+                "to replace these entries (in Python: Gallery.remove), or rename the new tracklets"
             )
 
     def remove(self, names: str | Sequence[str]) -> None:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 BOX = (96, 192)
 CAPTION, MARGIN = 30, 6
 COLUMNS = 11  # the query and ten entries
-_GRAY, _QUERY = (200, 200, 200), (200, 30, 30)
+_GRAY, _QUERY = (200, 200, 200), (40, 40, 40)  # red would say that the query is wrong
 # Fonts for names that Pillow's own font cannot show, where Pillow finds fonts of the system.
 _FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "PingFang.ttc", "DejaVuSans.ttf")
 

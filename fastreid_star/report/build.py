@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastreid_star.data.datasets.synthetic import CAVEAT, SyntheticVCM
 from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
 from fastreid_star.files import prepare_output
@@ -122,6 +123,7 @@ def report_contents(
     return {
         "names": [e.name for e in evaluated],
         "dataset": main.run.dataset,
+        "caveat": CAVEAT if main.run.dataset == SyntheticVCM.__name__ else "",
         "means": [e.metrics["mean/mAP"] for e in evaluated],
         "ways": TITLES,
         "kinds": KINDS,

@@ -130,6 +130,7 @@ def curves(
     title: str,
     log: bool = False,
     dots: bool = False,
+    from_zero: bool = False,
 ) -> Markup:
     """Quantities over the epochs of training, one color a quantity and one line style a run.
 
@@ -138,6 +139,7 @@ def curves(
         title: of the figure.
         log: use a logarithmic y axis, which does not show values of 0 and below.
         dots: mark each value.
+        from_zero: the y axis starts at 0.
     """
     colors = dict(zip(series, itertools.cycle(SERIES), strict=False))
     runs = dict.fromkeys(run for of_run in series.values() for run in of_run)
@@ -155,6 +157,8 @@ def curves(
             axes.yaxis.set_major_formatter("{x:g}")
             # labels between powers of ten if the values span less than two of them
             axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        if from_zero:
+            axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         handles = {}

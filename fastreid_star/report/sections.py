@@ -191,7 +191,7 @@ def training_charts(runs: Mapping[str, Run]) -> list[Markup]:
         charts.append(plots.curves(found, title="Evaluations of the test set, %", dots=True))
     for key, title in (("lr", "Learning rate"), ("cls_accuracy", "Accuracy on training clips")):
         if of_each_run(key):
-            charts.append(plots.curves({title: of_each_run(key)}, title=title))
+            charts.append(plots.curves({title: of_each_run(key)}, title=title, from_zero=True))
     return charts
 
 

@@ -78,6 +78,7 @@ def test_it_stops_at_ctrl_c_resumes_and_ends_with_the_table(tmp_path):
     assert means
     assert all(mean in page for mean in means), "the report has the mAP of the table"
     assert str(output / "report.html") in text
+    assert "SyntheticVCM are drawn" in text
 
 
 def test_runs_of_other_options_or_of_the_user_are_refused_and_kept(tmp_path):

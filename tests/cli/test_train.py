@@ -58,8 +58,9 @@ def test_evaluation_repeats_the_result_of_training(good_root, tmp_path):
     trained = run(SAD, options)
     config = (tmp_path / "out" / "config.yaml").read_text()
     weights = {"MODEL.WEIGHTS": tmp_path / "out" / "model_final.pth"}
-    assert run(SAD, {**options, **weights}, "--eval-only") == trained
+    assert run(tmp_path / "out" / "config.yaml", weights, "--eval-only") == trained
     assert (tmp_path / "out" / "config.yaml").read_text() == config
+    assert "without effect" not in (tmp_path / "out" / "log.txt").read_text()
     lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
     assert any("I2V/mAP" in json.loads(line) for line in lines)
 

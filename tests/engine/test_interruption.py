@@ -2,6 +2,7 @@
 bit for bit.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -63,13 +64,28 @@ def whole_run(tiny_root, tmp_path_factory):
     return output, train(tiny_root, output, resume=False)
 
 
+@contextlib.contextmanager
+def stderr_without_reader():
+    """Ctrl-C also ends a `tee` that reads the output."""
+    reader, writer = os.pipe()
+    stderr = os.dup(2)
+    os.dup2(writer, 2)
+    os.close(reader)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(writer)
+
+
 def test_a_signal_ends_a_run_that_goes_on_bit_for_bit(tiny_root, whole_run, tmp_path):
     for step, number in (
         (3, signal.SIGUSR1),  # after the last step of an epoch, before its end
         (5, signal.SIGINT),  # in the middle of an epoch
         (9, signal.SIGHUP),  # after the last step, before the evaluation
     ):
-        with pytest.raises(Interrupted) as ended:
+        with pytest.raises(Interrupted) as ended, stderr_without_reader():
             train(tiny_root, tmp_path, SignalAfter(step, number))
         assert ended.value.code == 128 + number
         saved = read_checkpoint(str(tmp_path / "model_last.pth"))
@@ -174,22 +190,27 @@ def wait_for_checkpoint(output):
         time.sleep(0.05)
 
 
-def lead_a_group(arguments):
+def lead_a_group(arguments, *unused):
     os.setsid()
+    for descriptor in unused:  # of the test, inherited by the fork
+        os.close(descriptor)
     sys.argv = ["fastreid-star", "train"]
     main(["train", *arguments])
 
 
 def test_a_signal_to_the_whole_group_spares_the_loading_processes(tiny_root, tmp_path):
-    """A terminal and some clusters send it to all; two within a moment count once."""
+    """A terminal and some clusters send it to all, also to the `tee` that reads the output; two
+    within a moment count once."""
     options = tiny_options(tiny_root, tmp_path, *ENDLESS, "DATALOADER.NUM_WORKERS", "1")
-    with open(tmp_path / "log", "w") as log:
-        pid = start_forked(lead_a_group, ["--config-file", DEMO, *options], output=log.fileno())
+    reader, writer = os.pipe()
+    pid = start_forked(lead_a_group, ["--config-file", DEMO, *options], reader, output=writer)
+    os.close(writer)
     wait_for_checkpoint(tmp_path)
+    os.close(reader)
     os.killpg(pid, signal.SIGTERM)
     os.killpg(pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
-    text = (tmp_path / "log").read_text()
+    text = (tmp_path / "log.txt").read_text()
     assert text.count("SIGTERM: stopped after step") == 1
     assert "Traceback" not in text
     assert "killed" not in text

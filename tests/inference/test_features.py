@@ -131,8 +131,13 @@ def test_a_gallery_is_made_and_added_to(predictor, crops, runs, tmp_path):
     assert [int(modality) for modality in gallery.modalities] == [1, 2, 2, 2, 2]
     expected = predictor.features(tracklets_in(crops)).numpy()
     np.testing.assert_allclose(gallery.features()[:4], expected, atol=1e-6)
-    with pytest.raises(UserError, match=r"already in the gallery, first 'v\.avi'"):
+    with pytest.raises(UserError, match=r"already in the gallery, first 'v\.avi': add --replace"):
         extract_features(predictor, [video], modality="visible", **options)
+    done = extract_features(predictor, [video], modality="infrared", replace=True, **options)
+    assert "1 tracklets added, 5 in all" in done
+    gallery = Gallery.load(folder, predictor)
+    assert gallery.names[4] == "v.avi"
+    assert gallery.modalities[4] == 1, "the new one"
     other = StarPredictor.from_run(runs / "STAR", "cpu", opts=["INPUT.CLIP.LENGTH", "2"])
     with pytest.raises(UserError, match=r"INPUT\.CLIP\.LENGTH 3 there, 2 here"):
         extract_features(other, [str(crops)], **options)
@@ -146,6 +151,7 @@ def test_bad_input_is_refused_before_any_work(predictor, crops, tmp_path, monkey
     output, own = {"output": str(tmp_path / "f.npz")}, [str(crops)]
     for message, paths, options in (
         ("either paths or", [], output),
+        ("--replace is for", own, {"replace": True, **output}),
         ("either paths or", own, {"dataset": "SyntheticVCM", **output}),
         ("own modalities", [], {"dataset": "SyntheticVCM", "modality": "visible", **output}),
         ("SynVCM", [], {"dataset": "SynVCM", **output}),

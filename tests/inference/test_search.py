@@ -200,6 +200,8 @@ def test_long_names_and_many_entries(monkeypatch):
     red = np.full((64, 32, 3), (255, 0, 0), np.uint8)
     picture = draw_list([red, red], [("query", "a"), ("1: 0.9", "é" * 60)])
     assert picture.size == (2 * (BOX[0] + MARGIN) + MARGIN, BOX[1] + CAPTION + 2 * MARGIN)
+    red_value, *others = picture.getpixel((MARGIN - 1, MARGIN - 1))
+    assert others == [red_value, red_value] != [255, 255], "a query is neither right nor wrong"
     below = np.asarray(picture)[MARGIN + BOX[1] + 2 :]
     assert (below < 128).any(), "the captions"
     assert (below[:, -MARGIN:] == 255).all(), "a long name is shortened"

@@ -34,6 +34,8 @@ def test_it_is_a_sound_page_with_all_sections(both):
         *("results", "training", "settings", "ranked", "looked", "gradcam", "similarities"),
         *("features", "cameras", "confused", "compared"),
     ]
+    assert [link["href"] for link in page.all("a")] == [f"#{name}" for name in names], "menu"
+    assert "SyntheticVCM are drawn" in page.text
     assert "<img src=x" not in both
     assert HOSTILE in page.text, "a name is text"
     assert len(both) < 5e6
@@ -180,6 +182,7 @@ def test_the_baseline_alone_leaves_out_what_it_does_not_have(folders, tmp_path):
     )
     page = Page(path.read_text(encoding="utf-8"))
     page.check()
+    assert {"#looked", "#gradcam"}.isdisjoint(link["href"] for link in page.all("a"))
     for words in ("no metrics.json", "no log", "reads no skeletons", "--no-gradcam"):
         assert words in page.text
     assert ["TEST.CAMERA_FILTER", "True", "False"] in page.tables[1], "changed for this report"

@@ -86,6 +86,12 @@ def test_a_loss_has_one_color_and_a_run_one_style():
     assert {"cls", "triplet", "A", "B"} <= set(texts(svg))
 
 
+def test_an_axis_can_start_at_zero():
+    series = {"lr": {"A": ([0, 1], [0.5, 0.6])}}
+    assert "0.0" not in texts(plots.curves(series, title="t"))
+    assert "0.0" in texts(plots.curves(series, title="t", from_zero=True))
+
+
 def test_the_axis_of_ranges_is_fixed():
     def ticks(values):
         svg = plots.ranges({"a": np.array(values)[:, None]}, ["p"], title="t", x_label="x")

@@ -30,8 +30,16 @@ from fastreid_star.data.skeletons import write_skeleton_store
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
-__all__ = ["SyntheticOptions", "SyntheticVCM", "Track", "write_info_files", "write_synthetic_vcm"]
+__all__ = [
+    *("CAVEAT", "SyntheticOptions", "SyntheticVCM", "Track", "frame_paths", "write_info_files"),
+    "write_synthetic_vcm",
+]
 
+# stands beside results on this dataset
+CAVEAT = (
+    "The people of SyntheticVCM are drawn, with nearly exact skeletons: these results prove "
+    "nothing for real data."
+)
 CAMERAS = {TRAIN: 6, TEST: 12}
 JPEG_QUALITY = 90
 OPTIONS_FILE = "synthetic.json"
