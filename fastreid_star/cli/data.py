@@ -104,6 +104,8 @@ def add_skeletons(parser: argparse.ArgumentParser) -> Action:
     add("--checkpoint", default="", metavar="PATH", help=files)
     add("--flip-test", action="store_true", help="average with the mirrored image: twice the time")
     add("--dtype", choices=("bfloat16", "float16"), help="mixed precision (default: float32)")
+    sides = "do not undo swaps of left and right within a tracklet; each folder is one"
+    add("--keep-sides", action="store_true", help=sides)
     add("--device", default="auto", metavar="NAME", help=DEVICES)
     add("--num-devices", type=int, default=1, metavar="N", help="devices; each gets one process")
     part = "the part of this machine, where N share"
@@ -147,6 +149,8 @@ def _skeletons(args: argparse.Namespace) -> None:
         f"{os.path.abspath(args.output)}: "
         f"{counts['with_skeleton']:,} of {counts['frames']:,} images have a skeleton"
     )
+    if meta["confused_sides"]:
+        print(f"left and right were swapped back in {meta['confused_sides']:,} of them")
     for key, reason in missing[:5]:
         print(f"  none: {key}: {reason}")
     if len(missing) > 5:
