@@ -146,7 +146,7 @@ def read_video(
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise UserError(f"video {path} does not exist")
-    n = sum(1 for _ in _decode(path))
+    n = sum(1 for _ in decode_video(path))
     if not n:
         raise UserError(f"video {path} has no decodable frame: it is damaged or not a video")
     stated = int(cv2.VideoCapture(path).get(cv2.CAP_PROP_FRAME_COUNT))
@@ -154,20 +154,22 @@ def read_video(
         logger.warning("Damaged video, %d of its %d frames can be decoded: %s", n, stated, path)
     wanted = list(choose(n))
     chosen = set(wanted)
-    frames = {index: frame for index, frame in enumerate(_decode(path)) if index in chosen}
+    frames = {index: frame for index, frame in enumerate(decode_video(path)) if index in chosen}
     return [np.ascontiguousarray(frames[index][..., ::-1]) for index in wanted], n  # from BGR
 
 
-def _decode(path: str) -> Iterator[np.ndarray]:
+def decode_video(path: str) -> Iterator[np.ndarray]:
     """The frames of a video that can be decoded, in OpenCV's color order, BGR."""
     capture = cv2.VideoCapture(path)
     failures = 0
-    while failures <= _MAX_BROKEN:
-        good, frame = capture.read()
-        failures = 0 if good else failures + 1
-        if good:
-            yield frame
-    capture.release()
+    try:
+        while failures <= _MAX_BROKEN:
+            good, frame = capture.read()
+            failures = 0 if good else failures + 1
+            if good:
+                yield frame
+    finally:
+        capture.release()
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
@@ -221,13 +223,13 @@ def explain_missing(path: str) -> str:
 
 
 def progress_bar(
-    title: str, total: int, *, shown: bool = True, done: int = 0, unit: str = " frames"
+    title: str, total: int | None, *, shown: bool = True, done: int = 0, unit: str = " frames"
 ) -> tqdm:
     """A progress bar on stderr; in a log file it prints every 30 seconds.
 
     Args:
         title: name of the work.
-        total: number of units.
+        total: number of units; None: not known.
         shown: False: print nothing.
         done: units finished in an earlier run; they do not count in the speed.
         unit: name of what is counted.

@@ -26,6 +26,10 @@ MODALITIES = {
     "visible": Modality.VISIBLE,
     "ir": Modality.INFRARED,
     "infrared": Modality.INFRARED,
+    "thermal": Modality.INFRARED,
+    "nir": Modality.INFRARED,
+    "tir": Modality.INFRARED,
+    "lwir": Modality.INFRARED,
 }
 
 
