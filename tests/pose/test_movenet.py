@@ -147,6 +147,20 @@ def test_a_batch_changes_nothing_in_both_runtimes():
     np.testing.assert_allclose(onnx(images), together, atol=1e-3)
 
 
+def test_mixed_precision_and_the_flip_test_run_in_torch(tiny_files):  # noqa: F811
+    crops = odd_crops(3)
+    plain = build_estimator(checkpoint=str(tiny_files), device=CPU)
+    mixed = build_estimator(checkpoint=str(tiny_files), device=CPU, dtype="bfloat16")
+    both = build_estimator(checkpoint=str(tiny_files), device=CPU, flip_test=True)
+    assert "onnxruntime" not in mixed.describe()["versions"]
+    assert (mixed.describe()["dtype"], both.describe()["flip_test"]) == ("bfloat16", True)
+    prepared = [plain.prepare(crop) for crop in crops]
+    scores = [one.estimate(prepared)[..., 2] for one in (plain, mixed, both)]
+    np.testing.assert_allclose(scores[1].mean(), scores[0].mean(), atol=0.02)
+    assert np.abs(scores[2] - scores[0]).max() > 0.01
+    assert all(np.isfinite(values).all() for values in scores)
+
+
 def test_markers_come_back_to_their_pixels(tiny_files):  # noqa: F811
     """Crops of odd sizes; a stand-in for the network finds colored blobs in its input of 256 x 256."""
     estimator, prepare = build_estimator(checkpoint=str(tiny_files), device=CPU), PrepareCrop(256)
