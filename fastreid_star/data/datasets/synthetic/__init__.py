@@ -24,7 +24,7 @@ from PIL import Image
 from fastreid_star.data.datasets.hitsz_vcm import HITSZVCM
 from fastreid_star.data.datasets.synthetic.options import SyntheticOptions
 from fastreid_star.data.datasets.synthetic.people import draw_person
-from fastreid_star.data.datasets.synthetic.render import film
+from fastreid_star.data.datasets.synthetic.render import SCALE, film
 from fastreid_star.data.datasets.synthetic.scene import TEST, TRAIN
 from fastreid_star.data.skeletons import write_skeleton_store
 from fastreid_star.errors import UserError
@@ -133,14 +133,15 @@ def _holds(root: Path, options: SyntheticOptions) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     cure = "delete the folder or choose another"
+    fixed = {"scale": SCALE}  # was an option before release 0.2.0
     try:
         found = json.loads((root / OPTIONS_FILE).read_text(encoding="utf-8"))
         # an option that the folder does not name is newer than it, and was not used
         defaults = SyntheticOptions().to_dict()
-        old = {"version": found["version"], **defaults, **found["options"]}
+        old = {"version": found["version"], **fixed, **defaults, **found["options"]}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{root} exists and is not a synthetic dataset: {cure}") from None
-    new = {"version": VERSION, **options.to_dict()}
+    new = {"version": VERSION, **fixed, **options.to_dict()}
     changes = [
         f"{key} {old.get(key)} instead of {new.get(key)}"
         for key in sorted({*old, *new})
