@@ -10,6 +10,8 @@ Letters: N images, S the side of an image, G = S / 4 the side of the maps, V = 1
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -26,13 +28,13 @@ HEADS = {"center": 1, "heatmap": NUM_JOINTS, "regress": 2 * NUM_JOINTS, "offset"
 class Conv(nn.Conv2d):
     """A convolution with TensorFlow's padding ``SAME``, for images of an even size."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, **kwargs: int):
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, **kwargs: Any):
         super().__init__(inputs, outputs, kernel, **kwargs)
         before, after = (kernel - self.stride[0]) // 2, (kernel - 1) // 2
         self._same = (before, after, before, after)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return super().forward(F.pad(images, self._same) if any(self._same) else images)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.pad(input, self._same) if any(self._same) else input)
 
 
 class InvertedResidual(nn.Module):

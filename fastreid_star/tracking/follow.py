@@ -44,7 +44,7 @@ def follow(frames: Iterable[np.ndarray], detect: Detector) -> list[Track]:
         initialization_delay=CONFIRMATION,
         hit_counter_max=MEMORY,
     )
-    rows = defaultdict(list)
+    rows: dict[int, list] = defaultdict(list)
     for number, frame in enumerate(frames, start=1):
         detections = [
             Detection(

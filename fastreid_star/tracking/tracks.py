@@ -97,7 +97,8 @@ def _parse(
     try:
         values = [float(word) for word in words]
         frame, track, left, top, width, height, *more = values
-        score, kind, *_ = [*more, 1.0, -1.0][: max(2, len(more))] if more else (1.0, -1.0)
+        score = more[0] if more else 1.0
+        kind = more[1] if len(more) > 1 else -1.0
     except ValueError:
         values = [math.nan]
     if not all(map(math.isfinite, values)):

@@ -35,6 +35,12 @@ def test_other_separators_and_short_lines(tmp_path, line):
     assert track.boxes.tolist() == [[10, 20, 40, 80]]
 
 
+def test_a_score_without_a_class_is_no_class(tmp_path):
+    path = write(tmp_path, "1,1,0,0,9,20,0.5", "2,1,0,0,9,20,0.5,-1", "3,1,0,0,9,20")
+    (track,) = read_tracks(path)
+    assert track.scores.tolist() == [0.5, 0.5, 1]
+
+
 def test_frames_that_are_counted_from_0(tmp_path):
     one, two = read_tracks(write(tmp_path, "4,1,0,0,9,20,1", "0,2,0,0,9,20,1"))
     assert (one.frames, two.frames) == ((5,), (1,))
