@@ -12,7 +12,7 @@ SUSPICIONS = {
     "without_skeletons": "have no skeletons, but this model was trained with skeletons: without "
     "them it ranks worse than the baseline SAD; extract skeletons first, or use a SAD model",
     "wide": "have frames that are wider than high: a tracklet consists of crops of one person, not "
-    "of whole scenes; detect and track persons first",
+    "of whole scenes; cut the people out first, see `fastreid-star tracklets --help`",
     "colored": "are infrared, but their frames have colors: say which tracklets are visible",
     "sixteen_bits": "have frames of 16 bits, which are scaled by the percentiles of each tracklet: "
     "to give all the same scale, set INPUT.RANGE_16BIT in the config of training and search",

@@ -48,7 +48,7 @@ class Frames:
     def tracklets(self) -> list[list[int]]:
         """The indices of the crops of each tracklet, in their order."""
         rows: dict[Any, list[int]] = {}
-        groups = self.groups or [key.rpartition("/")[0] for key in self.keys]
+        groups: Sequence[Any] = self.groups or [key.rpartition("/")[0] for key in self.keys]
         for row, group in enumerate(groups):
             rows.setdefault(group, []).append(row)
         return list(rows.values())

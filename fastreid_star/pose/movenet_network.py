@@ -92,7 +92,7 @@ class MoveNet(nn.Module):
         self.size, self.side, self.flip_test = size, size // CELL, flip_test
         channels = [channels_of(32, width)]
         self.stem = Conv(3, channels[0], 3, stride=2)
-        blocks = []
+        blocks: list[nn.Module] = []
         for outputs, count, stride in STAGES:
             for number in range(count):
                 channels.append(channels_of(outputs, width))
