@@ -156,9 +156,9 @@ def test_mixed_precision_and_the_flip_test_run_in_torch(tiny_files):  # noqa: F8
     assert (mixed.describe()["dtype"], both.describe()["flip_test"]) == ("bfloat16", True)
     prepared = [plain.prepare(crop) for crop in crops]
     scores = [one.estimate(prepared)[..., 2] for one in (plain, mixed, both)]
-    np.testing.assert_allclose(scores[1].mean(), scores[0].mean(), atol=0.02)
-    assert np.abs(scores[2] - scores[0]).max() > 0.01
     assert all(np.isfinite(values).all() for values in scores)
+    assert np.abs(scores[1] - scores[0]).mean() < 0.1
+    assert np.abs(scores[2] - scores[0]).max() > 0.01
 
 
 def test_markers_come_back_to_their_pixels(tiny_files):  # noqa: F811
