@@ -97,7 +97,8 @@ def add_skeletons(parser: argparse.ArgumentParser) -> Action:
     add(
         "--fetch", action="store_true", help="first download MoveNet's weights, if they are missing"
     )
-    add("--backend", default="movenet", help="movenet (default), mmpose or vitpose")
+    backends = "movenet (default), mmpose or vitpose"
+    add("--backend", default="movenet", metavar="NAME", help=backends)
     model = "movenet: thunder (default) or lightning; mmpose: name or file of a config"
     add("--model", default="", metavar="NAME", help=model)
     files = "movenet: the .json file, beside its .bin file; mmpose: a file; vitpose: a folder"
@@ -149,7 +150,7 @@ def _skeletons(args: argparse.Namespace) -> None:
         f"{os.path.abspath(args.output)}: "
         f"{counts['with_skeleton']:,} of {counts['frames']:,} images have a skeleton"
     )
-    if meta["confused_sides"]:
+    if meta.get("confused_sides"):
         print(f"left and right were swapped back in {meta['confused_sides']:,} of them")
     for key, reason in missing[:5]:
         print(f"  none: {key}: {reason}")
