@@ -150,12 +150,12 @@ def _skeletons(args: argparse.Namespace) -> None:
         f"{os.path.abspath(args.output)}: "
         f"{counts['with_skeleton']:,} of {counts['frames']:,} images have a skeleton"
     )
-    if meta.get("confused_sides"):
-        print(f"left and right were swapped back in {meta['confused_sides']:,} of them")
     for key, reason in missing[:5]:
         print(f"  none: {key}: {reason}")
     if len(missing) > 5:
         print(f"  and {len(missing) - 5:,} more, listed in its index.json")
+    if meta.get("confused_sides"):
+        print(f"left and right were swapped back in {meta['confused_sides']:,} images")
 
 
 def add_convert(parser: argparse.ArgumentParser) -> Action:
