@@ -91,6 +91,9 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.INPUT.CLIP.SHARED_GEOMETRY = True
     # Replace every frame by a blank one: the model sees the skeletons only.
     cfg.INPUT.BLANK = False
+    # Gray images of 16 bits: the counts that become black and white, such as [7250, 7640]. []: the
+    # 1st and the 99th percentile of the frames of each clip.
+    cfg.INPUT.RANGE_16BIT = []
 
     # --- model ---
     # Max-pool of a ResNet's stem. False: fast-reid's (ceil_mode). True: padded by 1, as in

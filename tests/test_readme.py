@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 README, CHINESE = "README.md", "README.zh-CN.md"
 PAGES = [README, CHINESE, "CONTRIBUTING.md", "configs/README.md"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
-FOREIGN = ("pip", "source", "python", "cp", "atc", "mutmut", "torchrun")  # not our programs
+# not our programs
+FOREIGN = ("pip", "source", "python", "cp", "atc", "mutmut", "torchrun", "apt-get", "dpkg-deb")
 DEV = {"setup", "demo", "test", "pose", "oldest"}  # commands of tools/dev.py
 
 

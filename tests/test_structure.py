@@ -13,7 +13,17 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 ORDER = [
     *("errors", "files", "structures", "coco", "compat", "upgrade"),
     *("arguments", "weights", "config", "data", "modeling", "methods", "evaluation", "engine"),
-    *("ablation", "doctor", "inference", "pose", "report", "benchmark", "cli", "__main__"),
+    *(
+        "ablation",
+        "doctor",
+        "inference",
+        "pose",
+        "tracking",
+        "report",
+        "benchmark",
+        "cli",
+        "__main__",
+    ),
 ]
 LAST_OF_LEVEL = {"config": "methods"}  # config adds the keys of the methods
 

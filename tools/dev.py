@@ -5,7 +5,7 @@
     python tools/dev.py demo     set up, then train and evaluate on synthetic data
     python tools/dev.py test     set up with developer tools, then lint, check types and test;
                                  more arguments are passed to pytest
-    python tools/dev.py pose     create .venv-pose, the environment of the pose networks
+    python tools/dev.py pose     create .venv-pose, the environment of mmpose and ViTPose
     python tools/dev.py oldest   create .venv-oldest with the oldest packages that setup.py allows,
                                  then train, resume, evaluate, report and export there
 
@@ -16,8 +16,8 @@ another build. Everything is installed once: later calls take a moment.
 
 .venv-pose is created in the same way. It holds the project, transformers (ViTPose) and mmpose 1.3.2
 (HRNet, RTMPose). mmpose needs older packages than the project does, and a C compiler with Python's
-headers for one of them, so it has an environment of its own. Only the extraction of skeletons needs
-it; the tests of the pose networks are skipped without it.
+headers for one of them, so they have an environment of their own. MoveNet, the
+default of the extraction of skeletons, does not need it; the tests of the two are skipped without.
 
 .venv-oldest gets torch 2.4.0 and, of every other package, the release that setup.py names as its
 lower bound. Call `oldest` with the oldest Python that you have: `python3.10 tools/dev.py oldest`.

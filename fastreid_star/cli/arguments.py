@@ -85,5 +85,8 @@ def add_tracklets(parser: argparse.ArgumentParser) -> None:
         "--skeletons",
         default="",
         metavar="STORE",
-        help="skeletons of the images, written by fastreid-star skeletons --images",
+        help=(
+            "skeletons of the images, written by fastreid-star skeletons --images (default: those "
+            "of MoveNet, if the model reads skeletons)"
+        ),
     )

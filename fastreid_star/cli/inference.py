@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fastreid_star.cli.arguments import Action, add_model, add_predictor, add_tracklets
 
 if TYPE_CHECKING:
+    from fastreid_star.data.tracklets import TrackletInput
     from fastreid_star.inference import StarPredictor
 
 
@@ -22,6 +25,21 @@ def predictor_from(args: argparse.Namespace) -> StarPredictor:
         opts=args.set,
         device=args.device,
     )
+
+
+def skeleton_maker(
+    args: argparse.Namespace, predictor: StarPredictor, beside: str
+) -> Callable[[list[TrackletInput]], list[TrackletInput]]:
+    """What extracts the skeletons that the model reads and the user has not given.
+
+    They are kept in the folder ``PATH.skeletons``, where `beside` is PATH.
+    """
+    if args.skeletons or not getattr(predictor.model, "reads_skeletons", False):
+        return list
+    from fastreid_star.pose.on_the_fly import add_skeletons
+
+    folder = f"{beside.rstrip('/')}.skeletons"
+    return functools.partial(add_skeletons, folder=folder, device=predictor.device)
 
 
 def add_features(parser: argparse.ArgumentParser) -> Action:
@@ -56,8 +74,9 @@ def add_features(parser: argparse.ArgumentParser) -> Action:
 def _features(args: argparse.Namespace) -> None:
     from fastreid_star.inference.features import extract_features
 
+    predictor = predictor_from(args)
     done = extract_features(
-        predictor_from(args),
+        predictor,
         args.paths,
         dataset=args.dataset,
         split=args.split,
@@ -66,6 +85,7 @@ def _features(args: argparse.Namespace) -> None:
         output=args.output,
         gallery=args.gallery,
         replace=args.replace,
+        add_skeletons=skeleton_maker(args, predictor, args.gallery or args.output),
         batch_size=args.batch_size,
         num_workers=args.workers,
     )
@@ -101,8 +121,9 @@ def add_search(parser: argparse.ArgumentParser) -> Action:
 def _search(args: argparse.Namespace) -> None:
     from fastreid_star.inference.search import search, to_table
 
+    predictor = predictor_from(args)
     answers = search(
-        predictor_from(args),
+        predictor,
         args.gallery,
         args.queries,
         modality=args.modality,
@@ -112,6 +133,7 @@ def _search(args: argparse.Namespace) -> None:
         json_file=args.json,
         csv_file=args.csv,
         pictures=args.pictures,
+        add_skeletons=skeleton_maker(args, predictor, args.gallery),
         batch_size=args.batch_size,
         num_workers=args.workers,
     )

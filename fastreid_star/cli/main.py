@@ -26,6 +26,7 @@ COMMANDS = {
     "check": ("data", "check that a dataset and its skeletons are complete and readable"),
     "skeletons": ("data", "estimate the skeleton of every image with a pose network"),
     "convert": ("data", "convert published weights, or a skeleton store"),
+    "tracklets": ("tracklets", "cut the people of a video out, as tracklets"),
     "features": ("inference", "compute features of a dataset, of folders or of videos"),
     "search": ("inference", "rank a gallery for your own tracklets"),
     "export": ("inference", "export a trained model to ONNX"),

@@ -31,6 +31,7 @@ class DatasetCheck:
         checked: number of frames that were checked.
         decoded: whether they were decoded; False: only their files were looked up.
         sizes: number of decoded frames by (height, width).
+        counts16: histogram of frames of 16 bits, as in :class:`Found`; empty: there are none.
         store: path of the skeleton store; empty without store.
         stored: number of its skeletons.
         skeletons: sums over the skeletons by modality and camera.
@@ -46,6 +47,7 @@ class DatasetCheck:
     checked: int = 0
     decoded: bool = True
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    counts16: Counter[int] = field(default_factory=Counter)
     store: str = ""
     stored: int = 0
     skeletons: dict[tuple[Modality, int], SkeletonStats] = field(default_factory=dict)
@@ -133,6 +135,7 @@ def check_dataset(
         for (_, tracklet), found in zip(work, checks, strict=True):
             result.checked += found.checked
             result.sizes.update(found.sizes)
+            result.counts16.update(found.counts)
             result.problems += found.problems
             if store is not None:
                 groups[tracklet.modality, tracklet.camid] += found.skeletons

@@ -12,7 +12,7 @@ from enum import Enum
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from fastreid_star.data.io import MACHINE_LIMIT, BrokenImage, read_frame
+from fastreid_star.data.io import MACHINE_LIMIT, BrokenImage, read_image
 from fastreid_star.data.skeleton_stats import SkeletonStats, measure, what_is_wrong
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.workers import one_thread, ready_to_fork, why_lost
@@ -20,6 +20,7 @@ from fastreid_star.errors import UserError
 from fastreid_star.structures import Tracklet
 
 BATCH = 16  # tracklets per message of a worker
+COUNTS_STEP = 4  # of the histogram of 16 bits
 
 
 class Kind(Enum):
@@ -67,12 +68,15 @@ class Found:
     Args:
         checked: number of frames.
         sizes: number of decoded frames by (height, width).
+        counts: histogram of the counts of frames of 16 bits, in steps of COUNTS_STEP; empty: there
+            are no such frames.
         skeletons: sums over its skeletons.
         problems: with its frames, then with its skeletons.
     """
 
     checked: int
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    counts: Counter[int] = field(default_factory=Counter)
     skeletons: SkeletonStats = field(default_factory=SkeletonStats)
     problems: list[Problem] = field(default_factory=list)
 
@@ -114,6 +118,19 @@ def check_frames(
         raise UserError(f"{reason.partition(':')[0]}: use fewer --workers") from error
 
 
+def histogram(counts: np.ndarray) -> Counter[int]:
+    """How often counts of 16 bits lie in each step of COUNTS_STEP, by the step's lowest count."""
+    steps, numbers = np.unique(counts // COUNTS_STEP * COUNTS_STEP, return_counts=True)
+    return Counter(dict(zip(steps.tolist(), numbers.tolist(), strict=True)))
+
+
+def percentiles(counts: Counter[int], shares: Sequence[float]) -> list[int]:
+    """The counts below which these shares of a histogram lie, to COUNTS_STEP."""
+    steps = sorted(counts)
+    total = np.cumsum([counts[step] for step in steps])
+    return [steps[place] for place in np.searchsorted(total / total[-1], shares)]
+
+
 class _Frames(Dataset):
     """Item i is the :class:`Found` of tracklet i."""
 
@@ -132,7 +149,10 @@ class _Frames(Dataset):
         for place, i in enumerate(indices):
             try:
                 if self.decode:
-                    sizes[place] = read_frame(tracklet.path(i)).shape[:2]
+                    image = read_image(tracklet.path(i))
+                    sizes[place] = image.shape[:2]
+                    if image.ndim == 2:
+                        found.counts.update(histogram(image))
                 elif not os.path.getsize(tracklet.path(i)):
                     raise BrokenImage("the file is empty")
             except OSError as error:

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from fastreid_star.coco import NUM_JOINTS
-from fastreid_star.data.io import PAUSES, BrokenImage, LostImage, explain_missing, read_frame
+from fastreid_star.data.io import PAUSES, BrokenImage, LostImage, explain_missing, read_image
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import Clip, Transform
 from fastreid_star.errors import UserError
@@ -204,8 +204,8 @@ def read_clip(
         indices: T frame positions; repeated ones are read once.
 
     Returns:
-        T images, uint8 [H,W,3] of sizes that may differ; the T positions that they come from; the
-        number of frames that were replaced.
+        T images of sizes that may differ, uint8 [H,W,3] or counts of 16 bits [H,W]; the T positions
+        that they come from; the number of frames that were replaced.
 
     Raises:
         UserError: no frame of the tracklet can be read.
@@ -250,7 +250,7 @@ def _nearest_good(tracklet: Tracklet, index: int, read: dict[int, Any]) -> int |
 
 def _read_or_warn(path: str) -> np.ndarray | BrokenImage:
     try:
-        return read_frame(path)
+        return read_image(path)
     except BrokenImage as error:
         if path not in _warned:
             _warned.add(path)

@@ -8,13 +8,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from fastreid_star.data.io import decode_video
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.tracklets import MODALITIES, TrackletInput, as_modality
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv"),
+    *(".h264", ".264", ".h265", ".hevc", ".dav"),  # of surveillance cameras
+)
 # Identity and camera in the file names of Market-1501, DukeMTMC and MARS: 0002_c1s1_000451_03.jpg
 _MARKET_NAME = re.compile(r"(-?\d+)_?[cC](\d+)")
 
@@ -25,28 +29,38 @@ def tracklets_at(
     *,
     skeletons: SkeletonStore | None = None,
 ) -> list[TrackletInput]:
-    """The tracklets of folders, see :func:`tracklets_in`, and of videos, one per video.
+    """The tracklets of folders, see :func:`tracklets_in`, of videos, and of single images.
 
-    The name of a video is its file name; its modality is given or that of the folder right above.
+    The name of a file is its name, or its path below a given folder; its modality is given or that
+    of the folder right above.
 
     Args:
-        paths: folders and video files.
-        modality, skeletons: see :func:`tracklets_in`; videos get no skeletons here.
+        paths: folders, which may contain videos too, video files and image files.
+        modality, skeletons: see :func:`tracklets_in`; videos and files that are named one by one
+            get no skeletons here.
 
     Raises:
-        UserError: a path is neither, two tracklets have the same name, or as
-            :func:`tracklets_in`.
+        UserError: a path is none of these, a video shows whole scenes, two tracklets have the same
+            name, or as :func:`tracklets_in`.
     """
     tracklets: list[TrackletInput] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            tracklets += tracklets_in(path, modality, skeletons=skeletons)
-        elif path.is_file() and is_video(path):
+        videos = videos_at(path)
+        for video in videos:
+            _require_crops(video)
+            own = _modality(modality, video.resolve().parent)
+            name = video.relative_to(path).as_posix() if path.is_dir() else path.name
+            tracklets.append(TrackletInput(str(video), own, name=name))
+        if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
             own = _modality(modality, path.resolve().parent)
-            tracklets.append(TrackletInput(str(path), own, name=path.name))
-        else:
+            tracklets.append(TrackletInput([str(path)], own, name=path.name))
+        elif path.is_dir():
+            if not videos or any(images for _, images in image_folders(path)):
+                tracklets += tracklets_in(path, modality, skeletons=skeletons)
+        elif not videos:
             raise UserError(
-                f"{path} is neither a folder of images nor a video ({', '.join(VIDEO_SUFFIXES)})"
+                f"{path} is neither a folder of images, nor an image, nor a video "
+                f"({', '.join(VIDEO_SUFFIXES)})"
             )
     check_names([tracklet.name for tracklet in tracklets])
     return tracklets
@@ -118,6 +132,33 @@ def is_video(path: str | os.PathLike) -> bool:
     return os.fspath(path).lower().endswith(VIDEO_SUFFIXES)
 
 
+def videos_at(path: Path) -> list[Path]:
+    """A video file, or the videos in a folder and the folders below it, in natural order."""
+    if path.is_file():
+        return [path] if is_video(path) else []
+    if not path.is_dir():
+        return []
+    found = [
+        path / inside / name
+        for inside, names in image_folders(path, VIDEO_SUFFIXES)
+        for name in names
+    ]
+    return sorted(found, key=lambda video: natural_key(video.as_posix()))
+
+
+def _require_crops(video: Path) -> None:
+    """Raise a :class:`UserError` if the frames of a video are wider than high."""
+    for frame in decode_video(str(video)):
+        height, width = frame.shape[:2]
+        if width > height:
+            raise UserError(
+                f"{video} shows whole scenes ({width} x {height} pixels), not crops of one person: "
+                f"run `fastreid-star tracklets {video} --modality MODALITY -o FOLDER` first, and "
+                "give that folder"
+            )
+        return
+
+
 def check_names(names: Sequence[str]) -> None:
     """Raise :class:`UserError` if two tracklets have the same name."""
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -128,8 +169,10 @@ def check_names(names: Sequence[str]) -> None:
         )
 
 
-def image_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder relative to `root`, and its images in natural order."""
+def image_folders(
+    root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder relative to `root`, and its images, or other files, in natural order."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be listed: {error.strerror}")
@@ -144,7 +187,7 @@ def image_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
             and not here.startswith(os.path.join(os.path.realpath(os.path.join(place, name)), ""))
         ]
         shown = [name for name in names if not name.startswith(".")]
-        images = [name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
+        images = [name for name in shown if name.lower().endswith(suffixes)]
         yield Path(place).relative_to(root), sorted(images, key=natural_key)
 
 

@@ -40,7 +40,12 @@ class LostImage(BrokenImage):
 
 
 def read_frame(path: str | os.PathLike) -> np.ndarray:
-    """Read one image as uint8 [H,W,3], RGB, read-only; see :func:`as_rgb`.
+    """:func:`read_image` as uint8 [H,W,3], RGB, with its own gray levels if it has 16 bits."""
+    return to_rgb([read_image(path)])[0]
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Read one image, see :func:`as_array`.
 
     Args:
         path: JPEG, PNG, WebP, BMP, TIFF, GIF or PPM, whatever the file's name.
@@ -61,7 +66,7 @@ def read_frame(path: str | os.PathLike) -> np.ndarray:
         raise BrokenImage(f"{path}: the file is empty")
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
-            return as_rgb(image)
+            return as_array(image)
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
@@ -76,12 +81,11 @@ def read_bytes(path: str | os.PathLike) -> bytes:
         return file.read()
 
 
-def as_rgb(image: Image.Image) -> np.ndarray:
-    """Convert a PIL image to uint8 [H,W,3], RGB, read-only.
+def as_array(image: Image.Image) -> np.ndarray:
+    """A PIL image as uint8 [H,W,3], RGB, or of gray values of 16 bits these counts, [H,W].
 
     Applies the EXIF rotation. Gray, palette and CMYK images become RGB, an animation gives its
-    first frame, and transparency is dropped. Gray values of 16 bits are stretched, see
-    :func:`stretched`.
+    first frame, and transparency is dropped. The array of an RGB image is read-only.
 
     Raises:
         ValueError: the pixels are floats, whose range is unknown. A damaged file raises any type.
@@ -93,19 +97,32 @@ def as_rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "F":
         raise ValueError("its pixels are floats: save 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits; convert() would clip everything above 255
-        image = Image.fromarray(stretched(np.asarray(image)))
+        return np.asarray(image)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def stretched(counts: np.ndarray) -> np.ndarray:
-    """Scale gray values of 16 bits to uint8: the 1st percentile becomes 0, the 99th becomes 255.
+def to_rgb(frames: Sequence[np.ndarray], levels: Sequence[float] = ()) -> list[np.ndarray]:
+    """The frames of a clip as uint8 [H,W,3]; gray values of 16 bits are scaled together.
 
     An infrared camera's raw counts fill a small part of the 16 bits, such as 7250 to 7640. Divided
     by 257 they would leave two gray levels.
+
+    Args:
+        frames: uint8 [H,W,3], or counts [H,W].
+        levels: the counts that become 0 and 255; empty: the 1st and the 99th percentile of all
+            counts of these frames.
     """
-    low, high = np.percentile(counts, (1, 99))
-    shares = (counts - low) / max(high - low, 1.0)
-    return np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
+    counts = [frame.ravel() for frame in frames if frame.ndim == 2]
+    if not counts:
+        return list(frames)
+    low, high = levels or np.percentile(np.concatenate(counts), (1, 99))
+    return [_scaled(frame, low, high) if frame.ndim == 2 else frame for frame in frames]
+
+
+def _scaled(counts: np.ndarray, low: float, high: float) -> np.ndarray:
+    shares = (counts - float(low)) / max(high - low, 1.0)
+    gray = np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=2)
 
 
 def read_video(
@@ -129,7 +146,7 @@ def read_video(
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise UserError(f"video {path} does not exist")
-    n = sum(1 for _ in _decode(path))
+    n = sum(1 for _ in decode_video(path))
     if not n:
         raise UserError(f"video {path} has no decodable frame: it is damaged or not a video")
     stated = int(cv2.VideoCapture(path).get(cv2.CAP_PROP_FRAME_COUNT))
@@ -137,20 +154,22 @@ def read_video(
         logger.warning("Damaged video, %d of its %d frames can be decoded: %s", n, stated, path)
     wanted = list(choose(n))
     chosen = set(wanted)
-    frames = {index: frame for index, frame in enumerate(_decode(path)) if index in chosen}
+    frames = {index: frame for index, frame in enumerate(decode_video(path)) if index in chosen}
     return [np.ascontiguousarray(frames[index][..., ::-1]) for index in wanted], n  # from BGR
 
 
-def _decode(path: str) -> Iterator[np.ndarray]:
+def decode_video(path: str) -> Iterator[np.ndarray]:
     """The frames of a video that can be decoded, in OpenCV's color order, BGR."""
     capture = cv2.VideoCapture(path)
     failures = 0
-    while failures <= _MAX_BROKEN:
-        good, frame = capture.read()
-        failures = 0 if good else failures + 1
-        if good:
-            yield frame
-    capture.release()
+    try:
+        while failures <= _MAX_BROKEN:
+            good, frame = capture.read()
+            failures = 0 if good else failures + 1
+            if good:
+                yield frame
+    finally:
+        capture.release()
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
@@ -204,13 +223,13 @@ def explain_missing(path: str) -> str:
 
 
 def progress_bar(
-    title: str, total: int, *, shown: bool = True, done: int = 0, unit: str = " frames"
+    title: str, total: int | None, *, shown: bool = True, done: int = 0, unit: str = " frames"
 ) -> tqdm:
     """A progress bar on stderr; in a log file it prints every 30 seconds.
 
     Args:
         title: name of the work.
-        total: number of units.
+        total: number of units; None: not known.
         shown: False: print nothing.
         done: units finished in an earlier run; they do not count in the speed.
         unit: name of what is counted.

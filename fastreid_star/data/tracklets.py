@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.clips import read_clip, segment_indices
-from fastreid_star.data.io import as_rgb, read_video, reason
+from fastreid_star.data.io import as_array, read_video, reason
 from fastreid_star.data.skeletons import SkeletonStore, as_joints, is_valid
 from fastreid_star.data.transforms import Clip
 from fastreid_star.errors import UserError
@@ -26,6 +26,10 @@ MODALITIES = {
     "visible": Modality.VISIBLE,
     "ir": Modality.INFRARED,
     "infrared": Modality.INFRARED,
+    "thermal": Modality.INFRARED,
+    "nir": Modality.INFRARED,
+    "tir": Modality.INFRARED,
+    "lwir": Modality.INFRARED,
 }
 
 
@@ -34,8 +38,8 @@ class TrackletInput:
     """One person filmed by one camera. It is checked when it is used.
 
     Args:
-        frames: in temporal order: images, uint8 RGB [H,W,3] or gray [H,W], or PIL images; or a list
-            of image files; or the path of a video.
+        frames: in temporal order: images, uint8 RGB [H,W,3], uint8 or uint16 gray [H,W], or PIL
+            images; or a list of image files; or the path of a video.
         modality: ``visible``, ``infrared`` or a :class:`~fastreid_star.structures.Modality`.
         skeletons: [n,V,3]: x and y in pixels of each frame, with the center of the first pixel at
             (0, 0), and a score; NaN for a frame without skeleton. Or a store, see `keys`. None: no
@@ -130,7 +134,7 @@ def read_test_clip(tracklet: TrackletInput, length: int) -> tuple[Clip, int]:
             listed = Tracklet(0, 0, as_modality(tracklet.modality), "", files)
             frames, used, replaced = read_clip(listed, used)
         else:
-            frames = [_as_rgb(tracklet.images[index], index) for index in used]
+            frames = [_as_array(tracklet.images[index], index) for index in used]
     return Clip(frames, *_joints(tracklet, used)), replaced  # type: ignore[arg-type] # see Clip
 
 
@@ -143,20 +147,22 @@ def _check_image(image: Any, index: int) -> None:
             "paths, or one video"
         )
     colors = image.shape[2:] in ((), (3,)) and image.ndim > 1
-    if image.dtype != np.uint8 or not image.size or not colors:
+    counts = image.dtype == np.uint16 and image.ndim == 2
+    if not image.size or not (counts or (image.dtype == np.uint8 and colors)):
         raise UserError(
             f"frame {index} is {image.dtype} of the shape {image.shape}: expected uint8 (H, W, 3)"
         )
 
 
-def _as_rgb(image: np.ndarray | Image.Image, index: int) -> np.ndarray:
-    """The frame `index` as uint8 [H,W,3]."""
+def _as_array(image: np.ndarray | Image.Image, index: int) -> np.ndarray:
+    """The frame `index` as uint8 [H,W,3], or counts of 16 bits [H,W]."""
     if isinstance(image, Image.Image):
         try:
-            return as_rgb(image)
+            return as_array(image)
         except Exception as error:  # Pillow's decoders raise many types on a damaged file
             raise UserError(f"frame {index} cannot be read: {reason(error)}") from error
-    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+    gray = image.ndim == 2 and image.dtype == np.uint8
+    return np.repeat(image[..., None], 3, axis=2) if gray else image
 
 
 def _check_skeleton_count(tracklet: TrackletInput, n: int) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from fastreid_star.coco import LEFT_RIGHT
+from fastreid_star.data.io import to_rgb
 from fastreid_star.errors import UserError
 
 
@@ -27,7 +28,8 @@ class Clip:
     """T frames and their joints.
 
     Args:
-        frames: uint8 [T,H,W,3]; before :class:`Resize` a list of T images [H,W,3].
+        frames: uint8 [T,H,W,3]; before :class:`Resize` a list of T images, uint8 [H,W,3] or counts
+            of 16 bits [H,W].
         joints: float32 [T,V,3]: x, y, score.
         present: bool [T], frames that have a skeleton.
         sizes: float32 [T,2], height and width of each frame before :class:`Resize`, which sets it.
@@ -60,17 +62,19 @@ class Resize:
 
     Args:
         size: height and width of the result in pixels.
+        levels: of frames of 16 bits, see :func:`fastreid_star.data.io.to_rgb`.
     """
 
-    def __init__(self, size: Sequence[int]):
+    def __init__(self, size: Sequence[int], levels: Sequence[float] = ()):
         self.height, self.width = size
+        self.levels = tuple(levels)
 
     def __call__(self, clip: Clip, rng: np.random.Generator) -> Clip:
         frames = np.empty((len(clip.frames), self.height, self.width, 3), np.uint8)
         sizes = np.array([frame.shape[:2] for frame in clip.frames], np.float32)
         target = np.array((self.height, self.width), np.float32)
         scales = (target / sizes)[:, None, ::-1]  # of x and y
-        for t, frame in enumerate(clip.frames):
+        for t, frame in enumerate(to_rgb(clip.frames, self.levels)):
             if frame.shape[:2] == (self.height, self.width):
                 frames[t] = frame
             else:
@@ -204,7 +208,10 @@ def build_transforms(cfg, is_train: bool) -> Compose:
         raise UserError(
             f"INPUT.{key} is {size}: give height and width in pixels, such as [288, 144]"
         )
-    transforms: list[Transform] = [Resize(size)]
+    levels = list(cfg.INPUT.RANGE_16BIT)
+    if levels and (len(levels) != 2 or not levels[0] < levels[1]):
+        raise UserError(f"INPUT.RANGE_16BIT is {levels}: give two counts, low < high, or []")
+    transforms: list[Transform] = [Resize(size, levels)]
     if cfg.INPUT.BLANK:
         transforms.append(Blank())
     if not is_train:

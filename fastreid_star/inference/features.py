@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -87,6 +87,7 @@ def extract_features(
     output: str = "",
     gallery: str = "",
     replace: bool = False,
+    add_skeletons: Callable[[list[TrackletInput]], list[TrackletInput]] | None = None,
     batch_size: int | None = None,
     num_workers: int = 2,
 ) -> str:
@@ -103,6 +104,7 @@ def extract_features(
         output: an ``.npz`` file, see :func:`write_features`; or
         gallery: the folder of a gallery, which is created if it does not exist.
         replace: replace the entries of the gallery that have the same names.
+        add_skeletons: gives the tracklets of `paths` that have no skeletons some.
         batch_size: tracklets in a batch; None: TEST.IMS_PER_BATCH.
         num_workers: processes that decode images.
 
@@ -127,9 +129,11 @@ def extract_features(
         found = dataset_tracklets(predictor.cfg, dataset, split)
     else:
         found = find_tracklets(paths, modality, skeletons, predictor.cfg.DATASETS.MIN_FRAMES)
+    if add_skeletons is None or dataset:
+        add_skeletons = list
     if output:
         prepare_output(output, ".npz")
-        features = compute(predictor, found.tracklets, batch_size, num_workers)
+        features = compute(predictor, add_skeletons(found.tracklets), batch_size, num_workers)
         write_features(output, features, found, predictor.fingerprint)
         width = " x ".join(map(str, features.shape[1:]))
         return f"{len(features)} features of {width} numbers: {output}; names: {names_file(output)}"
@@ -139,7 +143,7 @@ def extract_features(
         existing = Gallery.load(gallery, predictor)
         if not replace:
             existing.check_names(found.names)
-    features = compute(predictor, found.tracklets, batch_size, num_workers)
+    features = compute(predictor, add_skeletons(found.tracklets), batch_size, num_workers)
     with Gallery.update(gallery, predictor) as entries:
         if replace:
             entries.remove(list(set(found.names) & set(entries.names)))

@@ -197,8 +197,12 @@ class StarPredictor:
             logger.warning(
                 "%d broken frames were replaced by their nearest good neighbor", loader.replaced
             )
+        expected = {
+            "without_skeletons": not getattr(self.model, "reads_skeletons", False),
+            "sixteen_bits": bool(self.cfg.INPUT.RANGE_16BIT),
+        }
         for name, found in flags.items():
-            if name != "without_skeletons" or getattr(self.model, "reads_skeletons", False):
+            if not expected.get(name):
                 self._warn(tracklets, found, SUSPICIONS[name])
         features = torch.cat(parts)
         check_features(features, "the tracklets'")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from tabulate import tabulate
 
+from fastreid_star.data.tracklets import TrackletInput
 from fastreid_star.errors import UserError
 from fastreid_star.files import prepare_output, write_output
 from fastreid_star.inference.features import PICTURE, compute, find_tracklets
@@ -58,6 +59,7 @@ def search(
     json_file: str = "",
     csv_file: str = "",
     pictures: str = "",
+    add_skeletons: Callable[[list[TrackletInput]], list[TrackletInput]] = list,
     batch_size: int | None = None,
     num_workers: int = 2,
 ) -> list[Answer]:
@@ -74,6 +76,7 @@ def search(
             have; ``visible``, ``infrared`` or ``all``.
         json_file, csv_file: also write the lists to these files.
         pictures: also write a picture of each query and its first ten entries into this folder.
+        add_skeletons: gives the queries that have no skeletons some.
         batch_size: tracklets in a batch; None: TEST.IMS_PER_BATCH.
         num_workers: processes that decode images.
 
@@ -90,7 +93,7 @@ def search(
         prepare_pictures(pictures)
     entries = Gallery.load(gallery, predictor)
     found = find_tracklets(queries, modality, skeletons)
-    features = compute(predictor, found.tracklets, batch_size, num_workers)
+    features = compute(predictor, add_skeletons(found.tracklets), batch_size, num_workers)
     answers = rank(entries, features, found.names, found.modalities, k=top, among=among)
     if json_file:
         text = to_json(answers, entries)

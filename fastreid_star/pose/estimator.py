@@ -23,7 +23,8 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 FALL_OFF, REACH = 0.5, 1 / 8  # see keep_central_peaks
 RULE = f"highest score * exp(-((x - middle) / ({FALL_OFF} * crop width))^2 / 2)"
 # backend -> its module, its class, and the packages that the training environment does not have
-BACKENDS = {
+BACKENDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "movenet": ("fastreid_star.pose.movenet", "MoveNetEstimator", ()),
     "mmpose": (
         "fastreid_star.pose.mmpose",
         "MMPoseEstimator",
@@ -64,7 +65,7 @@ class PoseEstimator(ABC):
 
 
 def build_estimator(
-    backend: str = "mmpose",
+    backend: str = "movenet",
     *,
     model: str = "",
     checkpoint: str = "",
@@ -75,11 +76,13 @@ def build_estimator(
     """A pose estimator with trained weights on its device. Nothing is downloaded.
 
     Args:
-        backend: ``mmpose`` (HRNet, RTMPose and the other top-down networks of mmpose 1.3.2) or
-            ``vitpose`` (ViTPose of Hugging Face transformers).
-        model: mmpose: the name of one of its configs, or the path of a config file; empty:
-            HRNet-w32, 256x192. vitpose: empty.
-        checkpoint: mmpose: the file with the weights. vitpose: the folder with config.json,
+        backend: ``movenet``, ``mmpose`` (HRNet, RTMPose and the other top-down networks of mmpose
+            1.3.2) or ``vitpose`` (ViTPose of Hugging Face transformers).
+        model: movenet: thunder or lightning; empty: thunder. mmpose: the name of one of its
+            configs, or the path of a config file; empty: HRNet-w32, 256x192. vitpose: empty.
+        checkpoint: movenet: the ``.json`` file, with its ``.bin`` file beside it, or their folder;
+            empty: the files that :func:`fastreid_star.pose.movenet_weights.fetch` has kept.
+            mmpose: the file with the weights. vitpose: the folder with config.json,
             preprocessor_config.json and model.safetensors.
         device: where the network runs.
         flip_test: average with the output for the mirrored crop. This takes twice the time.
@@ -169,6 +172,7 @@ def description_of(
     *,
     flip_test: bool,
     dtype: str | None,
+    several_people: str = RULE,
     **network: Any,
 ) -> dict[str, Any]:
     """Everything that the joints depend on, as JSON values.
@@ -177,6 +181,7 @@ def description_of(
         files: the weights; their names and SHA-256 are taken.
         packages: libraries whose versions are taken, beside torch.
         flip_test, dtype: see :func:`build_estimator`.
+        several_people: which person of a crop is taken.
         network: its name, `input_size` (width, height), the meaning of `score`, ...
     """
     found = {package: importlib.metadata.version(package) for package in packages}
@@ -184,7 +189,7 @@ def description_of(
         **network,
         "checkpoint": ", ".join(file.name for file in files),
         "sha256": sha256(files),
-        "several_people": RULE,
+        "several_people": several_people,
         "flip_test": flip_test,
         "dtype": dtype or "float32",
         "versions": {"torch": torch.__version__, **found},

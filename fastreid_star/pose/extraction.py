@@ -43,6 +43,7 @@ from fastreid_star.pose.frames import (
     frames_of_folder,
 )
 from fastreid_star.pose.parts import Parts, differences, parts_folder, read_plan
+from fastreid_star.pose.sides import RULE, settle_sides
 
 PART = 128  # crops per part, rounded up to whole batches
 SUSPICIOUS = 100  # so many crops without a readable one: the disk is at fault, not the crops
@@ -60,6 +61,7 @@ def extract_skeletons(
     batch_size: int = 16,
     workers: int = 2,
     overwrite: bool = False,
+    keep_sides: bool = False,
     **network: Any,
 ) -> bool:
     """Extract the skeletons of a dataset or of a folder of crops.
@@ -74,6 +76,8 @@ def extract_skeletons(
         batch_size: crops per batch.
         workers: decoding processes for each device.
         overwrite: replace an existing store when the new one is complete.
+        keep_sides: leave left and right as the network gives them, see
+            :mod:`fastreid_star.pose.sides`.
         network: arguments of :func:`build_estimator`.
 
     Returns:
@@ -95,6 +99,7 @@ def extract_skeletons(
             batch_size=batch_size,
             workers=workers,
             overwrite=overwrite,
+            keep_sides=keep_sides,
             progress=rank == 0,
         )
 
@@ -112,6 +117,7 @@ def extract_share(
     part: int = PART,
     workers: int = 2,
     overwrite: bool = False,
+    keep_sides: bool = False,
     progress: bool = True,
 ) -> None:
     """Make the missing parts of a share; nothing if the store is complete.
@@ -123,13 +129,14 @@ def extract_share(
         part: crops per part, rounded up to whole batches.
         workers: decoding processes; 0: decode in this one.
         overwrite: replace an existing store.
+        keep_sides: see :func:`extract_skeletons`.
         progress: show a bar of this share.
 
     Raises:
         UserError: `output` or `output`.parts contains something else, crops cannot be read, parts
             cannot be written, or a worker was killed.
     """
-    plan = make_plan(frames, estimator, batch_size, part)
+    plan = make_plan(frames, estimator, batch_size, part, keep_sides)
     if is_complete(output, plan, overwrite):
         return
     parts = Parts(output, plan)
@@ -169,7 +176,7 @@ def extract_share(
 
 
 def make_plan(
-    frames: Frames, estimator: PoseEstimator, batch_size: int, part: int
+    frames: Frames, estimator: PoseEstimator, batch_size: int, part: int, keep_sides: bool = False
 ) -> dict[str, Any]:
     """Everything that the bytes of the store depend on, as JSON values."""
     plan = {
@@ -177,6 +184,7 @@ def make_plan(
         "keys_sha256": frames.digest(),
         "batch_size": batch_size,
         "size": -(-part // batch_size) * batch_size,
+        "sides": "of the network" if keep_sides else RULE,
         **estimator.describe(),
     }
     return json.loads(json.dumps(plan))  # as it is read from a file
@@ -287,6 +295,11 @@ def _write_store(frames: Frames, parts: Parts, output: str) -> None:
         joints[rows.start : rows.stop] = part["joints"]
         problems = zip(rows, part["problems"].tolist(), strict=True)
         missing.update({frames.keys[row]: problem for row, problem in problems if problem})
+    confused = 0
+    if parts.plan["sides"] == RULE:
+        for tracklet in frames.tracklets():
+            joints[tracklet], count = settle_sides(joints[tracklet])
+            confused += count
     epoch = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())  # of reproducible files
     counts = {"frames": len(frames), "with_skeleton": len(frames) - len(missing)}
     manifest = {
@@ -294,6 +307,7 @@ def _write_store(frames: Frames, parts: Parts, output: str) -> None:
         "date": datetime.datetime.fromtimestamp(epoch, datetime.timezone.utc).date().isoformat(),
         "plan": parts.plan,
         "counts": {**counts, "without": len(missing)},
+        "confused_sides": confused,
         "missing": missing,
     }
     write_skeleton_store(output, frames.keys, joints, manifest)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +30,13 @@ class Frames:
         root: the folder that contains all of them.
         keys: the name of each in the skeleton store, such as ``0001/ir/D4/1``.
         paths: the file of each, relative to `root`.
+        groups: the tracklet of each; empty: each folder of the keys is one.
     """
 
     root: str
     keys: Sequence[str]
     paths: Sequence[str]
+    groups: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -42,6 +44,14 @@ class Frames:
     def path(self, index: int) -> str:
         """The file of one crop."""
         return os.path.join(self.root, self.paths[index])
+
+    def tracklets(self) -> list[list[int]]:
+        """The indices of the crops of each tracklet, in their order."""
+        rows: dict[Any, list[int]] = {}
+        groups: Sequence[Any] = self.groups or [key.rpartition("/")[0] for key in self.keys]
+        for row, group in enumerate(groups):
+            rows.setdefault(group, []).append(row)
+        return list(rows.values())
 
     def digest(self) -> str:
         """SHA-256 of the keys in their order."""
@@ -109,11 +119,13 @@ def frames_of_dataset(name: str, root: str) -> Frames:
         raise UserError(f"{name} is a dataset of images: give the folder of its crops by --images")
     dataset = open_dataset(name, root, check_frames=True)
     files = []
-    for tracklet in (*dataset.train, *dataset.query, *dataset.gallery):
+    groups: dict[str, int] = {}
+    for number, tracklet in enumerate((*dataset.train, *dataset.query, *dataset.gallery)):
         folder = os.path.relpath(tracklet.root, dataset.folder)
         for index, frame in enumerate(tracklet.frames):
             files.append((tracklet.key(index), os.path.normpath(os.path.join(folder, frame))))
-    return _frames(dataset.folder, files)
+            groups.setdefault(tracklet.key(index), number)
+    return replace(_frames(dataset.folder, files), groups=list(groups.values()))
 
 
 def frames_of_folder(folder: str | os.PathLike) -> Frames:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from fastreid_star.coco import JOINT_NAMES
 from fastreid_star.errors import UserError
@@ -98,8 +99,8 @@ class MMPoseEstimator(PoseEstimator):
         path = config_path(model or DEFAULT_MODEL)
         if not checkpoint:
             raise UserError(
-                f"{path.stem} needs trained weights: download the checkpoint that mmpose's model "
-                "zoo lists for this config, and give the file by --checkpoint"
+                f"{path.stem} needs trained weights: download {published_file(path)} of mmpose's "
+                "model zoo, and give the file by --checkpoint"
             )
         if not os.path.isfile(checkpoint):
             raise UserError(f"checkpoint {checkpoint} does not exist: download it first")
@@ -199,6 +200,15 @@ def config_path(model: str) -> Path:
         near = difflib.get_close_matches(model, files, n=1, cutoff=0)
         raise UserError(f"mmpose has no config or file {model}; did you mean {' '.join(near)}?")
     return files[model]
+
+
+def published_file(path: Path) -> str:
+    """The name of the checkpoint that mmpose's model zoo lists for a config."""
+    for listing in path.parent.glob("*.yml"):
+        for model in yaml.safe_load(listing.read_text(encoding="utf-8"))["Models"]:
+            if model["Name"] == path.stem:
+                return model["Weights"].rpartition("/")[2]
+    return "the checkpoint of this config"
 
 
 def read_config(path: Path) -> Config:

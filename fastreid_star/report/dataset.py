@@ -14,7 +14,7 @@ import numpy as np
 from tabulate import tabulate
 
 from fastreid_star.data.check import LONG, DatasetCheck, splits
-from fastreid_star.data.check_frames import Kind
+from fastreid_star.data.check_frames import Kind, percentiles
 from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.io import BrokenImage, read_frame
 from fastreid_star.data.skeleton_stats import SkeletonStats
@@ -132,6 +132,15 @@ def findings(check: DatasetCheck) -> list[Finding]:
             "ankles: are the joints in COCO's order, and x before y?"
         )
         found.append(Finding(True, text))
+    if check.counts16:
+        low, *middle, high = percentiles(check.counts16, (0.01, 0.25, 0.5, 0.75, 0.99))
+        quartiles = ", ".join(map(str, middle))
+        text = (
+            f"frames of 16 bits: 98 % of the counts are from {low} to {high}, quartiles "
+            f"{quartiles}; each clip is scaled by its own percentiles, unless INPUT.RANGE_16BIT "
+            f'"[{low}, {high}]" gives all clips the same scale'
+        )
+        found.append(Finding(False, text))
     return found
 
 

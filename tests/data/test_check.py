@@ -17,11 +17,12 @@ from fastreid_star.data.check import (
     splits,
     training_problems,
 )
-from fastreid_star.data.check_frames import Kind
+from fastreid_star.data.check_frames import COUNTS_STEP, Kind, percentiles
 from fastreid_star.data.datasets import ListedTracklet, VideoDataset
 from fastreid_star.data.datasets.base import count_subsets
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
 from fastreid_star.errors import UserError
+from fastreid_star.report.dataset import findings
 from fastreid_star.structures import Modality, Tracklet
 
 FRAMES = 10  # of a tracklet
@@ -107,6 +108,23 @@ def test_existence_only(folder, dataset):
     assert not check.sizes
     assert check.of_modality(Modality.INFRARED).measured == 0
     assert check.of_modality(Modality.INFRARED).coverage == 1
+
+
+def test_the_range_of_frames_of_16_bits(folder, dataset):
+    """Two tracklets with the counts 1000 to 2999 and 2000 to 3999: percentiles to COUNTS_STEP by hand."""
+    assert not check_dataset(dataset).counts16
+    for modality, lowest in (("ir", 1000), ("rgb", 2000)):
+        counts = np.arange(lowest, lowest + 2000, dtype=np.uint16).reshape(50, 40)
+        for frame in range(FRAMES):
+            Image.fromarray(counts).save(folder / "images" / "1" / modality / f"{frame}.png")
+    check = check_dataset(dataset)
+    assert check.good
+    assert sum(check.counts16.values()) == 2 * FRAMES * 2000
+    found = percentiles(check.counts16, (0.01, 0.5, 0.99))
+    np.testing.assert_allclose(found, [1040, 2500, 3960], atol=COUNTS_STEP)
+    (note,) = (finding.text for finding in findings(check))
+    assert "INPUT.RANGE_16BIT" in note
+    assert f"from {found[0]} to {found[2]}" in note
 
 
 @pytest.mark.parametrize("every", [3, 7, 10, 40, 99])

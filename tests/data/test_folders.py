@@ -1,5 +1,6 @@
 """Tracklets found in folders: order, names, modality, skeleton keys, and what is refused."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -120,12 +121,43 @@ def test_folders_and_videos(tmp_path):
     assert tracklets_at([tmp_path / "other" / "c.MOV"], "visible")[0].modality == Modality.VISIBLE
 
 
+def test_folders_of_videos_and_single_images(tmp_path):
+    make(tmp_path, "night/thermal/b10.dav", "night/thermal/b2.h264", "night/.x/c.mp4", "lwir/1.jpg")
+    make(tmp_path, "both/rgb/v.flv", "both/rgb/p1/1.jpg")
+    found = tracklets_at([tmp_path / "night", tmp_path / "lwir" / "1.jpg", tmp_path / "both"])
+    infrared, visible = Modality
+    assert [(tracklet.name, tracklet.modality, tracklet.is_video) for tracklet in found] == [
+        ("thermal/b2.h264", infrared, True),
+        ("thermal/b10.dav", infrared, True),
+        ("1.jpg", infrared, False),
+        ("rgb/v.flv", visible, True),
+        ("rgb/p1", visible, False),
+    ]
+    assert found[2].frames == [str(tmp_path / "lwir" / "1.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("size", "scene"), [((96, 64), True), ((64, 64), False), ((32, 64), False)]
+)
+def test_a_video_of_whole_scenes_is_refused(tmp_path, size, scene):
+    path = tmp_path / "a.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, size)
+    for _ in range(3):
+        writer.write(np.zeros((size[1], size[0], 3), np.uint8))
+    writer.release()
+    if scene:
+        with pytest.raises(UserError, match=r"96 x 64 .*fastreid-star tracklets .*a\.avi"):
+            tracklets_at([path], "visible")
+    else:
+        assert len(tracklets_at([path], "visible")) == 1
+
+
 def test_what_is_refused(tmp_path):
     make(tmp_path, "rgb/p1/1.jpg", "ir/p1/1.jpg", "empty/readme.txt", "x.txt", "v.mp4")
     for message, paths, modality in (
         (r"no images in .*empty", ["empty"], None),
-        (r"none is neither a folder of images nor a video", ["none"], None),
-        (r"x\.txt is neither a folder of images nor a video", ["x.txt"], None),
+        (r"none is neither a folder of images, nor an image, nor a video", ["none"], None),
+        (r"x\.txt is neither a folder of images, nor an image, nor", ["x.txt"], None),
         (r"first 'p1'", ["rgb", "ir"], None),
         (r"modality of .* unknown", ["v.mp4"], None),
         (r"modality 'green'", ["rgb"], "green"),

@@ -14,12 +14,14 @@ from fastreid_star.data import io
 from fastreid_star.data.io import (
     BrokenImage,
     LostImage,
-    as_rgb,
+    as_array,
     explain_missing,
     read_frame,
+    read_image,
     read_json,
     read_lines,
     read_video,
+    to_rgb,
 )
 from fastreid_star.errors import UserError
 
@@ -92,7 +94,7 @@ def test_exif_orientation_is_applied(tmp_path, pixels, orientation):
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     with Image.open(tmp_path / "a.png") as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
-        np.testing.assert_array_equal(as_rgb(image), expected)
+        np.testing.assert_array_equal(as_array(image), expected)
         assert image.size == (20, 12), "the given image is not changed"
     np.testing.assert_array_equal(read_frame(tmp_path / "a.png"), expected)
 
@@ -268,3 +270,15 @@ def test_explain_missing(tmp_path, monkeypatch):
     assert explain_missing(image).endswith("holds 0000.jpg, 0001.jpg, 0002.jpg, 0003.jpg, ...")
     monkeypatch.setattr(os, "listdir", failing_with(errno.EACCES))
     assert explain_missing(image) == f"{image} cannot be found: Permission denied"
+
+
+def test_the_frames_of_a_clip_are_scaled_together(tmp_path):
+    """A dark and a bright frame keep their difference; frames of 8 bits are not changed."""
+    dark, bright = np.full((2, 50), 1000, np.uint16), np.full((2, 50), 3000, np.uint16)
+    color = np.full((2, 2, 3), 7, np.uint8)
+    frames = to_rgb([dark, color, bright])
+    assert [frame[0, 0].tolist() for frame in frames] == [[0] * 3, [7] * 3, [255] * 3]
+    frames = to_rgb([dark, color, bright], [2000, 4000])
+    assert [frame[0, 0, 0] for frame in frames] == [0, 7, 128]
+    Image.fromarray(bright).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), bright)

@@ -159,3 +159,16 @@ def test_a_store_needs_a_key_for_each_frame(tmp_path, files):
         check_input(TrackletInput(files, "visible", store))
     with pytest.raises(UserError, match="it has 10 frames and 3 skeleton keys"):
         check_input(TrackletInput(files, "visible", store, ["a"] * 3))
+
+
+def test_frames_of_16_bits_stay_counts_until_they_are_scaled_together(tmp_path):
+    counts = np.arange(7250, 7250 + 8 * 4, dtype=np.uint16).reshape(8, 4)
+    Image.fromarray(counts).save(tmp_path / "a.png")
+    for frames in ([counts], [Image.fromarray(counts)], [tmp_path / "a.png"]):
+        tracklet = TrackletInput(frames, "infrared")
+        check_input(tracklet)
+        clip, _ = read_test_clip(tracklet, 2)
+        for frame in clip.frames:
+            np.testing.assert_array_equal(frame, counts)
+    with pytest.raises(UserError, match="uint16 of the shape"):
+        check_input(TrackletInput([counts[..., None].repeat(3, 2)], "infrared"))

@@ -266,9 +266,23 @@ def test_augmentations_that_clips_do_not_have(cfg, name):
         (["INPUT.PADDING.ENABLED", True, "INPUT.PADDING.MODE", "reflect"], r"MODE reflect"),
         (["INPUT.PADDING.ENABLED", True, "INPUT.PADDING.SIZE", -4], r"PADDING\.SIZE is -4"),
         (["INPUT.SIZE_TRAIN", [0, 12]], "SIZE_TRAIN"),
+        (["INPUT.RANGE_16BIT", [7640, 7250]], r"RANGE_16BIT is \[7640, 7250\]: .*low < high"),
+        (["INPUT.RANGE_16BIT", [7640]], "RANGE_16BIT"),
     ],
 )
 def test_values_out_of_range(cfg, options, message):
     cfg.merge_from_list(options)
     with pytest.raises(UserError, match=message):
         build_transforms(cfg, True)
+
+
+@pytest.mark.parametrize(("levels", "gray"), [([], [0, 255]), ([1000, 5000], [0, 128])])
+def test_frames_of_16_bits_are_scaled_together(cfg, levels, gray):
+    cfg.INPUT.RANGE_16BIT = levels
+    frames = [np.full((20, 10), count, np.uint16) for count in (1000, 3000)]
+    clip = Clip(frames, np.zeros((2, 17, 3), np.float32), np.zeros(2, bool))
+    for is_train in (True, False):
+        result = build_transforms(cfg, is_train)(clip, rng())
+        assert result.frames.shape[0] == 2
+        assert result.frames.shape[3] == 3
+        assert [np.unique(frame).tolist() for frame in result.frames] == [[gray[0]], [gray[1]]]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
+from PIL import Image
 
 from fastreid_star.data.build import all_video, build_dataset
 from fastreid_star.data.skeletons import SkeletonStore, write_skeleton_store
@@ -164,6 +165,15 @@ def test_a_frame_that_is_missing_is_replaced_and_no_problem(own_root, tmp_path):
     for path in (own_root / "SyntheticVCM" / "Train").rglob("1.jpg"):
         path.unlink()
     assert check(tiny_config(own_root, tmp_path)) == []
+
+
+def test_frames_of_16_bits_are_warned_of_once(own_root, tmp_path):
+    for path in (own_root / "SyntheticVCM").rglob("ir/*/*.jpg"):
+        Image.new("I;16", (16, 32), 7300).save(path, "PNG")
+    (text,) = texts(tiny_config(own_root, tmp_path), fatal=False)
+    assert "INPUT.RANGE_16BIT" in text
+    fixed = tiny_config(own_root, tmp_path, "INPUT.RANGE_16BIT", [7250, 7640])
+    assert texts(fixed, fatal=False) == []
 
 
 def with_store(own_root, change):

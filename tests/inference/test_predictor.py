@@ -265,6 +265,19 @@ def test_whole_scenes_are_warned_of(runs, caplog):
     assert "1 of 2 tracklets have frames that are wider than high" in caplog.text
 
 
+def test_frames_of_16_bits_are_warned_of_unless_their_range_is_fixed(runs, caplog):
+    counts = np.arange(7250, 7250 + 32 * 16, dtype=np.uint16).reshape(32, 16)
+    gray = ((counts - 7250.0) / 511 * 255).round().astype(np.uint8)[..., None].repeat(3, 2)
+    tracklets = [TrackletInput([image] * 3, "infrared") for image in (counts, gray)]
+    options = ["INPUT.RANGE_16BIT", [7250, 7250 + 511]]
+    fixed = StarPredictor.from_run(runs / "SAD", device="cpu", opts=options)
+    features = fixed.features(tracklets)
+    assert "16 bits" not in caplog.text
+    torch.testing.assert_close(features[0], features[1], atol=1e-6, rtol=0)
+    StarPredictor.from_run(runs / "SAD", device="cpu").features(tracklets)
+    assert caplog.text.count("1 of 2 tracklets have frames of 16 bits") == 1
+
+
 # --- where the model comes from ---
 
 

@@ -19,7 +19,7 @@ def test_missing_libraries_name_the_command(backend, missing, monkeypatch):
     )
     with pytest.raises(UserError, match=rf"{missing}: run `python tools/dev.py pose`"):
         build_estimator(backend, device=torch.device("cpu"))
-    with pytest.raises(UserError, match="mmpose or vitpose"):
+    with pytest.raises(UserError, match="mmpose or movenet or vitpose"):
         build_estimator("openpose", device=torch.device("cpu"))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastreid_star.coco import LEFT_RIGHT
 from fastreid_star.data import io as data_io
 from fastreid_star.data import skeletons
 from fastreid_star.data.io import read_frame
@@ -21,6 +22,8 @@ from fastreid_star.pose import extraction as module
 from fastreid_star.pose import frames as frames_module
 from fastreid_star.pose.extraction import extract_share, finish
 from fastreid_star.pose.frames import frames_of_folder
+
+from .test_sides import walk
 
 CROPS, BROKEN = 60, {7: "cut", 23: "empty", 59: "text"}
 
@@ -203,6 +206,36 @@ def test_killed_at_every_step_of_writing(images, tmp_path, overwrite):
         assert content(output) == whole, f"killed at step {call}"
         assert not Path(f"{output}.parts").exists(), f"killed at step {call}"
     assert call > 4 * 3, "each part takes several steps"
+
+
+def test_sides_are_settled_in_each_folder(tmp_path):
+    """Crops of two folders: their colors tell a stub the frame of a walker; some frames are swapped."""
+    sound = {name: walk(np.random.default_rng(seed)) for seed, name in enumerate("ab")}
+    crops = tmp_path / "crops"
+    for number, name in enumerate(sound):
+        (crops / name).mkdir(parents=True)
+        for frame in range(24):
+            color = (number, frame, 0)
+            Image.new("RGB", (4, 4), color).save(crops / name / f"{frame}.png")
+
+    class Walkers(Stub):
+        def estimate(self, prepared):
+            joints = np.stack([sound["ab"[int(x[0])]][int(x[1])] for x in prepared])
+            swapped = np.array([x[1] in (5, 9, 10) for x in prepared])
+            joints[swapped] = joints[swapped][:, list(LEFT_RIGHT)]
+            return joints
+
+    for keep_sides in (False, True):
+        output = tmp_path / f"store{keep_sides}"
+        extract(crops, output, Walkers(), keep_sides=keep_sides)
+        store = SkeletonStore.open(output)
+        for name, joints in sound.items():
+            found, _ = store.read([f"{name}/{frame}" for frame in range(24)])
+            same = (found == joints).all(axis=(1, 2))
+            assert np.flatnonzero(~same).tolist() == ([5, 9, 10] if keep_sides else [])
+        assert store.meta["confused_sides"] == (0 if keep_sides else 6)
+    with pytest.raises(UserError, match=r"other skeletons .*sides"):
+        extract(crops, output, Walkers())
 
 
 def test_other_skeletons_are_neither_continued_nor_replaced(images, tmp_path, whole):

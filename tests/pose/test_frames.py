@@ -20,6 +20,7 @@ def test_folder_in_natural_order_with_keys_without_suffix(tmp_path):
     assert frames.keys == ["0", "a1/x", "a2/1", "a10/1", "b/2", "b/10"]
     assert frames.paths == ["0.bmp", "a1/x.png", "a2/1.webp", "a10/1.jpg", "b/2.JPG", "b/10.jpg"]
     assert frames.path(4) == str(tmp_path / "b/2.JPG")
+    assert frames.tracklets() == [[0], [1], [2], [3], [4, 5]]
 
 
 def test_refusals(tmp_path):
@@ -46,6 +47,7 @@ def test_dataset_every_frame_once_short_tracklets_too(tmp_path):
     frames = frames_of_dataset("HITSZVCM", str(tmp_path))
     assert len(frames) == len(set(frames.keys)) == 3 + 12 + 12 + 1
     assert {"0001/ir/D2/3", "0004/ir/D3/1"} <= set(frames.keys)
+    assert [len(rows) for rows in frames.tracklets()] == [3, 12, 1, 12], "as they are listed"
     place = list(frames.keys).index("0004/rgb/D1/12")
     assert frames.path(place) == str(tmp_path / "HITSZ-VCM/Test/0004/rgb/D1/12.jpg")
 

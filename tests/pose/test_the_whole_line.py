@@ -23,7 +23,7 @@ import sys, torch
 from fastreid_star.cli.main import run
 from mmpose_checks import network
 torch.save(network(sys.argv[1])[0].state_dict(), sys.argv[2])
-run("skeletons", "--model", sys.argv[1], "--checkpoint", *sys.argv[2:])
+run("skeletons", "--backend", "mmpose", "--model", sys.argv[1], "--checkpoint", *sys.argv[2:])
 """
 
 

@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 # Each yields problems, or raises a UserError, which is one.
 CHECKS: tuple[Callable[[Run], Iterable[Problem]], ...] = (
     config.names, config.numbers, config.training_input, config.test_input,
-    data.datasets, data.matches, data.batches, data.skeletons, meaning.separation, meaning.warm_up,
+    data.datasets, data.matches, data.batches, data.skeletons, data.sixteen_bits,
+    meaning.separation, meaning.warm_up,
     machine.device, machine.weights, machine.pretrained, machine.output,
 )  # fmt: skip
 

@@ -17,14 +17,14 @@ from fastreid_star.data.build import (
     shown_with,
 )
 from fastreid_star.data.check import evaluation_problems, unmatched
-from fastreid_star.data.io import BrokenImage, read_frame
+from fastreid_star.data.io import BrokenImage, read_image
 from fastreid_star.data.skeleton_stats import what_is_wrong
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.engine.checks.run import Problem, Run
 from fastreid_star.engine.solver import resolve_schedule
 from fastreid_star.errors import UserError
 from fastreid_star.modeling import FRAME_CORRECTOR_REGISTRY
-from fastreid_star.structures import Tracklet
+from fastreid_star.structures import Modality, Tracklet
 
 SAMPLE = 20  # tracklets whose skeletons are looked up, of thousands
 # fast-reid's samplers that take DATALOADER.NUM_INSTANCE images of each identity
@@ -140,6 +140,28 @@ def skeletons(run: Run) -> Iterator[Problem]:
         _require_others("SKELETONS_TEST", cfg, [*data.query, *data.gallery])
 
 
+def sixteen_bits(run: Run) -> Iterator[Problem]:
+    """Frames of 16 bits without a fixed range of counts."""
+    for data in run.datasets(run.dataset_names) if run.video else ():
+        tracklets = [*data.train, *data.query, *data.gallery]
+        tracklets = [t for t in tracklets if t.modality == Modality.INFRARED]
+        sample = tracklets[:: max(1, len(tracklets) // SAMPLE)]
+        if not run.cfg.INPUT.RANGE_16BIT and any(map(_has_counts, sample)):
+            yield Problem(
+                f"{type(data).__name__} has frames of 16 bits, which are scaled by the percentiles "
+                "of each clip: `fastreid-star check` shows their range, and INPUT.RANGE_16BIT "
+                "gives all clips the same scale",
+                fatal=False,
+            )
+
+
+def _has_counts(tracklet: Tracklet) -> bool:
+    try:
+        return read_image(tracklet.path(0)).ndim == 2
+    except BrokenImage:  # training replaces it
+        return False
+
+
 def _misplaced(store: SkeletonStore, sample: list[Tracklet]) -> Iterator[Problem]:
     """Skeletons of which most cannot belong to their frames."""
     found = []
@@ -147,7 +169,7 @@ def _misplaced(store: SkeletonStore, sample: list[Tracklet]) -> Iterator[Problem
         joints, present = store.read([tracklet.key(0)])
         if present[0]:
             with contextlib.suppress(BrokenImage):  # training replaces it
-                size = np.array(read_frame(tracklet.path(0)).shape[:2])
+                size = np.array(read_image(tracklet.path(0)).shape[:2])
                 found.append(what_is_wrong(joints[0, :, :2].astype(np.float64), size))
     wrong = [text for text in found if text]
     if len(wrong) > len(found) / 2:

@@ -1,0 +1,1 @@
+"""From a video of a scene to tracklets: crops of each person."""

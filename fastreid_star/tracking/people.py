@@ -1,0 +1,112 @@
+"""From videos to tracklets: find or read the tracks, and cut them out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fastreid_star.data.folders import IMAGE_SUFFIXES, natural_key, videos_at
+from fastreid_star.data.io import decode_video, progress_bar, read_frame
+from fastreid_star.data.tracklets import as_modality
+from fastreid_star.errors import UserError
+from fastreid_star.structures import Modality
+from fastreid_star.tracking.cut import Cut, cut_tracklets
+from fastreid_star.tracking.detectors import Detector, MotionDetector
+from fastreid_star.tracking.follow import follow
+from fastreid_star.tracking.tracks import read_tracks
+
+MIN_FRAMES = 12  # of a tracklet, as in the published evaluation
+
+
+def extract_tracklets(
+    videos: Sequence[str],
+    output: str | os.PathLike,
+    modality: Modality | str,
+    *,
+    tracks: str = "",
+    kind: int | None = None,
+    build_detector: Callable[[Iterator[np.ndarray]], Detector] = MotionDetector,
+    min_frames: int = MIN_FRAMES,
+    progress: bool = False,
+) -> list[Cut]:
+    """Cut the people of videos of scenes out, into the layout that `features` and `search` read.
+
+    Args:
+        videos: video files, and folders of videos or of the frames of one video.
+        output: gets a folder ``ir`` or ``rgb`` with a folder of crops for each tracklet, and a
+            manifest for each video, see :func:`fastreid_star.tracking.cut.cut_tracklets`.
+        modality: of the videos.
+        tracks: a file of tracks of the one video, see
+            :func:`fastreid_star.tracking.tracks.read_tracks`; empty: people are detected and
+            tracked.
+        kind: the class of people in `tracks`.
+        build_detector: builds the detector of a video from its frames.
+        min_frames: shorter tracklets are left out.
+        progress: show a bar.
+
+    Raises:
+        UserError: a video, the tracks or the output cannot be used, or nobody is found.
+    """
+    paths = scenes(videos)
+    if tracks and len(paths) > 1:
+        raise UserError("--tracks belongs to one video: give one at a time")
+    stems = [path.stem for path in paths]
+    if twice := {stem for stem in stems if stems.count(stem) > 1}:
+        raise UserError(f"several videos have the name {min(twice)}: rename one")
+    folder = Path(output) / as_modality(modality).folder
+    cuts = []
+    for path, stem in zip(paths, stems, strict=True):
+        if tracks:
+            about, found = {"tracks": os.path.basename(tracks)}, read_tracks(tracks, kind)
+        else:
+            detect = build_detector(frames_of(path))
+            about = detect.describe()
+            found = follow(frames_of(path, "people" if progress else ""), detect)
+        about = {"video": path.name, "modality": as_modality(modality).name.lower(), **about}
+        frames = frames_of(path, "crops" if progress else "")
+        cuts.append(cut_tracklets(frames, found, folder, stem, min_frames=min_frames, about=about))
+    return cuts
+
+
+def scenes(paths: Sequence[str]) -> list[Path]:
+    """Video files, the videos of folders, and folders of frames.
+
+    Raises:
+        UserError: a path is none of these.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        videos = videos_at(path)
+        if videos:
+            found += videos
+        elif path.is_dir() and _images(path):
+            found.append(path)
+        else:
+            raise UserError(f"{path} is no video, and no folder of videos or of the frames of one")
+    return found
+
+
+def frames_of(path: Path, title: str = "") -> Iterator[np.ndarray]:
+    """The frames of a video file or of a folder of images, BGR.
+
+    Args:
+        path: the file or the folder.
+        title: of a progress bar; empty: no bar.
+    """
+    frames = (
+        (read_frame(path / name)[..., ::-1].copy() for name in _images(path))
+        if path.is_dir()
+        else decode_video(str(path))
+    )
+    with progress_bar(f"{path.name}: {title}", None, shown=bool(title)) as bar:
+        for frame in frames:
+            yield frame
+            bar.update(1)
+
+
+def _images(folder: Path) -> list[str]:
+    names = (name for name in os.listdir(folder) if name.lower().endswith(IMAGE_SUFFIXES))
+    return sorted(names, key=natural_key)
