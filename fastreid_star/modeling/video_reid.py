@@ -192,11 +192,11 @@ class VideoReID(nn.Module):
         outputs = self.encode_frames(batch)
         self.encode_clip(outputs, batch, explain)
         if not self.training:
-            outputs["features"] = F.normalize(at_least_float32(self.heads(outputs["clip"])), dim=-1)
+            outputs["features"] = self.retrieval_features(outputs["clip"])
             return outputs
         targets = batch["targets"].to(self.device, non_blocking=True)
         outputs["targets"] = targets
-        outputs["frame_targets"] = targets.repeat_interleave(outputs["frames"].shape[1])
+        outputs["frame_targets"] = targets.repeat_interleave(batch["images"].shape[1])
         self.training_outputs(outputs)
         return outputs
 
@@ -239,6 +239,10 @@ class VideoReID(nn.Module):
         outputs.update(found)
         if explain:
             outputs["attention"] = attention
+
+    def retrieval_features(self, clip: torch.Tensor) -> torch.Tensor:
+        """The `clip` outputs to the features that are compared, after the neck, of unit length."""
+        return F.normalize(at_least_float32(self.heads(clip)), dim=-1)
 
     def training_outputs(self, outputs: dict[str, Any]) -> None:
         """Add the logits and features that the losses of the current epoch need."""

@@ -1,0 +1,295 @@
+"""DinoGRL: gait from DINOv2's tokens beside appearance.
+
+::
+
+    images -> normalize -> two-stream backbone -> max over T -> stripes -> A [B, P, D]
+    images -> normalize -> DINOv2, frozen -> silhouettes, gait maps -> trunk
+                        -> max over T -> stripes -> G [B, P, D]
+    G, A   -> exchange (PBMGE) -> clip [B, 2P', D] -> part CE, part triplet; retrieval
+    silhouettes, gait maps -> reconstruction, smoothness, diversity
+
+Shapes: B clips, T frames, N = B T frames, P parts of a stream, P' with the exchange's, D width of a
+part.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fastreid.config import CfgNode, configurable
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from torch import nn
+
+from fastreid_star.errors import UserError
+from fastreid_star.methods.dinogrl.exchange import PartExchange
+from fastreid_star.methods.dinogrl.layers import GaitMaps
+from fastreid_star.methods.dinogrl.losses import READINGS
+from fastreid_star.modeling.backbones.two_stream import TwoStreamBackbone, build_two_stream
+from fastreid_star.modeling.heads.part_head import PartHead
+from fastreid_star.modeling.layers.frozen_tokens import FrozenTokens
+from fastreid_star.modeling.layers.parts import SeparateLinear, horizontal_pyramid
+from fastreid_star.modeling.layers.pooling import at_least_float32
+from fastreid_star.modeling.losses.loss import build_losses
+from fastreid_star.modeling.video_reid import VideoReID
+from fastreid_star.weights import read_file, without_prefix
+
+STREAMS = ("both", "appearance", "gait")
+GAIT_OUTPUTS = ("classes", "tokens", "rebuilt_tokens", "person", "support", "denoised")
+
+
+class PartPooling(nn.Module):
+    """Maps of frames to parts of clips: maximum over T, stripes, a linear layer for each.
+
+    Args:
+        channels: of the maps.
+        width: D.
+        bins: numbers of stripes.
+    """
+
+    def __init__(self, channels: int, width: int, bins: Sequence[int]):
+        super().__init__()
+        self.bins = tuple(bins)
+        self.fc = SeparateLinear(sum(bins), channels, width)
+
+    def forward(self, maps: torch.Tensor, clips: int, length: int) -> torch.Tensor:
+        """Maps ``[N, C, h, w]`` of `clips` clips of `length` frames to ``[B, P, D]``."""
+        maps = maps.reshape(clips, length, *maps.shape[1:]).amax(1)
+        return self.fc(horizontal_pyramid(maps, self.bins))
+
+
+class GaitStream(nn.Module):
+    """Images to gait parts, and to what the losses of the silhouettes need.
+
+    Args:
+        tokens: the frozen transformer.
+        maps: silhouettes and gait maps.
+        trunk: stages of a backbone, ``[N, width, H, W]`` to the last maps.
+        pooling: of the last maps.
+    """
+
+    def __init__(
+        self, tokens: FrozenTokens, maps: GaitMaps, trunk: nn.Sequential, pooling: PartPooling
+    ):
+        super().__init__()
+        self.tokens, self.maps, self.trunk, self.pooling = tokens, maps, trunk, pooling
+
+    def forward(self, images: torch.Tensor, clips: int, length: int) -> dict[str, Any]:
+        """Normalized images ``[N, 3, H, W]`` to `gait_parts` ``[B, P, D]`` and the named outputs of
+        :class:`GaitMaps`."""
+        outputs = self.maps(self.tokens(images), length)
+        outputs["gait_parts"] = self.pooling(self.trunk(outputs.pop("gait_maps")), clips, length)
+        return outputs
+
+
+@META_ARCH_REGISTRY.register()
+class DinoGRL(VideoReID):
+    """Parts of the appearance and of the gait, exchanged; features ``[B, P, D]`` are compared by
+    the mean Euclidean distance of their parts.
+
+    Args:
+        appearance: pools the backbone's maps; None: gait alone.
+        gait: the gait stream; None: appearance alone.
+        exchange: between both; None: they stay apart.
+        augment: copy one color channel to all in half of the visible training clips.
+        per_frame: each frame of such a clip draws its own channel.
+        kwargs: see :class:`VideoReID`; `heads` is a PartHead. There is no frame head.
+    """
+
+    provides = ("is_visible", "clip", "clip_logits", "targets", "frame_targets")
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        appearance: PartPooling | None,
+        gait: GaitStream | None,
+        exchange: PartExchange | None,
+        augment: bool = True,
+        per_frame: bool = False,
+        **kwargs: Any,
+    ):
+        if appearance is not None:
+            self.provides = (*self.provides, "frames")
+        if gait is not None:
+            self.provides = (*self.provides, *GAIT_OUTPUTS)
+        super().__init__(frame_heads=nn.Identity(), **kwargs)
+        self.appearance, self.gait, self.exchange = appearance, gait, exchange
+        self.augment, self.per_frame = augment, per_frame
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read ``MODEL`` and ``MODEL.DINOGRL``."""
+        own = cfg.MODEL.DINOGRL
+        _check(cfg)
+        head = REID_HEADS_REGISTRY.get(cfg.MODEL.HEADS.NAME)
+        backbone = build_two_stream(cfg)
+        if backbone.spatial_dims != (2, 3):
+            raise UserError(
+                f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}: DinoGRL needs a convolutional "
+                "backbone, whose stages read maps"
+            )
+        width, bins = cfg.MODEL.HEADS.EMBEDDING_DIM, own.BINS
+        gait = appearance = exchange = None
+        if own.STREAMS != "appearance":
+            gait = _build_gait(cfg, backbone)
+        if own.STREAMS != "gait":
+            appearance = PartPooling(backbone.feature_width, width, bins)
+            if own.READING == "authors":
+                _drop_relu(backbone)
+        if own.STREAMS == "both" and own.EXCHANGE:
+            exchange = PartExchange(width, bins)
+        parts = sum(bins) + (len(bins) - 1 if exchange else 0)
+        parts *= 2 if own.STREAMS == "both" else 1
+        return {
+            "backbone": backbone if appearance else nn.Identity(),
+            "heads": head(cfg, feat_dim=width, num_parts=parts),
+            "losses": build_losses(cfg, feat_dim=width),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "appearance": appearance,
+            "gait": gait,
+            "exchange": exchange,
+            "augment": own.AUGMENT,
+            "per_frame": own.READING == "authors",
+        }
+
+    @property
+    def has_idle_parameters(self) -> bool:
+        """Whether some parameters may get no gradient in some step: DDP must be told so."""
+        losses: dict[str, Any] = dict(self.losses.items())
+        needs = {name for loss in losses.values() for name in loss.needs}
+        used = {"clip_logits"} if self.gait is None else {"clip_logits", "rebuilt_tokens"}
+        late = any(loss.first_epoch > (self.epoch or 0) for loss in losses.values())
+        return late or not used <= needs
+
+    def preprocess(self, images: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
+        """As :class:`VideoReID`; in training some visible clips show one color channel only."""
+        length = images.shape[1]
+        images = super().preprocess(images, is_visible)
+        if self.training and self.augment:
+            order = channel_order(is_visible, length, per_frame=self.per_frame)
+            order = order.to(images.device, non_blocking=True)
+            images = images.gather(1, order[:, :, None, None].expand_as(images))
+        return images
+
+    def encode_frames(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Images to the parts of both streams, and to `frames` ``[B, T, D]`` of the backbone."""
+        clips, length = batch["images"].shape[:2]
+        is_visible = self.frame_modality(batch, length)
+        images = self.preprocess(batch["images"], is_visible)
+        outputs: dict[str, Any] = {"is_visible": is_visible}
+        if self.appearance is not None:
+            maps = self.backbone(images, is_visible)
+            outputs["frames"] = self.pool_frames(maps).unflatten(0, (clips, length))
+            outputs["appearance_parts"] = self.appearance(maps, clips, length)
+        if self.gait is not None:
+            outputs |= self.gait(images, clips, length)
+        return outputs
+
+    def encode_clip(self, outputs: dict[str, Any], batch: dict[str, Any], explain: bool) -> None:
+        """Add `clip`: the parts of the gait, then those of the appearance, after the exchange."""
+        streams = [outputs.pop(f"{name}_parts", None) for name in ("gait", "appearance")]
+        if self.exchange is not None:
+            streams = self.exchange(*streams)
+        outputs["clip"] = torch.cat([parts for parts in streams if parts is not None], dim=1)
+
+    def retrieval_features(self, clip: torch.Tensor) -> torch.Tensor:
+        """The parts ``[B, P, D]`` as they are: their length is part of their distance."""
+        return at_least_float32(self.heads(clip))
+
+
+def channel_order(
+    is_visible: torch.Tensor, length: int, *, per_frame: bool = False
+) -> torch.Tensor:
+    """Which color channel each channel of a frame is read from: int64 ``[N, 3]``, on the CPU.
+
+    Half of the visible clips, by a coin, get one channel three times, drawn for the clip.
+
+    Args:
+        is_visible: bool ``[N]``, on the host.
+        length: T.
+        per_frame: each frame of such a clip draws its own channel.
+    """
+    clips = len(is_visible) // length
+    shape = (clips, length if per_frame else 1, 1)
+    one = torch.randint(3, shape).expand(clips, length, 3)
+    chosen = (torch.rand(clips, 1) < 0.5) & is_visible.view(clips, length)
+    return torch.where(chosen[..., None], one, torch.arange(3)).flatten(0, 1)
+
+
+def _check(cfg: CfgNode) -> None:
+    """Raise a UserError for a value of ``MODEL.DINOGRL`` or a head that does not fit."""
+    own = cfg.MODEL.DINOGRL
+    for key, known in (("READING", READINGS), ("STREAMS", STREAMS)):
+        if own[key] not in known:
+            choices = ", ".join(known)
+            raise UserError(f"MODEL.DINOGRL.{key} is {own[key]!r}: choose one of {choices}")
+    if not own.BINS or own.BINS[0] != 1 or min(own.BINS) < 1:
+        raise UserError(f"MODEL.DINOGRL.BINS is {list(own.BINS)}: the first number must be 1")
+    if len(own.GRID) != 2 or min(own.GRID) < 1:
+        raise UserError(f"MODEL.DINOGRL.GRID is {list(own.GRID)}: give rows and columns")
+    if not 0 <= own.CLIP_DROP <= 1:
+        raise UserError(f"MODEL.DINOGRL.CLIP_DROP is {own.CLIP_DROP}: give a share from 0 to 1")
+    if cfg.MODEL.HEADS.EMBEDDING_DIM < 1:
+        raise UserError("MODEL.HEADS.EMBEDDING_DIM is the width of a part: DinoGRL has 256")
+    head = REID_HEADS_REGISTRY.get(cfg.MODEL.HEADS.NAME)
+    if not (isinstance(head, type) and issubclass(head, PartHead)):
+        raise UserError(
+            f"MODEL.HEADS.NAME is {cfg.MODEL.HEADS.NAME}, which is not a head for parts: DinoGRL "
+            "needs PartHead or a subclass of it"
+        )
+
+
+def _build_gait(cfg: CfgNode, backbone: TwoStreamBackbone) -> GaitStream:
+    """The gait stream; its trunk is a copy of the backbone's stages, weights included."""
+    own = cfg.MODEL.DINOGRL
+    tokens = FrozenTokens.build(own.DINOV2, own.GRID)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        image = torch.zeros(2, 3, *cfg.INPUT.SIZE_TRAIN)
+        width = copy.deepcopy(backbone.visible_stem).eval()(image).shape[1]
+    maps = GaitMaps(tokens.width, width, drop=own.CLIP_DROP, fixed_person=own.READING == "authors")
+    if own.MASK_WEIGHTS:
+        load_mask_branch(maps, own.MASK_WEIGHTS)
+    trunk = nn.Sequential(*copy.deepcopy(backbone.stages))
+    pooling = PartPooling(backbone.feature_width, cfg.MODEL.HEADS.EMBEDDING_DIM, own.BINS)
+    return GaitStream(tokens, maps, trunk, pooling)
+
+
+def load_mask_branch(maps: GaitMaps, path: str) -> None:
+    """Load BigGait's mask branch, whose class 0 is the person.
+
+    Raises:
+        UserError: the file has no such weights, or they have another size.
+    """
+    data = read_file(path)
+    state = without_prefix(data.get("model", data))
+    mask = maps.mask
+    named = {
+        "down.weight": state.get("down_sampling.weight"),
+        "down.bias": state.get("down_sampling.bias"),
+        "up.weight": state.get("up_sampling.weight"),
+        "up.bias": state.get("up_sampling.bias"),
+        "norm.running_mean": state.get("bn_s.running_mean"),
+        "norm.running_var": state.get("bn_s.running_var"),
+    }
+    own = mask.state_dict()
+    for name, value in named.items():
+        if value is None or value.numel() != own[name].numel():
+            raise UserError(
+                f"MODEL.DINOGRL.MASK_WEIGHTS {path} has no {name} for tokens of width "
+                f"{mask.norm.num_features}: it is not BigGait's mask branch for this DINOv2"
+            )
+        own[name].copy_(value.view_as(own[name]))
+    mask.border_share.zero_()
+
+
+def _drop_relu(backbone: TwoStreamBackbone) -> None:
+    """Take the ReLU out of both stems: the published program has forgotten it."""
+    for stem in (backbone.visible_stem, backbone.infrared_stem):
+        for name, module in stem.named_children():
+            if isinstance(module, nn.ReLU):
+                setattr(stem, name, nn.Identity())
