@@ -20,6 +20,8 @@ from fastreid_star.modeling.layers.pooling import at_least_float32
 class PartHead(nn.Module):
     """Classifies each part: BatchNorm over all P x D values, unit length, cosine times a scale.
 
+    A batch of one clip is normalized by the running statistics.
+
     Retrieval compares the parts before the BatchNorm.
 
     Args:
@@ -58,7 +60,13 @@ class PartHead(nn.Module):
         """
         if not self.training:
             return parts
-        normed = self.norm(at_least_float32(parts).flatten(1)).view_as(parts)
+        rows = at_least_float32(parts).flatten(1)
+        if len(rows) > 1:
+            normed = self.norm(rows)
+        else:  # one row has no variance
+            n = self.norm
+            normed = F.batch_norm(rows, n.running_mean, n.running_var, n.weight, n.bias, eps=n.eps)
+        normed = normed.view_as(parts)
         weight = F.normalize(self.weight, dim=-1)
         logits = self.scale * torch.einsum("bpd,cpd->bpc", F.normalize(normed, dim=-1), weight)
         mean = logits.detach().mean(1)

@@ -156,12 +156,13 @@ def test_wrong_values_are_refused(tmp_path, key, value, word):
 def test_heads_and_losses_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(UserError, match="PartHead"):
         build(tmp_path, "MODEL.HEADS.NAME", "ClipHead")
-    with pytest.raises(UserError, match="clip_features"):
-        build(tmp_path, "MODEL.LOSSES.NAME", "('CrossEntropyLoss','TripletLoss')")
+    with pytest.raises(UserError, match="frame_logits"):
+        names = "('CrossEntropyLoss','PartTripletLoss','FrameCrossEntropyLoss')"
+        build(tmp_path, "MODEL.LOSSES.NAME", names)
     with pytest.raises(UserError, match="rebuilt_tokens"):
         build(tmp_path, "MODEL.DINOGRL.STREAMS", "appearance")
+    names = ("MODEL.BACKBONE.NAME", "build_dinov2_backbone", "MODEL.BACKBONE.DEPTH", "tiny")
     with pytest.raises(UserError, match="convolutional"):
-        names = ("MODEL.BACKBONE.NAME", "build_dinov2_backbone", "MODEL.BACKBONE.DEPTH", "tiny")
         build(tmp_path, *names)
 
 
@@ -197,6 +198,7 @@ def test_a_run_resumes_bit_for_bit_and_its_checkpoint_has_no_dinov2(tiny_root, t
     (tmp_path / "part" / "last_checkpoint").write_text("model_last.pth")
     resumed = Trainer(part)
     resumed.resume_or_load(resume=True)
+    assert resumed.start_epoch == 1
     resumed.train()
     first, second = (
         read_file(str(tmp_path / name / "model_final.pth"))["model"] for name in ("whole", "part")
