@@ -81,7 +81,9 @@ class FrozenTokens(nn.Module):
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> TokenMaps:
         """Images ``[N, 3, H, W]``, normalized, to tokens; no gradient reaches the images."""
-        found = [self._encode(chunk) for chunk in images.split(CHUNK)]
+        # a traced graph must not depend on the number of images
+        chunks = [images] if torch.jit.is_tracing() else images.split(CHUNK)
+        found = [self._encode(chunk) for chunk in chunks]
         last, blocks = (torch.cat(maps) for maps in zip(*found, strict=True))
         return TokenMaps(last, blocks)
 
@@ -97,7 +99,7 @@ class FrozenTokens(nn.Module):
                 if number in self.layers:
                     kept += [x] * self.layers.count(number)
             joined = torch.cat(kept, dim=-1)
-            tokens = (network.norm(x), F.layer_norm(joined, joined.shape[-1:], eps=1e-6))
+            tokens = (network.norm(x), F.layer_norm(joined, (4 * self.width,), eps=1e-6))
         last, blocks = (patch_maps(t.half() if half else t, self.grid) for t in tokens)
         return last, blocks
 
