@@ -143,8 +143,9 @@ def add_convert(parser: argparse.ArgumentParser) -> Action:
       fastreid-star convert datasets/HITSZ-VCM/skeletons skeletons.h5
 
     With --config-file, SOURCE is a checkpoint of SAADG or of STAR's authors (SDTG), or a folder
-    with the three files of DinoGRL's authors, recognized by the names in it. Dropped and unknown names are listed. The conversion fails if a weight is
-    missing or has the wrong shape, or if the config would compute other features.
+    with the three files of DinoGRL's authors, recognized by the names in it. Dropped and unknown
+    names are listed. The conversion fails if a weight is missing or has the wrong shape, or if the
+    config would compute other features.
 
     Without --config-file, SOURCE is a skeleton store: the authors' HDF5 file, or a folder, which
     is read a hundred times faster. TARGET is a file if it ends in .h5 or .hdf5, else a folder.

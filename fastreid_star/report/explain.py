@@ -214,6 +214,23 @@ def gradcam(
     return similarity, filmstrip(frames, height=height, alt=alt)
 
 
+def silhouettes(model: Any, clip: Clip, *, height: int) -> Picture:
+    """The learned silhouettes over the frames of a clip: the person red, the support's rim blue.
+
+    Args:
+        model: has `silhouettes`, see :class:`fastreid_star.methods.dinogrl.DinoGRL`.
+        clip: to be shown.
+        height: of a frame in CSS pixels.
+    """
+    person, support = (found[0] for found in model.silhouettes(collate_clips([clip.item])))
+    heat = torch.maximum(person.float(), 0.15 * support.float())[:, None]
+    size = clip.frames.shape[1:3]
+    maps = torch.nn.functional.interpolate(heat, size, mode="nearest")[:, 0].cpu().numpy()
+    frames = [blend(*pair) for pair in zip(clip.frames, maps, strict=True)]
+    alt = f"{len(frames)} frames of the {clip.title}, with the learned silhouettes"
+    return filmstrip(frames, height=height, alt=alt)
+
+
 def blend(frame: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """A map [H, W] from 0 to 1 in colors over its frame [H, W, 3] in gray."""
     gray = np.asarray(Image.fromarray(frame).convert("L"))[..., None]

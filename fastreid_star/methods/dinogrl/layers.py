@@ -31,7 +31,8 @@ CHUNK = 8  # frames whose statistics are summed at once: limits the memory, not 
 
 def upsample(maps: torch.Tensor) -> torch.Tensor:
     """Maps ``[N, C, h, w]`` to twice the size, bilinear."""
-    return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
+    size = [2 * int(side) for side in maps.shape[2:]]
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 def support_of(person: torch.Tensor) -> torch.Tensor:
@@ -99,7 +100,12 @@ class MaskBranch(nn.Module):
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Upsampled tokens ``[N, C, H, W]`` to class probabilities ``[N, 2, H, W]``, float32, and
         rebuilt tokens ``[N, C, H, W]``."""
-        classes = at_least_float32(self.down(self.norm(self.dropout(tokens)))).softmax(1)
+        if self.training:
+            normed = self.norm(self.dropout(tokens))
+        else:  # written out: ONNX has no BatchNorm without weights
+            shift, scale = self.norm.running_mean, (self.norm.running_var + self.norm.eps).rsqrt()
+            normed = (tokens - shift[:, None, None]) * scale[:, None, None]
+        classes = at_least_float32(self.down(normed)).softmax(1)
         if self.training and not self.fixed:
             self._follow_border(classes.detach())
         return classes, self.up(classes)

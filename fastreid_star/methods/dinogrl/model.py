@@ -26,7 +26,7 @@ from torch import nn
 
 from fastreid_star.errors import UserError
 from fastreid_star.methods.dinogrl.exchange import PartExchange
-from fastreid_star.methods.dinogrl.layers import GaitMaps
+from fastreid_star.methods.dinogrl.layers import GaitMaps, silhouette_of
 from fastreid_star.methods.dinogrl.losses import READINGS
 from fastreid_star.modeling.backbones.two_stream import TwoStreamBackbone, build_two_stream
 from fastreid_star.modeling.heads.part_head import PartHead
@@ -120,6 +120,11 @@ class DinoGRL(VideoReID):
         self.appearance, self.gait, self.exchange = appearance, gait, exchange
         self.augment, self.per_frame = augment, per_frame
 
+    @property
+    def has_silhouettes(self) -> bool:
+        """Whether :meth:`silhouettes` has something to show."""
+        return self.gait is not None
+
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read ``MODEL`` and ``MODEL.DINOGRL``."""
@@ -196,6 +201,31 @@ class DinoGRL(VideoReID):
         if self.exchange is not None:
             streams = self.exchange(*streams)
         outputs["clip"] = torch.cat([parts for parts in streams if parts is not None], dim=1)
+
+    @torch.no_grad()
+    def silhouettes(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The learned silhouettes of clips, in evaluation mode.
+
+        Args:
+            batch: see :meth:`encode`.
+
+        Returns:
+            the closed silhouettes, from 0 to 1, and the supports, bool: ``[B, T, H, W]`` each, on
+            twice the grid of the tokens.
+
+        Raises:
+            UserError: the model has no gait stream.
+        """
+        if self.gait is None:
+            raise UserError("MODEL.DINOGRL.STREAMS is appearance: there are no silhouettes")
+        modes = {module: module.training for module in self.modules()}
+        outputs = self.eval().encode(batch)
+        for module, training in modes.items():
+            module.training = training
+        shape = batch["images"].shape[:2]
+        maps = (silhouette_of(outputs["person"]), outputs["support"])
+        silhouettes, supports = (each.reshape(*shape, *each.shape[2:]) for each in maps)
+        return silhouettes, supports
 
     def retrieval_features(self, clip: torch.Tensor) -> torch.Tensor:
         """The parts ``[B, P, D]`` as they are: their length is part of their distance."""

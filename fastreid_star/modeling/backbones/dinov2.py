@@ -70,14 +70,14 @@ def embed(net: Any, images: torch.Tensor) -> torch.Tensor:
     if list(images.shape[2:]) != size:
         images = F.interpolate(images, size, mode="bilinear", align_corners=False)
     patches = net.patch_embed(images) + resize_positions(net.pos_embed[0, 1:], net.grid)
-    first = (net.cls_token + net.pos_embed[:, :1]).expand(len(images), -1, -1)
+    first = (net.cls_token + net.pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
     return torch.cat([first.to(patches.dtype), patches], dim=1)
 
 
 def patch_maps(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """Tokens ``[N, 1 + L, D]`` to the maps of their patches ``[N, D, h, w]``."""
     maps = tokens[:, 1:].transpose(1, 2)
-    return maps.reshape(*maps.shape[:2], *grid)
+    return maps.reshape(maps.shape[0], int(maps.shape[1]), *grid)
 
 
 class LayerScale(nn.Module):

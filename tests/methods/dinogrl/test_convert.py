@@ -19,7 +19,7 @@ from fastreid_star.modeling.backbones.dinov2 import Dinov2
 from ...tiny import REPOSITORY
 
 CONFIG = str(REPOSITORY / "configs" / "HITSZ-VCM" / "DinoGRL_R50_authors.yml")
-GRID, SIZE, LENGTH, WIDTH, CLASSES = (4, 2), (64, 32), 3, 8, 5
+GRID, SIZE, LENGTH, WIDTH, CLASSES = (8, 4), (64, 32), 3, 8, 5
 BINS = (1, 2, 4)
 PARTS = sum(BINS)
 OPTIONS = (
@@ -146,7 +146,7 @@ class Program:
         )
         foreground = self.mask["down_sampling"](self.mask["bn_s"](last.flatten(0, 1))).softmax(1)
         foreground = foreground.view(len(images), height, width, 2)
-        for frame in foreground:  # the edge check: 1 row of 8 at the top and at the bottom
+        for frame in foreground:  # the edge check: 1 row of 16 at the top and at the bottom
             edge = frame[[0, -1], :, 0].round().sum()
             if edge > width:
                 frame[..., 0] = frame[..., 1].clone()

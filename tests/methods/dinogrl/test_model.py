@@ -5,12 +5,18 @@ import copy
 import pytest
 import torch
 
+from fastreid_star.data.datasets.synthetic import SyntheticVCM
+from fastreid_star.data.tracklets import TrackletInput
 from fastreid_star.engine.checkpoint import checkpoint_config
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
+from fastreid_star.evaluation.similarity import similarity
+from fastreid_star.inference.export import export_onnx
+from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.methods.dinogrl.model import channel_order
 from fastreid_star.modeling.backbones.dinov2 import Dinov2
+from fastreid_star.report.build import write_report
 from fastreid_star.weights import read_file
 
 from ...tiny import REPOSITORY, tiny_options
@@ -156,9 +162,9 @@ def test_wrong_values_are_refused(tmp_path, key, value, word):
 def test_heads_and_losses_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(UserError, match="PartHead"):
         build(tmp_path, "MODEL.HEADS.NAME", "ClipHead")
+    losses = "('CrossEntropyLoss','PartTripletLoss','FrameCrossEntropyLoss')"
     with pytest.raises(UserError, match="frame_logits"):
-        names = "('CrossEntropyLoss','PartTripletLoss','FrameCrossEntropyLoss')"
-        build(tmp_path, "MODEL.LOSSES.NAME", names)
+        build(tmp_path, "MODEL.LOSSES.NAME", losses)
     with pytest.raises(UserError, match="rebuilt_tokens"):
         build(tmp_path, "MODEL.DINOGRL.STREAMS", "appearance")
     names = ("MODEL.BACKBONE.NAME", "build_dinov2_backbone", "MODEL.BACKBONE.DEPTH", "tiny")
@@ -207,3 +213,24 @@ def test_a_run_resumes_bit_for_bit_and_its_checkpoint_has_no_dinov2(tiny_root, t
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not [name for name in first if "network" in name]
     assert checkpoint_config(str(kept)).MODEL.DINOGRL.READING == "default"
+    check_inference(tmp_path / "whole", tiny_root)
+
+
+def check_inference(run, root):
+    """Features, export and report of a run whose features have parts."""
+    predictor = StarPredictor.from_run(run)
+    data = SyntheticVCM(str(root))
+    tracklets = [*data.query[:2], *data.gallery[:3]]
+    inputs = [
+        TrackletInput([t.path(n) for n in range(len(t))], t.modality, name=str(n))
+        for n, t in enumerate(tracklets)
+    ]
+    features = predictor.features(inputs)
+    assert features.shape == (5, 18, 16)
+    distances = torch.cdist(features[:2].transpose(0, 1), features[2:].transpose(0, 1)).mean(0)
+    torch.testing.assert_close(similarity(features[:2], features[2:]), -distances)
+    exported = export_onnx(predictor.model, predictor.cfg, run / "model.onnx")
+    assert "features [batch, 18, 16], parts" in str(exported)
+    page = write_report(run, options=("DATASETS.ROOT", str(root)), queries=1).read_text()
+    assert 'id="silhouettes"' in page
+    assert page.count("with the learned silhouettes") == 4  # a query and a match, both ways
