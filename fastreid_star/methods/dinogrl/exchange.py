@@ -16,6 +16,7 @@ Shapes: R rows, K numbers of a vector, B clips, P parts, D = K.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,6 +50,11 @@ def affinity_sums(
     return positive, positive - both
 
 
+def line_of(layer: Any) -> torch.Tensor:
+    """A linear layer 1 -> K as its K slopes and its K offsets, ``[2, K]``."""
+    return torch.stack([layer.weight.flatten(), layer.bias])
+
+
 class Affinity(nn.Module):
     """E(q, k), see the module's text. At the start it is q: both BatchNorms begin at 0.
 
@@ -74,8 +80,7 @@ class Affinity(nn.Module):
         """
         with torch.autocast(q.device.type, enabled=False):
             q, k = at_least_float32(q), at_least_float32(k)
-            layers = (self.theta.weight, self.theta.bias), (self.phi.weight, self.phi.bias)
-            theta, phi = (torch.stack([w.flatten(), b]) for w, b in layers)  # type: ignore[union-attr]
+            theta, phi = line_of(self.theta), line_of(self.phi)
             coefficients = (theta @ phi.T).flatten()
             if torch.is_grad_enabled():
                 sums = checkpoint(
@@ -88,9 +93,9 @@ class Affinity(nn.Module):
 
     def _joined(self, sums: torch.Tensor, branch: nn.Sequential) -> torch.Tensor:
         """W relu(F) g(k) from the sums ``[R, K, 2]``, and its BatchNorm: ``[R, K]``."""
-        weight, bias = branch[0].weight.flatten(), branch[0].bias  # type: ignore[operator]
-        g = torch.stack([self.g.weight.flatten(), self.g.bias])  # type: ignore[list-item]
-        return branch[1]((sums @ (g @ weight) + bias)[:, None])[:, 0]
+        conv: Any = branch[0]
+        weight, bias = conv.weight.flatten(), conv.bias
+        return branch[1]((sums @ (line_of(self.g) @ weight) + bias)[:, None])[:, 0]
 
 
 class PartExchange(nn.Module):

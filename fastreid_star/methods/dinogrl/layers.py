@@ -103,8 +103,10 @@ class MaskBranch(nn.Module):
         if self.training:
             normed = self.norm(self.dropout(tokens))
         else:  # written out: ONNX has no BatchNorm without weights
-            shift, scale = self.norm.running_mean, (self.norm.running_var + self.norm.eps).rsqrt()
-            normed = (tokens - shift[:, None, None]) * scale[:, None, None]
+            mean: Any = self.norm.running_mean
+            var: Any = self.norm.running_var
+            scale = (var + self.norm.eps).rsqrt()
+            normed = (tokens - mean[:, None, None]) * scale[:, None, None]
         classes = at_least_float32(self.down(normed)).softmax(1)
         if self.training and not self.fixed:
             self._follow_border(classes.detach())
@@ -131,7 +133,7 @@ class Statistics(NamedTuple):
 
     mean: torch.Tensor
     var: torch.Tensor
-    count: torch.Tensor
+    positions: torch.Tensor
 
 
 @torch.no_grad()
@@ -184,8 +186,8 @@ class NormedLinear(nn.BatchNorm1d):
         mean, var = self.running_mean, self.running_var
         if found is not None:
             mean, var = found.mean, found.var
-            seen = (found.count > 1).to(mean.dtype) * self.momentum
-            unbiased = var * found.count / (found.count - 1).clamp(min=1)
+            seen = (found.positions > 1).to(mean.dtype) * self.momentum
+            unbiased = var * found.positions / (found.positions - 1).clamp(min=1)
             self.running_mean += seen * (mean - self.running_mean)
             self.running_var += seen * (unbiased - self.running_var)
             self.num_batches_tracked += 1
@@ -201,7 +203,7 @@ class NormedLinear(nn.BatchNorm1d):
 class MaskedNormMaps(MaskedBatchNorm):
     """:class:`MaskedBatchNorm` on maps ``[N, C, H, W]`` and a mask ``[N, 1, H, W]``."""
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         rows = x.permute(0, 2, 3, 1)
         normed = super().forward(rows.reshape(-1, rows.shape[-1]), mask.reshape(-1, 1))
         return normed.reshape(rows.shape).permute(0, 3, 1, 2)

@@ -99,7 +99,7 @@ class DinoGRL(VideoReID):
         kwargs: see :class:`VideoReID`; `heads` is a PartHead. There is no frame head.
     """
 
-    provides = ("is_visible", "clip", "clip_logits", "targets", "frame_targets")
+    provides: tuple[str, ...] = ("is_visible", "clip", "clip_logits", "targets", "frame_targets")
 
     @configurable
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Mapping
@@ -83,7 +84,7 @@ def original_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
     try:
-        from safetensors.torch import load_file
+        load_file = importlib.import_module("safetensors.torch").load_file
     except ImportError as error:
         raise UserError(f"{path} needs the package safetensors: pip install safetensors") from error
     try:

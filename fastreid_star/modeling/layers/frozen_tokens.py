@@ -75,7 +75,8 @@ class FrozenTokens(nn.Module):
         return cls(Dinov2.of_weights(read_dinov2(source), grid))
 
     def _apply(self, fn: Callable, recurse: bool = True) -> FrozenTokens:
-        self.network._apply(fn, recurse)
+        network: Any = self.network
+        network._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     @torch.no_grad()
@@ -103,7 +104,9 @@ class FrozenTokens(nn.Module):
         last, blocks = (patch_maps(t.half() if half else t, self.grid) for t in tokens)
         return last, blocks
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         found = state_dict.get(f"{prefix}checksum")
         if found is not None and not torch.equal(found.cpu(), self.checksum.cpu()):
             raise UserError(
@@ -118,5 +121,5 @@ def checksum(state: dict[str, torch.Tensor]) -> torch.Tensor:
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(f"{name} {list(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)

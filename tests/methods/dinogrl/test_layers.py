@@ -123,7 +123,7 @@ def test_statistics_are_those_of_the_upsampled_tokens_on_the_support(frames):
     found = support_statistics(tokens, support)
     torch.testing.assert_close(found.mean, rows.mean(0), rtol=0, atol=1e-10)
     torch.testing.assert_close(found.var, rows.var(0, unbiased=False), rtol=0, atol=1e-10)
-    assert found.count == support.sum()
+    assert found.positions == support.sum()
 
 
 def test_the_denoising_branch_equals_a_restatement_on_support_rows(frames):

@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
+from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.modeling.backbones.dinov2 import Dinov2, resize_positions
 from fastreid_star.modeling.backbones.dinov2_weights import read_dinov2
 from fastreid_star.modeling.backbones.two_stream import build_two_stream
 from fastreid_star.modeling.layers.frozen_tokens import FrozenTokens
+from fastreid_star.report.explain import target_layer
 
 from ...tiny import tiny_config
 
@@ -223,3 +225,21 @@ def test_the_backbone_reads_pretrained_weights(tmp_path):
     torch.testing.assert_close(backbone(images, torch.tensor([False])), net(images))
     with pytest.raises(UserError, match="needs a file"):
         build_two_stream(backbone_config(tmp_path, *path[:2]))
+
+
+def test_the_style_attack_trains_on_its_tokens(tmp_path):
+    torch.manual_seed(0)
+    classes = "MODEL.HEADS.NUM_CLASSES", "3"
+    model = Trainer.build_model(backbone_config(tmp_path, *classes)).train()
+    batch = {
+        "images": torch.randint(0, 256, (4, 2, 3, 32, 16)).float(),
+        "modality": torch.tensor([1, 2, 1, 2]),
+        "targets": torch.tensor([0, 0, 1, 1]),
+    }
+    losses = model(batch)
+    assert "loss_cls_attack" in losses
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.backbone.parameters())
+    layer, to_maps = target_layer(model.backbone)
+    assert layer is model.backbone.stages[2]
+    assert to_maps(torch.zeros(8, 33, 64)).shape == (8, 64, 8, 4)
