@@ -129,9 +129,15 @@ class VideoReID(nn.Module):
         return self.pixel_mean.device
 
     @property
+    def clip_head(self) -> ClipHead:
+        """The head that pools the frames of a clip."""
+        return self.heads
+
+    @property
     def reads_skeletons(self) -> bool:
         """Whether the corrector or the head needs skeletons."""
-        return self.heads.reads_skeletons or bool(self.corrector and self.corrector.reads_skeletons)
+        corrects = self.corrector is not None and self.corrector.reads_skeletons
+        return self.clip_head.reads_skeletons or corrects
 
     @property
     def active_losses(self) -> dict[str, Loss]:
@@ -234,7 +240,7 @@ class VideoReID(nn.Module):
             found = self.corrector(outputs["frames"], batch, explain)
             attention.update(found.pop("attention", {}))
             outputs.update(found)
-        found = self.heads.aggregate(outputs, batch, explain)
+        found = self.clip_head.aggregate(outputs, batch, explain)
         attention.update(found.pop("attention", {}))
         outputs.update(found)
         if explain:
@@ -313,9 +319,9 @@ class VideoReID(nn.Module):
     def _check_needs(self) -> None:
         """Raise a UserError where a loss or the head needs an output that nothing provides."""
         corrector = () if self.corrector is None else self.corrector.provides
-        provided = {*self.provides, *corrector, *self.heads.provides}
+        provided = {*self.provides, *corrector, *self.clip_head.provides}
         parts: dict[str, Any] = dict(self.losses.items())
-        parts[type(self.heads).__name__] = self.heads
+        parts[type(self.clip_head).__name__] = self.clip_head
         for name, part in parts.items():
             missing = [output for output in part.needs if output not in provided]
             if missing:

@@ -32,6 +32,10 @@ def add_config(cfg: CN) -> None:
     cfg.MODEL.DINOGRL.EXCHANGE = True
     # Numbers of horizontal stripes that the maps are pooled over; the first must be 1.
     cfg.MODEL.DINOGRL.BINS = [1, 2, 4, 8, 16]
+    # A head for clips, such as GATGeMHead, whose pooled feature takes the place of the appearance's
+    # first part. MODEL.FRAME_CORRECTOR corrects the frames before. Empty: the first part is pooled
+    # from the maps, as in the paper.
+    cfg.MODEL.DINOGRL.GUIDE = ""
     # Share of the training clips that lose one of the two kinds of gait maps.
     cfg.MODEL.DINOGRL.CLIP_DROP = 0.2
     # In half of the visible training clips, one color channel is copied to all three.

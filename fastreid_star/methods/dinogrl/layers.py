@@ -78,8 +78,7 @@ class MaskBranch(nn.Module):
     Dropout, BatchNorm without weights, linear layer to two classes, softmax; a second linear layer
     rebuilds the tokens from the two probabilities. Nothing in this decides which class is the
     person. The rule here: it is the class with the smaller share of the left and right border, on
-    average over the training so far. The average is a buffer, so a checkpoint contains the rule's
-    outcome.
+    average over the training so far. The average is a buffer, so checkpoints contain the outcome.
 
     Args:
         width: C of the last tokens.
@@ -270,9 +269,9 @@ class AttentionFusion(nn.Module):
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Two ``[N, C, H, W]`` to one. The weights of a channel stand side by side."""
-        weights = self.weigh(torch.cat([first, second], dim=1))
+        weights = at_least_float32(self.weigh(torch.cat([first, second], dim=1)))
         shape = (first.shape[0], first.shape[1], 2, *first.shape[2:])
-        weights = at_least_float32(weights).reshape(shape).softmax(2)
+        weights = weights.reshape(shape).softmax(2)
         return weights[:, :, 0] * first + weights[:, :, 1] * second
 
 

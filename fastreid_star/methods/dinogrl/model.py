@@ -3,6 +3,7 @@
 ::
 
     images -> normalize -> two-stream backbone -> max over T -> stripes -> A [B, P, D]
+    frames of the backbone -> corrector -> guide -> the first part of A, if there is a guide
     images -> normalize -> DINOv2, frozen -> silhouettes, gait maps -> trunk
                         -> max over T -> stripes -> G [B, P, D]
     G, A   -> exchange (PBMGE) -> clip [B, 2P', D] -> part CE, part triplet; retrieval
@@ -14,8 +15,6 @@ part.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,63 +25,25 @@ from torch import nn
 
 from fastreid_star.errors import UserError
 from fastreid_star.methods.dinogrl.exchange import PartExchange
-from fastreid_star.methods.dinogrl.layers import GaitMaps, silhouette_of
+from fastreid_star.methods.dinogrl.layers import silhouette_of
 from fastreid_star.methods.dinogrl.losses import READINGS
-from fastreid_star.modeling.backbones.two_stream import TwoStreamBackbone, build_two_stream
+from fastreid_star.methods.dinogrl.streams import (
+    GaitStream,
+    PartPooling,
+    build_gait,
+    build_guide,
+    drop_relu,
+)
+from fastreid_star.modeling.backbones.two_stream import build_two_stream
+from fastreid_star.modeling.frame_correctors import build_frame_corrector
+from fastreid_star.modeling.heads.clip_head import ClipHead
 from fastreid_star.modeling.heads.part_head import PartHead
-from fastreid_star.modeling.layers.frozen_tokens import FrozenTokens
-from fastreid_star.modeling.layers.parts import SeparateLinear, horizontal_pyramid
 from fastreid_star.modeling.layers.pooling import at_least_float32
 from fastreid_star.modeling.losses.loss import build_losses
 from fastreid_star.modeling.video_reid import VideoReID
-from fastreid_star.weights import read_file, without_prefix
 
 STREAMS = ("both", "appearance", "gait")
 GAIT_OUTPUTS = ("classes", "tokens", "rebuilt_tokens", "person", "support", "denoised")
-
-
-class PartPooling(nn.Module):
-    """Maps of frames to parts of clips: maximum over T, stripes, a linear layer for each.
-
-    Args:
-        channels: of the maps.
-        width: D.
-        bins: numbers of stripes.
-    """
-
-    def __init__(self, channels: int, width: int, bins: Sequence[int]):
-        super().__init__()
-        self.bins = tuple(bins)
-        self.fc = SeparateLinear(sum(bins), channels, width)
-
-    def forward(self, maps: torch.Tensor, clips: int, length: int) -> torch.Tensor:
-        """Maps ``[N, C, h, w]`` of `clips` clips of `length` frames to ``[B, P, D]``."""
-        maps = maps.reshape(clips, length, *maps.shape[1:]).amax(1)
-        return self.fc(horizontal_pyramid(maps, self.bins))
-
-
-class GaitStream(nn.Module):
-    """Images to gait parts, and to what the losses of the silhouettes need.
-
-    Args:
-        tokens: the frozen transformer.
-        maps: silhouettes and gait maps.
-        trunk: stages of a backbone, ``[N, width, H, W]`` to the last maps.
-        pooling: of the last maps.
-    """
-
-    def __init__(
-        self, tokens: FrozenTokens, maps: GaitMaps, trunk: nn.Sequential, pooling: PartPooling
-    ):
-        super().__init__()
-        self.tokens, self.maps, self.trunk, self.pooling = tokens, maps, trunk, pooling
-
-    def forward(self, images: torch.Tensor, clips: int, length: int) -> dict[str, Any]:
-        """Normalized images ``[N, 3, H, W]`` to `gait_parts` ``[B, P, D]`` and the named outputs of
-        :class:`GaitMaps`."""
-        outputs = self.maps(self.tokens(images), length)
-        outputs["gait_parts"] = self.pooling(self.trunk(outputs.pop("gait_maps")), clips, length)
-        return outputs
 
 
 @META_ARCH_REGISTRY.register()
@@ -94,6 +55,7 @@ class DinoGRL(VideoReID):
         appearance: pools the backbone's maps; None: gait alone.
         gait: the gait stream; None: appearance alone.
         exchange: between both; None: they stay apart.
+        guide: pools the frames of the appearance to its first part; None: the maps do.
         augment: copy one color channel to all in half of the visible training clips.
         per_frame: each frame of such a clip draws its own channel.
         kwargs: see :class:`VideoReID`; `heads` is a PartHead. There is no frame head.
@@ -108,6 +70,7 @@ class DinoGRL(VideoReID):
         appearance: PartPooling | None,
         gait: GaitStream | None,
         exchange: PartExchange | None,
+        guide: ClipHead | None = None,
         augment: bool = True,
         per_frame: bool = False,
         **kwargs: Any,
@@ -116,9 +79,19 @@ class DinoGRL(VideoReID):
             self.provides = (*self.provides, "frames")
         if gait is not None:
             self.provides = (*self.provides, *GAIT_OUTPUTS)
+        if guide is not None:
+            self.provides = (*self.provides, "corrected", *guide.provides)
         super().__init__(frame_heads=nn.Identity(), **kwargs)
         self.appearance, self.gait, self.exchange = appearance, gait, exchange
+        self.guide = guide
         self.augment, self.per_frame = augment, per_frame
+        self._check_needs()  # once more, with the guide
+
+    @property
+    def clip_head(self) -> Any:
+        """The guide, or the part head."""
+        guide = getattr(self, "guide", None)
+        return self.heads if guide is None else guide
 
     @property
     def has_silhouettes(self) -> bool:
@@ -140,24 +113,31 @@ class DinoGRL(VideoReID):
         width, bins = cfg.MODEL.HEADS.EMBEDDING_DIM, own.BINS
         gait = appearance = exchange = None
         if own.STREAMS != "appearance":
-            gait = _build_gait(cfg, backbone)
+            gait = build_gait(cfg, backbone)
         if own.STREAMS != "gait":
             appearance = PartPooling(backbone.feature_width, width, bins)
             if own.READING == "authors":
-                _drop_relu(backbone)
+                drop_relu(backbone)
         if own.STREAMS == "both" and own.EXCHANGE:
             exchange = PartExchange(width, bins)
+        guide = corrector = None
+        if own.GUIDE:
+            corrector = build_frame_corrector(cfg, feat_dim=backbone.feature_width)
+            guide = build_guide(cfg, backbone.feature_width)
         parts = sum(bins) + (len(bins) - 1 if exchange else 0)
         parts *= 2 if own.STREAMS == "both" else 1
         return {
             "backbone": backbone if appearance else nn.Identity(),
             "heads": head(cfg, feat_dim=width, num_parts=parts),
-            "losses": build_losses(cfg, feat_dim=width),
+            "losses": build_losses(cfg, feat_dim=backbone.feature_width),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "appearance": appearance,
             "gait": gait,
             "exchange": exchange,
+            "guide": guide,
+            "corrector": corrector,
+            "skeleton_dropout": cfg.MODEL.SKELETON_DROPOUT,
             "augment": own.AUGMENT,
             "per_frame": own.READING == "authors",
         }
@@ -190,14 +170,20 @@ class DinoGRL(VideoReID):
         if self.appearance is not None:
             maps = self.backbone(images, is_visible)
             outputs["frames"] = self.pool_frames(maps).unflatten(0, (clips, length))
-            outputs["appearance_parts"] = self.appearance(maps, clips, length)
+            outputs["stripes"] = self.appearance.pool(maps, clips, length)
         if self.gait is not None:
             outputs |= self.gait(images, clips, length)
         return outputs
 
     def encode_clip(self, outputs: dict[str, Any], batch: dict[str, Any], explain: bool) -> None:
         """Add `clip`: the parts of the gait, then those of the appearance, after the exchange."""
-        streams = [outputs.pop(f"{name}_parts", None) for name in ("gait", "appearance")]
+        streams = [outputs.pop("gait_parts", None), None]
+        if self.appearance is not None:
+            stripes = outputs.pop("stripes")
+            if self.guide is not None:
+                super().encode_clip(outputs, batch, explain)
+                stripes = torch.cat([outputs["clip"][:, None], stripes[:, 1:]], dim=1)
+            streams[1] = self.appearance.fc(stripes)
         if self.exchange is not None:
             streams = self.exchange(*streams)
         outputs["clip"] = torch.cat([parts for parts in streams if parts is not None], dim=1)
@@ -272,54 +258,3 @@ def _check(cfg: CfgNode) -> None:
             f"MODEL.HEADS.NAME is {cfg.MODEL.HEADS.NAME}, which is not a head for parts: DinoGRL "
             "needs PartHead or a subclass of it"
         )
-
-
-def _build_gait(cfg: CfgNode, backbone: TwoStreamBackbone) -> GaitStream:
-    """The gait stream; its trunk is a copy of the backbone's stages, weights included."""
-    own = cfg.MODEL.DINOGRL
-    tokens = FrozenTokens.build(own.DINOV2, own.GRID)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        image = torch.zeros(2, 3, *cfg.INPUT.SIZE_TRAIN)
-        width = copy.deepcopy(backbone.visible_stem).eval()(image).shape[1]
-    maps = GaitMaps(tokens.width, width, drop=own.CLIP_DROP, fixed_person=own.READING == "authors")
-    if own.MASK_WEIGHTS:
-        load_mask_branch(maps, own.MASK_WEIGHTS)
-    trunk = nn.Sequential(*copy.deepcopy(backbone.stages))
-    pooling = PartPooling(backbone.feature_width, cfg.MODEL.HEADS.EMBEDDING_DIM, own.BINS)
-    return GaitStream(tokens, maps, trunk, pooling)
-
-
-def load_mask_branch(maps: GaitMaps, path: str) -> None:
-    """Load BigGait's mask branch, whose class 0 is the person.
-
-    Raises:
-        UserError: the file has no such weights, or they have another size.
-    """
-    data = read_file(path)
-    state = without_prefix(data.get("model", data))
-    mask = maps.mask
-    named = {
-        "down.weight": state.get("down_sampling.weight"),
-        "down.bias": state.get("down_sampling.bias"),
-        "up.weight": state.get("up_sampling.weight"),
-        "up.bias": state.get("up_sampling.bias"),
-        "norm.running_mean": state.get("bn_s.running_mean"),
-        "norm.running_var": state.get("bn_s.running_var"),
-    }
-    own = mask.state_dict()
-    for name, value in named.items():
-        if value is None or value.numel() != own[name].numel():
-            raise UserError(
-                f"MODEL.DINOGRL.MASK_WEIGHTS {path} has no {name} for tokens of width "
-                f"{mask.norm.num_features}: it is not BigGait's mask branch for this DINOv2"
-            )
-        own[name].copy_(value.view_as(own[name]))
-    mask.border_share.zero_()
-
-
-def _drop_relu(backbone: TwoStreamBackbone) -> None:
-    """Take the ReLU out of both stems: the published program has forgotten it."""
-    for stem in (backbone.visible_stem, backbone.infrared_stem):
-        for name, module in stem.named_children():
-            if isinstance(module, nn.ReLU):
-                setattr(stem, name, nn.Identity())

@@ -16,6 +16,7 @@ from fastreid_star.inference.export import export_onnx
 from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.methods.dinogrl.model import channel_order
 from fastreid_star.modeling.backbones.dinov2 import Dinov2
+from fastreid_star.modeling.layers.pooling import gem
 from fastreid_star.report.build import write_report
 from fastreid_star.weights import read_file
 
@@ -234,3 +235,48 @@ def check_inference(run, root):
     page = write_report(run, options=("DATASETS.ROOT", str(root)), queries=1).read_text()
     assert 'id="silhouettes"' in page
     assert page.count("with the learned silhouettes") == 4  # a query and a match, both ways
+
+
+def guided(tmp_path, *more):
+    return build(tmp_path, "MODEL.DINOGRL.GUIDE", *more)
+
+
+def test_a_guide_gives_the_first_part_of_the_appearance(tmp_path):
+    model = guided(tmp_path, "ClipHead", "MODEL.DINOGRL.EXCHANGE", "False").eval()
+    plain = build(tmp_path, "MODEL.DINOGRL.EXCHANGE", "False").eval()
+    plain.load_state_dict(model.state_dict())
+    inputs = batch()
+    outputs, expected = model.encode(inputs), plain.encode(inputs)
+    first = gem(outputs["frames"], 3, dim=1) @ model.appearance.fc.weight[0]
+    torch.testing.assert_close(outputs["features"][:, 7], first)
+    others = [part for part in range(14) if part != 7]
+    torch.testing.assert_close(outputs["features"][:, others], expected["features"][:, others])
+
+
+def test_stars_skeletons_lead_the_appearance(tmp_path):
+    losses = (
+        "('CrossEntropyLoss','PartTripletLoss','TokenReconstructionLoss','SkeletonConsistencyLoss')"
+    )
+    corrector = "MODEL.FRAME_CORRECTOR.NAME", "SkeletonFrameCorrector"
+    model = guided(tmp_path, "GATGeMHead", *corrector, "MODEL.LOSSES.NAME", losses)
+    assert model.reads_skeletons
+    generator = torch.Generator().manual_seed(1)
+    inputs = batch()
+    inputs["skeletons"] = torch.rand(4, 3, 17, 3, generator=generator) * 16
+    inputs["has_skeleton"] = torch.ones(4, 3, dtype=torch.bool)
+    assert "loss_skeleton" in train_step(model, inputs)
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    with torch.no_grad():
+        found = model.eval()(inputs)
+        moved = model({**inputs, "skeletons": inputs["skeletons"].roll(1, 0)})
+    changed = (found - moved).abs().amax((0, 2)) > 1e-6
+    assert changed[9], "the first part of the appearance depends on the skeletons"
+    assert not changed[10:16].any(), "its stripes do not"
+    assert "part_weights" in model.explain(inputs)
+
+
+def test_a_guide_that_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(UserError, match="not a head for clips"):
+        guided(tmp_path, "PartHead")
+    with pytest.raises(UserError, match="leads the appearance"):
+        guided(tmp_path, "ClipHead", "MODEL.DINOGRL.STREAMS", "gait", *ID_LOSSES)
