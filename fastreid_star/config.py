@@ -10,6 +10,8 @@ and modality.
 
 from fastreid.config import CfgNode as CN
 
+from fastreid_star.upgrade import REMOVED
+
 
 def add_plugin_config(cfg: CN) -> CN:
     """Add the keys that all methods share to a fast-reid config, in place, and return it.
@@ -32,8 +34,6 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.MODEL.NPU.JIT_COMPILE = False
     # Ascend NPUs: store weights in the internal layouts of the chip.
     cfg.MODEL.NPU.INTERNAL_FORMAT = False
-    for key in ("MODEL.CPU", "MODEL.CPU.KEEP_MEMORY"):  # ignored in configs of earlier versions
-        cfg.register_deprecated_key(key)
 
     # --- data ---
     # Folder that holds the datasets, or the folder of the dataset itself. Empty:
@@ -70,8 +70,6 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.DATASETS.SYNTHETIC.BLUR = 0.6
     # SyntheticVCM: background clutter behind the person.
     cfg.DATASETS.SYNTHETIC.BACKGROUND = True
-    # SyntheticVCM: spread of the person's size in the frame; 0.1 is 10 % smaller or larger.
-    cfg.DATASETS.SYNTHETIC.SCALE = 0.1
     # SyntheticVCM: standard deviation of the joints' noise, as a share of the frame's height.
     cfg.DATASETS.SYNTHETIC.JOINT_NOISE = 0.015
     # SyntheticVCM: crops as a detector gives them. Their size and their aspect vary within a
@@ -93,8 +91,6 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.INPUT.CLIP.SHARED_GEOMETRY = True
     # Replace every frame by a blank one: the model sees the skeletons only.
     cfg.INPUT.BLANK = False
-    # Share of the image's area that random erasing (INPUT.REA, drawn for each frame) may cover.
-    cfg.INPUT.REA.AREA = [0.02, 0.4]
 
     # --- model ---
     # Max-pool of a ResNet's stem. False: fast-reid's (ceil_mode). True: padded by 1, as in
@@ -134,9 +130,6 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.SOLVER.STEPS_FROM_START = False
     # Mixed precision (SOLVER.AMP.ENABLED): float16, with a gradient scaler, or bfloat16.
     cfg.SOLVER.AMP.DTYPE = "float16"
-    # float16 only: a step whose losses or gradients overflow is skipped; this many skipped steps in
-    # a row end the run.
-    cfg.SOLVER.AMP.MAX_SKIPPED = 50
     # Let convolutions and matrix products round their float32 inputs: HF32 on NPUs, TF32 on GPUs.
     # Faster and less exact.
     cfg.SOLVER.FAST_FLOAT32 = False
@@ -152,6 +145,7 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.TEST.RANKS = [1, 5, 10, 20]
     # Leave out gallery tracklets with the query's identity and camera.
     cfg.TEST.CAMERA_FILTER = True
-    # Write per_query_<dataset>.csv into OUTPUT_DIR at every evaluation.
-    cfg.TEST.PER_QUERY_CSV = True
+
+    for key in REMOVED:  # yacs ignores them, wherever they are merged
+        cfg.register_deprecated_key(key)
     return cfg

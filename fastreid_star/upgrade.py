@@ -1,15 +1,29 @@
-"""Configs and checkpoints that release 0.1.0 wrote, in the names of today: the one key map."""
+"""Configs and checkpoints that earlier versions wrote, in the names of today: the one key map."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from fastreid.config import CfgNode
+from fastreid.utils.logger import log_first_n
 
 from fastreid_star.errors import UserError
 
+# Keys that were removed, with the values that are used now; None: no value has an effect.
+REMOVED: dict[str, Any] = {
+    "DATASETS.SYNTHETIC.SCALE": 0.1,
+    "INPUT.REA.AREA": [0.02, 0.4],
+    "MODEL.CPU.KEEP_MEMORY": None,
+    "MODEL.SAD.AUGMENT_RANGE": [0.5, 1.5],
+    "MODEL.STAR.KL_LAST": "last_step",
+    "MODEL.STAR.SPLIT_LSTM": False,
+    "SOLVER.AMP.MAX_SKIPPED": 50,
+    "TEST.PER_QUERY_CSV": True,
+}
 _WEIGHTS = (
     (r"^consistency\.", "losses.SkeletonConsistencyLoss."),
     (r"^encoder\.", "corrector.encoder."),
@@ -40,19 +54,53 @@ def is_of_first_release(config: dict[str, Any]) -> bool:
     return isinstance(star, dict) and "FRAME_LEVEL" in star
 
 
-def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The content of a config file with the keys of today, changed in place and returned.
+def is_removed(key: str, value: Any) -> bool:
+    """Whether a config key was removed; one warning if another value than this is used now.
 
-    Only a config that a run of release 0.1.0 has saved is changed.
+    Args:
+        key: ``SOLVER.AMP.MAX_SKIPPED``.
+        value: from a file, or as text from the command line.
+    """
+    if key not in REMOVED:
+        return False
+    value = CfgNode._decode_cfg_value(value)
+    value = list(value) if isinstance(value, tuple) else value
+    used = REMOVED[key]
+    if used is not None and value != used:
+        line = f"{key} {value!r} is ignored: the key was removed, and {used!r} is used"
+        log_first_n(logging.WARNING, line, name=__name__, key="message")
+    return True
+
+
+def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The content of a config file with the keys of today.
+
+    Removed keys are left out. What a run of release 0.1.0 has saved is translated.
 
     Args:
         config: nested dicts, as YAML gives them.
 
     Raises:
-        UserError: a config that was written by hand has the key.
+        UserError: a config that was written by hand has a key of release 0.1.0.
     """
-    if not is_of_first_release(config):
-        return config
+    config = _without_removed(config)
+    return _of_first_release(config) if is_of_first_release(config) else config
+
+
+def _without_removed(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    kept = {}
+    for name, value in section.items():
+        if isinstance(value, dict) and value:
+            inner = _without_removed(value, f"{prefix}{name}.")
+            if inner:
+                kept[name] = inner
+        elif not is_removed(f"{prefix}{name}", value):
+            kept[name] = value
+    return kept
+
+
+def _of_first_release(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of release 0.1.0, changed in place and returned."""
     model = config["MODEL"]
     star = model["STAR"]
     losses = model.get("LOSSES", {}).get("NAME")
@@ -67,7 +115,6 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     frame_level = star.pop("FRAME_LEVEL")
     star["GEOMETRY"] = "image"
     model["SKELETON_DROPOUT"] = star.pop("SKELETON_DROPOUT", 0.0)
-    model.pop("CPU", None)
     if star.get("BONES") == "normalised":
         star["BONES"] = "normalized"
 

@@ -1,4 +1,4 @@
-"""Runs of release 0.1.0 load through one key map and give the features that they gave."""
+"""Earlier configs load through one key map; runs of 0.1.0 give the features that they gave."""
 
 import importlib.util
 from pathlib import Path
@@ -10,7 +10,14 @@ import yaml
 from fastreid.config import CfgNode, get_cfg
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
-from fastreid_star.upgrade import upgrade_config, upgrade_weights
+from fastreid_star.data.datasets.synthetic.render import SCALE
+from fastreid_star.data.transforms import RandomErasing
+from fastreid_star.engine.checkpoint import parse_config
+from fastreid_star.engine.config_changes import flatten
+from fastreid_star.engine.configs import load_config
+from fastreid_star.engine.train_loop import StepRunner
+from fastreid_star.methods.sad.model import STYLE_RANGE
+from fastreid_star.upgrade import REMOVED, upgrade_config, upgrade_weights
 
 path = Path(__file__).parent / "golden" / "old_runs.py"
 spec = importlib.util.spec_from_file_location("old_runs", path)
@@ -61,3 +68,51 @@ def test_what_is_of_today_stays_as_it_is():
     upgraded = upgrade_weights(state)
     assert list(upgraded) == list(state)
     assert all(upgraded[name] is state[name] for name in state)
+
+
+OLD = """
+DATASETS: {SYNTHETIC: {SCALE: 0.1}}
+INPUT: {REA: {AREA: "(0.02, 0.4)", PROB: 0.3}}
+MODEL:
+  CPU: {KEEP_MEMORY: False}
+  SAD: {AUGMENT_RANGE: [0.5, 1.5]}
+  STAR: {KL_LAST: last_step, SPLIT_LSTM: False}
+SOLVER: {AMP: {MAX_SKIPPED: 50}}
+TEST: {PER_QUERY_CSV: True}
+"""
+
+
+def test_removed_keys_are_ignored(tmp_path, caplog):
+    path = tmp_path / "own.yml"
+    path.write_text(OLD)
+    pairs = [str(part) for pair in flatten(yaml.safe_load(OLD)).items() for part in pair]
+    found = [load_config(str(path)), load_config("", pairs), parse_config(OLD)]
+    assert not caplog.records
+    expected = get_cfg()
+    expected.merge_from_list(pairs)  # without this project's own merging
+    assert expected.INPUT.REA.PROB == 0.3
+    assert found == [expected] * 3
+    assert "KL_LAST" not in expected.MODEL.STAR
+
+
+def test_a_value_that_is_not_used_any_more_is_said_once(tmp_path, caplog):
+    path = tmp_path / "own.yml"
+    path.write_text("MODEL: {STAR: {KL_LAST: final_states}, SAD: {AUGMENT_RANGE: [0.8, 1.2]}}\n")
+    options = ["MODEL.STAR.KL_LAST", "final_states", "INPUT.REA.AREA", "(0.02,0.33)"]
+    load_config(str(path), options)
+    parse_config(path.read_text())
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "MODEL.STAR.KL_LAST 'final_states' is ignored",
+        "MODEL.SAD.AUGMENT_RANGE [0.8, 1.2] is ignored",
+        "INPUT.REA.AREA [0.02, 0.33] is ignored",
+    ]
+    assert all(record.levelname == "WARNING" for record in caplog.records)
+    assert "the key was removed, and 'last_step' is used" in caplog.text
+
+
+def test_the_values_that_a_warning_names_are_the_ones_in_use():
+    assert REMOVED["DATASETS.SYNTHETIC.SCALE"] == SCALE
+    assert list(RandomErasing().area) == REMOVED["INPUT.REA.AREA"]
+    assert list(STYLE_RANGE) == REMOVED["MODEL.SAD.AUGMENT_RANGE"]
+    assert StepRunner.max_skipped == REMOVED["SOLVER.AMP.MAX_SKIPPED"]
+    assert flatten(yaml.safe_load(OLD)).keys() - {"INPUT.REA.PROB"} == REMOVED.keys()

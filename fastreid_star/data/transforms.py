@@ -221,12 +221,7 @@ def build_transforms(cfg, is_train: bool) -> Compose:
             )
         transforms.append(PadCrop(cfg.INPUT.PADDING.SIZE, shared=shared))
     if cfg.INPUT.REA.ENABLED:
-        rea = cfg.INPUT.REA
-        if len(rea.AREA) != 2 or not 0 < rea.AREA[0] <= rea.AREA[1] <= 1:
-            raise UserError(
-                f"INPUT.REA.AREA is {list(rea.AREA)}: give two shares, 0 < low <= high <= 1"
-            )
-        transforms.append(RandomErasing(rea.PROB, rea.AREA, value=rea.VALUE))
+        transforms.append(RandomErasing(cfg.INPUT.REA.PROB, value=cfg.INPUT.REA.VALUE))
     if cfg.INPUT.FLIP.ENABLED:  # last, because a mirrored view costs nothing
         transforms.append(HorizontalFlip(cfg.INPUT.FLIP.PROB, shared=shared))
     return Compose(transforms)

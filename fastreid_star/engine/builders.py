@@ -110,14 +110,13 @@ class Builders(DefaultTrainer):
         if not is_video_dataset(dataset_name):
             return super().build_evaluator(cfg, dataset_name, output_dir)
         loader = build_clip_test_loader(cfg, dataset_name, **_loader_options(cfg))
-        csv_path = os.path.join(cfg.OUTPUT_DIR, f"per_query_{dataset_name}.csv")
         evaluator = CrossModalEvaluator(
             tracklets=loader.dataset.tracklets,  # type: ignore[attr-defined] # our dataset
             ranks=tuple(cfg.TEST.RANKS),
             camera_filter=cfg.TEST.CAMERA_FILTER,
             min_frames=cfg.DATASETS.MIN_FRAMES,
             dataset_name=dataset_name,
-            csv_path=csv_path if cfg.TEST.PER_QUERY_CSV else None,
+            csv_path=os.path.join(cfg.OUTPUT_DIR, f"per_query_{dataset_name}.csv"),
         )
         return DeviceLoader(loader, device_of(cfg)), evaluator
 

@@ -17,7 +17,7 @@ from fastreid.config import CfgNode, get_cfg
 
 from fastreid_star.arguments import import_packages, packages_of_environment
 from fastreid_star.errors import UserError
-from fastreid_star.upgrade import upgrade_config
+from fastreid_star.upgrade import is_removed, upgrade_config
 
 # engine/script.py replaces these two methods while it runs a script
 _merge_from_file, _merge_from_list = CfgNode.merge_from_file, CfgNode.merge_from_list
@@ -133,6 +133,7 @@ def merge_options(cfg: CfgNode, cfg_list: Sequence[str]) -> None:
     """fast-reid's ``cfg.merge_from_list``, with every error in one line.
 
     A whole number is accepted for a float, and a word for a list, as in DATASETS.NAMES HITSZVCM.
+    Removed keys are ignored.
 
     Raises:
         UserError: as :func:`load_config`.
@@ -141,6 +142,8 @@ def merge_options(cfg: CfgNode, cfg_list: Sequence[str]) -> None:
         raise UserError(f"{cfg_list[-1]} has no value: write KEY VALUE")
     with _in_one_line(cfg, "the command line"):
         for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
+            if is_removed(key, value):
+                continue
             current, given = _value(cfg, key), CfgNode._decode_cfg_value(value)
             if isinstance(current, float) and type(given) is int:
                 _merge_from_list(cfg, [key, float(given)])
@@ -159,8 +162,8 @@ def fresh_seed(cfg: CfgNode) -> int:
 @contextlib.contextmanager
 def _in_one_line(cfg: CfgNode, source: str) -> Iterator[None]:
     """Raise what yacs and YAML raise as a :class:`UserError`."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # yacs logs an error before it raises it
+    yacs = logging.getLogger("yacs.config")
+    previous, yacs.disabled = yacs.disabled, True  # it logs an error before it raises it
     try:
         yield
     except Exception as error:
@@ -175,7 +178,7 @@ def _in_one_line(cfg: CfgNode, source: str) -> Iterator[None]:
             text = "_BASE_ leads back to the file itself, or a value is nested too deeply"
         raise UserError(f"{source}: {' '.join(text.split())[:400]}") from error
     finally:
-        logging.disable(previous)
+        yacs.disabled = previous
     for key, value in _items(cfg):
         if value is None and _value(get_cfg(), key) is not None:
             raise UserError(f"{source}: {key} has no value; set one, or leave the key out")

@@ -17,7 +17,7 @@ from fastreid_star.engine.checkpoint import Checkpointer, set_earlier_run_aside
 from fastreid_star.engine.config_changes import check_resumed
 from fastreid_star.errors import UserError
 from fastreid_star.files import locked
-from fastreid_star.upgrade import is_of_first_release
+from fastreid_star.upgrade import is_of_first_release, upgrade_config
 from fastreid_star.weights import read_weights, require_most
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Resumable(Builders):
                 "--resume: a run of release 0.1.0 cannot be resumed, its optimizer has other "
                 "shapes: start a new run with its weights in MODEL.WEIGHTS"
             )
-        check_resumed(config, self.cfg_as_written, allow=allow_changed)
+        check_resumed(upgrade_config(config), self.cfg_as_written, allow=allow_changed)
         epoch = saved.get("epoch", -1) + 1
         length = saved.get("iters_per_epoch", self.iters_per_epoch)
         done = saved.get("iteration", epoch * length)

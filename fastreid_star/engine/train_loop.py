@@ -42,12 +42,14 @@ class StepRunner(SimpleTrainer):
         device: the model's.
         amp_dtype: None for full precision, else ``float16`` or ``bfloat16``.
         seed: of the run.
-        max_skipped: with a gradient scaler: how many skipped steps in a row end the run.
         cfg: of the run; a step that ends it is kept in its OUTPUT_DIR. None: it is not kept.
 
     Attributes:
         skipped: number of skipped steps.
+        max_skipped: so many skipped steps in a row end the run.
     """
+
+    max_skipped = 50
 
     def __init__(
         self,
@@ -58,7 +60,6 @@ class StepRunner(SimpleTrainer):
         device: torch.device,
         amp_dtype: str | None,
         seed: int,
-        max_skipped: int = 50,
         cfg: CfgNode | None = None,
     ):
         TrainerBase.__init__(self)
@@ -70,7 +71,6 @@ class StepRunner(SimpleTrainer):
         self.seed = seed
         self.skipped = self._skipped_in_a_row = 0
         self._device, self._amp_dtype, self._cfg = device, amp_dtype, cfg
-        self._max_skipped = max_skipped
         self._batches: Any = None  # opened at the first step, after a resumed run set its position
         self._bare = getattr(model, "module", model)
         self._parameters = dict(self._bare.named_parameters())
@@ -135,9 +135,9 @@ class StepRunner(SimpleTrainer):
         logger.log(
             logging.DEBUG if finite else logging.WARNING,
             f"Iteration {self.iter} was skipped: {problem} ({self._skipped_in_a_row} in a row; "
-            f"{self._max_skipped} end the run)",
+            f"{self.max_skipped} end the run)",
         )
-        if self._skipped_in_a_row >= self._max_skipped:
+        if self._skipped_in_a_row >= self.max_skipped:
             if finite:
                 bad = not_finite(self._gradients())
                 numbers = tuple(n._replace(gradients=bad) for n in numbers)

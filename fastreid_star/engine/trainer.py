@@ -85,7 +85,6 @@ class Trainer(Resumable):
             device=self.device,
             amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
             seed=cfg.SEED,
-            max_skipped=cfg.SOLVER.AMP.MAX_SKIPPED,
             cfg=cfg,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer, self.iters_per_epoch)

@@ -239,12 +239,12 @@ def test_build(cfg):
     assert [type(t) for t in build_transforms(cfg, True).transforms] == [Resize]
     cfg.INPUT.PADDING.ENABLED = cfg.INPUT.FLIP.ENABLED = cfg.INPUT.REA.ENABLED = True
     cfg.INPUT.PADDING.SIZE, cfg.INPUT.FLIP.PROB = 3, 0.2
-    cfg.INPUT.REA.PROB, cfg.INPUT.REA.AREA = 0.3, [0.1, 0.2]
+    cfg.INPUT.REA.PROB, cfg.INPUT.REA.VALUE = 0.3, [10, 20, 255]
     resize, crop, erase, flip = build_transforms(cfg, True).transforms
     assert (resize.height, resize.width) == (24, 12)
     assert (crop.padding, crop.shared) == (3, True)
     assert (flip.prob, flip.shared) == (0.2, True)
-    assert (erase.prob, erase.area, erase.value.tolist()) == (0.3, (0.1, 0.2), [124, 116, 104])
+    assert (erase.prob, erase.area, erase.value.tolist()) == (0.3, (0.02, 0.4), [10, 20, 255])
     (test,) = build_transforms(cfg, False).transforms
     assert (test.height, test.width) == (20, 10)
     cfg.INPUT.CLIP.SHARED_GEOMETRY = False
@@ -263,8 +263,6 @@ def test_augmentations_that_clips_do_not_have(cfg, name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["INPUT.REA.ENABLED", True, "INPUT.REA.AREA", [0.4, 0.2]], r"REA\.AREA is .*two shares"),
-        (["INPUT.REA.ENABLED", True, "INPUT.REA.AREA", [0.2, 1.1]], r"REA\.AREA is .*two shares"),
         (["INPUT.PADDING.ENABLED", True, "INPUT.PADDING.MODE", "reflect"], r"MODE reflect"),
         (["INPUT.PADDING.ENABLED", True, "INPUT.PADDING.SIZE", -4], r"PADDING\.SIZE is -4"),
         (["INPUT.SIZE_TRAIN", [0, 12]], "SIZE_TRAIN"),

@@ -94,11 +94,6 @@ def test_a_negative_seed_is_replaced_by_a_new_one():
     assert min(seeds) >= 0
 
 
-def test_keys_of_earlier_versions_are_ignored(tmp_path):
-    (tmp_path / "own.yml").write_text("MODEL: {CPU: {KEEP_MEMORY: True}}\nSEED: 3\n")
-    assert load_config(str(tmp_path / "own.yml"), ["MODEL.CPU.KEEP_MEMORY", "True"]).SEED == 3
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [

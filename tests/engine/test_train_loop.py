@@ -208,7 +208,8 @@ def test_overflowing_gradients_are_skipped_by_the_scaler_and_counted(build, capl
 
 
 def test_a_scale_that_collapses_ends_the_run(build, tmp_path):
-    trainer = build(*FLOAT16, "SOLVER.AMP.MAX_SKIPPED", "2")
+    trainer = build(*FLOAT16)
+    trainer._trainer.max_skipped = 2
     parameters = trainer.model.named_parameters()
     name, parameter = next(item for item in parameters if item[0].endswith("conv2.weight"))
     trainer._trainer.grad_scaler._init_scale = 16.0
@@ -224,9 +225,9 @@ def test_a_scale_that_collapses_ends_the_run(build, tmp_path):
 
 
 def test_a_loss_that_overflows_in_float16_is_skipped_and_the_next_step_taken(build, caplog):
-    trainer = build(*FLOAT16, "SOLVER.AMP.MAX_SKIPPED", "2")
+    trainer = build(*FLOAT16)
     runner = trainer._trainer
-    runner.grad_scaler._init_scale = 1.0
+    runner.grad_scaler._init_scale, runner.max_skipped = 1.0, 2
     before, scaler = state(trainer), runner.grad_scaler.state_dict()
     storage = take_steps(trainer, bad={0})
     assert same(state(trainer), before), "BatchNorm's statistics too"

@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from fastreid.engine.train_loop import HookBase
 
 from fastreid_star.engine.checkpoint import checkpoint_config
@@ -272,6 +273,20 @@ def test_changes_that_a_run_can_take_are_listed_or_allowed(tiny_root, copied, ca
     assert "SOLVER.MAX_EPOCH (3 -> 4)" in caplog.text
     assert (trainer.start_iter, trainer.max_iter) == (9, 12)
     assert trainer.model.losses["TripletLoss"].options["margin"] == 0.5
+
+
+def test_a_run_with_a_removed_key_is_resumed_and_evaluated(tiny_root, tmp_path, caplog):
+    trainer = Trainer(tiny_config(tiny_root, tmp_path))
+    config = yaml.safe_load(trainer.cfg_as_written.dump())
+    config["SOLVER"]["AMP"]["MAX_SKIPPED"] = 7
+    trainer.checkpointer.save(
+        "model_last", epoch=0, iteration=3, iters_per_epoch=3, config=yaml.safe_dump(config)
+    )
+    trainer = resumed(tiny_root, tmp_path)
+    assert trainer.start_iter == 3
+    assert caplog.text.count("SOLVER.AMP.MAX_SKIPPED 7 is ignored") == 1
+    load_trained(trainer.cfg_as_written, str(tmp_path / "model_last.pth"))
+    assert caplog.text.count("MAX_SKIPPED") == 1
 
 
 def test_resuming_inside_the_warm_up_with_longer_epochs_is_refused(tiny_root, tmp_path):

@@ -140,7 +140,7 @@ def test_the_features_are_the_models(tmp_path):
 OPTIONS = {
     "sequence level": (f"{STAR}_sequence",),
     "neither": (f"{STAR}_frame", "MODEL.FRAME_CORRECTOR.NAME", ""),
-    "variants": (STAR, "MODEL.STAR.SPLIT_LSTM", "True", "MODEL.STAR.GUIDE", "softmax"),
+    "softmax": (STAR, "MODEL.STAR.GUIDE", "softmax"),
     "release": (
         STAR,
         *(

@@ -4,12 +4,7 @@ from fastreid.config import CfgNode as CN
 
 # Keys that do not change the features of a trained model: of training only, or of speed.
 # DINOv2's path is one: a checkpoint refuses weights of DINOv2 that it was not trained with.
-TRAINING_KEYS = (
-    "MODEL.DINOGRL.AUGMENT",
-    "MODEL.DINOGRL.CLIP_DROP",
-    "MODEL.DINOGRL.DINOV2",
-    "MODEL.DINOGRL.MASK_WEIGHTS",
-)
+TRAINING_KEYS = ("MODEL.DINOGRL.DINOV2", "MODEL.DINOGRL.MASK_WEIGHTS")
 
 
 def add_config(cfg: CN) -> None:
@@ -26,17 +21,12 @@ def add_config(cfg: CN) -> None:
     # BigGait's MaskBranch_vits14.pt, whose class 0 is the person. Empty: the mask branch learns
     # from random weights, and which class is the person follows from the borders of the frames.
     cfg.MODEL.DINOGRL.MASK_WEIGHTS = ""
-    # both | appearance | gait: the streams that the features consist of.
+    # The streams that the features consist of: both (with PBMGE, the exchange between their parts) |
+    # apart (both, without the exchange) | appearance | gait.
     cfg.MODEL.DINOGRL.STREAMS = "both"
-    # Exchange between the parts of both streams (PBMGE).
-    cfg.MODEL.DINOGRL.EXCHANGE = True
     # Numbers of horizontal stripes that the maps are pooled over; the first must be 1.
     cfg.MODEL.DINOGRL.BINS = [1, 2, 4, 8, 16]
     # A head for clips, such as GATGeMHead, whose pooled feature takes the place of the appearance's
     # first part. MODEL.FRAME_CORRECTOR corrects the frames before. Empty: the first part is pooled
     # from the maps, as in the paper.
     cfg.MODEL.DINOGRL.GUIDE = ""
-    # Share of the training clips that lose one of the two kinds of gait maps.
-    cfg.MODEL.DINOGRL.CLIP_DROP = 0.2
-    # In half of the visible training clips, one color channel is copied to all three.
-    cfg.MODEL.DINOGRL.AUGMENT = True

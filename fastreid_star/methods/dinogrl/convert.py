@@ -16,7 +16,6 @@ _SETTINGS: dict[str, object] = {
     "MODEL.BACKBONE.LAST_STRIDE": 1,
     "MODEL.DINOGRL.READING": "authors",
     "MODEL.DINOGRL.STREAMS": "both",
-    "MODEL.DINOGRL.EXCHANGE": True,
 }
 _SHAPE = r"dinov2\."
 _GAIT = r"dinov2\.gait_net\."

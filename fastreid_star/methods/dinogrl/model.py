@@ -42,7 +42,7 @@ from fastreid_star.modeling.layers.pooling import at_least_float32
 from fastreid_star.modeling.losses.loss import build_losses
 from fastreid_star.modeling.video_reid import VideoReID
 
-STREAMS = ("both", "appearance", "gait")
+STREAMS = ("both", "apart", "appearance", "gait")
 GAIT_OUTPUTS = ("classes", "tokens", "rebuilt_tokens", "person", "support", "denoised")
 
 
@@ -118,14 +118,14 @@ class DinoGRL(VideoReID):
             appearance = PartPooling(backbone.feature_width, width, bins)
             if own.READING == "authors":
                 drop_relu(backbone)
-        if own.STREAMS == "both" and own.EXCHANGE:
+        if own.STREAMS == "both":
             exchange = PartExchange(width, bins)
         guide = corrector = None
         if own.GUIDE:
             corrector = build_frame_corrector(cfg, feat_dim=backbone.feature_width)
             guide = build_guide(cfg, backbone.feature_width)
         parts = sum(bins) + (len(bins) - 1 if exchange else 0)
-        parts *= 2 if own.STREAMS == "both" else 1
+        parts *= 2 if own.STREAMS in ("both", "apart") else 1
         return {
             "backbone": backbone if appearance else nn.Identity(),
             "heads": head(cfg, feat_dim=width, num_parts=parts),
@@ -138,7 +138,6 @@ class DinoGRL(VideoReID):
             "guide": guide,
             "corrector": corrector,
             "skeleton_dropout": cfg.MODEL.SKELETON_DROPOUT,
-            "augment": own.AUGMENT,
             "per_frame": own.READING == "authors",
         }
 
@@ -248,8 +247,6 @@ def _check(cfg: CfgNode) -> None:
         raise UserError(f"MODEL.DINOGRL.BINS is {list(own.BINS)}: the first number must be 1")
     if len(own.GRID) != 2 or min(own.GRID) < 1:
         raise UserError(f"MODEL.DINOGRL.GRID is {list(own.GRID)}: give rows and columns")
-    if not 0 <= own.CLIP_DROP <= 1:
-        raise UserError(f"MODEL.DINOGRL.CLIP_DROP is {own.CLIP_DROP}: give a share from 0 to 1")
     if cfg.MODEL.HEADS.EMBEDDING_DIM < 1:
         raise UserError("MODEL.HEADS.EMBEDDING_DIM is the width of a part: DinoGRL has 256")
     head = REID_HEADS_REGISTRY.get(cfg.MODEL.HEADS.NAME)

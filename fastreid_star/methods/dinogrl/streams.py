@@ -78,7 +78,7 @@ def build_gait(cfg: CfgNode, backbone: TwoStreamBackbone) -> GaitStream:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         image = torch.zeros(2, 3, *cfg.INPUT.SIZE_TRAIN)
         width = copy.deepcopy(backbone.visible_stem).eval()(image).shape[1]
-    maps = GaitMaps(tokens.width, width, drop=own.CLIP_DROP, fixed_person=own.READING == "authors")
+    maps = GaitMaps(tokens.width, width, fixed_person=own.READING == "authors")
     if own.MASK_WEIGHTS:
         load_mask_branch(maps, own.MASK_WEIGHTS)
     trunk = nn.Sequential(*copy.deepcopy(backbone.stages))

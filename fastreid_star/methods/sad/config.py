@@ -3,18 +3,16 @@
 from fastreid.config import CfgNode as CN
 
 # Keys that do not change the features of a trained model: of training only, or of speed.
-TRAINING_KEYS = ("MODEL.SAD.AUGMENT", "MODEL.SAD.AUGMENT_RANGE", "MODEL.SAD.STD")
+TRAINING_KEYS = ("MODEL.SAD.AUGMENT", "MODEL.SAD.STD")
 
 
 def add_config(cfg: CN) -> None:
     """Add ``MODEL.SAD`` to a fast-reid config, in place."""
     cfg.MODEL.SAD = CN()
     # Style augmentation of normalized training frames: infrared frames are multiplied by one
-    # factor, visible frames by one factor for each channel, and the channels of visible frames are
-    # permuted.
+    # factor of 0.5 to 1.5, visible frames by one for each channel, and the channels of visible
+    # frames are permuted.
     cfg.MODEL.SAD.AUGMENT = True
-    # [low, high] of these factors.
-    cfg.MODEL.SAD.AUGMENT_RANGE = [0.5, 1.5]
     # Standard deviation in AdaIN: sqrt_var (sqrt(var + 1e-5), whose gradient is bounded on flat
     # maps) | release (std + 1e-6, as in the authors' program).
     cfg.MODEL.SAD.STD = "sqrt_var"

@@ -20,7 +20,6 @@ Shapes: B clips, T frames of a clip, N = B T frames, D feature width of the back
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,6 +37,7 @@ from fastreid_star.modeling.layers.style import (
 from fastreid_star.modeling.video_reid import VideoReID
 
 ATTACK_OUTPUTS = ("attacked_frames", "attacked_logits")
+STYLE_RANGE = (0.5, 1.5)  # of the factors of the style augmentation
 
 
 @META_ARCH_REGISTRY.register()
@@ -49,13 +49,12 @@ class SAD(VideoReID):
 
     Args:
         augment: change the style of the images in training.
-        augment_range: (low, high) of the factors of the augmentation.
         std: the standard deviation of the attack, see
             :func:`~fastreid_star.modeling.layers.style.channel_statistics`.
         kwargs: see :class:`VideoReID`.
 
     Raises:
-        UserError: an unknown `std`, or an `augment_range` out of order.
+        UserError: an unknown `std`.
     """
 
     provides = (*VideoReID.provides, *ATTACK_OUTPUTS)
@@ -65,35 +64,26 @@ class SAD(VideoReID):
         self,
         *,
         augment: bool = True,
-        augment_range: Sequence[float] = (0.5, 1.5),
         std: str = "sqrt_var",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if std not in STD_KINDS:
             raise UserError(f"MODEL.SAD.STD is {std!r}: choose one of {', '.join(STD_KINDS)}")
-        if len(augment_range) != 2 or augment_range[0] > augment_range[1]:
-            raise UserError(f"MODEL.SAD.AUGMENT_RANGE is {list(augment_range)}: give [low, high]")
         self.augment = augment
-        self.augment_range = tuple(augment_range)
         self.std = std
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """As :class:`VideoReID`, with ``MODEL.SAD``."""
         sad = cfg.MODEL.SAD
-        return {
-            **super().from_config(cfg),
-            "augment": sad.AUGMENT,
-            "augment_range": sad.AUGMENT_RANGE,
-            "std": sad.STD,
-        }
+        return {**super().from_config(cfg), "augment": sad.AUGMENT, "std": sad.STD}
 
     def preprocess(self, images: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
         """As :class:`VideoReID`; in training each frame gets a new style."""
         images = super().preprocess(images, is_visible)
         if self.training and self.augment:
-            drawn = style_factors(is_visible, *self.augment_range)
+            drawn = style_factors(is_visible, *STYLE_RANGE)
             factors, order = (part.to(self.device, non_blocking=True) for part in drawn)
             images = augment_style(images, factors, order)
         return images

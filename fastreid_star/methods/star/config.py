@@ -9,11 +9,7 @@ frame level, ``MODEL.HEADS.NAME GATGeMHead`` the sequence level, and ``SkeletonC
 from fastreid.config import CfgNode as CN
 
 # Keys that do not change the features of a trained model: of training only, or of speed.
-TRAINING_KEYS = (
-    "MODEL.STAR.ATTENTION_DROPOUT",
-    "MODEL.STAR.GAT_DROPOUT",
-    "MODEL.STAR.SPLIT_LSTM",
-)
+TRAINING_KEYS = ("MODEL.STAR.ATTENTION_DROPOUT", "MODEL.STAR.GAT_DROPOUT")
 
 
 def add_config(cfg: CN) -> None:
@@ -32,8 +28,6 @@ def add_config(cfg: CN) -> None:
     # Eq. (5) and (7): paper (squeeze-and-excitation gate, and a LayerNorm of ours) | release
     # (neither).
     cfg.MODEL.STAR.CORRECTOR = "paper"
-    # Run the two-way LSTM of eq. (3) as two one-way LSTMs: the same weights and numbers.
-    cfg.MODEL.STAR.SPLIT_LSTM = False
     # Exponents of the GeM poolings, eq. (11).
     cfg.MODEL.STAR.EXPONENTS = [0.7, 1.0, 3.0, 5.0, 7.0]
     # Eq. (13): sigmoid (a gate for each part and exponent) | softmax (over the exponents, parts
@@ -46,5 +40,3 @@ def add_config(cfg: CN) -> None:
     cfg.MODEL.STAR.ATTENTION_DROPOUT = 0.6
     # Dropout between the two layers of graph attention, eq. (10).
     cfg.MODEL.STAR.GAT_DROPOUT = 0.3
-    # P of eq. (14): last_step (output at t = T) | final_states (both directions after all frames).
-    cfg.MODEL.STAR.KL_LAST = "last_step"

@@ -47,34 +47,14 @@ class BoneStates(NamedTuple):
     Attributes:
         states: S ``[B, T, D]``: forward half, backward half.
         last_step: S at t = T, ``[B, D]``; its backward half has seen one frame.
-        final_states: the state of each direction after all frames, ``[B, D]``.
         seen: bool ``[B, T]``, frames with at least one valid joint.
         bones: the input of the linear layer ``[B, T, E, F]``.
     """
 
     states: torch.Tensor
     last_step: torch.Tensor
-    final_states: torch.Tensor
     seen: torch.Tensor
     bones: torch.Tensor
-
-
-class TwoOneWayLSTMs(nn.LSTM):
-    """A two-way LSTM that runs as two one-way LSTMs, for devices without two-way LSTMs.
-
-    Its parameters and numbers are the same.
-    """
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        """``[B, T, in]`` to ``[B, T, 2 hidden]``; one layer, batch first."""
-        start = (x.new_zeros(1, x.shape[0], self.hidden_size),) * 2
-        # per direction: input and recurrent weight, input and recurrent bias
-        halves: Any = (self._flat_weights[:4], self._flat_weights[4:])
-        forward, backward = (
-            torch.lstm(inputs, start, weights, True, 1, 0.0, self.training, False, True)[0]
-            for inputs, weights in zip((x, x.flip(1)), halves, strict=True)
-        )
-        return torch.cat([forward, backward.flip(1)], dim=-1), None
 
 
 class BoneEncoder(nn.Module):
@@ -94,7 +74,6 @@ class BoneEncoder(nn.Module):
             every joint of a skeleton, regardless of its score.
         score_threshold: joints with a lower score are ignored.
         hidden: width of the linear layer.
-        split_lstm: run the LSTM as two one-way LSTMs.
     """
 
     @configurable
@@ -105,7 +84,6 @@ class BoneEncoder(nn.Module):
         bones: str = "standardized",
         score_threshold: float = 0.0,
         hidden: int = 64,
-        split_lstm: bool = False,
     ):
         super().__init__()
         self.reading = choose("BONES", bones, BONE_READINGS)
@@ -117,8 +95,7 @@ class BoneEncoder(nn.Module):
         inputs = NUM_BONES * BONE_READINGS[bones]
         self.norm = MaskedBatchNorm(inputs) if bones == "standardized" else None
         self.fc = nn.Linear(inputs, hidden)
-        lstm = TwoOneWayLSTMs if split_lstm else nn.LSTM
-        self.lstm = lstm(hidden, feat_dim // 2, batch_first=True, bidirectional=True)
+        self.lstm = nn.LSTM(hidden, feat_dim // 2, batch_first=True, bidirectional=True)
         self.bones: torch.Tensor
         self.register_buffer("bones", torch.tensor(BONES), persistent=False)
 
@@ -130,7 +107,6 @@ class BoneEncoder(nn.Module):
             "feat_dim": feat_dim,
             "bones": star.BONES,
             "score_threshold": star.SCORE_THRESHOLD,
-            "split_lstm": star.SPLIT_LSTM,
         }
 
     def forward(self, skeletons: torch.Tensor, has_skeleton: torch.Tensor) -> BoneStates:
@@ -145,9 +121,7 @@ class BoneEncoder(nn.Module):
                 rows = self.norm(rows, (scores > 0).flatten(0, 1).flatten(1))
                 bones = rows.view_as(bones) * scores
             states, _ = self.lstm(self.fc(bones.flatten(2)).masked_fill(~seen[..., None], 0))
-        forward, backward = states.chunk(2, dim=-1)
-        final_states = torch.cat([forward[:, -1], backward[:, 0]], dim=-1)
-        return BoneStates(states, states[:, -1], final_states, seen, bones)
+        return BoneStates(states, states[:, -1], seen, bones)
 
     def bone_weights(self, bones: torch.Tensor) -> torch.Tensor:
         """Share of each bone in the linear layer's input: ``|W_e f_e|``, sum 1 over the bones.

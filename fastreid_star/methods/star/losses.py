@@ -15,10 +15,7 @@ from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.errors import UserError
 from fastreid_star.methods.star.layers import BoneStates
 from fastreid_star.modeling.layers.pooling import at_least_float32
-from fastreid_star.modeling.layers.skeleton_graph import choose
 from fastreid_star.modeling.losses import LOSS_REGISTRY, Loss
-
-LAST_STATES = ("last_step", "final_states")
 
 
 def symmetric_kl(p_logits: torch.Tensor, q_logits: torch.Tensor) -> torch.Tensor:
@@ -75,12 +72,11 @@ def modality_consistency(
 class SkeletonConsistencyLoss(Loss):
     """Equation (14) with its linear layer: P from the bones' LSTM, Q from the joints' attention.
 
+    P is the output of the LSTM at t = T, as in the paper's text and in the authors' program.
+
     Args:
         feat_dim: D.
         joint_channels: C.
-        last: which output of the LSTM is P. `last_step`: the output at t = T, as in the authors'
-            program; its backward half has seen one frame. `final_states`: the states of both
-            directions after all frames.
         kwargs: see :class:`Loss`.
     """
 
@@ -88,29 +84,19 @@ class SkeletonConsistencyLoss(Loss):
     log_name = "loss_skeleton"
 
     @configurable
-    def __init__(
-        self,
-        *,
-        feat_dim: int,
-        joint_channels: int = 12,
-        last: str = "last_step",
-        **kwargs: Any,
-    ):
+    def __init__(self, *, feat_dim: int, joint_channels: int = 12, **kwargs: Any):
         super().__init__(**kwargs)
-        self.last = choose("KL_LAST", last, LAST_STATES)
         self.fc = nn.Linear(NUM_JOINTS * joint_channels, feat_dim)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, feat_dim: int) -> dict[str, Any]:
-        options = {"feat_dim": feat_dim, "last": cfg.MODEL.STAR.KL_LAST}
-        return {**super().from_config(cfg, feat_dim=feat_dim), **options}
+        return {**super().from_config(cfg, feat_dim=feat_dim), "feat_dim": feat_dim}
 
     def forward(  # type: ignore[override]
         self, bone_states: BoneStates, joints: torch.Tensor, has_clip: torch.Tensor
     ) -> torch.Tensor:
         """The loss of bone states, joint features ``[B, V, C]`` and has_clip, bool ``[B]``."""
-        p_logits = getattr(bone_states, self.last)
-        return skeleton_consistency(p_logits, self.fc(joints.flatten(1)), has_clip)
+        return skeleton_consistency(bone_states.last_step, self.fc(joints.flatten(1)), has_clip)
 
 
 @LOSS_REGISTRY.register()

@@ -1,6 +1,7 @@
 """The synthetic dataset: its files, and the joints and pictures of its people."""
 
 import dataclasses
+import json
 from collections import defaultdict
 
 import numpy as np
@@ -103,6 +104,21 @@ def test_a_finished_dataset_is_kept(tmp_path):
         write_synthetic_vcm(tmp_path / "set", dataclasses.replace(options, blur=0.1))
 
 
+def test_a_dataset_of_an_earlier_version_is_kept_if_its_people_had_todays_size(tmp_path):
+    options = dataclasses.replace(SMALL, train_ids=1, test_ids=1, tracklets=1)
+    write_synthetic_vcm(tmp_path / "set", options)
+    path = tmp_path / "set" / "synthetic.json"
+    record = json.loads(path.read_text())
+    record["options"]["scale"] = 0.1
+    path.write_text(json.dumps(record))
+    write_synthetic_vcm(tmp_path / "set", options)
+    assert json.loads(path.read_text()) == record, "nothing was written"
+    record["options"]["scale"] = 0.2
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"other options \(scale 0\.2 instead of 0\.1\)"):
+        write_synthetic_vcm(tmp_path / "set", options)
+
+
 def test_a_folder_with_something_else_is_refused(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "thesis.tex").write_text("mine")
@@ -165,9 +181,7 @@ def test_too_short_tracklets_are_said_before_anything_is_written(tmp_path):
 def test_options_come_from_the_config():
     cfg = get_cfg()
     assert SyntheticOptions.from_config(cfg) == SyntheticOptions()
-    changed = SyntheticOptions(
-        3, 4, 2, 6, (96, 48), 0.25, 0.5, False, 0.2, 0.03, 7, True, 0.1, 0.02
-    )
+    changed = SyntheticOptions(3, 4, 2, 6, (96, 48), 0.25, 0.5, False, 0.03, 7, True, 0.1, 0.02)
     for name, value in changed.to_dict().items():
         setattr(cfg.DATASETS.SYNTHETIC, name.upper(), value)
     assert SyntheticOptions.from_config(cfg) == changed

@@ -89,7 +89,7 @@ def test_features_are_the_parts_of_both_streams(tmp_path):
 
 
 def test_without_exchange_there_are_no_walked_parts(tmp_path):
-    model = build(tmp_path, "MODEL.DINOGRL.EXCHANGE", "False").eval()
+    model = build(tmp_path, "MODEL.DINOGRL.STREAMS", "apart").eval()
     assert model(batch()).shape == (4, 2 * 7, 16)
 
 
@@ -108,8 +108,8 @@ def test_batches_and_frames_of_any_number_and_size(tmp_path, clips, length, size
 
 
 def test_bfloat16_trains_close_to_float32(tmp_path):
-    model = build(tmp_path, "MODEL.DINOGRL.CLIP_DROP", "0.0", "MODEL.DINOGRL.AUGMENT", "False")
-    model.gait.maps.mask.dropout.p = 0.0
+    model = build(tmp_path)
+    model.augment, model.gait.maps.drop, model.gait.maps.mask.dropout.p = False, 0.0, 0.0
     other = copy.deepcopy(model)
     expected = train_step(model, batch())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -151,7 +151,6 @@ def test_half_of_the_visible_clips_show_one_channel():
         ("STREAMS", "one", "appearance"),
         ("BINS", "[2,4]", "first"),
         ("GRID", "[4]", "rows"),
-        ("CLIP_DROP", "2.0", "share"),
         ("DINOV2", "nowhere.pth", "do not exist"),
     ],
 )
@@ -242,8 +241,8 @@ def guided(tmp_path, *more):
 
 
 def test_a_guide_gives_the_first_part_of_the_appearance(tmp_path):
-    model = guided(tmp_path, "ClipHead", "MODEL.DINOGRL.EXCHANGE", "False").eval()
-    plain = build(tmp_path, "MODEL.DINOGRL.EXCHANGE", "False").eval()
+    model = guided(tmp_path, "ClipHead", "MODEL.DINOGRL.STREAMS", "apart").eval()
+    plain = build(tmp_path, "MODEL.DINOGRL.STREAMS", "apart").eval()
     plain.load_state_dict(model.state_dict())
     inputs = batch()
     outputs, expected = model.encode(inputs), plain.encode(inputs)

@@ -326,7 +326,6 @@ def test_config_reaches_the_losses():
     cfg.MODEL.LOSSES.TRI.MARGIN, cfg.MODEL.LOSSES.TRI.SCALE = 0.7, 2.0
     cfg.MODEL.LOSSES.TRI.ALL_RANKS = True
     cfg.MODEL.HEADS.GEM_P, cfg.MODEL.SAD.STD = 2.0, "release"
-    cfg.MODEL.SAD.AUGMENT_RANGE = [0.8, 1.2]
     model = SAD(cfg)
     for name in ("CrossEntropyLoss", "FrameCrossEntropyLoss", "StyleAttackLoss"):
         assert (model.losses[name].epsilon, model.losses[name].scale) == (0.1, 0.5)
@@ -337,14 +336,13 @@ def test_config_reaches_the_losses():
         "scale": 2.0,
         "all_ranks": True,
     }
-    assert (model.heads.gem_p, model.std, model.augment_range) == (2.0, "release", (0.8, 1.2))
+    assert (model.heads.gem_p, model.std) == (2.0, "release")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("MODEL.SAD.STD", "std", "sqrt_var, release"),
-        ("MODEL.SAD.AUGMENT_RANGE", [1.5, 0.5], "AUGMENT_RANGE"),
         ("MODEL.LOSSES.CE.EPSILON", -0.1, "EPSILON is -0.1"),
         ("MODEL.LOSSES.NAME", ["CircleLoss"], "CircleLoss: the registered losses are .*Triplet"),
         ("MODEL.HEADS.NAME", "EmbeddingHead", "EmbeddingHead.*needs ClipHead"),

@@ -30,7 +30,7 @@ def head(feat_dim=D, score_threshold=0.3, **kwargs) -> gg.GATGeMHead:
 
 
 def aggregate(model, frames, skeletons, has_skeleton, edge_state=None, explain=False):
-    states = BoneStates(None, edge_state, None, None, None)
+    states = BoneStates(None, edge_state, None, None)
     outputs = {"corrected": frames, "bone_states": states}
     batch = {"skeletons": skeletons, "has_skeleton": has_skeleton}
     found = model.aggregate(outputs, batch, explain)

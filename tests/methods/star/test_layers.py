@@ -14,7 +14,6 @@ from fastreid_star.errors import UserError
 from fastreid_star.methods.star.layers import (
     BoneEncoder,
     SkeletonFrameCorrector,
-    TwoOneWayLSTMs,
 )
 
 D = 16
@@ -140,21 +139,6 @@ def test_equations_1_to_7(reading, bones, missing):
         )
         torch.testing.assert_close(result.bone_states.states[b], s, atol=1e-9, rtol=1e-7)
         torch.testing.assert_close(result.corrected[b], y, atol=1e-9, rtol=1e-7)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # two kernels on a CPU
-def test_two_one_way_lstms_are_the_two_way_one(dtype):
-    whole = torch.nn.LSTM(5, 6, batch_first=True, bidirectional=True).to(dtype)
-    split = TwoOneWayLSTMs(5, 6, batch_first=True, bidirectional=True).to(dtype)
-    split.load_state_dict(whole.state_dict())
-    x = torch.randn(3, 7, 5, dtype=dtype)
-    a, b = whole(x)[0], split(x)[0]
-    torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
-    direction = torch.randn_like(a)
-    (a * direction).sum().backward()
-    (b * direction).sum().backward()
-    for (name, one), two in zip(whole.named_parameters(), split.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, two.grad, atol=1e-6, rtol=1e-5, msg=name)
 
 
 def test_a_clip_without_a_skeleton_keeps_its_features_exactly():
@@ -294,10 +278,9 @@ def test_from_config():
     cfg = get_cfg()
     star = cfg.MODEL.STAR
     star.BONES = star.CORRECTOR = "release"
-    star.SCORE_THRESHOLD, star.SPLIT_LSTM = 0.2, True
+    star.SCORE_THRESHOLD = 0.2
     model = SkeletonFrameCorrector(cfg, feat_dim=32)
     assert model.encoder.fc.weight.shape == (64, 38)
-    assert isinstance(model.encoder.lstm, TwoOneWayLSTMs)
     assert model.se is None
     star.BONES = "normalized"
     assert SkeletonFrameCorrector(cfg, feat_dim=32).encoder.score_threshold == 0.2

@@ -87,8 +87,6 @@ READINGS = [
     {"losses": SAD_LOSSES},
     {"GUIDE": "softmax"},
     {"BONES": "normalized", "SCORE_THRESHOLD": 0.3},
-    {"KL_LAST": "final_states"},
-    {"SPLIT_LSTM": True},
     {
         "GUIDE": "release",
         "losses": RELEASE_LOSSES,
@@ -184,7 +182,7 @@ def test_what_does_not_go_together_is_refused():
         build(STAR, config(SKELETON_DROPOUT=1.5))
     with pytest.raises(UserError, match="choose one of BoneReader, SkeletonFrameCorrector"):
         build(STAR, config(frame="Corrector"))
-    for key in ("GUIDE", "GRAPH", "BONES", "CORRECTOR", "KL_LAST"):
+    for key in ("GUIDE", "GRAPH", "BONES", "CORRECTOR"):
         with pytest.raises(UserError, match=rf"MODEL\.STAR\.{key} is 'x': choose one of"):
             build(STAR, config(**{key: "x"}))
     model = build(STAR, config(frame="", sequence=False, losses=SAD_LOSSES))

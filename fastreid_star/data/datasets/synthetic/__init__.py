@@ -24,7 +24,7 @@ from PIL import Image
 from fastreid_star.data.datasets.hitsz_vcm import HITSZVCM
 from fastreid_star.data.datasets.synthetic.options import SyntheticOptions
 from fastreid_star.data.datasets.synthetic.people import Person, draw_person
-from fastreid_star.data.datasets.synthetic.render import film
+from fastreid_star.data.datasets.synthetic.render import SCALE, film
 from fastreid_star.data.datasets.synthetic.scene import TEST, TRAIN
 from fastreid_star.data.silhouettes import write_silhouette
 from fastreid_star.data.skeletons import write_skeleton_store
@@ -141,14 +141,15 @@ def _holds(root: Path, options: SyntheticOptions) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     cure = "delete the folder or choose another"
+    fixed = {"scale": SCALE}  # was an option before release 0.2.0
     try:
         found = json.loads((root / OPTIONS_FILE).read_text(encoding="utf-8"))
         # an option that the folder does not name is newer than it, and was not used
         defaults = SyntheticOptions().to_dict()
-        old = {"version": found["version"], **defaults, **found["options"]}
+        old = {"version": found["version"], **fixed, **defaults, **found["options"]}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{root} exists and is not a synthetic dataset: {cure}") from None
-    new = {"version": VERSION, **options.to_dict()}
+    new = {"version": VERSION, **fixed, **options.to_dict()}
     changes = [
         f"{key} {old.get(key)} instead of {new.get(key)}"
         for key in sorted({*old, *new})
@@ -191,9 +192,13 @@ def write_masks(root: str | os.PathLike, target: str | os.PathLike) -> None:
     """
     path = Path(root) / OPTIONS_FILE
     try:
-        options = SyntheticOptions(**json.loads(path.read_text(encoding="utf-8"))["options"])
+        found = dict(json.loads(path.read_text(encoding="utf-8"))["options"])
+        scale = found.pop("scale", SCALE)  # was an option before release 0.2.0
+        options = SyntheticOptions(**found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{root} is not a synthetic dataset: {path} cannot be read") from error
+    if scale != SCALE:
+        raise UserError(f"{root} was drawn with DATASETS.SYNTHETIC.SCALE {scale}: write it anew")
     pid = 0
     for split, count in ((TRAIN, options.train_ids), (TEST, options.test_ids)):
         for index in range(count):

@@ -19,7 +19,6 @@ RANGES = {
     "size": (16, 2048),
     "occlusion": (0, 1),
     "blur": (0, 100),
-    "scale": (0, 0.5),
     "joint_noise": (0, 1),
     "swapped": (0, 1),
     "missing": (0, 1),
@@ -40,7 +39,6 @@ class SyntheticOptions:
         occlusion: share of tracklets in which something hides a part of the person, 0 to 1.
         blur: largest standard deviation of the blur, in pixels of a 64-pixel-high frame.
         background: clutter behind the person; False: one gray.
-        scale: spread of the person's size in the frame (0.1: 10 % smaller or larger).
         joint_noise: standard deviation of the joints' noise, as a share of the frame's height.
         detections: frames are crops as a detector gives them: their size and their aspect vary
             within a tracklet, and some cut off a part of the body. A person is about as tall as
@@ -61,7 +59,6 @@ class SyntheticOptions:
     occlusion: float = 0.6
     blur: float = 0.6
     background: bool = True
-    scale: float = 0.1
     joint_noise: float = 0.015
     seed: int = 0
     detections: bool = False

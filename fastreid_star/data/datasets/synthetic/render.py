@@ -19,6 +19,7 @@ from fastreid_star.data.datasets.synthetic.options import SyntheticOptions
 from fastreid_star.structures import Modality
 
 FILL = 0.86  # mean height of the person as a share of the frame's height
+SCALE = 0.1  # spread of this height: up to 10 % smaller or larger
 FACE = (people.NOSE, people.LEFT_EYE, people.RIGHT_EYE)
 
 
@@ -117,7 +118,7 @@ def draw_view(
     turn = np.radians(rng.uniform(-55, 55) + rng.uniform(-10, 10) * along)
     away = np.pi if rng.random() < 0.5 else 0.0
     stature = person.body.stature
-    resized = rng.uniform(1 - options.scale, 1 + options.scale)
+    resized = rng.uniform(1 - SCALE, 1 + SCALE)
     scale = FILL * height / stature * camera.zoom * resized
     shift = rng.uniform(-0.04, 0.04, 2) + 0.006 * rng.standard_normal((options.frames, 2))
     center = np.array([size[1] / 2, size[0] / 2]) + height * shift * (0.8, 0.4)
