@@ -21,7 +21,7 @@ def add_config(cfg: CN) -> None:
     # BigGait's MaskBranch_vits14.pt, whose class 0 is the person. Empty: the mask branch learns
     # from random weights, and which class is the person follows from the borders of the frames.
     cfg.MODEL.DINOGRL.MASK_WEIGHTS = ""
-    # The streams that the features consist of: both (with PBMGE, the exchange between their parts) |
+    # The streams that the features consist of: both (with PBMGE, the exchange of their parts) |
     # apart (both, without the exchange) | appearance | gait.
     cfg.MODEL.DINOGRL.STREAMS = "both"
     # Numbers of horizontal stripes that the maps are pooled over; the first must be 1.
