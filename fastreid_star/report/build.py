@@ -119,6 +119,7 @@ def report_contents(
         for number, (way, direction) in enumerate(directions.items())
     }
     pairs = choose_pairs(main.ranking, chosen)
+    gradcam = gradcam and all(explain.has_gradcam(e.model) for e in evaluated)
     return {
         "names": [e.name for e in evaluated],
         "dataset": main.run.dataset,

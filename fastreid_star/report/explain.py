@@ -190,6 +190,11 @@ def similarity_maps(
     return (maps / maps.max().clamp(min=1e-12)).numpy(), float(similarity.detach())
 
 
+def has_gradcam(model: Any) -> bool:
+    """Whether the frames pass the model's backbone. A stream of its own may read them instead."""
+    return hasattr(model.backbone, "spatial_dims")
+
+
 def target_layer(
     backbone: Any,
 ) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:

@@ -18,6 +18,7 @@ from fastreid_star.methods.dinogrl.model import channel_order
 from fastreid_star.modeling.backbones.dinov2 import Dinov2
 from fastreid_star.modeling.layers.pooling import gem
 from fastreid_star.report.build import write_report
+from fastreid_star.report.explain import has_gradcam
 from fastreid_star.weights import read_file
 
 from ...tiny import REPOSITORY, tiny_options
@@ -84,6 +85,8 @@ def test_features_are_the_parts_of_both_streams(tmp_path):
         state = {n: v for n, v in state.items() if not n.startswith("heads.")}
         other.load_state_dict(state, strict=False)
         alone[streams] = other(inputs)
+        assert has_gradcam(other) == (streams == "appearance")
+        assert other.has_silhouettes == (streams == "gait")
     torch.testing.assert_close(outputs["clip"][:, :7], alone["gait"])
     torch.testing.assert_close(outputs["clip"][:, 9:16], alone["appearance"])
 
