@@ -46,14 +46,28 @@ def similarity(query: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
             f"query features {list(query.shape)} and gallery features {list(gallery.shape)} must "
             "both be [N, D] or both [N, P, D]"
         )
+    if query.ndim == 3:
+        return _part_similarity(query, gallery)
     found = torch.empty(len(query), len(gallery))
     for rows, block in zip(found.split(BLOCK_SIZE), query.split(BLOCK_SIZE), strict=True):
-        if query.ndim == 2:
-            torch.mm(block, gallery.T, out=rows)
-        else:
-            pairs = zip(block.double().unbind(1), gallery.double().unbind(1), strict=True)
-            rows.copy_(-sum(torch.cdist(q, g) for q, g in pairs) / query.shape[1])
+        torch.mm(block, gallery.T, out=rows)
     return found
+
+
+def _part_similarity(query: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
+    """Minus the mean distance of the parts; one part in float64 is in memory at a time."""
+    total = torch.zeros(len(query), len(gallery), dtype=torch.float64)
+    buffer = torch.empty(min(BLOCK_SIZE, len(query)), len(gallery), dtype=torch.float64)
+    for q, g in zip(query.unbind(1), gallery.unbind(1), strict=True):
+        q, g = q.double(), g.double()
+        squares = q.square().sum(1, keepdim=True), g.square().sum(1, keepdim=True)
+        # |q|^2 + |g|^2 - 2 q.g as one product of matrices
+        left = torch.cat([-2 * q, squares[0], torch.ones_like(squares[0])], dim=1)
+        right = torch.cat([g, torch.ones_like(squares[1]), squares[1]], dim=1)
+        for rows, block in zip(total.split(BLOCK_SIZE), left.split(BLOCK_SIZE), strict=True):
+            distances = torch.mm(block, right.T, out=buffer[: len(block)])
+            rows += distances.clamp_(min=0).sqrt_()
+    return total.div_(-query.shape[1]).float()
 
 
 def first_ranked(similarity: np.ndarray, k: int) -> np.ndarray:

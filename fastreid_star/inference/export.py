@@ -29,7 +29,8 @@ from fastreid_star.structures import Modality
 # Opset 13 is documented for every compiler for Ascend since CANN 5.0; no opset above 18 is
 # documented for any.
 OPSETS, DEFAULT_OPSET = range(13, 19), 13
-TOLERANCE = 1e-4  # the largest difference of a value of a feature, which has unit length
+# The largest difference of a value of a feature, as a share of the length of a feature or part.
+TOLERANCE = 1e-4
 BATCHES = (1, 2, 5, 2)  # numbers of clips that are compared; the last two have no skeletons
 
 _DESCRIPTIONS = {
@@ -38,7 +39,10 @@ _DESCRIPTIONS = {
     "skeletons": "COCO joints (x, y, score), x and y in pixels of images; zeros: a missing joint",
     "has_skeleton": "1 for a frame that has a skeleton, else 0",
     "crop_sizes": "height and width of each crop before it was resized, in pixels",
-    "features": "of unit length: their dot product is the similarity",
+}
+_FEATURES = {
+    2: "of unit length: their dot product is the similarity",
+    3: "parts: minus their mean Euclidean distance is the similarity",
 }
 
 
@@ -69,7 +73,7 @@ class Export(NamedTuple):
             f"{self.path}: {os.path.getsize(self.path) / 1e6:.1f} MB, opset {self.opset}, "
             f"{about['model']}, modality: {about['modality']}\n"
             f"inputs:  {', '.join(shapes)}; all float32\n"
-            f"output:  features [batch, {about['feature_width']}], of unit length\n"
+            f"output:  features [batch, {about['feature_width']}], {about['comparison']}\n"
             f"parity:  {self.difference:.1e} at most on {sum(BATCHES)} clips in onnxruntime, "
             f"{TOLERANCE:.0e} is allowed"
         )
@@ -147,7 +151,8 @@ def export_onnx(
         **_about(model, cfg),
         "modality": "both" if kind is None else kind.name.lower(),
         "frames": str(length),
-        "feature_width": str(expected[0].shape[1]),
+        "feature_width": ", ".join(map(str, expected[0].shape[1:])),
+        "comparison": _FEATURES[expected[0].ndim],
         "largest_difference": f"{difference:.1e}",
     }
     content = _describe(onnx, graph, metadata)
@@ -217,7 +222,7 @@ def _difference(
     inputs: list[tuple[torch.Tensor, ...]],
     expected: list[torch.Tensor],
 ) -> float:
-    """The largest difference of onnxruntime's features to the expected ones."""
+    """The largest difference of onnxruntime's features to the expected ones, see `TOLERANCE`."""
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # errors are raised, and need not be printed too
     options.intra_op_num_threads = torch.get_num_threads()
@@ -230,7 +235,9 @@ def _difference(
         found = torch.from_numpy(session.run(None, arrays)[0])
         if found.shape != features.shape:
             raise ValueError(f"{len(features)} clips give features {list(found.shape)}")
-        largest = max(largest, float((found - features).abs().nan_to_num(nan=torch.inf).max()))
+        length = features.norm(dim=-1).mean()  # 1, or the mean length of the parts
+        differences = (found - features).abs() / length
+        largest = max(largest, float(differences.nan_to_num(nan=torch.inf).max()))
     return largest
 
 
@@ -250,7 +257,8 @@ def _describe(onnx: Any, graph: bytes, metadata: dict[str, str]) -> bytes:
     proto = onnx.load_from_string(graph)
     onnx.helper.set_model_props(proto, metadata)
     for value in (*proto.graph.input, *proto.graph.output):
-        value.doc_string = _DESCRIPTIONS[value.name]
-    width = proto.graph.output[0].type.tensor_type.shape.dim[1]
-    width.dim_value = int(metadata["feature_width"])
+        value.doc_string = _DESCRIPTIONS.get(value.name, metadata["comparison"])
+    sizes = metadata["feature_width"].split(", ")
+    for axis, size in zip(proto.graph.output[0].type.tensor_type.shape.dim[1:], sizes, strict=True):
+        axis.dim_value = int(size)
     return proto.SerializeToString()

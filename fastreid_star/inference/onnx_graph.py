@@ -100,6 +100,11 @@ def _atan2(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.where(upright, y.sign() * (math.pi / 2), torch.where(x < 0, turned, slope))
 
 
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    # torch's fused attention has no ONNX form before opset 14.
+    return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+
 def _adaptive_avg_pool1d(x: torch.Tensor, output_size: int | Sequence[int]) -> torch.Tensor:
     # The exporter supports only output sizes that divide the input's size. Here both sizes are
     # fixed, so that each output is a weighted sum of a few inputs.
@@ -134,6 +139,7 @@ def _unflatten(x: torch.Tensor, dim: int, sizes: Sequence[int]) -> torch.Tensor:
 _REPLACEMENTS = {
     torch.Tensor.unflatten: _unflatten,
     F.multi_head_attention_forward: _explicit_attention,
+    F.scaled_dot_product_attention: _attention,
     torch.adaptive_avg_pool1d: _adaptive_avg_pool1d,
     torch.atan2: _atan2,
     torch.einsum: _einsum,

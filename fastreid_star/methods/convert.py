@@ -7,6 +7,7 @@ converted checkpoint gives their features with a config that has their settings.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 from collections.abc import Callable, Mapping
@@ -30,8 +31,9 @@ def convert_weights(
     """Convert a published checkpoint.
 
     Args:
-        source: the published checkpoint.
-        target: the file to write, in a folder that exists.
+        source: the published checkpoint, or a folder with all files of one.
+        target: the file to write, in a folder that exists. Weights that this project keeps in a
+            file of their own are written beside it.
         cfg: a config with the settings of the published program.
         report: is called with :meth:`Conversion.report` before the weights are checked.
 
@@ -47,8 +49,16 @@ def convert_weights(
     conversion = convert(read_published(source))
     if report is not None:
         report(conversion.report())
-    conversion.require_fit(cfg)
+    files = {}
+    for key, weights in conversion.beside.items():
+        name = f"{os.path.splitext(target)[0]}_{key.rpartition('.')[2].lower()}.pth"
+        write_whole(name, functools.partial(torch.save, weights))
+        files[key] = name
+    conversion.require_fit(cfg, files)
     write_whole(target, lambda file: torch.save({"model": conversion.weights}, file))
+    if report is not None:
+        for key, name in files.items():
+            report(f"the converted checkpoint needs {key} {name}")
     return conversion
 
 
@@ -73,10 +83,21 @@ def convert(state: Mapping[str, torch.Tensor]) -> Conversion:
 def read_published(path: str) -> dict[str, torch.Tensor]:
     """The state dict in a published checkpoint, on the CPU. No code in the file is run.
 
+    Args:
+        path: a file, or a folder whose ``.pth`` files are read as one state dict.
+
     Raises:
         UserError: the file does not exist, is damaged, contains more than tensors and numbers, or
-            contains no state dict.
+            contains no state dict; or two files of a folder have a weight of the same name.
     """
+    if os.path.isdir(path):
+        joined: dict[str, torch.Tensor] = {}
+        for name in sorted(each for each in os.listdir(path) if each.endswith(".pth")):
+            part = read_published(os.path.join(path, name))
+            if twice := joined.keys() & part.keys():
+                raise UserError(f"{path}: {name} has {min(twice)}, as a file before it: keep one")
+            joined |= part
+        return joined
     with _numpy_numbers():
         data = read_file(path)
     state = data.get("net", data)

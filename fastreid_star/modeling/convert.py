@@ -26,6 +26,7 @@ class Conversion:
         used: their names whose values are in `weights`.
         dropped: their names that do not affect the features -> the reason.
         unknown: their names that were not recognized.
+        beside: config key -> weights that are written to a file of their own, which the key names.
     """
 
     source: str
@@ -34,6 +35,7 @@ class Conversion:
     used: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    beside: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def report(self) -> str:
         """Which weights were dropped, and why, and which were not recognized."""
@@ -77,10 +79,14 @@ class Conversion:
             else:
                 self.unknown.append(name)
 
-    def require_fit(self, cfg: CfgNode) -> None:
+    def require_fit(self, cfg: CfgNode, files: Mapping[str, str] | None = None) -> None:
         """Check that a config has the program's settings, and its model exactly these weights.
 
         The number of identities is the checkpoint's.
+
+        Args:
+            cfg: the config.
+            files: config key -> path of the file of :attr:`beside`.
 
         Raises:
             UserError: with every key or weight that differs.
@@ -98,6 +104,7 @@ class Conversion:
         cfg.MODEL.BACKBONE.PRETRAIN = False
         if "heads.weight" in self.weights:
             cfg.MODEL.HEADS.NUM_CLASSES = len(self.weights["heads.weight"])
+        cfg.merge_from_list([part for pair in (files or {}).items() for part in pair])
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).state_dict()
         for name in [*model, *(name for name in self.weights if name not in model)]:
             shapes = [tuple(d[name].shape) if name in d else None for d in (self.weights, model)]

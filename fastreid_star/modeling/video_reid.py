@@ -129,9 +129,15 @@ class VideoReID(nn.Module):
         return self.pixel_mean.device
 
     @property
+    def clip_head(self) -> ClipHead:
+        """The head that pools the frames of a clip."""
+        return self.heads
+
+    @property
     def reads_skeletons(self) -> bool:
         """Whether the corrector or the head needs skeletons."""
-        return self.heads.reads_skeletons or bool(self.corrector and self.corrector.reads_skeletons)
+        corrects = self.corrector is not None and self.corrector.reads_skeletons
+        return self.clip_head.reads_skeletons or corrects
 
     @property
     def active_losses(self) -> dict[str, Loss]:
@@ -192,11 +198,11 @@ class VideoReID(nn.Module):
         outputs = self.encode_frames(batch)
         self.encode_clip(outputs, batch, explain)
         if not self.training:
-            outputs["features"] = F.normalize(at_least_float32(self.neck(outputs)), dim=-1)
+            outputs["features"] = self.retrieval_features(outputs)
             return outputs
         targets = batch["targets"].to(self.device, non_blocking=True)
         outputs["targets"] = targets
-        outputs["frame_targets"] = targets.repeat_interleave(outputs["frames"].shape[1])
+        outputs["frame_targets"] = targets.repeat_interleave(batch["images"].shape[1])
         self.training_outputs(outputs)
         return outputs
 
@@ -234,15 +240,15 @@ class VideoReID(nn.Module):
             found = self.corrector(outputs["frames"], batch, explain)
             attention.update(found.pop("attention", {}))
             outputs.update(found)
-        found = self.heads.aggregate(outputs, batch, explain)
+        found = self.clip_head.aggregate(outputs, batch, explain)
         attention.update(found.pop("attention", {}))
         outputs.update(found)
         if explain:
             outputs["attention"] = attention
 
-    def neck(self, outputs: dict[str, Any]) -> torch.Tensor:
-        """The features of the clips after the neck, in evaluation, ``[B, D]``."""
-        return self.heads(outputs["clip"])
+    def retrieval_features(self, outputs: dict[str, Any]) -> torch.Tensor:
+        """The features that are compared: of the `clip` outputs, after the neck, of unit length."""
+        return F.normalize(at_least_float32(self.heads(outputs["clip"])), dim=-1)
 
     def training_outputs(self, outputs: dict[str, Any]) -> None:
         """Add the logits and features that the losses of the current epoch need."""
@@ -313,9 +319,9 @@ class VideoReID(nn.Module):
     def _check_needs(self) -> None:
         """Raise a UserError where a loss or the head needs an output that nothing provides."""
         corrector = () if self.corrector is None else self.corrector.provides
-        provided = {*self.provides, *corrector, *self.heads.provides}
+        provided = {*self.provides, *corrector, *self.clip_head.provides}
         parts: dict[str, Any] = dict(self.losses.items())
-        parts[type(self.heads).__name__] = self.heads
+        parts[type(self.clip_head).__name__] = self.clip_head
         for name, part in parts.items():
             missing = [output for output in part.needs if output not in provided]
             if missing:

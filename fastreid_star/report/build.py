@@ -120,6 +120,7 @@ def report_contents(
         for number, (way, direction) in enumerate(directions.items())
     }
     pairs = choose_pairs(main.ranking, chosen)
+    gradcam = gradcam and all(explain.has_gradcam(e.model) for e in evaluated)
     return {
         "names": [e.name for e in evaluated],
         "dataset": main.run.dataset,
@@ -146,6 +147,7 @@ def report_contents(
             for way, kinds in chosen.items()
         },
         "looked": look(main, pairs),
+        "silhouettes": silhouette_pairs(main, pairs),
         "explained": gradcam_pairs(evaluated, pairs) if gradcam else None,
         "distributions": sections.distribution_charts(evaluated),
         "embeddings": sections.embedding_charts(evaluated),
@@ -196,6 +198,22 @@ def look(e: Evaluated, pairs: Sequence[Pair]) -> dict | None:
         "clips": max((len(values) for values in trained.values()), default=0),
         "all": len(e.ranking.tracklets),
     }
+
+
+def silhouette_pairs(e: Evaluated, pairs: Sequence[Pair]) -> list[tuple[str, list]] | None:
+    """The learned silhouettes of both clips of each pair; None if the network learns none."""
+    if not getattr(e.model, "has_silhouettes", False):
+        return None
+    found = []
+    for title, query, match in pairs:
+        sides = []
+        for role, place in (("query", query), ("match", match)):
+            clip = e.album.clip(place)
+            shown = explain.silhouettes(e.model, clip, height=e.album.height)
+            sides.append({"role": role, "title": clip.title, "picture": e.album.strip(clip),
+                          "silhouettes": shown})  # fmt: skip
+        found.append((title, sides))
+    return found
 
 
 def gradcam_pairs(runs: Sequence[Evaluated], pairs: Sequence[Pair]) -> list[tuple[str, list]]:

@@ -191,6 +191,11 @@ def similarity_maps(
     return (maps / maps.max().clamp(min=1e-12)).numpy(), float(similarity.detach())
 
 
+def has_gradcam(model: Any) -> bool:
+    """Whether the frames pass the model's backbone. A stream of its own may read them instead."""
+    return hasattr(model.backbone, "spatial_dims")
+
+
 def target_layer(
     backbone: Any,
 ) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
@@ -213,6 +218,23 @@ def gradcam(
     frames = [blend(*pair) for pair in zip(clip.frames, maps, strict=True)]
     alt = f"{len(frames)} frames of the {clip.title}, colored by Grad-CAM of {about}"
     return similarity, filmstrip(frames, height=height, alt=alt)
+
+
+def silhouettes(model: Any, clip: Clip, *, height: int) -> Picture:
+    """The learned silhouettes over the frames of a clip: the person red, the support's rim blue.
+
+    Args:
+        model: has `silhouettes`, see :class:`fastreid_star.methods.dinogrl.DinoGRL`.
+        clip: to be shown.
+        height: of a frame in CSS pixels.
+    """
+    person, support = (found[0] for found in model.silhouettes(collate_clips([clip.item])))
+    heat = torch.maximum(person.float(), 0.15 * support.float())[:, None]
+    size = clip.frames.shape[1:3]
+    maps = torch.nn.functional.interpolate(heat, size, mode="nearest")[:, 0].cpu().numpy()
+    frames = [blend(*pair) for pair in zip(clip.frames, maps, strict=True)]
+    alt = f"{len(frames)} frames of the {clip.title}, with the learned silhouettes"
+    return filmstrip(frames, height=height, alt=alt)
 
 
 def blend(frame: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -27,12 +27,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from fastreid_star.errors import UserError
 from fastreid_star.methods.sad.model import SAD
 from fastreid_star.modeling.heads import FrameHead
+from fastreid_star.modeling.layers.pooling import at_least_float32
 
 ABSENT_OUTPUTS = ("absent_logits", "absent_features")
 
@@ -78,12 +80,13 @@ class STAR(SAD):
             options["absent_heads"] = FrameHead(cfg, feat_dim=width)
         return options
 
-    def neck(self, outputs: dict[str, Any]) -> torch.Tensor:
+    def retrieval_features(self, outputs: dict[str, Any]) -> torch.Tensor:
         """As :class:`VideoReID`; a clip without a skeleton takes the neck of its own."""
-        features = super().neck(outputs)
+        features = super().retrieval_features(outputs)
         if self.absent_heads is None:
             return features
         absent = self.absent_heads(self.heads.pool(outputs["frames"]))
+        absent = F.normalize(at_least_float32(absent), dim=-1)
         return torch.where(outputs["has_clip"][:, None], features, absent)
 
     def training_outputs(self, outputs: dict[str, Any]) -> None:

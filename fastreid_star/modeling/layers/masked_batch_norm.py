@@ -38,7 +38,9 @@ class MaskedBatchNorm(nn.BatchNorm1d):
             var = ((x - mean).square() * weight).sum(0) / count
             unbiased = var.detach() * count / (count - 1).clamp(min=1)
             self._update(mean.detach(), unbiased, total > 1)
-        y = (x - mean) * (var + self.eps).rsqrt() * self.weight + self.bias
+        y = (x - mean) * (var + self.eps).rsqrt()
+        if self.affine:
+            y = y * self.weight + self.bias
         return y.masked_fill(~mask, 0)
 
     @torch.no_grad()

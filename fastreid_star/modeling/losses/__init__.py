@@ -6,6 +6,7 @@ from fastreid_star.modeling.losses.cross_entropy import (
     cross_entropy_loss,
 )
 from fastreid_star.modeling.losses.loss import LOSS_REGISTRY, Loss, build_losses
+from fastreid_star.modeling.losses.part_triplet import PartTripletLoss, part_triplet_loss
 from fastreid_star.modeling.losses.triplet import TripletLoss, triplet_loss
 
 __all__ = [
@@ -13,8 +14,10 @@ __all__ = [
     "CrossEntropyLoss",
     "FrameCrossEntropyLoss",
     "Loss",
+    "PartTripletLoss",
     "TripletLoss",
     "build_losses",
     "cross_entropy_loss",
+    "part_triplet_loss",
     "triplet_loss",
 ]

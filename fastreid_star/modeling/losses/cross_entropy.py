@@ -16,15 +16,18 @@ from fastreid_star.modeling.losses.loss import LOSS_REGISTRY, Loss
 def cross_entropy_loss(
     logits: torch.Tensor, targets: torch.Tensor, *, epsilon: float = 0.0, scale: float = 1.0
 ) -> torch.Tensor:
-    """Softmax cross entropy, mean over the rows, times `scale`; in float32 or wider.
+    """Softmax cross entropy, mean over the rows and parts, times `scale`; in float32 or wider.
 
     Args:
-        logits: ``[N, C]``.
+        logits: ``[N, C]``, or ``[N, P, C]`` of P parts that are classified each.
         targets: ``[N]``, class indices.
         epsilon: label smoothing. As in torch, its share is spread over all C classes; fast-reid
             spreads it over the C - 1 wrong ones.
         scale: a factor.
     """
+    if logits.ndim == 3:
+        targets = targets[:, None].expand(logits.shape[:2]).flatten()
+        logits = logits.flatten(0, 1)
     return scale * F.cross_entropy(at_least_float32(logits), targets, label_smoothing=epsilon)
 
 

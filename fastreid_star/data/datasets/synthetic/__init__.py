@@ -23,15 +23,17 @@ from PIL import Image
 
 from fastreid_star.data.datasets.hitsz_vcm import HITSZVCM
 from fastreid_star.data.datasets.synthetic.options import SyntheticOptions
-from fastreid_star.data.datasets.synthetic.people import draw_person
+from fastreid_star.data.datasets.synthetic.people import Person, draw_person
 from fastreid_star.data.datasets.synthetic.render import SCALE, film
 from fastreid_star.data.datasets.synthetic.scene import TEST, TRAIN
+from fastreid_star.data.silhouettes import write_silhouette
 from fastreid_star.data.skeletons import write_skeleton_store
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
 __all__ = [
     *("CAVEAT", "SyntheticOptions", "SyntheticVCM", "Track", "frame_paths", "write_info_files"),
+    "write_masks",
     "write_synthetic_vcm",
 ]
 
@@ -178,14 +180,42 @@ def _write_all(root: Path, options: SyntheticOptions) -> None:
     write_skeleton_store(root / "skeletons", keys, np.concatenate(joints), meta)
 
 
-def _write_identity(
-    folder: Path, options: SyntheticOptions, split: int, index: int, pid: int
-) -> tuple[list[Track], np.ndarray]:
-    """Write the frames of the identity number `index` of a split.
+def write_masks(root: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Draw a written dataset again, and store where the person is seen in each frame.
 
-    Returns:
-        its tracklets; their joints, float32 [N, 17, 3].
+    The dataset is not changed: drawing is a function of the options that it holds.
+
+    Args:
+        root: the dataset's own folder.
+        target: the folder of the silhouettes, see :mod:`fastreid_star.data.silhouettes`.
+
+    Raises:
+        UserError: `root` is not a synthetic dataset.
     """
+    path = Path(root) / OPTIONS_FILE
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8"))["options"])
+        scale = found.pop("scale", SCALE)  # was an option before release 0.2.0
+        options = SyntheticOptions(**found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{root} is not a synthetic dataset: {path} cannot be read") from error
+    if scale != SCALE:
+        raise UserError(f"{root} was drawn with DATASETS.SYNTHETIC.SCALE {scale}: write it anew")
+    pid = 0
+    for split, count in ((TRAIN, options.train_ids), (TEST, options.test_ids)):
+        for index in range(count):
+            pid += 1
+            person, tracks, rng = _draw_identity(options, split, index, pid)
+            for track, paths in zip(tracks, frame_paths(tracks), strict=True):
+                footage = film(person, track.camera, track.modality, options, rng, masks=True)
+                for name, mask in zip(paths, footage.masks or (), strict=True):
+                    write_silhouette(target, name.removesuffix(".jpg"), mask)
+
+
+def _draw_identity(
+    options: SyntheticOptions, split: int, index: int, pid: int
+) -> tuple[Person, list[Track], np.random.Generator]:
+    """The identity number `index` of a split, its tracklets, and the numbers to film them with."""
     rng = np.random.default_rng([options.seed, split, index])
     person = draw_person(rng)
     # as in HITSZ-VCM, no camera films an identity in both modalities, and visible comes first
@@ -195,6 +225,18 @@ def _write_identity(
         for modality, own in zip((Modality.VISIBLE, Modality.INFRARED), cameras, strict=True)
         for _ in range(options.tracklets)
     ]
+    return person, tracks, rng
+
+
+def _write_identity(
+    folder: Path, options: SyntheticOptions, split: int, index: int, pid: int
+) -> tuple[list[Track], np.ndarray]:
+    """Write the frames of the identity number `index` of a split.
+
+    Returns:
+        its tracklets; their joints, float32 [N, 17, 3].
+    """
+    person, tracks, rng = _draw_identity(options, split, index, pid)
     joints = []
     for track, paths in zip(tracks, frame_paths(tracks), strict=True):
         footage = film(person, track.camera, track.modality, options, rng)

@@ -84,11 +84,15 @@ def draw_body(
     view: View,
     modality: Modality,
     size: tuple[int, int],
+    *,
+    shadow: bool = True,
 ) -> np.ndarray:
     """The person alone: premultiplied RGBA, float32 [T, h, w, 4], colors 0 to 255, alpha 0 to 1.
 
     Args:
         points: [T, P, 3], of :func:`people.walk`.
+        shadow: with the shadow between the feet. False: alpha is the share of a pixel that the
+            person covers.
     """
     materials = person.outfit.materials
     colors = {name: scene.color_of(value, modality) for name, value in materials.items()}
@@ -101,7 +105,7 @@ def draw_body(
         _head(person, colors, points, view, light),
         _eyes(person, colors, points, view),
     ]
-    return _paint(parts, _shadow(points, view), size)
+    return _paint(parts, _shadow(points, view) if shadow else None, size)
 
 
 class Part(NamedTuple):
@@ -120,23 +124,25 @@ class Part(NamedTuple):
     visible: np.ndarray
 
 
-def _paint(parts: list[Part], shadows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _paint(parts: list[Part], shadows: np.ndarray | None, size: tuple[int, int]) -> np.ndarray:
     """The shadow and the parts, farthest first: premultiplied RGBA, float32 [T, h, w, 4]."""
     factor = int(np.clip(256 // size[0], 2, 4))  # drawn larger, then averaged: smooth edges
     fixed = factor * 2**SUBPIXEL
     half = 2 ** (SUBPIXEL - 1)  # OpenCV puts a pixel's center, not its corner, at whole numbers
-    shadows = np.round(shadows * fixed - half).astype(np.int32)
+    if shadows is not None:
+        shadows = np.round(shadows * fixed - half).astype(np.int32)
     order = np.argsort(np.stack([part.depth for part in parts], axis=1), axis=1)
     # all visible polygons are converted at once: much faster than one by one
     outlines = [np.round(p.outlines[p.visible] * fixed - half).astype(np.int32) for p in parts]
     colors = [_opaque(part.colors[part.visible]).tolist() for part in parts]
     ends = [np.cumsum(part.visible.sum(axis=1)).tolist() for part in parts]
 
-    layers = np.empty((len(shadows), *size, 4), np.float32)
+    layers = np.empty((len(order), *size, 4), np.float32)
     canvas = np.empty((size[0] * factor, size[1] * factor, 4), np.uint8)
-    for t in range(len(shadows)):
+    for t in range(len(order)):
         canvas[:] = 0
-        cv2.fillConvexPoly(canvas, shadows[t], (0, 0, 0, 80), cv2.LINE_8, SUBPIXEL)
+        if shadows is not None:
+            cv2.fillConvexPoly(canvas, shadows[t], (0, 0, 0, 80), cv2.LINE_8, SUBPIXEL)
         for part in order[t]:
             for index in range(ends[part][t - 1] if t else 0, ends[part][t]):
                 outline, color = outlines[part][index], colors[part][index]

@@ -33,11 +33,13 @@ class Footage:
         joints: of the simulated pose estimator, float32 [T, 17, 3]: x, y in pixels, with the
             center of the first pixel at (0, 0), and the score.
         hidden: joints that are occluded, on the far side of the head or outside, bool [T, 17].
+        masks: where the person is seen, T bool arrays [h, w], if they are asked for.
     """
 
     images: np.ndarray | list[np.ndarray]
     joints: np.ndarray
     hidden: np.ndarray
+    masks: list[np.ndarray] | None = None
 
 
 def film(
@@ -46,8 +48,13 @@ def film(
     modality: Modality,
     options: SyntheticOptions,
     rng: np.random.Generator,
+    *,
+    masks: bool = False,
 ) -> Footage:
-    """A new tracklet of `person` walking past a camera."""
+    """A new tracklet of `person` walking past a camera.
+
+    With `masks`, also where the person is seen; the images and joints are the same.
+    """
     size, frames, seed = picture_size(options), options.frames, options.seed
     camera = scene.camera(seed, camera_number)
     phase = rng.uniform(0, 2 * np.pi) + 2 * np.pi * person.gait.cadence * np.arange(frames)
@@ -62,6 +69,9 @@ def film(
     else:
         images = np.full((frames, *size, 3), scene.PLAIN_GRAY, np.float32)
     images = over(draw_body(person, points, view, modality, size), images)
+    covers = None
+    if masks:
+        covers = draw_body(person, points, view, modality, size, shadow=False)[..., 3]
 
     joints, _ = view.project(points[:, :NUM_JOINTS])
     hidden = looks_away(points, view) | outside(joints, size)
@@ -71,6 +81,8 @@ def film(
         layer = np.pad(layer, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
         images = over(layer, images)
         hidden |= covered(joints, layer[..., 3])
+        if covers is not None:
+            covers = covers * (1 - layer[..., 3])
     blur = options.blur * options.size[0] / size[0]  # of the person, not of the room around it
     images = expose(images, camera, modality, blur, rng)
     # the projection counts from the corner of the first pixel, joints from its center
@@ -78,10 +90,14 @@ def film(
     if modality is Modality.INFRARED and (options.swapped or options.missing):
         spoil(found, options.swapped, options.missing, rng)
     if not options.detections:
-        return Footage(images, found, hidden)
+        return Footage(images, found, hidden, None if covers is None else list(covers > 0.5))
     boxes = draw_boxes(view.project(points)[0], options.size, rng)
+    seen = None
+    if covers is not None:
+        pictures = np.repeat(np.rint(255 * covers).astype(np.uint8)[..., None], 3, axis=-1)
+        seen = [image[..., 0] > 127 for image in crop(pictures, found, boxes)[0]]
     crops, found, cut = crop(images, found, boxes)
-    return Footage(crops, found, hidden | cut)
+    return Footage(crops, found, hidden | cut, seen)
 
 
 def picture_size(options: SyntheticOptions) -> tuple[int, int]:
