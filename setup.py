@@ -72,7 +72,6 @@ setup(
         "pillow>=9.1",
         "h5py>=3.8",
         "tqdm>=4.60",
-        "norfair>=2.2",  # joins detections to tracks
         "jinja2>=3.1",
         "gdown>=4.7",  # fast-reid downloads ImageNet weights with it
     ],

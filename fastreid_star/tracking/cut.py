@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,8 +83,8 @@ def cut_tracklets(
             is no tracklet, or a file cannot be written.
     """
     folder = Path(folder)
-    manifest = folder / f"{stem}.json"
-    if manifest.exists() or list(folder.glob(f"{stem}_[0-9]*")):
+    manifest, own = folder / f"{stem}.json", re.compile(re.escape(stem) + r"_\d{4,}")
+    if manifest.exists() or any(own.fullmatch(path.name) for path in folder.glob("*")):
         raise UserError(f"{folder} has tracklets of {stem}: delete them, or choose another -o")
     unfinished = folder / f".{stem}.unfinished"  # hidden folders are no tracklets
     try:

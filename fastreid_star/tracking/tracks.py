@@ -60,11 +60,12 @@ def read_tracks(path: str | Path, kind: int | None = None) -> list[Track]:
             in a frame, or it is not known which class people have.
     """
     rows: dict[int, dict[int, tuple[Sequence[float], float]]] = {}
-    kinds = set()
+    kinds, start = set(), 1
     for number, line in enumerate(read_lines(path), start=1):
         if not line:
             continue
         frame, track, (left, top, width, height), score, its_kind = _parse(path, number, line)
+        start = min(start, frame)
         if track < 0:
             continue
         kinds.add(its_kind)
@@ -82,10 +83,8 @@ def read_tracks(path: str | Path, kind: int | None = None) -> list[Track]:
     if not rows:
         found = f"; it has the classes {', '.join(map(str, sorted(kinds)))}" if kinds else ""
         raise UserError(f"{path} has no tracks{found} (expected lines {FORMAT})")
-    start = min(min(boxes) for boxes in rows.values())
-    shift = 1 if start == 0 else 0
     return [
-        make_track(track, [(frame + shift, *rest) for frame, rest in boxes.items()])
+        make_track(track, [(frame + 1 - start, *rest) for frame, rest in boxes.items()])
         for track, boxes in sorted(rows.items())
     ]
 

@@ -1,6 +1,5 @@
 """From videos that the tests draw to folders of crops."""
 
-import importlib.util
 import json
 
 import cv2
@@ -14,12 +13,10 @@ from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 from fastreid_star.tracking.cut import inside
 from fastreid_star.tracking.detectors import MotionDetector
+from fastreid_star.tracking.follow import follow, intersection_over_union
 from fastreid_star.tracking.people import extract_tracklets, frames_of, scenes
 
 SIZE = (240, 160)  # width, height
-needs_norfair = pytest.mark.skipif(
-    importlib.util.find_spec("norfair") is None, reason="needs norfair"
-)
 
 
 def write_video(path, frames):
@@ -182,7 +179,6 @@ def test_motion_finds_upright_moving_regions():
     assert still(next(walkers())).shape == (0, 5)
 
 
-@needs_norfair
 def test_people_who_cross_are_two_tracklets(tmp_path):
     video = write_video(tmp_path / "room.avi", walkers())
     (cut,) = extract_tracklets([str(video)], tmp_path / "crops", "visible")
@@ -200,8 +196,19 @@ def test_people_who_cross_are_two_tracklets(tmp_path):
     assert manifest["detector"] == "motion"
 
 
-def test_without_norfair(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "norfair", None)
-    video = write_video(tmp_path / "room.avi", walkers(5))
-    with pytest.raises(UserError, match=r"pip install norfair.*--tracks"):
-        extract_tracklets([str(video)], tmp_path / "crops", "visible")
+def test_overlap_by_hand():
+    one = np.array([[0.0, 0, 10, 10], [20, 0, 30, 10]])
+    other = np.array([[5.0, 0, 15, 10], [20, 0, 30, 10], [0, 0, 0, 0]])
+    expected = [[50 / 150, 0, 0], [0, 1, 0]]
+    np.testing.assert_allclose(intersection_over_union(one, other), expected)
+
+
+def test_a_person_is_expected_where_the_motion_leads():
+    """One walks 8 pixels a frame and is not seen in frames 6 to 9; another one comes later."""
+    boxes = {n: [[8.0 * n, 0, 8.0 * n + 20, 50, 0.9]] for n in (*range(1, 6), *range(10, 15))}
+    boxes[12].append([300.0, 0, 320, 50, 0.4])
+    found = iter([np.array(boxes.get(n, [])).reshape(-1, 5) for n in range(1, 15)])
+    (track,) = follow([np.zeros((1, 1, 3), np.uint8)] * 14, lambda frame: next(found))
+    assert track.frames == (*range(1, 6), *range(10, 15))
+    assert track.boxes[-1].tolist() == [112, 0, 132, 50]
+    assert track.scores.tolist() == [0.9] * 10

@@ -267,7 +267,8 @@ def _split(net: Dinov2) -> BackboneSplit:
 def build_dinov2_backbone(cfg: CfgNode) -> Dinov2:
     """``MODEL.BACKBONE.NAME: build_dinov2_backbone``: patch tokens as maps, all weights trained.
 
-    ``DEPTH`` is a name of :data:`SIZES`, ``PRETRAIN_PATH`` the original file. The grid has one patch for each p pixels of ``INPUT.SIZE_TRAIN``, rounded.
+    ``DEPTH`` is a name of :data:`SIZES`, ``PRETRAIN_PATH`` the original file. The grid has one
+    patch for each p pixels of ``INPUT.SIZE_TRAIN``, rounded.
 
     Raises:
         UserError: an unknown size, or pretrained weights that are missing or of another size.
