@@ -13,7 +13,8 @@ from fastreid.utils.logger import log_first_n
 
 from fastreid_star.errors import UserError
 
-# Keys that were removed, with the values that are used now; None: no value has an effect.
+# Keys that were removed, with the values that are used now. None: nothing is said: no value had an
+# effect, or the value follows from another key.
 REMOVED: dict[str, Any] = {
     "DATASETS.SYNTHETIC.SCALE": 0.1,
     "INPUT.REA.AREA": [0.02, 0.4],

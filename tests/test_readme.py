@@ -19,7 +19,18 @@ README, CHINESE = "README.md", "README.zh-CN.md"
 PAGES = [README, CHINESE, "CONTRIBUTING.md", "configs/README.md"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 # not our programs
-FOREIGN = ("pip", "source", "python", "cp", "atc", "mutmut", "torchrun", "apt-get", "dpkg-deb")
+FOREIGN = (
+    "pip",
+    "sh",
+    "source",
+    "python",
+    "cp",
+    "atc",
+    "mutmut",
+    "torchrun",
+    "apt-get",
+    "dpkg-deb",
+)
 DEV = {"setup", "demo", "test", "pose", "oldest"}  # commands of tools/dev.py
 
 

@@ -90,6 +90,11 @@ def ablate(
     runs = plan(configs, seeds, data_seeds, output)
     tests = plan_retests(runs, retests)
     varied = plan_variants(runs, variants)
+    names = [run.name for run, _ in varied]
+    if twice := [run.name for run, _ in tests if run.name in names]:
+        raise UserError(f"--vary and --retest have the same name: {twice[0]}")
+    if page:
+        insert(page, "ablation", "")  # before hours of training
     if problem := why_unwritable(output, "--output"):
         raise UserError(problem)
     if not table_only:

@@ -10,7 +10,7 @@ from fastreid_star.structures import Modality
 # name -> how the warning goes on after "N of M tracklets"
 SUSPICIONS = {
     "without_skeletons": "have no skeletons, but this model was trained with skeletons: without "
-    "them it ranks worse than the baseline SAD; extract skeletons first, or use a SAD model",
+    "them it ranks no better than the baseline SAD; extract skeletons first, or use a SAD model",
     "wide": "have frames that are wider than high: a tracklet consists of crops of one person, not "
     "of whole scenes; cut the people out first, see `fastreid-star tracklets --help`",
     "colored": "are infrared, but their frames have colors: say which tracklets are visible",

@@ -107,14 +107,14 @@ def test_modalities():
         assert as_modality(value) is Modality.VISIBLE
     for value in ("infrared", Modality.INFRARED, 1):
         assert as_modality(value) is Modality.INFRARED
-    for value in ("thermal", "", 3, 0, None):
+    for value in ("radar", "", 3, 0, None):
         with pytest.raises(UserError, match="give visible or infrared"):
             as_modality(value)
 
 
 REFUSED = [
     ({"frames": []}, "no frames"),
-    ({"modality": "thermal"}, "modality 'thermal'"),
+    ({"modality": "radar"}, "modality 'radar'"),
     ({"frames": [ARRAYS[0], "a.jpg"]}, "frame 1 is a str"),
     ({"frames": [ARRAYS[0], ARRAYS[1] / 255]}, r"frame 1 is float64 of the shape \(16, 8, 3\)"),
     ({"frames": [np.zeros((16, 8, 4), np.uint8)]}, r"uint8 of the shape \(16, 8, 4\)"),

@@ -67,7 +67,7 @@ def test_the_step_is_the_same_and_the_planted_module_is_found(fail, value, more)
     step = read_step(path)
     report = replay(path)
     assert f"First output that is not finite: {STAGE} (Conv2d), largest input " in report
-    assert report.count(" same") == len(step["losses"]) == 6
+    assert report.count(" same") == len(step["losses"]) == 7
     assert all(clip in report for clip in step["clips"])
 
 
@@ -75,7 +75,7 @@ def test_finite_losses_are_the_same_bit_for_bit(fail):
     """Dropout, style and attack are drawn again. A gradient spoiled by a hook is not."""
     path = fail(endless_gradient)
     report = replay(path)
-    assert report.count(" same") == 6
+    assert report.count(" same") == 7
     assert "All numbers are finite here" in report
     step = torch.load(path, weights_only=True)
     torch.save({**step, "seed": 1}, path)
@@ -120,7 +120,7 @@ def test_a_backward_pass_is_followed(fail, tmp_path, monkeypatch):
         fail(lambda trainer: None)
     report = replay(str(tmp_path / "nonfinite-0.pth"))
     assert "anomaly detection: Function 'MulBackward0' returned nan" in report
-    assert report.count(" same") == 7
+    assert report.count(" same") == 8
     assert "First output" not in report
 
 

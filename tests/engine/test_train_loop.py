@@ -96,7 +96,9 @@ def test_what_is_kept(build, tmp_path):
         take_steps(trainer, bad={1}, first=1, losses=("loss_cls", "loss_triplet"), value=math.inf)
     kept = read_step(str(tmp_path / "nonfinite-1.pth"))
     assert (kept["seed"], kept["rank"], kept["iteration"]) == (5, 0, 1)
-    assert kept["frozen"] == ["heads.bottleneck.0.bias", "frame_heads.bottleneck.0.bias"]
+    assert kept["frozen"] == [
+        *("heads.bottleneck.0.bias", "frame_heads.bottleneck.0.bias", "absent_neck.0.bias"),
+    ]
     assert kept["batch"]["images"].shape == (8, 3, 3, 32, 16)
     tracklets = trainer.data_loader.dataset.tracklets
     assert kept["clips"] == [tracklets[index].key(0) for index in kept["batch"]["index"]]

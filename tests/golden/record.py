@@ -43,11 +43,15 @@ OPTIONS = {
     "TEST.EVAL_PERIOD": 4,
 }
 # The readings of STAR that checkpoints of release 0.1.0 have.
-SIGMOID = {"MODEL.STAR.GUIDE": "sigmoid", "MODEL.STAR.GRAPH": "normalized"}
+SAD_LOSSES = "CrossEntropyLoss,FrameCrossEntropyLoss,TripletLoss,StyleAttackLoss,StyleDefenseLoss"
+SIGMOID = {
+    "MODEL.STAR.GUIDE": "sigmoid",
+    "MODEL.STAR.GRAPH": "normalized",
+    "MODEL.LOSSES.NAME": f"{SAD_LOSSES},SkeletonConsistencyLoss",
+}
 RELEASE = {
     **{f"MODEL.STAR.{key}": "release" for key in ("BONES", "CORRECTOR", "GUIDE", "GRAPH")},
-    "MODEL.LOSSES.NAME": "CrossEntropyLoss,FrameCrossEntropyLoss,TripletLoss,StyleAttackLoss,"
-    "StyleDefenseLoss,PoseConsistencyLoss",
+    "MODEL.LOSSES.NAME": f"{SAD_LOSSES},PoseConsistencyLoss",
     "DATASETS.SYNTHETIC.OCCLUSION": 0.6,
     "DATASETS.SYNTHETIC.BLUR": 0.6,
     "DATASETS.SYNTHETIC.BACKGROUND": True,

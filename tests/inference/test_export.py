@@ -139,7 +139,10 @@ def test_the_features_are_the_models(tmp_path):
 
 OPTIONS = {
     "sequence level": (f"{STAR}_sequence",),
-    "neither": (f"{STAR}_frame", "MODEL.FRAME_CORRECTOR.NAME", ""),
+    "neither": (
+        f"{STAR}_frame",
+        *("MODEL.FRAME_CORRECTOR.NAME", "", "MODEL.LOSSES.NAME", "CrossEntropyLoss"),
+    ),
     "sigmoid": (STAR, "MODEL.STAR.GUIDE", "sigmoid", "MODEL.STAR.GRAPH", "normalized"),
     "release": (
         STAR,

@@ -134,7 +134,7 @@ GOOD = {"frames": [np.zeros((8, 4, 3), np.uint8)] * 2, "modality": "visible"}
     ("wrong", "message"),
     [
         ({"frames": []}, r"it has no frames"),
-        ({"modality": "thermal"}, r"unknown modality 'thermal'"),
+        ({"modality": "radar"}, r"unknown modality 'radar'"),
         ({"frames": [None, None]}, r"frame 0 is a NoneType"),
         ({"frames": ["nowhere/1.jpg"]}, r"none of the 1 frames .* can be read"),
         ({"frames": "nowhere.mp4"}, r"video nowhere\.mp4 does not exist"),
@@ -225,7 +225,7 @@ def test_star_without_skeletons_warns_once(runs, sad, data, caplog):
         star.features(bare)
     (record,) = caplog.records
     assert "3 of 4 tracklets have no skeletons" in record.getMessage()
-    assert "worse" in record.getMessage()
+    assert "no better" in record.getMessage()
     torch.testing.assert_close(star.features(missing)[1:], without[1:], atol=1e-6, rtol=0)
     torch.testing.assert_close(star.features(inputs)[:1], without[:1], atol=1e-6, rtol=0)
     assert not torch.allclose(star.features(inputs)[1:], without[1:], atol=1e-4)

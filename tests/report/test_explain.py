@@ -119,7 +119,7 @@ def test_grad_cam_follows_its_definition(run, request):
     e = request.getfixturevalue(run)
     features = e.ranking.features
     kinds = set()
-    for position in range(8):
+    for position in range(16):
         clip = e.album.clip(position)
         maps, similarity = similarity_maps(e.model, clip, features[20])
         cam, expected = by_definition(e.model, clip, features[20])

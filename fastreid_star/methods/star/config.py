@@ -1,6 +1,6 @@
 """The config keys of STAR.
 
-Its three parts are switched by name: ``MODEL.FRAME_CORRECTOR.NAME SkeletonFrameCorrector`` is the
+Its parts are switched by name: ``MODEL.FRAME_CORRECTOR.NAME SkeletonFrameCorrector`` is the
 frame level, ``MODEL.HEADS.NAME GATGeMHead`` the sequence level, and ``SkeletonConsistencyLoss`` in
 ``MODEL.LOSSES.NAME`` the consistency loss. The keys below choose how each part reads the paper;
 `release` is always what the authors' program does.

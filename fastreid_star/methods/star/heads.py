@@ -56,6 +56,7 @@ GUIDES = ("parts", "sigmoid", "release")
 # Dropout of the attention, and between the layers of graph attention, in each reading of the graph.
 # The heavy one starves the part tokens of the motion that they shall describe.
 DROPOUTS = {"standardized": (0.1, 0.1), "normalized": (0.6, 0.3), "release": (0.6, 0.3)}
+LARGEST = 5.0  # standardized input of a node, in standard deviations
 
 
 @REID_HEADS_REGISTRY.register()
@@ -206,7 +207,9 @@ class GATGeMHead(ClipHead):
         """The inputs of the graph's nodes ``[B, T, V, 3]``.
 
         In the `standardized` reading each of the V 3 numbers is batch-normalized over the frames in
-        which its joint is valid, and then multiplied by the score of the joint.
+        which its joint is valid, cut off at `LARGEST`, and then multiplied by the score of the
+        joint. Without the limit, another pose network's scores could become huge: a store in which
+        all scores are equal has no spread.
         """
         joints = normalize_joints(skeletons, valid, self.graph)
         if self.node_norm is None:
@@ -214,7 +217,7 @@ class GATGeMHead(ClipHead):
         scores = joints[..., 2:].clamp(0, 1)
         rows = joints.flatten(0, 1).flatten(1)
         known = valid[..., None].expand_as(joints).flatten(0, 1).flatten(1)
-        return self.node_norm(rows, known).view_as(joints) * scores
+        return self.node_norm(rows, known).clamp(-LARGEST, LARGEST).view_as(joints) * scores
 
     def part_contributions(
         self, nodes: torch.Tensor, valid: torch.Tensor

@@ -129,7 +129,6 @@ class AbsentSkeletonLoss(Loss):
 
     needs = ("absent_logits", "absent_features", "targets")
     log_name = "loss_absent"
-    from_start = True
 
     @configurable
     def __init__(self, *, cross_entropy: CrossEntropyLoss, triplet: TripletLoss, **kwargs: Any):

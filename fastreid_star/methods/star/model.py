@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from torch import nn
 
 from fastreid_star.errors import UserError
 from fastreid_star.methods.sad.model import SAD
@@ -48,27 +49,27 @@ class STAR(SAD):
     if a loss needs its outputs `absent_logits` ``[B, C]`` or `absent_features` ``[B, D]``.
 
     Args:
-        absent_heads: this neck. Its classifier becomes that of the clips: features of clips with
-            and without skeletons shall be comparable. None: all clips share one neck.
+        absent_neck: this neck. The classifier is that of the clips: features of clips with and
+            without skeletons shall be comparable. None: all clips share one neck.
         kwargs: see :class:`SAD`.
 
     Raises:
-        UserError: a neck for clips without skeletons, where no part reads skeletons.
+        UserError: a neck for clips without skeletons, where no part knows which clips have some.
     """
 
     provides = (*SAD.provides, *ABSENT_OUTPUTS)
 
     @configurable
-    def __init__(self, *, absent_heads: FrameHead | None = None, **kwargs: Any):
+    def __init__(self, *, absent_neck: nn.Module | None = None, **kwargs: Any):
         super().__init__(**kwargs)
-        self.absent_heads = absent_heads
-        if absent_heads is not None:
-            if not self.reads_skeletons:
+        self.absent_neck = absent_neck
+        if absent_neck is not None:
+            corrector = () if self.corrector is None else self.corrector.provides
+            if "has_clip" not in {*corrector, *self.heads.provides}:
                 raise UserError(
-                    "AbsentSkeletonLoss is for networks that read skeletons, and this one reads "
-                    "none: leave it out of MODEL.LOSSES.NAME"
+                    "AbsentSkeletonLoss is for networks whose corrector or head provides has_clip, "
+                    "the clips that have skeletons: leave it out of MODEL.LOSSES.NAME"
                 )
-            absent_heads.weight = self.heads.weight
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -77,15 +78,15 @@ class STAR(SAD):
         needed = {name for loss in options["losses"].values() for name in loss.needs}
         if needed & set(ABSENT_OUTPUTS):
             width = options["backbone"].feature_width
-            options["absent_heads"] = FrameHead(cfg, feat_dim=width)
+            options["absent_neck"] = FrameHead(cfg, feat_dim=width).bottleneck
         return options
 
     def retrieval_features(self, outputs: dict[str, Any]) -> torch.Tensor:
         """As :class:`VideoReID`; a clip without a skeleton takes the neck of its own."""
         features = super().retrieval_features(outputs)
-        if self.absent_heads is None:
+        if self.absent_neck is None:
             return features
-        absent = self.absent_heads(self.heads.pool(outputs["frames"]))
+        _, absent = self.without_skeletons(outputs["frames"])
         absent = F.normalize(at_least_float32(absent), dim=-1)
         return torch.where(outputs["has_clip"][:, None], features, absent)
 
@@ -93,7 +94,12 @@ class STAR(SAD):
         """As :class:`SAD`, with the outputs of the second neck where a loss needs them."""
         super().training_outputs(outputs)
         if self.needed & set(ABSENT_OUTPUTS):
-            clip = self.heads.pool(outputs["frames"])
-            found = self.absent_heads(clip, outputs["targets"])
-            outputs["absent_logits"] = found["cls_outputs"]
-            outputs["absent_features"] = found["features"]
+            before, after = self.without_skeletons(outputs["frames"])
+            outputs["absent_logits"] = self.heads.classify(after, outputs["targets"])
+            outputs["absent_features"] = before if self.heads.neck_feat == "before" else after
+
+    def without_skeletons(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """X ``[B, T, D]``, pooled, before and after the second neck, ``[B, D]`` both."""
+        assert self.absent_neck is not None
+        clip = self.heads.pool(frames)
+        return clip, self.absent_neck(clip[..., None, None])[..., 0, 0]

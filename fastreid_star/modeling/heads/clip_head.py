@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY, EmbeddingHead
 
@@ -64,6 +65,13 @@ class FrameHead(EmbeddingHead):
             `pred_class_logits` ``[N, C]`` (without the margin) and `features` ``[N, D]``.
         """
         return super().forward(features[..., None, None], targets)
+
+    def classify(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Features after another neck ``[N, D]`` to this classifier's logits ``[N, C]``."""
+        weight = self.weight
+        if type(self.cls_layer).__name__ != "Linear":  # the others are of cosines, as in fast-reid
+            features, weight = F.normalize(features), F.normalize(weight)
+        return self.cls_layer(F.linear(features, weight), targets)
 
 
 @REID_HEADS_REGISTRY.register()
