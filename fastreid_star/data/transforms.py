@@ -74,7 +74,7 @@ class Resize:
         sizes = np.array([frame.shape[:2] for frame in clip.frames], np.float32)
         target = np.array((self.height, self.width), np.float32)
         scales = (target / sizes)[:, None, ::-1]  # of x and y
-        for t, frame in enumerate(to_rgb(clip.frames, self.levels)):
+        for t, frame in enumerate(to_rgb(list(clip.frames), self.levels)):
             if frame.shape[:2] == (self.height, self.width):
                 frames[t] = frame
             else:
