@@ -139,8 +139,8 @@ class GATGeMHead(ClipHead):
             self.token_norm = MaskedBatchNorm(NUM_PARTS * channels)
             # one linear layer C -> D for each part (and exponent), initialized as nn.Linear is,
             # with a bias of 0: all gates are 1/2 on average
-            shape = (NUM_PARTS, feat_dim)
-            shape = (len(exponents), *shape) if guide == "sigmoid" else shape
+            each = (len(exponents),) if guide == "sigmoid" else ()
+            shape = (*each, NUM_PARTS, feat_dim)
             bound = channels**-0.5
             self.gate_weight = nn.Parameter(torch.empty(*shape, channels).uniform_(-bound, bound))
             self.gate_bias = nn.Parameter(torch.zeros(shape))
