@@ -231,7 +231,7 @@ def test_the_losses_are_the_cpus(root, on_npu, tmp_path):
     there, results = on_npu[1]["whole"]
     here, expected = train(root, str(tmp_path), "cpu")
     assert len(here) == len(there) == 12
-    assert len(there[-1]) == 6
+    assert len(there[-1]) == 7
     for step, losses in enumerate(there):
         assert losses == pytest.approx(here[step], abs=1e-4, rel=1e-4), step
     assert results == pytest.approx(expected, abs=1e-4)
