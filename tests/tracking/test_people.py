@@ -92,6 +92,11 @@ def test_tracks_of_a_file(tmp_path, capsys):
     assert len(tracklet.images) == 11
     with pytest.raises(UserError, match=r"has tracklets of cam 1: .*-o"):
         run("tracklets", video, *options)
+    (tmp_path / "crops" / "ir" / "cam 1.json").unlink()
+    with pytest.raises(UserError, match=r"has tracklets of cam 1: .*-o"):
+        run("tracklets", video, *options)  # by its folders
+    (tmp_path / "crops" / "ir" / "cam 1_0007").rename(tmp_path / "crops" / "ir" / "cam 1_2_0007")
+    run("tracklets", video, *options, "--min-frames", 6)  # that was of another video, cam 1_2
 
 
 def test_nobody(tmp_path):

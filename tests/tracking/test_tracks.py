@@ -44,6 +44,9 @@ def test_a_score_without_a_class_is_no_class(tmp_path):
 def test_frames_that_are_counted_from_0(tmp_path):
     one, two = read_tracks(write(tmp_path, "4,1,0,0,9,20,1", "0,2,0,0,9,20,1"))
     assert (one.frames, two.frames) == ((5,), (1,))
+    lines = ["0,9,0,0,9,20,1,2", "3,1,0,0,9,20,1,0"]  # frame 0 has a car only
+    (person,) = read_tracks(write(tmp_path, *lines), 0)
+    assert person.frames == (4,)
 
 
 def test_two_classes(tmp_path):

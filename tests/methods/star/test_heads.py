@@ -212,6 +212,21 @@ def test_equations_8_to_13(guide, graph, missing):
         torch.testing.assert_close(result.clip[b], expected, atol=1e-9, rtol=1e-7)
 
 
+def test_scores_of_another_pose_network_stay_bounded():
+    """All scores are 1 in training, so their spread is 0; another network gives 0.5."""
+    model = head()
+    _, skeletons, has = clips(8)
+    skeletons[..., 2] = 1
+    valid = has[..., None].expand(*has.shape, 17)
+    for _ in range(200):
+        model.joint_inputs(skeletons, valid)
+    model.eval()
+    skeletons[..., 2] = 0.5
+    inputs = model.joint_inputs(skeletons, valid)
+    assert inputs.abs().max() <= 5 * 0.5 + 1e-6, "five standard deviations, times the score"
+    assert (inputs[..., 2] == -2.5).all()
+
+
 def test_equation_11():
     frames = torch.rand(2, 6, D).double()
     pooled = gg.gem_pyramid(frames, EXPONENTS)
