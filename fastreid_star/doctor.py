@@ -19,6 +19,7 @@ import torch.distributed as dist
 from fastreid.config import get_cfg
 from fastreid.utils import comm
 
+import fastreid_star
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checks import check
@@ -28,7 +29,7 @@ from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
-PACKAGES = ("torch", "torchvision", "fastreid", "fastreid-star", "numpy", "yacs")
+PACKAGES = ("torch", "torchvision", "fastreid", "numpy", "yacs")
 CLIPS, LENGTH, SIZE = 8, 2, (32, 16)
 TINY = {
     "MODEL.META_ARCHITECTURE": "STAR",
@@ -76,6 +77,7 @@ def doctor(
         opts: ``[KEY, VALUE, ...]`` that change the config.
     """
     yield Finding("python", True, platform.python_version())
+    yield Finding("fastreid-star", True, fastreid_star.__version__)
     for package in PACKAGES:
         try:
             yield Finding(package, True, version(package))

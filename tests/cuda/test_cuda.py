@@ -1,4 +1,4 @@
-"""SAD and STAR on a GPU give the numbers of the CPU: ``pytest tests/cuda --device cuda``.
+"""SAD, STAR and DinoGRL on a GPU give the numbers of the CPU: ``pytest tests/cuda --device cuda``.
 
 ``--device cpu`` compares the CPU with itself, which shows that the tests themselves work.
 """
@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import Trainer
-from fastreid_star.methods.star import heads
+from fastreid_star.modeling.layers import frozen_tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "record.py"
-CASES = ["SAD", "STAR", "STAR_release"]
+CASES = ["SAD", "STAR", "STAR_release", "DinoGRL"]
 CLIPS, LENGTH, SIZE = 8, 3, (64, 32)
 EXPECTED: dict[str, np.ndarray] = {}  # the CPU's losses of a case
 
@@ -36,11 +37,15 @@ def device(request):
 
 @pytest.fixture
 def golden(monkeypatch):
-    """The small training runs of tests/golden, without dropout: each device draws its own."""
+    """The small training runs of tests/golden, in the same arithmetic on both devices.
+
+    Without dropout, since each device draws its own, and with tokens in the images' own type.
+    """
     spec = importlib.util.spec_from_file_location("golden", GOLDEN)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(heads, "DROPOUTS", dict.fromkeys(heads.DROPOUTS, (0.0, 0.0)))
+    monkeypatch.setattr(F, "dropout", lambda x, *args, **kwargs: x)
+    monkeypatch.setattr(frozen_tokens, "computes_in_half", lambda device: False)
     return module
 
 
@@ -151,6 +156,18 @@ def test_twenty_steps_give_the_cpus_losses(case, precision, device, golden, tmp_
     limits = {"float64": (1e-12, 1e-6), "float32": (1e-5, 5e-2)}.get(precision, (3e-2, 0.2))
     assert error[0] < limits[0]
     assert error.max() < limits[1]
+
+
+def test_tokens_in_half_precision_are_the_cpus(device):
+    tokens = frozen_tokens.FrozenTokens.build("tiny", (8, 4))
+    images = torch.randn(40, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    expected = tokens(images)
+    found = tokens.to(device)(images.to(device))
+    for own, others in zip(found, expected, strict=True):
+        assert own.dtype == (torch.float32 if device == "cpu" else torch.float16)
+        error = distance(own, others)
+        print(f"\ntokens in {own.dtype} are off by {error:.1e}")
+        assert error < 5e-3
 
 
 def test_a_checkpoint_of_the_device_gives_the_same_ranking_on_the_cpu(device, golden, tmp_path):

@@ -56,11 +56,20 @@ RELEASE = {
     "DATASETS.SYNTHETIC.BLUR": 0.6,
     "DATASETS.SYNTHETIC.BACKGROUND": True,
 }
+DINOGRL = {
+    "MODEL.LOSSES.CE_ONLY_EPOCHS": 0,
+    "MODEL.HEADS.EMBEDDING_DIM": 16,
+    "MODEL.DINOGRL.GRID": [8, 4],
+    "MODEL.DINOGRL.BINS": [1, 2],
+    "DATALOADER.NUM_INSTANCE": 2,
+    "SOLVER.BASE_LR": 0.0002,
+}
 CASES: dict[str, tuple[str, dict]] = {
     "SAD": ("SAD_demo.yml", {}),
     "STAR": ("STAR_demo.yml", {}),
     "STAR_sigmoid": ("STAR_demo.yml", SIGMOID),
     "STAR_release": ("STAR_demo.yml", RELEASE),
+    "DinoGRL": ("DinoGRL_tiny.yml", DINOGRL),
 }
 
 

@@ -1,4 +1,4 @@
-"""Three small runs give the numbers that they gave before the package was rebuilt.
+"""Small runs give the numbers of the record: SAD those from before the package was rebuilt.
 
 ``python tests/golden/record.py`` prints the differences.
 """

@@ -191,7 +191,7 @@ class NormedLinear(nn.BatchNorm1d):
             self.running_var += seen * (unbiased - self.running_var)
             self.num_batches_tracked += 1
         weight = self.linear.weight * (var + self.eps).rsqrt()
-        bias = self.linear.bias - weight @ mean
+        bias = self.linear.bias - weight @ mean.to(weight.dtype)
         if not torch.is_autocast_enabled(tokens.device.type):
             tokens = tokens.to(weight.dtype)
         # the bias last: it cancels the mean, which half precision would round

@@ -89,9 +89,8 @@ class FrozenTokens(nn.Module):
         return TokenMaps(last, blocks)
 
     def _encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        device = images.device.type
-        half = device != "cpu"
-        with torch.autocast(device, dtype=torch.float16, enabled=half):
+        half = computes_in_half(images.device)
+        with torch.autocast(images.device.type, dtype=torch.float16, enabled=half):
             network: Any = self.network
             x = embed(network, images if half else images.to(network.cls_token.dtype))
             kept = []
@@ -114,6 +113,11 @@ class FrozenTokens(nn.Module):
                 "training used in the config"
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def computes_in_half(device: torch.device) -> bool:
+    """Whether tokens are computed and kept in float16, which halves their memory."""
+    return device.type != "cpu"
 
 
 def checksum(state: dict[str, torch.Tensor]) -> torch.Tensor:
