@@ -42,6 +42,10 @@ def add_plugin_config(cfg: CN) -> CN:
     # Tracklets with fewer frames are left out, in training and in testing. All published numbers on
     # HITSZ-VCM use 12.
     cfg.DATASETS.MIN_FRAMES = 12
+    # A text file with a frame in each line, such as 0001/ir/D4/1.jpg: they are left out before
+    # frames are counted, in training and testing. Empty: all are used, as in the published
+    # protocol.
+    cfg.DATASETS.WITHOUT_FRAMES = ""
     # Skeleton store: a folder (skeletons.npy and index.json) or an HDF5 file in the authors'
     # layout. A relative path starts at the folder of the dataset. Empty: no skeletons.
     cfg.DATASETS.SKELETONS = ""

@@ -85,6 +85,7 @@ def build_dataset(cfg, name: str, **kwargs) -> VideoDataset:
     dataset = find_video_dataset(name)
     root = cfg.DATASETS.ROOT or fastreid_build._root
     kwargs.update(dataset.arguments(cfg), min_frames=cfg.DATASETS.MIN_FRAMES)
+    kwargs.update(without=cfg.DATASETS.WITHOUT_FRAMES)
     return dataset(root=root, **kwargs)
 
 

@@ -99,6 +99,8 @@ class VideoDataset(Dataset):
         train, query, gallery: lists of tracklets.
         folder: the dataset's own folder; relative skeleton paths start here.
         min_frames: tracklets with fewer frames are left out of all three lists.
+        without: a text file that names a frame in each line, ``0001/ir/D4/1.jpg``. These frames are
+            left out before frames are counted. Empty: none.
         combineall: train on the test tracklets too, as further identities.
 
     Attributes:
@@ -106,7 +108,8 @@ class VideoDataset(Dataset):
         dropped: number of tracklets that were too short.
 
     Raises:
-        UserError: a list has no tracklet of `min_frames` frames.
+        UserError: a list has no tracklet of `min_frames` frames, or `without` names a frame that no
+            tracklet has.
     """
 
     dataset_name = ""
@@ -120,13 +123,17 @@ class VideoDataset(Dataset):
         *,
         folder: str,
         min_frames: int = 1,
+        without: str = "",
         **kwargs,
     ):
         self.folder = folder
         self.min_frames = min_frames
         self.dropped = 0
         kept = []
-        for name, tracklets in (("train", train), ("query", query), ("gallery", gallery)):
+        parts = [train, query, gallery]
+        if without:
+            parts = leave_out_frames(parts, without)
+        for name, tracklets in zip(("train", "query", "gallery"), parts, strict=True):
             kept.append([tracklet for tracklet in tracklets if len(tracklet) >= min_frames])
             self.dropped += len(tracklets) - len(kept[-1])
             if tracklets and not kept[-1]:
@@ -183,6 +190,43 @@ class VideoDataset(Dataset):
             )
         elif counts:
             logger.info("%s: the counts equal the published ones", name)
+
+
+def leave_out_frames(
+    parts: Sequence[list[Tracklet]], path: str | os.PathLike
+) -> list[list[Tracklet]]:
+    """Lists of tracklets without the frames that a text file names, one in each line.
+
+    A tracklet that loses all of its frames is left out.
+
+    Args:
+        parts: lists of tracklets.
+        path: the file. Empty lines are skipped.
+
+    Raises:
+        UserError: the file cannot be read, or names a frame that no tracklet has.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            listed = {line.strip() for line in file} - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"DATASETS.WITHOUT_FRAMES: {path} cannot be read: {error}") from None
+    known = {frame for part in parts for tracklet in part for frame in tracklet.frames}
+    if unknown := sorted(listed - known):
+        raise UserError(
+            f"DATASETS.WITHOUT_FRAMES: {path} names {unknown[0]!r}, which is no frame of the "
+            f"dataset ({len(unknown)} such lines): write frames like {min(known, default='')}"
+        )
+    logger.warning(
+        "%d frames that %s names are left out, of the test set too: results of other lists of "
+        "frames cannot be compared with these",
+        *(len(listed), path),
+    )
+    left = [
+        [replace(t, frames=tuple(f for f in t.frames if f not in listed)) for t in part]
+        for part in parts
+    ]
+    return [[tracklet for tracklet in part if len(tracklet)] for part in left]
 
 
 def splits(dataset: VideoDataset) -> dict[str, list[Tracklet]]:

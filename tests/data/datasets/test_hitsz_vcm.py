@@ -52,6 +52,27 @@ def test_minimum_length_in_both_sets(make_vcm):
         HITSZVCM(data.folder, min_frames=14, check_frames=False)
 
 
+def test_listed_frames_are_left_out_before_they_are_counted(make_vcm, tmp_path, caplog):
+    root = make_vcm(images=False)
+    whole = HITSZVCM(root, check_frames=False)
+    first, last = whole.train[0], whole.gallery[-1]
+    listed = tmp_path / "frames.txt"
+    listed.write_text("\n".join([first.frames[3], "", *last.frames]) + "\n")
+    options = {"without": str(listed), "check_frames": False}
+    data = HITSZVCM(root, min_frames=1, **options)
+    assert data.train[0].frames == first.frames[:3] + first.frames[4:]
+    assert data.train[1:] == whole.train[1:]
+    assert data.gallery == whole.gallery[:-1]
+    assert "of the test set too" in caplog.text
+    assert HITSZVCM(root, min_frames=12, **options).train == whole.train[1:]
+    listed.write_text("0001/rgb/D1/77.jpg\n")
+    with pytest.raises(UserError, match=r"names '0001/rgb/D1/77.jpg', which is no frame"):
+        HITSZVCM(root, **options)
+    listed.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        HITSZVCM(root, **options)
+
+
 def test_combineall_keeps_test_identities_apart(make_vcm):
     data = HITSZVCM(make_vcm(images=False), check_frames=False, combineall=True)
     assert len(data.train) == 12 + 8
