@@ -1,8 +1,11 @@
-"""Train a small DINOv2 transformer on the identities of a video dataset.
+"""Train a small DINOv2 transformer to see where the bodies of a video dataset are.
 
-DINOv2's own weights cannot be had everywhere, and a transformer with random weights tells little
-about a method that is led by its tokens. This one has learned in some minutes, with labels, to tell
-the people of the training set apart. It is no DINOv2: it has seen one small dataset.
+DINOv2's own weights cannot be had everywhere. Their patch tokens tell a person from the background,
+which DinoGRL's silhouettes need, and those of a transformer with random weights do not. This one
+learns it in some minutes from the skeletons of the training set: it is no DINOv2, and has seen one
+small dataset, with labels.
+
+Letters: N images, V = 17 joints, E limbs, H x W pixels, h x w patches.
 """
 
 from __future__ import annotations
@@ -16,77 +19,99 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from fastreid_star.coco import BONES
+from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.files import write_whole
 from fastreid_star.modeling.backbones.dinov2 import Dinov2
 from fastreid_star.structures import Tracklet
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, for 0 to 255
+RADIUS = 0.05  # half of a limb's thickness, as a share of the frame's height
+LIMBS = (*BONES, (5, 12), (6, 11))  # with the diagonals of the trunk, whose middle no bone passes
 
 
 def read_frames(
-    tracklets: Sequence[Tracklet], size: tuple[int, int], every: int
+    tracklets: Sequence[Tracklet], store: SkeletonStore, size: tuple[int, int], every: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every n-th frame of each tracklet: uint8 ``[N, 3, H, W]``, and identities ``[N]`` from 0."""
-    images, pids = [], []
+    """Every n-th frame of each tracklet, and its joints.
+
+    Returns:
+        uint8 ``[N, 3, H, W]``; float ``[N, V, 2]``, x and y in heights of the resized frame.
+    """
+    images, joints = [], []
     for tracklet in tracklets:
         for index in range(0, len(tracklet), every):
             with Image.open(tracklet.path(index)) as image:
+                scale = np.array([size[1] / image.width, size[0] / image.height]) / size[0]
                 images.append(np.asarray(image.convert("RGB").resize(size[::-1])))
-            pids.append(tracklet.pid)
-    labels = np.unique(pids, return_inverse=True)[1]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.from_numpy(labels)
+            joints.append(store.raw([tracklet.key(index)])[0, :, :2] * scale)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return pixels, torch.from_numpy(np.stack(joints)).float()
 
 
-def augment(images: torch.Tensor) -> torch.Tensor:
-    """Flip, shift by up to 1/16, and change the brightness of each image ``[N, 3, H, W]``, 0 to 1.
+def on_body(joints: torch.Tensor, size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
+    """Whether the center of a patch is nearer than RADIUS to a limb: float ``[N, 1, h, w]``.
 
-    The channels are permuted for each image, so that colors tell less than shape.
+    Args:
+        joints: of :func:`read_frames`.
+        size: H, W.
+        grid: h, w.
     """
-    count, _, height, width = images.shape
-    flip = torch.rand(count, 1, 1, 1) < 0.5
-    images = torch.where(flip, images.flip(3), images)
-    theta = torch.eye(2, 3).repeat(count, 1, 1)
-    theta[:, :, 2] = (torch.rand(count, 2) - 0.5) / 4
-    grid = F.affine_grid(theta, [count, 3, height, width], align_corners=False)
-    images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    order = torch.rand(count, 3).argsort(1)[:, :, None, None].expand_as(images)
-    return images.gather(1, order) * (0.7 + 0.6 * torch.rand(count, 1, 1, 1))
+    (height, width), (rows, columns) = size, grid
+    y = (torch.arange(rows) + 0.5) / rows
+    x = (torch.arange(columns) + 0.5) / columns * width / height
+    centers = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).to(joints)  # [h, w, 2]
+    first, last = (joints[:, list(ends)] for ends in zip(*LIMBS, strict=True))
+    bone = (last - first)[:, :, None, None]
+    to_center = centers - first[:, :, None, None]  # [N, E, h, w, 2]
+    share = (to_center * bone).sum(-1) / bone.square().sum(-1).clamp(min=1e-9)
+    distance = (to_center - share.clamp(0, 1)[..., None] * bone).norm(dim=-1)
+    return (distance.amin(1, keepdim=True) < RADIUS).float()
 
 
-def train_on_identities(
+def recolor(images: torch.Tensor) -> torch.Tensor:
+    """Permute the channels of each image ``[N, 3, H, W]``, and change its brightness."""
+    count = len(images)
+    order = torch.rand(count, 3).argsort(1)[:, :, None, None].to(images.device)
+    brightness = (0.7 + 0.6 * torch.rand(count, 1, 1, 1)).to(images.device)
+    return images.gather(1, order.expand_as(images)) * brightness
+
+
+def train_on_skeletons(
     network: Dinov2,
     images: torch.Tensor,
-    labels: torch.Tensor,
+    joints: torch.Tensor,
     *,
     steps: int,
-    batch: int = 64,
+    batch: int = 32,
     rate: float = 1e-3,
     report: Callable[[str], object] | None = None,
 ) -> float:
-    """Train a transformer to classify frames by the mean of its patch tokens.
+    """Train a transformer to tell from each patch token whether a limb passes its patch.
 
     Args:
-        network: is changed.
-        images, labels: of :func:`read_frames`.
+        network: is changed. Its grid must be that of the images' patches.
+        images, joints: of :func:`read_frames`.
         steps: of AdamW, with a cosine schedule.
         batch: images of a step.
         rate: learning rate.
         report: called with a line every 100 steps.
 
     Returns:
-        the mean cross entropy of the last tenth of the steps.
+        the mean binary cross entropy of the last tenth of the steps.
     """
-    classifier = nn.Linear(network.width, int(labels.max()) + 1)
+    size = (images.shape[2], images.shape[3])
+    targets = on_body(joints, size, network.grid)
+    classifier = nn.Conv2d(network.width, 1, 1).to(images.device)
     parameters = [*network.parameters(), *classifier.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (MEAN, STD))
+    mean, std = (torch.tensor(numbers).view(3, 1, 1).to(images.device) for numbers in (MEAN, STD))
     losses = []
     for step in range(steps):
         rows = torch.randint(len(images), (batch,))
-        pixels = 255 * augment(images[rows].float() / 255)
-        features = network.train()((pixels - mean) / std).mean((2, 3))
-        loss = F.cross_entropy(classifier(features), labels[rows])
+        found = classifier(network.train()((recolor(images[rows].float()) - mean) / std))
+        loss = F.binary_cross_entropy_with_logits(found, targets[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -16,7 +16,7 @@ from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.errors import UserError
 from fastreid_star.methods.star.layers import BoneStates
 from fastreid_star.modeling.layers.pooling import at_least_float32
-from fastreid_star.modeling.losses import LOSS_REGISTRY, CrossEntropyLoss, Loss, TripletLoss
+from fastreid_star.modeling.losses import LOSS_REGISTRY, CrossEntropyLoss, Loss
 
 
 def symmetric_kl(p_logits: torch.Tensor, q_logits: torch.Tensor) -> torch.Tensor:
@@ -116,33 +116,12 @@ class PoseConsistencyLoss(Loss):
 
 
 @LOSS_REGISTRY.register()
-class AbsentSkeletonLoss(Loss):
-    """Cross entropy and triplet loss of the clips as if they had no skeletons; ours.
+class AbsentSkeletonLoss(CrossEntropyLoss):
+    """Cross entropy of the clips as if they had no skeletons; ours.
 
-    It trains the neck of :class:`STAR` for clips without skeletons, and keeps the frame features
-    good without the bones.
-
-    Args:
-        cross_entropy, triplet: the two losses, with the settings of the clips' own.
-        kwargs: see :class:`Loss`.
+    It trains the neck of :class:`STAR` for clips without skeletons. The classifier and the frame
+    features learn as if there was no such loss.
     """
 
-    needs = ("absent_logits", "absent_features", "targets")
+    needs = ("absent_logits", "targets")
     log_name = "loss_absent"
-
-    @configurable
-    def __init__(self, *, cross_entropy: CrossEntropyLoss, triplet: TripletLoss, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.cross_entropy, self.triplet = cross_entropy, triplet
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, *, feat_dim: int) -> dict[str, Any]:
-        parts = {"cross_entropy": CrossEntropyLoss, "triplet": TripletLoss}
-        built = {name: part(cfg, feat_dim=feat_dim) for name, part in parts.items()}
-        return {**super().from_config(cfg, feat_dim=feat_dim), **built}
-
-    def forward(  # type: ignore[override]
-        self, logits: torch.Tensor, features: torch.Tensor, targets: torch.Tensor
-    ) -> torch.Tensor:
-        """The loss of logits ``[B, C]``, features ``[B, D]`` and targets ``[B]``."""
-        return self.cross_entropy(logits, targets) + self.triplet(features, targets)

@@ -13,11 +13,11 @@ The three parts are registered components, switched by name in the config (see `
 usable with any meta-architecture that extends VideoReID. Without all of them this is SAD, number
 for number.
 
-A fourth part is ours. With ``AbsentSkeletonLoss`` the network also learns to do without skeletons::
+A fourth part is ours. With ``AbsentSkeletonLoss`` clips without skeletons have their own neck::
 
-    X -> GeM over T -> a neck of its own -> the clip's classifier -> CE, triplet
+    X -> GeM over T -> the second neck -> the clip's classifier -> CE
 
-In evaluation, a clip without any skeleton takes this way.
+Only the second neck learns from this loss. In evaluation, clips without any skeleton go this way.
 
 Shapes: B clips, T frames, V joints, D feature width, C identities.
 """
@@ -37,7 +37,7 @@ from fastreid_star.methods.sad.model import SAD
 from fastreid_star.modeling.heads import FrameHead
 from fastreid_star.modeling.layers.pooling import at_least_float32
 
-ABSENT_OUTPUTS = ("absent_logits", "absent_features")
+ABSENT_LOGITS = "absent_logits"
 
 
 @META_ARCH_REGISTRY.register()
@@ -46,7 +46,7 @@ class STAR(SAD):
 
     The parts are the frame corrector ``SkeletonFrameCorrector``, the head ``GATGeMHead`` and the
     loss ``SkeletonConsistencyLoss``. Beside them it has a second neck for clips without a skeleton,
-    if a loss needs its outputs `absent_logits` ``[B, C]`` or `absent_features` ``[B, D]``.
+    if a loss needs its output `absent_logits` ``[B, C]``.
 
     Args:
         absent_neck: this neck. The classifier is that of the clips: features of clips with and
@@ -57,7 +57,7 @@ class STAR(SAD):
         UserError: a neck for clips without skeletons, where no part knows which clips have some.
     """
 
-    provides = (*SAD.provides, *ABSENT_OUTPUTS)
+    provides = (*SAD.provides, ABSENT_LOGITS)
 
     @configurable
     def __init__(self, *, absent_neck: nn.Module | None = None, **kwargs: Any):
@@ -76,7 +76,7 @@ class STAR(SAD):
         """As :class:`SAD`; a loss decides whether there is a second neck."""
         options = super().from_config(cfg)
         needed = {name for loss in options["losses"].values() for name in loss.needs}
-        if needed & set(ABSENT_OUTPUTS):
+        if ABSENT_LOGITS in needed:
             width = options["backbone"].feature_width
             options["absent_neck"] = FrameHead(cfg, feat_dim=width).bottleneck
         return options
@@ -86,20 +86,18 @@ class STAR(SAD):
         features = super().retrieval_features(outputs)
         if self.absent_neck is None:
             return features
-        _, absent = self.without_skeletons(outputs["frames"])
+        absent = self.without_skeletons(outputs["frames"])
         absent = F.normalize(at_least_float32(absent), dim=-1)
         return torch.where(outputs["has_clip"][:, None], features, absent)
 
     def training_outputs(self, outputs: dict[str, Any]) -> None:
-        """As :class:`SAD`, with the outputs of the second neck where a loss needs them."""
+        """As :class:`SAD`, with the logits of the second neck where a loss needs them."""
         super().training_outputs(outputs)
-        if self.needed & set(ABSENT_OUTPUTS):
-            before, after = self.without_skeletons(outputs["frames"])
-            outputs["absent_logits"] = self.heads.classify(after, outputs["targets"])
-            outputs["absent_features"] = before if self.heads.neck_feat == "before" else after
+        if ABSENT_LOGITS in self.needed:
+            absent = self.without_skeletons(outputs["frames"].detach())
+            outputs[ABSENT_LOGITS] = self.heads.classify(absent, outputs["targets"])
 
-    def without_skeletons(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """X ``[B, T, D]``, pooled, before and after the second neck, ``[B, D]`` both."""
+    def without_skeletons(self, frames: torch.Tensor) -> torch.Tensor:
+        """X ``[B, T, D]``, pooled and through the second neck, ``[B, D]``."""
         assert self.absent_neck is not None
-        clip = self.heads.pool(frames)
-        return clip, self.absent_neck(clip[..., None, None])[..., 0, 0]
+        return self.absent_neck(self.heads.pool(frames)[..., None, None])[..., 0, 0]

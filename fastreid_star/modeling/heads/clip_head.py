@@ -67,8 +67,11 @@ class FrameHead(EmbeddingHead):
         return super().forward(features[..., None, None], targets)
 
     def classify(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Features after another neck ``[N, D]`` to this classifier's logits ``[N, C]``."""
-        weight = self.weight
+        """Features after another neck ``[N, D]`` to this classifier's logits ``[N, C]``.
+
+        The classifier does not learn from them.
+        """
+        weight = self.weight.detach()
         if type(self.cls_layer).__name__ != "Linear":  # the others are of cosines, as in fast-reid
             features, weight = F.normalize(features), F.normalize(weight)
         return self.cls_layer(F.linear(features, weight), targets)

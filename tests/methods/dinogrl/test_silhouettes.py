@@ -6,7 +6,13 @@ import torch
 
 from fastreid_star.data.build import build_clip_test_loader
 from fastreid_star.data.silhouettes import read_silhouette, write_silhouette
-from fastreid_star.methods.dinogrl.pretrain import read_frames, save_network, train_on_identities
+from fastreid_star.data.skeletons import SkeletonStore
+from fastreid_star.methods.dinogrl.pretrain import (
+    on_body,
+    read_frames,
+    save_network,
+    train_on_skeletons,
+)
 from fastreid_star.methods.dinogrl.silhouettes import (
     compare_silhouettes,
     intersection_over_union,
@@ -52,17 +58,30 @@ def test_stored_silhouettes_are_those_of_the_frames_of_the_test_clips(tiny_root,
     assert found == pytest.approx({"visible": 0.5, "infrared": 1.0}, abs=0.02)
 
 
-def test_a_small_transformer_learns_the_identities(tiny_root, tmp_path):
-    dataset = build_clip_test_loader(config(tiny_root, tmp_path), "SyntheticVCM").dataset
-    images, labels = read_frames(dataset.tracklets, (32, 16), every=4)
+def test_patches_on_a_limb_by_hand():
+    joints = torch.tensor([0.125, 0.4]).expand(1, 17, 2).clone()  # x and y in heights of the frame
+    joints[0, 15, 1] = 0.6  # one ankle: a limb of a fifth of the height
+    found = on_body(joints, (40, 20), (10, 5))[0, 0]
+    expected = torch.zeros(10, 5)
+    expected[4:6, 1] = 1  # centers at 0.15; at x 0.05, and at y 0.35 and 0.65, they are far
+    assert torch.equal(found, expected)
+
+
+def test_a_small_transformer_learns_where_the_bodies_are(tiny_root, tmp_path):
+    cfg = config(tiny_root, tmp_path)
+    loader = build_clip_test_loader(cfg, "SyntheticVCM")
+    store = SkeletonStore.open(tiny_root / "SyntheticVCM" / "skeletons")
+    images, joints = read_frames(loader.dataset.tracklets, store, (32, 16), every=4)
     assert images.shape[1:] == (3, 32, 16)
-    assert set(labels.tolist()) == {0, 1, 2, 3}
+    assert joints.shape == (len(images), 17, 2)
+    shares = on_body(joints, (32, 16), (8, 4)).mean()
     torch.manual_seed(0)
     network, lines = Dinov2.of_size("tiny", (8, 4)), []
-    loss = train_on_identities(
-        network, images, labels, steps=100, batch=16, rate=2e-3, report=lines.append
+    loss = train_on_skeletons(
+        network, images, joints, steps=100, batch=8, rate=2e-3, report=lines.append
     )
-    assert loss < 1.1  # log(4) = 1.39 without learning
+    blind = -(shares * shares.log() + (1 - shares) * (1 - shares).log())
+    assert loss < 0.8 * blind
     assert len(lines) == 1
     save_network(network, tmp_path / "vit.pth")
     tokens = FrozenTokens.build(str(tmp_path / "vit.pth"), (8, 4))
