@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastreid_star.data.folders import IMAGE_SUFFIXES, natural_key, videos_at
-from fastreid_star.data.io import decode_video, progress_bar, read_frame
+from fastreid_star.data.io import BrokenImage, decode_video, progress_bar, read_image, to_rgb
 from fastreid_star.data.tracklets import as_modality
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
@@ -19,6 +20,7 @@ from fastreid_star.tracking.follow import follow
 from fastreid_star.tracking.tracks import read_tracks
 
 MIN_FRAMES = 12  # of a tracklet, as in the published evaluation
+SAMPLED = 50  # frames of 16 bits that give the range of gray levels
 
 
 def extract_tracklets(
@@ -59,15 +61,16 @@ def extract_tracklets(
     folder = Path(output) / as_modality(modality).folder
     cuts = []
     for path, stem in zip(paths, stems, strict=True):
+        frames = functools.partial(frames_of, path, levels=gray_levels(path))
         if tracks:
             about, found = {"tracks": os.path.basename(tracks)}, read_tracks(tracks, kind)
         else:
-            detect = build_detector(frames_of(path))
+            detect = build_detector(frames())
             about = detect.describe()
-            found = follow(frames_of(path, "people" if progress else ""), detect)
+            found = follow(frames("people" if progress else ""), detect)
         about = {"video": path.name, "modality": as_modality(modality).name.lower(), **about}
-        frames = frames_of(path, "crops" if progress else "")
-        cuts.append(cut_tracklets(frames, found, folder, stem, min_frames=min_frames, about=about))
+        crops = frames("crops" if progress else "")
+        cuts.append(cut_tracklets(crops, found, folder, stem, min_frames=min_frames, about=about))
     return cuts
 
 
@@ -89,15 +92,21 @@ def scenes(paths: Sequence[str]) -> list[Path]:
     return found
 
 
-def frames_of(path: Path, title: str = "") -> Iterator[np.ndarray]:
+def frames_of(
+    path: Path, title: str = "", *, levels: Sequence[float] = ()
+) -> Iterator[np.ndarray]:
     """The frames of a video file or of a folder of images, BGR.
 
     Args:
         path: the file or the folder.
         title: of a progress bar; empty: no bar.
+        levels: see :func:`gray_levels`.
+
+    Raises:
+        UserError: an image of the folder cannot be read.
     """
     frames = (
-        (read_frame(path / name)[..., ::-1].copy() for name in _images(path))
+        (to_rgb([_image(path / name)], levels)[0][..., ::-1].copy() for name in _images(path))
         if path.is_dir()
         else decode_video(str(path))
     )
@@ -105,6 +114,35 @@ def frames_of(path: Path, title: str = "") -> Iterator[np.ndarray]:
         for frame in frames:
             yield frame
             bar.update(1)
+
+
+def gray_levels(path: Path) -> tuple[float, ...]:
+    """The counts that become black and white in all images of a folder, if they have 16 bits.
+
+    They are the 1st and the 99th percentile of up to SAMPLED images, evenly spaced. Scaled one by
+    one, the images of a still scene would flicker as soon as something warm enters it.
+
+    Returns:
+        two counts; empty for a video file and for images of 8 bits.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    if not path.is_dir():
+        return ()
+    names = _images(path)
+    images = (_image(path / name) for name in names[:: -(-len(names) // SAMPLED)])
+    counts = [image.ravel() for image in images if image.ndim == 2]
+    return tuple(np.percentile(np.concatenate(counts), (1, 99))) if counts else ()
+
+
+def _image(path: Path) -> np.ndarray:
+    try:
+        return read_image(path)
+    except BrokenImage as error:
+        raise UserError(
+            f"{error}: restore the frame; if you remove it, the frames after it move up by one"
+        ) from error
 
 
 def _images(folder: Path) -> list[str]:
