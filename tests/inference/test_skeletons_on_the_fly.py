@@ -60,6 +60,8 @@ def test_they_are_those_of_the_command(crops, tmp_path):
 def test_they_are_kept_until_a_file_changes(crops, tmp_path, monkeypatch):
     calls, estimate = [], on_the_fly.estimate
     monkeypatch.setattr(on_the_fly, "estimate", lambda t, e: calls.append(t.name) or estimate(t, e))
+    estimator = on_the_fly.build_estimator(device=CPU)
+    monkeypatch.setattr(on_the_fly, "build_estimator", lambda device: estimator)
     first = add_skeletons(tracklets_at([crops]), tmp_path / "cache", CPU)
     assert calls == ["ir/who", "rgb/anna", "rgb/ben"]
     again = add_skeletons(tracklets_at([crops]), tmp_path / "cache", CPU)
