@@ -188,9 +188,10 @@ def test_biggaits_mask_branch_is_loaded(tmp_path):
     assert torch.equal(mask.down.weight[..., 0, 0], branch["down_sampling"].weight)
     assert torch.equal(mask.up.bias, branch["up_sampling"].bias)
     assert mask.border_share == 0
-    torch.save({"model": {"down_sampling.weight": torch.zeros(2, 3)}}, path)
-    with pytest.raises(UserError, match="mask branch"):
-        build(tmp_path, "MODEL.DINOGRL.MASK_WEIGHTS", path)
+    for wrong in ({"down_sampling.weight": torch.zeros(2, 3)}, {7: torch.zeros(2, 3)}):
+        torch.save({"model": wrong}, path)
+        with pytest.raises(UserError, match=r"mask branch|no weights"):
+            build(tmp_path, "MODEL.DINOGRL.MASK_WEIGHTS", path)
 
 
 def test_a_run_resumes_bit_for_bit_and_its_checkpoint_has_no_dinov2(tiny_root, tmp_path):
