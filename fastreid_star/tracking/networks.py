@@ -140,9 +140,10 @@ def _require_operators(torchvision: Any) -> None:
 class YoloDetector:
     """A YOLO network that was exported to ONNX, for COCO's classes, of which 0 is a person.
 
-    The input is ``[1, 3, H, W]``, RGB from 0 to 1, in single or half precision. The output is ``[1, 4 + C, M]`` with center,
-    width, height and the scores of C classes (YOLOv8, 11 and others), or ``[1, M, 6]`` with left,
-    top, right, bottom, score and class of boxes without duplicates (YOLOv10, 26 and others).
+    The input is ``[1, 3, H, W]``, RGB from 0 to 1, in single or half precision. The output is
+    ``[1, 4 + C, M]`` with center, width, height and the scores of C classes (YOLOv8, 11 and
+    others), or ``[1, M, 6]`` with left, top, right, bottom, score and class of boxes without
+    duplicates (YOLOv10, 26 and others).
 
     Args:
         path: the file.

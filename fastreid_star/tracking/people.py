@@ -92,9 +92,7 @@ def scenes(paths: Sequence[str]) -> list[Path]:
     return found
 
 
-def frames_of(
-    path: Path, title: str = "", *, levels: Sequence[float] = ()
-) -> Iterator[np.ndarray]:
+def frames_of(path: Path, title: str = "", *, levels: Sequence[float] = ()) -> Iterator[np.ndarray]:
     """The frames of a video file or of a folder of images, BGR.
 
     Args:
