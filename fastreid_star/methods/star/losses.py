@@ -129,6 +129,7 @@ class AbsentSkeletonLoss(Loss):
 
     needs = ("absent_logits", "absent_features", "targets")
     log_name = "loss_absent"
+    compares_identities = True
 
     @configurable
     def __init__(self, *, cross_entropy: CrossEntropyLoss, triplet: TripletLoss, **kwargs: Any):
