@@ -37,7 +37,13 @@ COMMANDS = {
     "demo": ("demo", "train the baseline and STAR on synthetic data, in a few minutes"),
     "run-script": ("", "run an unmodified training script written for fast-reid"),
 }
-PAIRS = ("train", "eval", "doctor", "demo")  # KEY VALUE pairs in any order with the flags
+PAIRS = (
+    "train",
+    "eval",
+    "doctor",
+    "demo",
+    "configs",
+)  # KEY VALUE pairs in any order with the flags
 SCRIPT_USAGE = "usage: fastreid-star run-script SCRIPT.py [ARGUMENTS OF THE SCRIPT]"
 
 
