@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fastreid_star.data.folders import is_video
-from fastreid_star.data.io import BrokenImage, read_frame, read_video
+from fastreid_star.data.io import BrokenImage, read_frame, read_video, to_rgb
 from fastreid_star.errors import UserError
 from fastreid_star.files import prepare_output, write_output
 
@@ -74,7 +74,9 @@ def first_frame(path: str) -> np.ndarray | None:
     """An image, or the first frame of a video, as uint8 RGB ``[H, W, 3]``; None, with a warning, if
     it cannot be read."""
     try:
-        return read_video(path, lambda n: [0])[0][0] if is_video(path) else read_frame(path)
+        if not is_video(path):
+            return read_frame(path)
+        return to_rgb(read_video(path, lambda n: [0])[0])[0]
     except (BrokenImage, UserError) as error:
         logger.warning("No picture: %s", error)
         return None

@@ -16,7 +16,13 @@ import numpy as np
 import torch
 
 from fastreid_star.coco import NUM_JOINTS
-from fastreid_star.data.io import BrokenImage, decode_video, progress_bar
+from fastreid_star.data.io import (
+    BrokenImage,
+    decode_video,
+    progress_bar,
+    swap_colors,
+    to_rgb,
+)
 from fastreid_star.data.tracklets import TrackletInput
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
@@ -102,7 +108,7 @@ def _frames(tracklet: TrackletInput) -> Iterator[np.ndarray | None]:
     """The frames, RGB; None: it cannot be read."""
     if tracklet.is_video:
         for frame in decode_video(os.fspath(cast(str, tracklet.frames))):
-            yield np.ascontiguousarray(frame[..., ::-1])
+            yield to_rgb([swap_colors(frame)])[0]
         return
     for path in tracklet.images:
         try:

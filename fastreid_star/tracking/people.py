@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from fastreid_star.data.folders import IMAGE_SUFFIXES, natural_key, videos_at
-from fastreid_star.data.io import BrokenImage, decode_video, progress_bar, read_image, to_rgb
+from fastreid_star.data.io import (
+    BrokenImage,
+    decode_video,
+    progress_bar,
+    read_image,
+    swap_colors,
+    to_rgb,
+)
 from fastreid_star.data.tracklets import as_modality
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
@@ -20,7 +27,6 @@ from fastreid_star.tracking.follow import follow
 from fastreid_star.tracking.tracks import read_tracks
 
 MIN_FRAMES = 12  # of a tracklet, as in the published evaluation
-SAMPLED = 50  # frames of 16 bits that give the range of gray levels
 
 
 def extract_tracklets(
@@ -103,35 +109,41 @@ def frames_of(path: Path, title: str = "", *, levels: Sequence[float] = ()) -> I
     Raises:
         UserError: an image of the folder cannot be read.
     """
-    frames = (
-        (to_rgb([_image(path / name)], levels)[0][..., ::-1].copy() for name in _images(path))
-        if path.is_dir()
-        else decode_video(str(path))
-    )
     with progress_bar(f"{path.name}: {title}", None, shown=bool(title)) as bar:
-        for frame in frames:
-            yield frame
+        for frame in _decoded(path):
+            yield to_rgb([frame], levels)[0]
             bar.update(1)
 
 
 def gray_levels(path: Path) -> tuple[float, ...]:
-    """The counts that become black and white in all images of a folder, if they have 16 bits.
+    """The counts that become black and white in all frames of a video, if they have 16 bits.
 
-    They are the 1st and the 99th percentile of up to SAMPLED images, evenly spaced. Scaled one by
-    one, the images of a still scene would flicker as soon as something warm enters it.
+    They are the 1st and the 99th percentile of all frames. Scaled one by one, the frames of a still
+    scene would flicker as soon as something warm enters it.
 
     Returns:
-        two counts; empty for a video file and for images of 8 bits.
+        two counts; empty if the first frame has 8 bits.
 
     Raises:
-        UserError: an image cannot be read.
+        UserError: an image of a folder cannot be read.
     """
-    if not path.is_dir():
+    histogram = np.zeros(1 << 16, np.int64)
+    for frame in _decoded(path):
+        if frame.ndim == 3:
+            break
+        histogram += np.bincount(frame.ravel(), minlength=len(histogram))
+    if not histogram.any():
         return ()
-    names = _images(path)
-    images = (_image(path / name) for name in names[:: -(-len(names) // SAMPLED)])
-    counts = [image.ravel() for image in images if image.ndim == 2]
-    return tuple(np.percentile(np.concatenate(counts), (1, 99))) if counts else ()
+    below = histogram.cumsum()
+    low, high = np.searchsorted(below, (0.01 * below[-1], 0.99 * below[-1]))
+    return float(low), float(high)
+
+
+def _decoded(path: Path) -> Iterator[np.ndarray]:
+    """The frames: BGR, or counts of 16 bits ``[H, W]``."""
+    if not path.is_dir():
+        return decode_video(str(path))
+    return (swap_colors(_image(path / name)) for name in _images(path))
 
 
 def _image(path: Path) -> np.ndarray:

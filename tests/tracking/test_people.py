@@ -232,6 +232,17 @@ def test_frames_of_16_bits_have_one_range(tmp_path):
     low, high = gray_levels(folder)
     assert 7000 <= low < 7010
     assert high == 9000
+    film = tmp_path / "film.mkv"
+    kind = [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0]
+    writer = cv2.VideoWriter(
+        str(film), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"FFV1"), 10, (48, 64), kind
+    )
+    for k in range(1, 61):
+        writer.write(cv2.imread(str(folder / f"{k}.png"), cv2.IMREAD_UNCHANGED))
+    writer.release()
+    assert gray_levels(film) == (low, high)
+    for one, other in zip(frames_of(film), frames_of(folder), strict=True):
+        np.testing.assert_array_equal(one, other)
     first, *_, last = frames_of(folder, levels=(low, high))
     np.testing.assert_array_equal(first[32:], last[32:])
     assert first[-1, -1, 0] == round(255 * (7400 - low) / (9000 - low))
