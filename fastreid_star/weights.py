@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import zipfile
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -107,7 +107,7 @@ def weights_of(data: dict, path: str) -> dict[str, torch.Tensor]:
     return upgrade_weights(weights)
 
 
-def is_state(data: Any) -> bool:
+def is_state(data: Any) -> TypeGuard[dict[str, torch.Tensor]]:
     """Whether something is a state dict: tensors with names."""
     return (
         isinstance(data, dict)

@@ -139,6 +139,7 @@ def font_for(letters: str) -> tuple[ImageFont.ImageFont | ImageFont.FreeTypeFont
                 best, unknown = path, missing
         if not unknown:
             break
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont
     try:
         font = ImageFont.truetype(best, _SIZE)
     except (OSError, ImportError):  # a Pillow without FreeType

@@ -226,7 +226,7 @@ def test_frames_of_16_bits_have_one_range(tmp_path):
     scene = np.linspace(7000, 7400, 64 * 48).reshape(64, 48).astype(np.uint16)
     for k in range(1, 61):
         frame = scene.copy()
-        if k > 30:
+        if k > 57:
             frame[:32, :24] = 9000
         cv2.imwrite(str(folder / f"{k}.png"), frame)
     low, high = gray_levels(folder)
