@@ -31,7 +31,6 @@ from fastreid_star.engine.config_changes import flatten
 from fastreid_star.engine.configs import config_path, load_config
 from fastreid_star.errors import UserError
 from fastreid_star.files import insert, locked, write_output, write_whole
-from fastreid_star.upgrade import upgrade_config
 
 # The program of a run's process: the training command, which also writes its results.
 _PROGRAM = """
@@ -323,8 +322,8 @@ def changed_keys(saved: str, now: str) -> list[str]:
         saved: as YAML, perhaps of an earlier version.
         now: as YAML.
     """
-    before, after = flatten(upgrade_config(yaml.safe_load(saved))), flatten(yaml.safe_load(now))
-    before = {**flatten(get_cfg()), **before}
+    before = {**flatten(get_cfg()), **flatten(yaml.safe_load(saved))}
+    after = flatten(yaml.safe_load(now))
     return sorted(key for key, value in after.items() if before.get(key) != value)
 
 
