@@ -17,7 +17,8 @@ from fastreid_star.errors import UserError
 
 IMPORT_VARIABLE = "FASTREID_STAR_IMPORT"
 IMPORTED: set[str] = set()  # the packages of the user that this process has imported
-_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*")
+_KEY = re.compile(r"(?!.*\.ya?ml$)[A-Z][A-Z0-9_]*(\.\w+)*")  # not a file such as STAR.yml
+_WITHOUT_DOT = {"CUDNN_BENCHMARK", "IMPORTS", "OUTPUT_DIR", "SEED"}
 
 
 class ConfigArgumentParser(argparse.ArgumentParser):
@@ -57,20 +58,24 @@ class ConfigArgumentParser(argparse.ArgumentParser):
         """Separate flags and their values from config options."""
         flags: list[str] = []
         opts: list[str] = []
+        previous = ""
         while words:
             word = words.pop(0)
             key, equals, value = word.partition("=")
+            after_resume = previous == "--resume"
+            is_name = not equals and "." not in key and key not in _WITHOUT_DOT  # such as RUN1
+            previous = word
             if word.startswith("-"):
                 flags.append(word)
                 actions = {a for s, a in self._option_string_actions.items() if s.startswith(word)}
                 if len(actions) == 1 and actions.pop().nargs is None and words:
                     flags.append(words.pop(0))
+            elif after_resume and (not _KEY.fullmatch(key) or is_name):
+                raise UserError(
+                    "--resume takes no path: it continues from the last checkpoint in "
+                    f"OUTPUT_DIR; write --resume OUTPUT_DIR {word}"
+                )
             elif not _KEY.fullmatch(key):
-                if flags[-1:] == ["--resume"]:
-                    raise UserError(
-                        "--resume takes no path: it continues from the last checkpoint in "
-                        f"OUTPUT_DIR; write --resume OUTPUT_DIR {word}"
-                    )
                 flags.append(word)
             elif equals:
                 opts += [key, value]

@@ -10,7 +10,7 @@ and modality.
 
 from fastreid.config import CfgNode as CN
 
-from fastreid_star.upgrade import REMOVED
+from fastreid_star.upgrade import FOLLOWING, REMOVED
 
 
 def add_plugin_config(cfg: CN) -> CN:
@@ -153,6 +153,6 @@ def add_plugin_config(cfg: CN) -> CN:
     # Leave out gallery tracklets with the query's identity and camera.
     cfg.TEST.CAMERA_FILTER = True
 
-    for key in REMOVED:  # yacs ignores them, wherever they are merged
+    for key in (*REMOVED, *FOLLOWING):  # yacs ignores them, wherever they are merged
         cfg.register_deprecated_key(key)
     return cfg

@@ -88,14 +88,14 @@ def insert(page: str | os.PathLike[str], mark: str, text: str) -> str:
     Args:
         page: a Markdown file with the lines ``<!-- MARK: begin -->`` and ``<!-- MARK: end -->``.
         mark: MARK.
-        text: replaces what is between them.
+        text: replaces what is between them; its lines end as those of the page.
 
     Raises:
         UserError: the page cannot be read, or does not have each mark once and in order.
     """
     begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
     try:
-        old = Path(page).read_text(encoding="utf-8")
+        old = Path(page).read_bytes().decode("utf-8")  # with its own ends of lines
     except OSError as error:
         raise UserError(f"{page} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -103,7 +103,9 @@ def insert(page: str | os.PathLike[str], mark: str, text: str) -> str:
     found = re.fullmatch(f"(.*){begin}.*{end}(.*)", old, re.DOTALL)
     if not found or old.count(begin) > 1 or old.count(end) > 1:
         raise UserError(f"{page} has no place for the table: add the lines {begin} and {end} once")
-    return f"{found[1]}{begin}\n\n{text}\n\n{end}{found[2]}"
+    end_of_line = "\r\n" if "\r\n" in old else "\n"
+    new = f"{begin}\n\n{text}\n\n{end}".replace("\n", end_of_line)
+    return f"{found[1]}{new}{found[2]}"
 
 
 def earlier_path(path: str | os.PathLike[str], number: int) -> str:

@@ -13,19 +13,28 @@ from fastreid.utils.logger import log_first_n
 
 from fastreid_star.errors import UserError
 
-# Keys that were removed, with the values that are used now. None: nothing is said: no value had an
-# effect, or the value follows from another key.
+# Keys that were removed, with the values that are used now. None: no value had an effect, and
+# nothing is said.
 REMOVED: dict[str, Any] = {
     "DATASETS.SYNTHETIC.SCALE": 0.1,
     "INPUT.REA.AREA": [0.02, 0.4],
     "MODEL.CPU.KEEP_MEMORY": None,
     "MODEL.SAD.AUGMENT_RANGE": [0.5, 1.5],
-    "MODEL.STAR.ATTENTION_DROPOUT": None,
-    "MODEL.STAR.GAT_DROPOUT": None,
     "MODEL.STAR.KL_LAST": "last_step",
     "MODEL.STAR.SPLIT_LSTM": False,
     "SOLVER.AMP.MAX_SKIPPED": 50,
     "TEST.PER_QUERY_CSV": True,
+}
+# Removed keys whose values now follow from another key: their default, and that key.
+FOLLOWING: dict[str, tuple[Any, str]] = {
+    "MODEL.STAR.ATTENTION_DROPOUT": (0.6, "MODEL.STAR.GRAPH"),
+    "MODEL.STAR.GAT_DROPOUT": (0.3, "MODEL.STAR.GRAPH"),
+}
+# Values that were renamed or removed in version 0.2, for the message about an unknown value.
+EARLIER_VALUES = {
+    ("MODEL.STAR.BONES", "normalised"): "which is called normalized since version 0.2",
+    ("MODEL.STAR.GRAPH", "paper"): "which is called normalized since version 0.2",
+    ("MODEL.STAR.GUIDE", "softmax"): "which version 0.2 has removed",
 }
 _WEIGHTS = (
     (r"^consistency\.", "losses.SkeletonConsistencyLoss."),
@@ -64,13 +73,18 @@ def is_removed(key: str, value: Any) -> bool:
         key: ``SOLVER.AMP.MAX_SKIPPED``.
         value: from a file, or as text from the command line.
     """
-    if key not in REMOVED:
+    if key not in REMOVED and key not in FOLLOWING:
         return False
     value = CfgNode._decode_cfg_value(value)
     value = list(value) if isinstance(value, tuple) else value
-    used = REMOVED[key]
+    if key in FOLLOWING:
+        used, other = FOLLOWING[key]
+        what = f"its value follows from {other}"
+    else:
+        used = REMOVED[key]
+        what = f"{used!r} is used"
     if used is not None and value != used:
-        line = f"{key} {value!r} is ignored: the key was removed, and {used!r} is used"
+        line = f"{key} {value!r} is ignored: the key was removed, and {what}"
         log_first_n(logging.WARNING, line, name=__name__, key="message")
     return True
 

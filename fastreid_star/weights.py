@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import zipfile
+from typing import Any, TypeGuard
 
 import torch
 
@@ -97,13 +98,22 @@ def weights_of(data: dict, path: str) -> dict[str, torch.Tensor]:
     """
     while isinstance(inner := data.get("model", data.get("state_dict")), dict):
         data = inner
-    weights = {name: value for name, value in data.items() if isinstance(value, torch.Tensor)}
+    weights = {name: value for name, value in data.items() if is_state({name: value})}
     if data and not weights:
         raise DamagedFile(f"{path} holds no weights: it is not a checkpoint")
     weights = without_prefix(weights)
     for pattern, name in _RENAMED:
         weights = {pattern.sub(name, old): value for old, value in weights.items()}
     return upgrade_weights(weights)
+
+
+def is_state(data: Any) -> TypeGuard[dict[str, torch.Tensor]]:
+    """Whether something is a state dict: tensors with names."""
+    return (
+        isinstance(data, dict)
+        and len(data) > 0
+        and all(isinstance(name, str) and torch.is_tensor(data[name]) for name in data)
+    )
 
 
 def without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

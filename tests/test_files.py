@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastreid_star.files import drop_cut_line, earlier_path, write_whole
+from fastreid_star.files import drop_cut_line, earlier_path, insert, write_whole
 
 
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -69,3 +69,12 @@ def test_a_line_without_an_end_is_dropped(tmp_path, content, expected):
     drop_cut_line(path)
     assert path.read_bytes() == expected
     drop_cut_line(tmp_path / "none")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_inserting_keeps_the_ends_of_lines(tmp_path, end):
+    page = tmp_path / "page.md"
+    lines = ["above", "<!-- runs: begin -->", "old", "<!-- runs: end -->", "below", ""]
+    page.write_bytes(end.join(lines).encode())
+    new = [*lines[:2], "", "| a |", "| b |", "", *lines[3:]]
+    assert insert(page, "runs", "| a |\n| b |") == end.join(new)

@@ -16,8 +16,10 @@ from fastreid_star.engine.checkpoint import parse_config
 from fastreid_star.engine.config_changes import flatten
 from fastreid_star.engine.configs import load_config
 from fastreid_star.engine.train_loop import StepRunner
+from fastreid_star.errors import UserError
 from fastreid_star.methods.sad.model import STYLE_RANGE
-from fastreid_star.upgrade import REMOVED, upgrade_config, upgrade_weights
+from fastreid_star.methods.star.heads import GATGeMHead
+from fastreid_star.upgrade import FOLLOWING, REMOVED, upgrade_config, upgrade_weights
 
 path = Path(__file__).parent / "golden" / "old_runs.py"
 spec = importlib.util.spec_from_file_location("old_runs", path)
@@ -98,6 +100,12 @@ def test_removed_keys_are_ignored(tmp_path, caplog):
 def test_a_value_that_is_not_used_any_more_is_said_once(tmp_path, caplog):
     path = tmp_path / "own.yml"
     path.write_text("MODEL: {STAR: {KL_LAST: final_states}, SAD: {AUGMENT_RANGE: [0.8, 1.2]}}\n")
+    options = ["MODEL.STAR.GAT_DROPOUT", "0.2"]
+    load_config("", options)
+    (record,) = caplog.records
+    assert "GAT_DROPOUT 0.2 is ignored: " in record.message
+    assert "follows from MODEL.STAR.GRAPH" in record.message
+    caplog.clear()
     options = ["MODEL.STAR.KL_LAST", "final_states", "INPUT.REA.AREA", "(0.02,0.33)"]
     load_config(str(path), options)
     parse_config(path.read_text())
@@ -115,4 +123,15 @@ def test_the_values_that_a_warning_names_are_the_ones_in_use():
     assert list(RandomErasing().area) == REMOVED["INPUT.REA.AREA"]
     assert list(STYLE_RANGE) == REMOVED["MODEL.SAD.AUGMENT_RANGE"]
     assert StepRunner.max_skipped == REMOVED["SOLVER.AMP.MAX_SKIPPED"]
-    assert flatten(yaml.safe_load(OLD)).keys() - {"INPUT.REA.PROB"} == REMOVED.keys()
+    removed = REMOVED.keys() | FOLLOWING.keys()
+    assert flatten(yaml.safe_load(OLD)).keys() - {"INPUT.REA.PROB"} == removed
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("GRAPH", "paper", "called normalized"), ("GUIDE", "softmax", "has removed")],
+)
+def test_earlier_values_in_a_config_written_by_hand(key, value, said):
+    cfg = load_config("Synthetic/STAR_small.yml", [f"MODEL.STAR.{key}", value])
+    with pytest.raises(UserError, match=f"{key} is '{value}', .*{said}.*: choose one of"):
+        GATGeMHead(cfg, feat_dim=16)

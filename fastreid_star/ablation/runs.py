@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+from fastreid.config import get_cfg
+
 from fastreid_star.ablation.tables import (
     COLUMNS,
     OPTIONS,
@@ -24,6 +27,7 @@ from fastreid_star.ablation.tables import (
     to_markdown,
 )
 from fastreid_star.engine.checks.machine import why_unwritable
+from fastreid_star.engine.config_changes import flatten
 from fastreid_star.engine.configs import config_path, load_config
 from fastreid_star.errors import UserError
 from fastreid_star.files import insert, locked, write_output, write_whole
@@ -249,11 +253,13 @@ def execute_all(
     """
     for run, options in tasks:
         path = run.folder / OPTIONS
-        made_with = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        if made_with not in (None, _made_with(run, options)):
+        if not path.is_file():
+            continue
+        made_with = json.loads(path.read_text(encoding="utf-8"))
+        if changed := changed_keys(made_with["config"], _made_with(run, options)["config"]):
             raise UserError(
-                f"{run.folder} was made with another config or options: delete it, or choose "
-                "another --output"
+                f"{run.folder} was made with another config or options "
+                f"({', '.join(changed[:3])}): delete it, or choose another --output"
             )
     left = [task for task in tasks if task[0].result is None]
     failed = threading.Event()
@@ -305,6 +311,20 @@ def execute(run: Run, options: Sequence[str]) -> None:
         )
     write_whole(run.folder / RESULT, lambda file: file.write(content))
     partial.unlink()
+
+
+def changed_keys(saved: str, now: str) -> list[str]:
+    """The keys in which two configs differ, as far as both versions of the program know them.
+
+    A key that only the present version knows counts if it does not have its default.
+
+    Args:
+        saved: as YAML, perhaps of an earlier version.
+        now: as YAML.
+    """
+    before = {**flatten(get_cfg()), **flatten(yaml.safe_load(saved))}
+    after = flatten(yaml.safe_load(now))
+    return sorted(key for key, value in after.items() if before.get(key) != value)
 
 
 def _made_with(run: Run, options: Sequence[str]) -> dict:

@@ -28,17 +28,6 @@ def at_least(least: int) -> Callable[[str], int]:
     return integer
 
 
-def add_pairs(parser: argparse.ArgumentParser) -> None:
-    """``KEY VALUE`` pairs that change the config, anywhere on the command line."""
-    parser.add_argument(
-        "opts",
-        nargs="*",
-        default=[],
-        metavar="KEY VALUE",
-        help="config keys and their new values, such as SOLVER.MAX_EPOCH 60",
-    )
-
-
 def add_set(parser: argparse._ActionsContainer) -> None:
     """``--set KEY VALUE ...``, for commands whose other arguments are a list of paths."""
     parser.add_argument(

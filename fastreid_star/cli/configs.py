@@ -8,7 +8,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from fastreid_star.cli.arguments import Action, add_pairs, configs_folder
+from fastreid_star.cli.arguments import Action, configs_folder
 
 # keys without a comment in fast-reid's source and ours, or with one that does not fit clips
 MEANINGS = {
@@ -71,7 +71,6 @@ def add_configs(parser: argparse.ArgumentParser) -> Action:
     parser.add_argument(
         "--key", default="", metavar="PATTERN", help="only keys that contain this text"
     )
-    add_pairs(parser)
     return _configs
 
 

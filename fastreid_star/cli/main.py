@@ -37,7 +37,8 @@ COMMANDS = {
     "demo": ("demo", "train the baseline and STAR on synthetic data, in a few minutes"),
     "run-script": ("", "run an unmodified training script written for fast-reid"),
 }
-PAIRS = ("train", "eval", "doctor", "demo")  # KEY VALUE pairs in any order with the flags
+# commands with KEY VALUE pairs and flags in any order
+PAIRS = ("train", "eval", "doctor", "demo", "configs")
 SCRIPT_USAGE = "usage: fastreid-star run-script SCRIPT.py [ARGUMENTS OF THE SCRIPT]"
 
 

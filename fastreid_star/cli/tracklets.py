@@ -20,7 +20,7 @@ def add_tracklets(parser: argparse.ArgumentParser) -> Action:
     Without it, people are detected and tracked here. The default, motion, is for a fixed camera. It
     needs no weights, and it is weak: look at the crops, and delete folders that do not show one
     person. --detector also takes a YOLO as an ONNX file, or the name of a detection model of
-    torchvision whose weights are in torch's cache.
+    torchvision, whose weights are in the file of --weights or in torch's cache.
 
     Crops are written to FOLDER/ir or FOLDER/rgb, with a manifest for each video: frame numbers,
     boxes and scores.
@@ -35,6 +35,8 @@ def add_tracklets(parser: argparse.ArgumentParser) -> Action:
     add("--class", type=int, dest="kind", metavar="N", help=kind)
     detectors = "motion (default), an .onnx file, or a model of torchvision"
     add("--detector", default="motion", metavar="NAME", help=detectors)
+    file = "weights of a torchvision model (default: those in torch's cache)"
+    add("--weights", default="", metavar="FILE", help=file)
     add("--min-score", type=float, default=0.5, metavar="S", help="of a detector with weights")
     add("--device", default="auto", metavar="NAME", help=DEVICES)
     least = "leave out people with fewer crops (default: 12)"
@@ -46,7 +48,9 @@ def _tracklets(args: argparse.Namespace) -> None:
     from fastreid_star.tracking.networks import detector_builder
     from fastreid_star.tracking.people import extract_tracklets
 
-    build = detector_builder(args.detector, device=args.device, min_score=args.min_score)
+    build = detector_builder(
+        args.detector, weights=args.weights, device=args.device, min_score=args.min_score
+    )
     for cut in extract_tracklets(
         args.videos,
         args.output,

@@ -28,6 +28,7 @@ PAUSES = (1.0, 5.0, 20.0)
 MACHINE_LIMIT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _ORIENTATION = 0x0112  # the EXIF tag
+_GRAY_16 = int.from_bytes(b"Y1\0\x10", "little")  # FFmpeg's code for gray16le
 _MAX_BROKEN = 100  # after this many undecodable frames in a row a video has ended
 
 
@@ -138,7 +139,8 @@ def read_video(
         choose: maps the number of frames n to the wanted positions; the default takes all.
 
     Returns:
-        the chosen frames, uint8 [H,W,3], RGB, rotated upright if the container says so; n.
+        the chosen frames, uint8 [H,W,3], RGB, or counts of 16 bits [H,W], rotated upright if the
+        container says so; n.
 
     Raises:
         UserError: the file does not exist or holds no decodable frame.
@@ -155,12 +157,15 @@ def read_video(
     wanted = list(choose(n))
     chosen = set(wanted)
     frames = {index: frame for index, frame in enumerate(decode_video(path)) if index in chosen}
-    return [np.ascontiguousarray(frames[index][..., ::-1]) for index in wanted], n  # from BGR
+    return [swap_colors(frames[index]) for index in wanted], n
 
 
 def decode_video(path: str) -> Iterator[np.ndarray]:
-    """The frames of a video that can be decoded, in OpenCV's color order, BGR."""
+    """The frames of a video that can be decoded: uint8 [H,W,3] in OpenCV's color order, BGR, or
+    counts [H,W] if the video has gray values of 16 bits."""
     capture = cv2.VideoCapture(path)
+    if capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT) == _GRAY_16:
+        capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)  # the conversion keeps the upper 8 bits only
     failures = 0
     try:
         while failures <= _MAX_BROKEN:
@@ -170,6 +175,11 @@ def decode_video(path: str) -> Iterator[np.ndarray]:
                 yield frame
     finally:
         capture.release()
+
+
+def swap_colors(frame: np.ndarray) -> np.ndarray:
+    """BGR as RGB, and RGB as BGR; counts of 16 bits [H,W] stay as they are."""
+    return frame if frame.ndim == 2 else np.ascontiguousarray(frame[..., ::-1])
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
 import torch
+from torch.utils.data import get_worker_info
 
 from fastreid_star.errors import UserError, causes
 
+PARENT_CHECK = 5  # seconds between two looks whether a worker's parent is alive
 TIMEOUT = 600  # seconds that a loader with workers waits for a batch
 
 _waiting_since: list[float] = []  # one entry while this process waits for a batch
@@ -58,8 +62,20 @@ def ready_to_fork() -> None:
 
 
 def one_thread(worker: int) -> None:
-    """A ``worker_init_fn``: one thread per worker, as the workers are the parallelism."""
+    """A ``worker_init_fn``: one thread per worker, as the workers are the parallelism.
+
+    The worker ends with its parent. If that is killed while the worker sends it a large batch, the
+    worker would wait for ever: it holds the other end of the pipe itself.
+    """
     torch.set_num_threads(1)
+    if get_worker_info() is not None:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK)
+    os._exit(1)
 
 
 def why_lost(error: BaseException) -> str | None:

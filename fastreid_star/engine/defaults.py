@@ -112,6 +112,7 @@ def run_tool(main: Callable[[], object]) -> None:
         with in_one_line():
             main()
     except UserError as error:
+        logger.debug(f"Ended by an error: {error}")  # for log.txt, if it is open
         if not leave_error(str(error)):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

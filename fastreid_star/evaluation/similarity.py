@@ -54,6 +54,13 @@ def similarity(query: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
     return found
 
 
+def pair_similarity(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """:func:`similarity` of two features ``[D]`` or ``[P, D]``, of any length, with a gradient."""
+    if one.ndim == 1:
+        return F.cosine_similarity(one, other, dim=0)
+    return -(one - other).norm(dim=1).mean()
+
+
 def _part_similarity(query: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
     """Minus the mean distance of the parts; one part in float64 is in memory at a time."""
     total = torch.zeros(len(query), len(gallery), dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fastreid_star.data.folders import is_video
-from fastreid_star.data.io import BrokenImage, read_frame, read_video
+from fastreid_star.data.io import BrokenImage, read_frame, read_video, to_rgb
 from fastreid_star.errors import UserError
 from fastreid_star.files import prepare_output, write_output
 
@@ -23,8 +24,7 @@ BOX = (96, 192)
 CAPTION, MARGIN = 30, 6
 COLUMNS = 11  # the query and ten entries
 _GRAY, _QUERY = (200, 200, 200), (40, 40, 40)  # red would say that the query is wrong
-# Fonts for names that Pillow's own font cannot show, where Pillow finds fonts of the system.
-_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "PingFang.ttc", "DejaVuSans.ttf")
+_SIZE = 11  # of the text
 
 
 def write_pictures(
@@ -51,6 +51,13 @@ def write_pictures(
         name = re.sub(r"[^\w.-]+", "_", query)[-60:]
         files.append(os.path.join(folder, f"{number:03d}-{name}.jpg"))
         write_output(files[-1], functools.partial(picture.save, format="JPEG", quality=90))
+    texts = {text for _, _, captions in lists for lines in captions for text in lines}
+    if unknown := sorted({letter for text in texts for letter in font_for(letters_of(text))[1]}):
+        logger.warning(
+            "No font of this machine has the letters %s: the pictures show question marks; install "
+            "a font, such as Debian's fonts-noto-cjk",
+            "".join(unknown[:20]),
+        )
     return files
 
 
@@ -67,7 +74,9 @@ def first_frame(path: str) -> np.ndarray | None:
     """An image, or the first frame of a video, as uint8 RGB ``[H, W, 3]``; None, with a warning, if
     it cannot be read."""
     try:
-        return read_video(path, lambda n: [0])[0][0] if is_video(path) else read_frame(path)
+        if not is_video(path):
+            return read_frame(path)
+        return to_rgb(read_video(path, lambda n: [0])[0])[0]
     except (BrokenImage, UserError) as error:
         logger.warning("No picture: %s", error)
         return None
@@ -97,20 +106,54 @@ def draw_list(
             corners = (left - 2, top - 2, left + BOX[0] + 1, top + BOX[1] + 1)
             draw.rectangle(corners, outline=_QUERY, width=2)
         for line, text in enumerate(lines):
-            font = _font(text.isascii())
-            if isinstance(font, ImageFont.ImageFont):  # Pillow's bitmap font has Latin letters only
-                text = text.encode("latin-1", "replace").decode("latin-1")
+            font, unknown = font_for(letters_of(text))
+            text = "".join("?" if letter in unknown else letter for letter in text)
             while draw.textlength(text, font) > BOX[0]:  # names of tracklets differ at their ends
                 text = f"..{text.removeprefix('..')[1:]}"
             draw.text((left, top + BOX[1] + 2 + line * CAPTION // 2), text, fill="black", font=font)
     return sheet
 
 
+def letters_of(text: str) -> str:
+    """Each letter of a text once."""
+    return "".join(sorted(set(text)))
+
+
 @functools.cache
-def _font(ascii_only: bool):
-    for name in () if ascii_only else _FONTS:
-        try:
-            return ImageFont.truetype(name, 11)
-        except OSError:
-            continue
-    return ImageFont.load_default()
+def font_for(letters: str) -> tuple[ImageFont.ImageFont | ImageFont.FreeTypeFont, str]:
+    """A font of this machine that has all of these letters, or else as many as possible.
+
+    Returns:
+        the font, and the letters that it does not have.
+    """
+    if letters.isascii():
+        return ImageFont.load_default(), ""
+    from matplotlib.ft2font import FT2Font
+
+    best, unknown = "", letters
+    for path in _font_files():
+        with contextlib.suppress(Exception):  # a damaged font, or one of a kind that is not read
+            known = FT2Font(path).get_charmap()
+            missing = "".join(letter for letter in letters if ord(letter) not in known)
+            if not best or len(missing) < len(unknown):
+                best, unknown = path, missing
+        if not unknown:
+            break
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+    try:
+        font = ImageFont.truetype(best, _SIZE)
+    except (OSError, ImportError):  # a Pillow without FreeType
+        font = ImageFont.load_default()
+        unknown = "".join(letter for letter in letters if not letter.isascii())
+    return font, unknown
+
+
+@functools.cache
+def _font_files() -> list[str]:
+    """matplotlib's own font, and those of the system; sans-serif ones for Chinese first."""
+    import matplotlib
+    from matplotlib.font_manager import findSystemFonts
+
+    own = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    system = sorted(findSystemFonts(), key=lambda path: ("CJK-Regular" not in path, path))
+    return [own, *system]

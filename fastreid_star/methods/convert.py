@@ -10,7 +10,9 @@ import contextlib
 import functools
 import importlib
 import os
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
 from fastreid_star.methods import METHODS
 from fastreid_star.modeling.convert import Conversion
-from fastreid_star.weights import read_file, without_prefix
+from fastreid_star.weights import is_state, read_file, without_prefix
 
 CONVERTERS = tuple(importlib.import_module(f"{method.__name__}.convert") for method in METHODS)
 
@@ -33,7 +35,8 @@ def convert_weights(
     Args:
         source: the published checkpoint, or a folder with all files of one.
         target: the file to write, in a folder that exists. Weights that this project keeps in a
-            file of their own are written beside it.
+            file of their own are written beside it. Nothing is written if the checkpoint is
+            refused.
         cfg: a config with the settings of the published program.
         report: is called with :meth:`Conversion.report` before the weights are checked.
 
@@ -49,16 +52,20 @@ def convert_weights(
     conversion = convert(read_published(source))
     if report is not None:
         report(conversion.report())
-    files = {}
-    for key, weights in conversion.beside.items():
-        name = f"{os.path.splitext(target)[0]}_{key.rpartition('.')[2].lower()}.pth"
-        write_whole(name, functools.partial(torch.save, weights))
-        files[key] = name
-    conversion.require_fit(cfg, files)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".convert-") as unchecked:
+        files = {}
+        for key, weights in conversion.beside.items():
+            name = f"{Path(target).stem}_{key.rpartition('.')[2].lower()}.pth"
+            files[key] = os.path.join(unchecked, name)
+            write_whole(files[key], functools.partial(torch.save, weights))
+        conversion.require_fit(cfg, files)
+        for key, file in files.items():
+            files[key] = os.path.join(os.path.dirname(target), os.path.basename(file))
+            os.replace(file, files[key])
     write_whole(target, lambda file: torch.save({"model": conversion.weights}, file))
     if report is not None:
-        for key, name in files.items():
-            report(f"the converted checkpoint needs {key} {name}")
+        for key, file in files.items():
+            report(f"the converted checkpoint needs {key} {file}")
     return conversion
 
 
@@ -101,7 +108,7 @@ def read_published(path: str) -> dict[str, torch.Tensor]:
     with _numpy_numbers():
         data = read_file(path)
     state = data.get("net", data)
-    if not (isinstance(state, dict) and state and all(map(torch.is_tensor, state.values()))):
+    if not is_state(state):
         raise UserError(f"checkpoint {path} contains no state dict, alone or under 'net'")
     return {name: value.detach() for name, value in state.items()}
 

@@ -24,12 +24,14 @@ class FrameCorrectorBase(nn.Module):
     Attributes:
         reads_skeletons: whether :meth:`forward` needs `skeletons` and `has_skeleton` of the batch.
         provides: the names of the outputs it adds, beside `corrected`.
+        without_gradient: those of them that no gradient passes, such as masks.
         corrects: whether it changes the frames; one that does not serves only those who need the
             outputs it provides.
     """
 
     reads_skeletons = False
     provides: tuple[str, ...] = ()
+    without_gradient: tuple[str, ...] = ()
     corrects = True
 
     def forward(

@@ -159,7 +159,8 @@ class VideoReID(nn.Module):
         needs = {name for loss in losses.values() for name in loss.needs}
         idle = "clip_logits" not in needs or not needs & set(FRAME_OUTPUTS)
         if self.corrector is not None and not self.corrector.corrects:
-            idle = idle or not set(self.corrector.provides) & {*needs, *self.heads.needs}
+            trains = {*self.corrector.provides} - {*self.corrector.without_gradient}
+            idle = idle or not trains & {*needs, *self.heads.needs}
         return idle or any(loss.first_epoch > (self.epoch or 0) for loss in losses.values())
 
     def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor] | torch.Tensor:

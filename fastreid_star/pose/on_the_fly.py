@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,13 @@ import numpy as np
 import torch
 
 from fastreid_star.coco import NUM_JOINTS
-from fastreid_star.data.io import BrokenImage, decode_video, progress_bar
+from fastreid_star.data.io import (
+    BrokenImage,
+    decode_video,
+    progress_bar,
+    swap_colors,
+    to_rgb,
+)
 from fastreid_star.data.tracklets import TrackletInput
 from fastreid_star.errors import UserError
 from fastreid_star.files import write_whole
@@ -35,7 +42,8 @@ def add_skeletons(
     """Give the tracklets that have no skeletons those that MoveNet finds in all of their frames.
 
     They are what ``fastreid-star skeletons`` would store for these frames. If MoveNet's weights are
-    not there, nothing is added, and a warning says how to get them.
+    not there, nothing is added, and a warning says how to get them. If the folder cannot be
+    written, a warning says so, and the skeletons are not kept.
 
     Args:
         tracklets: of image files and videos.
@@ -44,7 +52,7 @@ def add_skeletons(
         device: where the network runs.
 
     Raises:
-        UserError: the folder cannot be written, or the disk fails.
+        UserError: the disk fails when a frame is read.
     """
     missing = [tracklet for tracklet in tracklets if tracklet.skeletons is None]
     if not missing:
@@ -56,7 +64,7 @@ def add_skeletons(
         return list(tracklets)
     estimator = build_estimator(device=device)
     about = {**estimator.describe(), "sides": RULE}
-    found = []
+    found, keeps = [], True
     with progress_bar("skeletons", len(missing), unit=" tracklets") as bar:
         for tracklet in tracklets:
             if tracklet.skeletons is None:
@@ -64,7 +72,7 @@ def add_skeletons(
                 joints = _kept(file)
                 if joints is None:
                     joints = estimate(tracklet, estimator)
-                    _keep(file, joints)
+                    keeps = keeps and _keep(file, joints)
                 tracklet = dataclasses.replace(tracklet, skeletons=joints)
                 bar.update(1)
             found.append(tracklet)
@@ -100,7 +108,7 @@ def _frames(tracklet: TrackletInput) -> Iterator[np.ndarray | None]:
     """The frames, RGB; None: it cannot be read."""
     if tracklet.is_video:
         for frame in decode_video(os.fspath(cast(str, tracklet.frames))):
-            yield np.ascontiguousarray(frame[..., ::-1])
+            yield to_rgb([swap_colors(frame)])[0]
         return
     for path in tracklet.images:
         try:
@@ -127,14 +135,19 @@ def _kept(file: Path) -> np.ndarray | None:
     """The skeletons in a file of the cache; None: there are none, or the file is damaged."""
     try:
         joints = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
-    return joints if joints.shape[1:] == (NUM_JOINTS, 3) else None
+    is_whole = isinstance(joints, np.ndarray) and joints.dtype == np.float32
+    return joints if is_whole and joints.shape[1:] == (NUM_JOINTS, 3) else None
 
 
-def _keep(file: Path, joints: np.ndarray) -> None:
+def _keep(file: Path, joints: np.ndarray) -> bool:
+    """Write the skeletons of a tracklet; False, with a warning: the folder cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, lambda stream: np.save(stream, joints))
     except OSError as error:
-        raise UserError(f"{file.parent} cannot be written: {error.strerror or error}") from error
+        reason = error.strerror or error
+        logger.warning("%s cannot be written (%s): the skeletons are not kept", file.parent, reason)
+        return False
+    return True

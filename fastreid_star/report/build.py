@@ -131,6 +131,7 @@ def report_contents(
         "columns": sections.columns(main.metrics),
         "results": [sections.result_rows(e) for e in evaluated],
         "protocol": main.ranking.results.protocol().splitlines(),
+        "measure": main.ranking.measure,
         "camera_filter": main.ranking.results.camera_filter,
         "facts": [(e.name, sections.facts(e)) for e in evaluated],
         "cmc": sections.cmc_chart(evaluated),

@@ -1,9 +1,9 @@
 """Show what a network looked at: its weights over clips, its attention on frames, and Grad-CAM.
 
 Selvaraju et al., "Grad-CAM: visual explanations from deep networks via gradient-based
-localization", ICCV 2017. Here the gradient is not of a class score but of the cosine similarity of
-a clip's feature to a fixed feature. This module has all calls of the report to a network, other
-than the extraction of features.
+localization", ICCV 2017. Here the gradient is not of a class score but of the similarity of a
+clip's feature to a fixed feature, by which the network ranks. This module has all calls of the
+report to a network, other than the extraction of features.
 
 Letters: T frames, V joints.
 """
@@ -24,6 +24,7 @@ from torch import nn
 from fastreid_star.coco import BONES, JOINT_NAMES, PARTS
 from fastreid_star.data.clips import ClipDataset, collate_clips
 from fastreid_star.engine.trainer import Trainer
+from fastreid_star.evaluation.similarity import pair_similarity
 from fastreid_star.report import plots
 from fastreid_star.report.draw import Album, Clip, Picture, draw_attention, filmstrip
 
@@ -177,9 +178,8 @@ def similarity_maps(
     try:
         batch = collate_clips([clip.item])
         images = batch["images"].float().to(next(model.parameters()).device).requires_grad_()
-        found = model({**batch, "images": images}).flatten()
-        target = feature.flatten().to(found)
-        similarity = torch.nn.functional.cosine_similarity(found, target, dim=0)
+        found = model({**batch, "images": images})[0]
+        similarity = pair_similarity(found, feature.to(found))
         (gradient,) = torch.autograd.grad(similarity, kept[-1])
     finally:
         handle.remove()

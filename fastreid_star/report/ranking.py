@@ -63,7 +63,7 @@ class Ranking:
     """The test set as one network ranks it."""
 
     dataset: ClipDataset
-    features: torch.Tensor  # [N, D], L2-normalized
+    features: torch.Tensor  # [N, D], L2-normalized; or [N, P, D]
     results: CrossModalResults
     directions: dict[str, Direction]  # I2V and V2I
 
@@ -71,6 +71,12 @@ class Ranking:
     def tracklets(self) -> Sequence[Tracklet]:
         """N tracklets, in the order of `features`."""
         return self.dataset.tracklets
+
+    @property
+    def measure(self) -> str:
+        """What the similarity of two features is."""
+        parts = "similarity (minus the mean distance of the parts)"
+        return "cosine similarity" if self.features.ndim == 2 else parts
 
 
 @torch.no_grad()

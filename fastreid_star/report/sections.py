@@ -205,7 +205,8 @@ def distribution_charts(runs: Sequence[Evaluated]) -> list[tuple[ranking.Distrib
             found = ranking.distribution(direction)
             if found is not None:
                 title = e.name if same else f"{e.name}, {direction.name}"
-                charts.append((found, plots.distributions(found, title=title)))
+                chart = plots.distributions(found, title=title, measure=e.ranking.measure)
+                charts.append((found, chart))
     return charts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from fastreid_star.data.folders import IMAGE_SUFFIXES, natural_key, videos_at
-from fastreid_star.data.io import decode_video, progress_bar, read_frame
+from fastreid_star.data.io import (
+    BrokenImage,
+    decode_video,
+    progress_bar,
+    read_image,
+    swap_colors,
+    to_rgb,
+)
 from fastreid_star.data.tracklets import as_modality
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
@@ -59,15 +67,16 @@ def extract_tracklets(
     folder = Path(output) / as_modality(modality).folder
     cuts = []
     for path, stem in zip(paths, stems, strict=True):
+        frames = functools.partial(frames_of, path, levels=gray_levels(path))
         if tracks:
             about, found = {"tracks": os.path.basename(tracks)}, read_tracks(tracks, kind)
         else:
-            detect = build_detector(frames_of(path))
+            detect = build_detector(frames())
             about = detect.describe()
-            found = follow(frames_of(path, "people" if progress else ""), detect)
+            found = follow(frames("people" if progress else ""), detect)
         about = {"video": path.name, "modality": as_modality(modality).name.lower(), **about}
-        frames = frames_of(path, "crops" if progress else "")
-        cuts.append(cut_tracklets(frames, found, folder, stem, min_frames=min_frames, about=about))
+        crops = frames("crops" if progress else "")
+        cuts.append(cut_tracklets(crops, found, folder, stem, min_frames=min_frames, about=about))
     return cuts
 
 
@@ -89,22 +98,61 @@ def scenes(paths: Sequence[str]) -> list[Path]:
     return found
 
 
-def frames_of(path: Path, title: str = "") -> Iterator[np.ndarray]:
+def frames_of(path: Path, title: str = "", *, levels: Sequence[float] = ()) -> Iterator[np.ndarray]:
     """The frames of a video file or of a folder of images, BGR.
 
     Args:
         path: the file or the folder.
         title: of a progress bar; empty: no bar.
+        levels: see :func:`gray_levels`.
+
+    Raises:
+        UserError: an image of the folder cannot be read.
     """
-    frames = (
-        (read_frame(path / name)[..., ::-1].copy() for name in _images(path))
-        if path.is_dir()
-        else decode_video(str(path))
-    )
     with progress_bar(f"{path.name}: {title}", None, shown=bool(title)) as bar:
-        for frame in frames:
-            yield frame
+        for frame in _decoded(path):
+            yield to_rgb([frame], levels)[0]
             bar.update(1)
+
+
+def gray_levels(path: Path) -> tuple[float, ...]:
+    """The counts that become black and white in all frames of a video, if they have 16 bits.
+
+    They are the 1st and the 99th percentile of all frames. Scaled one by one, the frames of a still
+    scene would flicker as soon as something warm enters it.
+
+    Returns:
+        two counts; empty if the first frame has 8 bits.
+
+    Raises:
+        UserError: an image of a folder cannot be read.
+    """
+    histogram = np.zeros(1 << 16, np.int64)
+    for frame in _decoded(path):
+        if frame.ndim == 3:
+            break
+        histogram += np.bincount(frame.ravel(), minlength=len(histogram))
+    if not histogram.any():
+        return ()
+    below = histogram.cumsum()
+    low, high = np.searchsorted(below, (0.01 * below[-1], 0.99 * below[-1]))
+    return float(low), float(high)
+
+
+def _decoded(path: Path) -> Iterator[np.ndarray]:
+    """The frames: BGR, or counts of 16 bits ``[H, W]``."""
+    if not path.is_dir():
+        return decode_video(str(path))
+    return (swap_colors(_image(path / name)) for name in _images(path))
+
+
+def _image(path: Path) -> np.ndarray:
+    try:
+        return read_image(path)
+    except BrokenImage as error:
+        raise UserError(
+            f"{error}: restore the frame; if you remove it, the frames after it move up by one"
+        ) from error
 
 
 def _images(folder: Path) -> list[str]:

@@ -100,6 +100,8 @@ def test_a_resolved_config_marks_what_differs_from_the_default(capsys):
     assert "* SOLVER.MAX_EPOCH: 3   (default: 120)\n      Epochs of training." in text
     assert "\n  SOLVER.GAMMA: 0.1\n" in text
     assert "MODEL." not in text.replace("see MODEL.", "")
+    run("configs", "SOLVER.MAX_EPOCH=3", "Synthetic/STAR_small.yml", "--key", "SOLVER.")
+    assert capsys.readouterr().out == text
     with pytest.raises(UserError, match="EXPONENTZ"):
         run("configs", "--key", "EXPONENTZ")
 

@@ -68,6 +68,15 @@ def test_flags_and_pairs_in_any_order():
     assert first == parsed("train", line)
 
 
+@pytest.mark.parametrize("folder", ["RUN1", "logs/run", "Run.1"])
+def test_resume_takes_no_path(folder):
+    line = f"--config-file x.yml --resume {folder}"
+    with pytest.raises(UserError, match=f"--resume takes no path: .*OUTPUT_DIR {folder}"):
+        parsed("train", line)
+    for pairs in ("OUTPUT_DIR RUN1", "SEED 1", "OUTPUT_DIR=RUN1", "SOLVER.MAX_EPOCH 3"):
+        assert parsed("train", f"--config-file x.yml --resume {pairs}")["resume"]
+
+
 def test_eval_is_train_with_eval_only_and_both_are_fast_reids_arguments():
     line = "--config-file x.yml MODEL.WEIGHTS w.pth"
     assert command_parser("train")[1] is command_parser("eval")[1]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fastreid_star.pose.movenet import has_onnx
+
 REPOSITORY = Path(__file__).parents[2]
 TINY = [
     "MODEL.DEVICE",
@@ -113,13 +115,13 @@ def test_train_eval_report_and_export_without_the_clone(wheel, tmp_path):
     commands = [
         ["eval", *TINY, "--config-file", config, "MODEL.WEIGHTS", "run/model_final.pth"],
         ["report", "run", "--no-gradcam", "--output", "report.html"],
-        ["export", "--run", "run", "star.onnx"],
+        *([["export", "--run", "run", "star.onnx"]] if has_onnx() else []),
         ["configs"],
     ]
     printed = call("-c", LATER.format(commands=commands))
     assert means(printed) == means(trained)
     assert (tmp_path / "report.html").stat().st_size > 100_000
-    assert (tmp_path / "star.onnx").exists()
+    assert (tmp_path / "star.onnx").exists() == has_onnx()
     assert str(tmp_path / "site" / "fastreid_star" / "configs") in printed
 
 

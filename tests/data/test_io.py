@@ -190,6 +190,20 @@ def test_frames_of_a_video_in_rgb(tmp_path, name, fourcc):
     assert (numbers(frames), n) == ([9, 2, 2], 10)
 
 
+def test_a_video_of_16_bits_gives_counts(tmp_path):
+    """OpenCV's own conversion would give the gray levels 27 to 29."""
+    kind = [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0]
+    path, ffv1 = str(tmp_path / "a.mkv"), cv2.VideoWriter_fourcc(*"FFV1")
+    writer = cv2.VideoWriter(path, cv2.CAP_FFMPEG, ffv1, 10, (16, 32), kind)
+    counts = np.linspace(7000, 7400, 16 * 32).reshape(32, 16).astype(np.uint16)
+    for k in range(3):
+        writer.write(counts + np.uint16(k))
+    writer.release()
+    frames, n = read_video(path, lambda n: [0, 2])
+    assert n == 3
+    np.testing.assert_array_equal(frames, [counts, counts + 2])
+
+
 def test_frames_that_cannot_be_decoded_do_not_count(tmp_path, caplog):
     path = write_video(tmp_path / "a.avi")
     data = bytearray(path.read_bytes())

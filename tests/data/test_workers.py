@@ -1,5 +1,8 @@
 import os
+import pickle
+import signal
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -7,11 +10,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from fastreid_star.data import build
+from fastreid_star.data import build, workers
 from fastreid_star.data.build import DeviceLoader
 from fastreid_star.data.clips import collate_clips
 from fastreid_star.data.workers import one_thread, ready_to_fork
 from fastreid_star.errors import UserError
+
+from ..forked import start_forked
 
 
 def threads():
@@ -86,3 +91,38 @@ def test_a_worker_that_gives_no_batch(monkeypatch):
     monkeypatch.setattr(build, "TIMEOUT", 1)
     with pytest.raises(UserError, match=r"no batch for .* seconds"):
         load(lambda: time.sleep(30))
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_end_with_a_killed_process(tmp_path, monkeypatch):
+    """The worker is about to send more than a pipe holds, and nobody reads."""
+    monkeypatch.setattr(workers, "PARENT_CHECK", 0.05)
+
+    def load():
+        loader = DataLoader(
+            [bytes(10**6)] * 8, num_workers=1, collate_fn=pickle.dumps, worker_init_fn=one_thread
+        )
+        batches = iter(loader)
+        next(batches)
+        (tmp_path / "written").write_text(str(batches._workers[0].pid))
+        (tmp_path / "written").rename(tmp_path / "worker")
+        time.sleep(60)
+
+    parent, end = start_forked(load), time.monotonic() + 30
+    while not (tmp_path / "worker").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    worker = int((tmp_path / "worker").read_text())
+    assert is_running(worker)
+    time.sleep(0.3)  # it writes into the pipe
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    while is_running(worker):
+        assert time.monotonic() < end, "the worker is left over"
+        time.sleep(0.02)

@@ -207,13 +207,16 @@ def test_a_bug_in_the_users_model_is_a_traceback_and_a_wrong_value_is_one_line(
 # --- the end of a command
 
 
-def test_a_tool_prints_the_line_and_ends_with_2(capsys):
+def test_a_tool_prints_the_line_and_ends_with_2(capsys, caplog):
     def main():
         raise UserError("the dataset does not exist: set DATASETS.ROOT")
 
-    with pytest.raises(SystemExit) as caught:
+    with caplog.at_level("DEBUG", "fastreid_star"), pytest.raises(SystemExit) as caught:
         run_tool(main)
     assert caught.value.code == 2
+    (record,) = caplog.records
+    assert record.levelname == "DEBUG", "the terminal has the line already"
+    assert record.message.startswith("Ended by an error: the dataset does not exist")
     assert capsys.readouterr().err == "error: the dataset does not exist: set DATASETS.ROOT\n"
 
 

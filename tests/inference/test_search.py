@@ -1,6 +1,7 @@
 """Ranked lists of own tracklets: as a table, JSON, CSV and pictures."""
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -205,10 +206,45 @@ def test_long_names_and_many_entries(monkeypatch):
     below = np.asarray(picture)[MARGIN + BOX[1] + 2 :]
     assert (below < 128).any(), "the captions"
     assert (below[:, -MARGIN:] == 255).all(), "a long name is shortened"
-    with monkeypatch.context() as patch:
-        # as without FreeType, and in old releases of Pillow
-        font = getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)()
-        patch.setattr(pictures, "_font", lambda ascii_only: font)
-        draw_list([red], [("query", "张三")])
     many = draw_list([red] * 12, [("", "")] * 12)
     assert many.size[1] == 2 * (BOX[1] + CAPTION + MARGIN) + MARGIN
+
+
+def test_letters_that_no_font_has_become_question_marks(monkeypatch, tmp_path, caplog):
+    """matplotlib's own font, which is always there, has Greek letters and no Chinese ones."""
+    red = np.full((64, 32, 3), (255, 0, 0), np.uint8)
+    own = [path for path in pictures._font_files() if path.endswith("DejaVuSans.ttf")][:1]
+    monkeypatch.setattr(pictures, "_font_files", lambda: own)
+    monkeypatch.setattr(pictures, "font_for", functools.cache(pictures.font_for.__wrapped__))
+    write_pictures(tmp_path, [("a", [None], [("query", "Ψ")])])
+    assert "No font" not in caplog.text
+    write_pictures(
+        tmp_path, [(text, [None], [("query", text)]) for text in ("张三", "李四", "三a")]
+    )
+    assert caplog.text.count("No font of this machine has the letters 三四张李:") == 1
+    assert pictures.font_for("a三张")[1] == "三张"
+
+    def truetype(*_):
+        raise ImportError("a Pillow without FreeType")
+
+    monkeypatch.setattr(ImageFont, "truetype", truetype)
+    bitmap = getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)
+    monkeypatch.setattr(ImageFont, "load_default", bitmap)
+    draw_list([red], [("query", "张Ψ")])
+
+
+def test_the_font_that_has_the_letters_is_taken(monkeypatch):
+    """Of three fonts, the one that knows both letters."""
+    charmaps = {"a": {}, "b": {ord("张"): 1}, "c": {ord("张"): 1, ord("三"): 2}}
+    monkeypatch.setattr(pictures, "_font_files", lambda: ["damaged", *charmaps])
+
+    class Font:
+        def __init__(self, path):
+            self.get_charmap = lambda: charmaps[path]
+
+    monkeypatch.setattr("matplotlib.ft2font.FT2Font", Font)
+    monkeypatch.setattr(ImageFont, "truetype", lambda path, size: path)
+    font_for = pictures.font_for.__wrapped__
+    assert font_for("三张") == ("c", "")
+    assert font_for("张") == ("b", "")
+    assert font_for("三张王") == ("c", "王")

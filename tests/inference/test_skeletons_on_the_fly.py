@@ -1,6 +1,7 @@
 """features and search extract the skeletons that a STAR model reads, once."""
 
 import dataclasses
+import io
 import logging
 
 import cv2
@@ -59,6 +60,8 @@ def test_they_are_those_of_the_command(crops, tmp_path):
 def test_they_are_kept_until_a_file_changes(crops, tmp_path, monkeypatch):
     calls, estimate = [], on_the_fly.estimate
     monkeypatch.setattr(on_the_fly, "estimate", lambda t, e: calls.append(t.name) or estimate(t, e))
+    estimator = on_the_fly.build_estimator(device=CPU)
+    monkeypatch.setattr(on_the_fly, "build_estimator", lambda device: estimator)
     first = add_skeletons(tracklets_at([crops]), tmp_path / "cache", CPU)
     assert calls == ["ir/who", "rgb/anna", "rgb/ben"]
     again = add_skeletons(tracklets_at([crops]), tmp_path / "cache", CPU)
@@ -68,12 +71,26 @@ def test_they_are_kept_until_a_file_changes(crops, tmp_path, monkeypatch):
     Image.new("RGB", (32, 64)).save(crops / "rgb" / "anna" / "2.png")
     add_skeletons(tracklets_at([crops]), tmp_path / "cache", CPU)
     assert calls[3:] == ["rgb/anna"]
-    for file in (tmp_path / "cache").iterdir():
-        file.write_bytes(b"damaged")
-    add_skeletons(tracklets_at([crops]), tmp_path / "cache", CPU)
-    assert len(calls) == 4 + 3
+    zipped, doubled = io.BytesIO(), io.BytesIO()
+    np.savez(zipped, joints=first[0].skeletons)
+    np.save(doubled, first[0].skeletons.astype(np.float64))
+    damages = (b"damaged", b"PK\3\4damaged", zipped.getvalue(), doubled.getvalue())
+    for times, damage in enumerate(damages, start=1):
+        for file in (tmp_path / "cache").iterdir():
+            file.write_bytes(damage)
+        add_skeletons(tracklets_at([crops]), tmp_path / "cache", CPU)
+        assert len(calls) == 4 + 3 * times
     own = dataclasses.replace(first[0], skeletons=np.zeros((6, 17, 3), np.float32))
     assert add_skeletons([own], tmp_path / "cache", CPU) == [own]
+
+
+@pytest.mark.usefixtures("weights")
+def test_a_cache_that_cannot_be_written(crops, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    with caplog.at_level(logging.WARNING, logger="fastreid_star"):
+        found = add_skeletons(tracklets_at([crops]), tmp_path / "file" / "cache", CPU)
+    assert caplog.text.count("the skeletons are not kept") == 1
+    assert all(np.isfinite(tracklet.skeletons[0]).all() for tracklet in found)
 
 
 @pytest.mark.usefixtures("weights")

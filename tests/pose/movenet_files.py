@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from fastreid_star.pose import movenet_weights
+from fastreid_star.pose.estimator import sha256
 from fastreid_star.pose.movenet_network import MoveNet
 from fastreid_star.pose.movenet_weights import FILES_SHA256, cache_folder, published_names
 
 TINY = {"size": 64, "width": 0.25}
 needs_weights = pytest.mark.skipif(
-    not all((cache_folder() / name).is_file() for name in FILES_SHA256),
+    not all(
+        (cache_folder() / name).is_file() and sha256([cache_folder() / name]) == digest
+        for name, digest in FILES_SHA256.items()
+    ),
     reason="needs MoveNet's weights: run `fastreid-star skeletons --fetch` once",
 )
 

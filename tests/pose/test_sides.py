@@ -87,6 +87,17 @@ def test_the_majority_is_right_and_a_long_run_is_found():
     np.testing.assert_array_equal(confused_frames(joints[:, ORDER]), swapped)
 
 
+def test_two_people_in_a_tracklet_keep_their_sides():
+    """A tracklet that begins with somebody seen from behind and goes on with another from the front."""
+    rng = np.random.default_rng(5)
+    seen = {True: [], False: []}
+    while min(map(len, seen.values())) < 10:
+        joints = walk(rng, frames=60, turn=40)
+        seen[bool(joints[:, 5, 0].mean() > joints[:, 6, 0].mean())].append(joints)
+    for front, back in zip(seen[True], seen[False], strict=False):
+        assert not confused_frames(np.concatenate([back[:30], front])).any()
+
+
 @pytest.mark.parametrize("frames", [0, 1, 2, 3])
 def test_short_tracklets_and_people_without_extent(frames):
     joints = walk(np.random.default_rng(4), frames=max(frames, 1))[:frames]

@@ -1,6 +1,7 @@
 """What the network looked at: its own weights are shown, and Grad-CAM follows its definition."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,6 +132,38 @@ def test_grad_cam_follows_its_definition(run, request):
     assert True in kinds, "no clip has a similarity that anything contributes to"
     assert not any(module._forward_hooks for module in e.model.modules())
     assert not any(p.requires_grad for p in e.model.parameters()), "cuDNN's LSTM refuses gradients"
+
+
+class Parts(torch.nn.Module):
+    """Features of two parts: the mean of the last maps in the upper and in the lower half."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = torch.nn.Module()
+        self.backbone.spatial_dims = (2, 3)
+        self.backbone.stages = torch.nn.ModuleList(torch.nn.Conv2d(3, 3, 1) for _ in range(4))
+        self.requires_grad_(False)
+
+    def forward(self, batch):
+        maps = self.backbone.stages[3](batch["images"].flatten(0, 1))
+        return torch.stack([half.mean((0, 2, 3)) for half in maps.chunk(2, dim=2)])[None]
+
+
+def test_grad_cam_of_parts_has_their_distance(star):
+    """The gradient of minus the mean distance, by hand: the cosine of the flattened parts has another one."""
+    torch.manual_seed(0)
+    model, clip = Parts(), star.album.clip(0)
+    batch = collate_clips([clip.item])
+    found = model({"images": batch["images"].float()})[0]
+    feature = found + torch.tensor([[3.0, 0, 4], [0, 2, 0]])
+    maps, similarity = similarity_maps(model, clip, feature)
+    assert similarity == pytest.approx(-(5 + 2) / 2, abs=1e-4)
+    last = model.backbone.stages[3](batch["images"].float().flatten(0, 1))
+    weights = torch.tensor([[0.6, 0, 0.8], [0, 1, 0]]).mean(0)  # times the same area for each
+    cam = (last * weights[:, None, None]).sum(1).clamp(min=0)
+    np.testing.assert_allclose(maps, cam / cam.max(), atol=1e-4)
+    assert replace(star.ranking, features=feature[None]).measure.startswith("similarity (minus")
+    assert star.ranking.measure == "cosine similarity"
 
 
 def test_the_tokens_of_a_transformer_become_maps():

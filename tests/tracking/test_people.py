@@ -14,7 +14,7 @@ from fastreid_star.structures import Modality
 from fastreid_star.tracking.cut import inside
 from fastreid_star.tracking.detectors import MotionDetector
 from fastreid_star.tracking.follow import follow, intersection_over_union
-from fastreid_star.tracking.people import extract_tracklets, frames_of, scenes
+from fastreid_star.tracking.people import extract_tracklets, frames_of, gray_levels, scenes
 
 SIZE = (240, 160)  # width, height
 
@@ -217,3 +217,50 @@ def test_a_person_is_expected_where_the_motion_leads():
     assert track.frames == (*range(1, 6), *range(10, 15))
     assert track.boxes[-1].tolist() == [112, 0, 132, 50]
     assert track.scores.tolist() == [0.9] * 10
+
+
+def test_frames_of_16_bits_have_one_range(tmp_path):
+    """A still scene of 7000 to 7400 counts, into which something warm comes: the scene stays as it is."""
+    folder = tmp_path / "ir" / "night"
+    folder.mkdir(parents=True)
+    scene = np.linspace(7000, 7400, 64 * 48).reshape(64, 48).astype(np.uint16)
+    for k in range(1, 61):
+        frame = scene.copy()
+        if k > 57:
+            frame[:32, :24] = 9000
+        cv2.imwrite(str(folder / f"{k}.png"), frame)
+    low, high = gray_levels(folder)
+    assert 7000 <= low < 7010
+    assert high == 9000
+    film = tmp_path / "film.mkv"
+    kind = [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0]
+    writer = cv2.VideoWriter(
+        str(film), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"FFV1"), 10, (48, 64), kind
+    )
+    for k in range(1, 61):
+        writer.write(cv2.imread(str(folder / f"{k}.png"), cv2.IMREAD_UNCHANGED))
+    writer.release()
+    assert gray_levels(film) == (low, high)
+    for one, other in zip(frames_of(film), frames_of(folder), strict=True):
+        np.testing.assert_array_equal(one, other)
+    first, *_, last = frames_of(folder, levels=(low, high))
+    np.testing.assert_array_equal(first[32:], last[32:])
+    assert first[-1, -1, 0] == round(255 * (7400 - low) / (9000 - low))
+    tracks = tracks_file(tmp_path, *lines_of(1, range(1, 61), (0, 32, 40, 32)))
+    extract_tracklets([str(folder)], tmp_path / "crops", "ir", tracks=str(tracks))
+    crops = [read_frame(tmp_path / "crops/ir/night_0001" / f"{k:06d}.jpg") for k in (1, 60)]
+    np.testing.assert_array_equal(*crops)
+    assert gray_levels(tmp_path / "crops/ir/night_0001") == (), "8 bits stay as they are"
+
+
+def test_a_damaged_frame_is_named(tmp_path):
+    folder = tmp_path / "night"
+    folder.mkdir()
+    for k in range(3):
+        cv2.imwrite(str(folder / f"{k}.png"), np.full((60, 40, 3), 7))
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:40])
+    tracks = tracks_file(tmp_path, *lines_of(1, range(3), (0, 0, 20, 40)))
+    with pytest.raises(UserError, match=r"1\.png: .*restore the frame"):
+        extract_tracklets([str(folder)], tmp_path / "crops", "ir", tracks=str(tracks))
+    with pytest.raises(UserError, match=r"1\.png: .*restore the frame"):
+        list(frames_of(folder))

@@ -24,6 +24,7 @@ from fastreid_star.engine.checks.run import Problem, Run
 from fastreid_star.engine.solver import resolve_schedule
 from fastreid_star.errors import UserError
 from fastreid_star.modeling import FRAME_CORRECTOR_REGISTRY
+from fastreid_star.modeling.losses import LOSS_REGISTRY
 from fastreid_star.structures import Modality, Tracklet
 
 SAMPLE = 20  # tracklets whose skeletons are looked up, of thousands
@@ -64,9 +65,10 @@ def _clip_batches(run: Run) -> Iterator[Problem]:
     cfg = run.cfg
     identities = identities_per_batch(cfg)
     share = identities if cfg.MODEL.LOSSES.TRI.ALL_RANKS else identities // run.world_size
-    if "TripletLoss" in cfg.MODEL.LOSSES.NAME and share < 2:
+    losses = [name for name in cfg.MODEL.LOSSES.NAME if _compares_identities(name)]
+    if losses and share < 2:
         yield Problem(
-            "TripletLoss needs two identities in each process's share of a batch: raise "
+            f"{losses[0]} needs two identities in each process's share of a batch: raise "
             "SOLVER.IMS_PER_BATCH, use fewer devices, or set MODEL.LOSSES.TRI.ALL_RANKS True"
         )
     data = run.datasets(cfg.DATASETS.NAMES)
@@ -77,6 +79,10 @@ def _clip_batches(run: Run) -> Iterator[Problem]:
     resolve_schedule(cfg, sampler.batches_per_epoch)
     _require_others("SKELETONS_TRAIN", cfg, tracklets)
     yield from _classes(cfg, len({tracklet.pid for tracklet in tracklets}))
+
+
+def _compares_identities(loss: str) -> bool:
+    return getattr(LOSS_REGISTRY._obj_map.get(loss), "compares_identities", False)
 
 
 def _image_batches(run: Run) -> Iterator[Problem]:

@@ -20,7 +20,7 @@ from fastreid_star.modeling.backbones.two_stream import TwoStreamBackbone
 from fastreid_star.modeling.heads.clip_head import ClipHead
 from fastreid_star.modeling.layers.frozen_tokens import FrozenTokens
 from fastreid_star.modeling.layers.parts import SeparateLinear, horizontal_pyramid
-from fastreid_star.weights import read_file, without_prefix
+from fastreid_star.weights import read_weights
 
 
 class PartPooling(nn.Module):
@@ -92,8 +92,7 @@ def load_mask_branch(maps: GaitMaps, path: str) -> None:
     Raises:
         UserError: the file has no such weights, or they have another size.
     """
-    data = read_file(path)
-    state = without_prefix(data.get("model", data))
+    state = read_weights(path)
     mask = maps.mask
     named = {
         "down.weight": state.get("down_sampling.weight"),

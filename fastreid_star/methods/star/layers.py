@@ -149,6 +149,7 @@ class BoneReader(FrameCorrectorBase):
 
     reads_skeletons = True
     provides = ("bone_states", "has_clip")
+    without_gradient = ("has_clip",)
     corrects = False
 
     @configurable

@@ -212,11 +212,12 @@ class Dinov2(nn.Module):
         try:
             width, _, patch, _ = state["patch_embed.proj.weight"].shape
             side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
-        except (KeyError, ValueError) as error:
-            raise UserError(f"these are no weights of DINOv2: {error} is missing") from error
-        depth = 1 + max(
-            (int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=-1
-        )
+        except (KeyError, ValueError, IndexError) as error:
+            raise UserError(
+                "these are no weights of DINOv2: patch_embed.proj.weight or pos_embed is missing, "
+                "or has another shape"
+            ) from error
+        depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
         network = cls(width=width, depth=depth, patch=patch, side=side, grid=grid)
         own = network.state_dict()
         wrong = [n for n in own if n not in state or state[n].shape != own[n].shape]

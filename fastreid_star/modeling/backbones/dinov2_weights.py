@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from fastreid_star.errors import UserError
-from fastreid_star.weights import read_file, without_prefix
+from fastreid_star.weights import is_state, read_file, without_prefix
 
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -52,7 +52,7 @@ def read_dinov2(path: str) -> dict[str, torch.Tensor]:
         path = found[0]
     data = _read_safetensors(path) if path.endswith(".safetensors") else read_file(path)
     state = data.get("model", data)
-    if not (isinstance(state, dict) and state and all(map(torch.is_tensor, state.values()))):
+    if not is_state(state):
         raise UserError(f"{path} holds no weights of DINOv2")
     names = original_names(without_prefix(state))
     return {name: value.float() for name, value in names.items()}

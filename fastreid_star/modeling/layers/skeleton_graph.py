@@ -17,6 +17,7 @@ import torch
 from fastreid_star.coco import BONES, NUM_JOINTS
 from fastreid_star.errors import UserError
 from fastreid_star.modeling.layers.pooling import at_least_float32
+from fastreid_star.upgrade import EARLIER_VALUES
 
 # how many numbers describe a bone in each reading
 BONE_READINGS = {"standardized": 3, "normalized": 3, "release": 2}
@@ -30,7 +31,9 @@ MIN_SCALE = 1.0
 def choose(key: str, value: str, known: Collection[str]) -> str:
     """`value` if it is among `known`, else a UserError that names the config key."""
     if value not in known:
-        raise UserError(f"MODEL.STAR.{key} is {value!r}: choose one of {', '.join(known)}")
+        earlier = EARLIER_VALUES.get((f"MODEL.STAR.{key}", value))
+        found = f"{value!r}, {earlier}" if earlier else repr(value)
+        raise UserError(f"MODEL.STAR.{key} is {found}: choose one of {', '.join(known)}")
     return value
 
 

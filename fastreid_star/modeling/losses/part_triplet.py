@@ -62,6 +62,7 @@ class PartTripletLoss(Loss):
 
     needs = ("clip", "targets")
     log_name = "loss_triplet"
+    compares_identities = True
 
     @configurable
     def __init__(self, *, margin: float = 0.2, all_ranks: bool = False, **kwargs: Any):

@@ -275,3 +275,4 @@ def test_incomplete_files_and_other_settings_are_refused(program, tmp_path):
     (folder / "copy.pth").write_bytes((folder / "best_model2.pth").read_bytes())
     with pytest.raises(UserError, match="keep one"):
         convert_weights(str(folder), target, cfg)
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"], "nothing is written"

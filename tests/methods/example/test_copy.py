@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fastreid_star
 from fastreid_star.methods import example
+from fastreid_star.pose.movenet import has_onnx
 
 NAMES = {"AttentionReID": "MyReID", "CenterLoss": "MyCenterLoss"}
 OPTIONS = {
@@ -72,11 +73,10 @@ def test_a_copied_method_trains_exports_and_reports(tmp_path):
         key for line in metrics.splitlines() for key in json.loads(line)
     }
 
-    commands = [
-        ["export", "model.onnx", "--run", str(folder)],
-        ["report", str(folder), "--output", "report.html"],
-    ]
+    commands = [["report", str(folder), "--output", "report.html"]]
+    if has_onnx():
+        commands.append(["export", "model.onnx", "--run", str(folder)])
     run(tmp_path, "-c", LATER.format(commands=commands))
-    assert (tmp_path / "model.onnx").stat().st_size > 100_000
+    assert not has_onnx() or (tmp_path / "model.onnx").stat().st_size > 100_000
     assert "MyReID" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert before == {path: path.read_bytes() for path in source.iterdir() if path.is_file()}

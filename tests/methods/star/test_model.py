@@ -112,6 +112,16 @@ def test_every_reading_trains_every_weight_and_evaluates(batch, reading):
     assert torch.allclose(features.norm(dim=1), torch.ones(CLIPS), atol=1e-5)
 
 
+def test_a_mask_of_the_bones_trains_no_bones():
+    """DDP waits for the gradients of the bone encoder: a loss that reads has_clip only gives none."""
+    read = build(STAR, config(frame="BoneReader"))
+    assert not read.has_idle_parameters
+    idle = build(STAR, config(frame="BoneReader", losses=SAD_LOSSES))
+    assert idle.has_idle_parameters
+    idle.losses["TripletLoss"].needs += ("has_clip",)
+    assert idle.has_idle_parameters
+
+
 def test_a_clip_without_a_skeleton_takes_the_baselines_path(batch):
     batch["has_skeleton"][2:5] = False
     batch["skeletons"][2:5] = float("nan")  # whatever is stored there

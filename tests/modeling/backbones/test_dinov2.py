@@ -168,6 +168,14 @@ def test_weights_that_do_not_fit_are_refused(network, tmp_path):
         Dinov2.of_weights({**state, "register_tokens": torch.zeros(1, 4, 128)}, (4, 2))
     with pytest.raises(UserError, match="no weights"):
         Dinov2.of_weights({"conv1.weight": torch.zeros(1)}, (4, 2))
+    with pytest.raises(UserError, match="no weights"):
+        Dinov2.of_weights({**state, "pos_embed": torch.zeros(5)}, (4, 2))
+    for block in ("blocks.9999999999.norm1.weight", "blocks.x", "blocks."):
+        with pytest.raises(UserError, match="do not fit a DINOv2"):
+            Dinov2.of_weights({**state, block: torch.zeros(1)}, (4, 2))
+    torch.save({7: torch.zeros(1)}, tmp_path / "numbers.pth")
+    with pytest.raises(UserError, match="holds no weights"):
+        read_dinov2(str(tmp_path / "numbers.pth"))
     with pytest.raises(UserError, match="do not exist"):
         FrozenTokens.build("vits15", (4, 2))
     with pytest.raises(UserError, match="contains neither"):
