@@ -52,6 +52,10 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.DATASETS.SKELETONS_TEST = "own"
     # Also train on the pairs of BUPTCampus' train_auxiliary.txt, as identities like the others.
     cfg.DATASETS.BUPT_AUXILIARY = False
+    # BUPTCampus: which test tracklets count: all | authors (without the 28 visible queries and 54
+    # visible gallery entries that the authors' program drops). With TEST.CAMERA_FILTER it selects
+    # one of the three protocols in use; the evaluation prints its name.
+    cfg.DATASETS.BUPT_TEST = "all"
 
     cfg.DATASETS.SYNTHETIC = CN()
     # SyntheticVCM: number of identities for training.
@@ -148,6 +152,9 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.TEST.RANKS = [1, 5, 10, 20]
     # Leave out gallery tracklets with the query's identity and camera.
     cfg.TEST.CAMERA_FILTER = True
+    # BUPTCampus' temporal re-ranking, from the features of all frames and of both halves of each
+    # tracklet. The keys beside it are those of k-reciprocal re-ranking.
+    cfg.TEST.RERANK.TEMPORAL = False
 
     for key in REMOVED:  # yacs ignores them, wherever they are merged
         cfg.register_deprecated_key(key)

@@ -186,10 +186,11 @@ def build_clip_test_loader(
 
     Each rank gets a contiguous share of the batches of a single process. The features are therefore
     bit for bit the same for any number of processes (a convolution may round differently in a
-    batch of another size). ``.dataset.tracklets`` are all tracklets; `index` refers to them.
+    batch of another size). ``.dataset.tracklets`` are all tracklets; `index` refers to them. For
+    TEST.RERANK.TEMPORAL, the halves of all tracklets follow.
 
     Args:
-        cfg: DATASETS, INPUT, DATALOADER and TEST.IMS_PER_BATCH are read.
+        cfg: DATASETS, INPUT, DATALOADER and TEST are read.
         name: as in DATASETS.TESTS.
         rank, world_size, pin_memory: as for training.
 
@@ -206,6 +207,7 @@ def build_clip_test_loader(
         length=cfg.INPUT.CLIP.LENGTH,
         transform=transform,
         **shown_with("SKELETONS_TEST", cfg.DATASETS.SKELETONS_TEST, store, tracklets),
+        halves=cfg.TEST.RERANK.TEMPORAL,
     )
     size = max(1, cfg.TEST.IMS_PER_BATCH)
     batches = [range(len(dataset))[start : start + size] for start in range(0, len(dataset), size)]

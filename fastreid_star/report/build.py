@@ -132,6 +132,7 @@ def report_contents(
         "results": [sections.result_rows(e) for e in evaluated],
         "protocol": main.ranking.results.protocol().splitlines(),
         "camera_filter": main.ranking.results.camera_filter,
+        "measure": main.ranking.results.measure,
         "facts": [(e.name, sections.facts(e)) for e in evaluated],
         "cmc": sections.cmc_chart(evaluated),
         "training": sections.training_charts({e.name: e.run for e in evaluated}),

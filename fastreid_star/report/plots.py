@@ -218,7 +218,7 @@ def means(
     return draw(plot, title=title, x_label=x_label, label=f"{title}: {', '.join(values)}")
 
 
-def distributions(found: Distribution, *, title: str) -> Markup:
+def distributions(found: Distribution, *, title: str, measure: str) -> Markup:
     """Similarities of pairs of one identity and of two, each as a share of its kind."""
 
     def plot(axes: Axes) -> dict[str, Any]:
@@ -233,9 +233,7 @@ def distributions(found: Distribution, *, title: str) -> Markup:
         return {name: Patch(color=c, alpha=0.6) for name, c in zip(names, SERIES, strict=False)}
 
     label = f"{title}: similarities of pairs of one identity and of two"
-    return draw(
-        plot, title=title, label=label, x_label="cosine similarity", y_label="% of the pairs"
-    )
+    return draw(plot, title=title, label=label, x_label=measure, y_label="% of the pairs")
 
 
 def embedding(

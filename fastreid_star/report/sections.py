@@ -200,12 +200,13 @@ def distribution_charts(runs: Sequence[Evaluated]) -> list[tuple[ranking.Distrib
     charts = []
     for e in runs:
         i2v, v2i = (e.ranking.directions[way] for way in WAYS)
-        same = np.array_equal(i2v.queries, v2i.gallery) and np.array_equal(i2v.gallery, v2i.queries)
+        same = np.array_equal(i2v.similarity, v2i.similarity.T)
         for direction in [i2v] if same else [i2v, v2i]:
             found = ranking.distribution(direction)
             if found is not None:
                 title = e.name if same else f"{e.name}, {direction.name}"
-                charts.append((found, plots.distributions(found, title=title)))
+                measure = e.ranking.results.measure
+                charts.append((found, plots.distributions(found, title=title, measure=measure)))
     return charts
 
 

@@ -30,7 +30,7 @@ def figures():
         "curves": plots.curves(losses, title="a", log=True),
         "cmc": plots.cmc({HOSTILE: (plots.SERIES[0], "-", np.array([0.5, 1]))}, title="b"),
         "means": plots.means({HOSTILE: {2: [3.0, 5.0]}, "b": {4: [2.0]}}, title="c", x_label="T"),
-        "distributions": plots.distributions(found, title=HOSTILE),
+        "distributions": plots.distributions(found, title=HOSTILE, measure="cosine similarity"),
         "ranges": plots.ranges({"q": np.eye(2)}, ["head", "legs"], title="d", x_label="x"),
         "modality": plots.embedding(points, modalities, pids, title="e"),
         "identity": plots.embedding(points, modalities, pids, title="f", identities=[1, 2]),
