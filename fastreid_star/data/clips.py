@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 # in 1 and 2, and the choice of another tracklet's skeletons ends in 3.
 _OTHER_SKELETONS = 3
 
+SAMPLINGS = ("segments", "random")
+
 _warned: set[str] = set()  # broken files that this process has logged
 
 
@@ -59,6 +61,33 @@ def segment_indices(n: int, length: int, rng: np.random.Generator | None = None)
     size = -(-n // length)
     offsets = 0 if rng is None else rng.integers(size, size=length)
     return np.minimum(np.arange(length) * size + offsets, n - 1)
+
+
+def frame_indices(
+    n: int, length: int, rng: np.random.Generator | None = None, *, sampling: str = "segments"
+) -> np.ndarray:
+    """The positions of the frames of a clip, by INPUT.CLIP.SAMPLING.
+
+    Args:
+        n, length, rng: as for :func:`segment_indices`, which is ``segments``.
+        sampling: ``random`` takes T random frames in their order, each at most once if there are T,
+            and in testing the frames floor(i n / T).
+
+    Returns:
+        int64 [T], in ascending order, each below n.
+
+    Raises:
+        UserError: another `sampling`.
+    """
+    if sampling not in SAMPLINGS:
+        raise UserError(
+            f"INPUT.CLIP.SAMPLING is {sampling!r}: choose one of {', '.join(SAMPLINGS)}"
+        )
+    if sampling == "segments":
+        return segment_indices(n, length, rng)
+    if rng is None:
+        return np.arange(length) * n // length
+    return np.sort(rng.choice(n, length, replace=n < length))
 
 
 def half_of(n: int, part: int) -> tuple[int, int]:
@@ -99,9 +128,10 @@ class ClipDataset(Dataset):
         length: T.
         transform: from the decoded frames to images of one size.
         store: skeletons of all tracklets, or a store for each `root`; None: no skeletons.
-        pid_to_label: classes of the identities, 0 .. C-1.
+        pid_to_label: classes of the identities, 0 .. C-1, or negative numbers: no classes.
         skeletons_of: ``(position, rng) -> position`` of the tracklet whose skeletons are used,
             drawn for each request in training, fixed in testing; None: the clip's own.
+        sampling: see :func:`frame_indices`.
         halves: N further indexes are the first halves of the N tracklets, and N more the second.
     """
 
@@ -114,6 +144,7 @@ class ClipDataset(Dataset):
         store: SkeletonStore | Mapping[str, SkeletonStore] | None = None,
         pid_to_label: Mapping[int, int] | None = None,
         skeletons_of: Callable[[int, np.random.Generator], int] | None = None,
+        sampling: str = "segments",
         halves: bool = False,
     ):
         self.tracklets = tracklets
@@ -122,12 +153,15 @@ class ClipDataset(Dataset):
         self.store = store
         self.pid_to_label = pid_to_label
         self.skeletons_of = skeletons_of
+        self.sampling = sampling
         self.halves = halves
 
     @property
     def num_classes(self) -> int:
-        """C, the number of identities."""
-        return len(self.pid_to_label or {tracklet.pid for tracklet in self.tracklets})
+        """C, the number of identities; those with a negative label are no classes."""
+        if not self.pid_to_label:
+            return len({tracklet.pid for tracklet in self.tracklets})
+        return sum(label >= 0 for label in self.pid_to_label.values())
 
     def __len__(self) -> int:
         return len(self.tracklets) * (3 if self.halves else 1)
@@ -143,7 +177,9 @@ class ClipDataset(Dataset):
             other_seed = (index, 0, 0, _OTHER_SKELETONS)
         tracklet = self.tracklets[index]
         start, stop = half_of(len(tracklet), part)
-        wanted = start + segment_indices(stop - start, self.length, segment_rng)
+        wanted = start + frame_indices(
+            stop - start, self.length, segment_rng, sampling=self.sampling
+        )
         # The joints are those of the frame that is shown, also if it replaces a broken one.
         frames, used, replaced = read_clip(tracklet, wanted.tolist())
         source = tracklet

@@ -72,8 +72,10 @@ class BUPTCampus(VideoDataset):
     A frame in ``data_paths.json`` is a path relative to ``DATA``, as published, or to the dataset's
     folder, or a bare file name. A skeleton key is ``1746/IR/TSG2/1746_IR_TSG2_1_8535``.
 
-    The auxiliary pairs become ordinary training identities; the authors' separate triplet loss of
-    falling weight for them is not implemented. ``DATA/pid/FakeIR`` is not read.
+    ``train_auxiliary.txt`` has further identities under one camera each. Two keys use it:
+    ``DATASETS.AUXILIARY ("BUPTCampusAuxiliary",)``, as the authors do, and
+    DATASETS.BUPT_AUXILIARY, as training identities like the others. ``DATA/pid/FakeIR`` is not
+    read.
 
     Args:
         root: the folder that holds ``BUPTCampus``, or that folder itself.
@@ -89,6 +91,7 @@ class BUPTCampus(VideoDataset):
 
     dataset_dir = "BUPTCampus"
     dataset_name = "bupt_campus"
+    train_lists: tuple[str, ...] = (TRAIN,)
     published: ClassVar = {
         "train infrared": published_counts(3574, 398069, 1074),
         "train visible": published_counts(3574, 398069, 1074),
@@ -111,7 +114,8 @@ class BUPTCampus(VideoDataset):
         if test not in TESTS:
             raise UserError(f"DATASETS.BUPT_TEST is {test!r}: choose one of {', '.join(TESTS)}")
         folder = find_folder(root, self.dataset_dir, (PATHS, TRAIN, QUERY, GALLERY))
-        names = [TRAIN, QUERY, GALLERY, *([AUXILIARY] if auxiliary else [])]
+        trained = dict.fromkeys((*self.train_lists, *([AUXILIARY] if auxiliary else [])))
+        names = [*trained, QUERY, GALLERY]
         require_files(folder, [PATHS, *names])
         paths = read_json(os.path.join(folder, PATHS))
         lists = {name.removesuffix(".txt"): _read_list(folder, name, paths) for name in names}
@@ -119,7 +123,7 @@ class BUPTCampus(VideoDataset):
         if check_frames:
             for name, tracklets in lists.items():
                 check_images(name, tracklets)
-        train = [*lists["train"], *lists.get("train_auxiliary", [])]
+        train = [tracklet for name in trained for tracklet in lists[name.removesuffix(".txt")]]
         tested = [lists["query"], lists["gallery"]]
         if test == "authors":
             tested = [_whole_batches(tracklets) for tracklets in tested]
@@ -135,6 +139,13 @@ class BUPTCampus(VideoDataset):
         if test == "all" and camera:
             return "camera"
         return f"{test} with the camera filter (not in use)" if camera else test
+
+
+@DATASET_REGISTRY.register()
+class BUPTCampusAuxiliary(BUPTCampus):
+    """:class:`BUPTCampus` with the pairs of ``train_auxiliary.txt`` as its training set."""
+
+    train_lists = (AUXILIARY,)
 
 
 def _whole_batches(tracklets: list[Tracklet]) -> list[Tracklet]:
