@@ -86,12 +86,13 @@ def _cost(args: argparse.Namespace) -> None:
     from fastreid_star.errors import UserError
     from fastreid_star.files import write_output
 
-    if bool(args.name) == bool(args.page):
-        raise UserError("--cost of what? Give either a config or --page FILE")
-    if args.name:
+    if not (args.name or args.page):
+        raise UserError("--cost of what? Give a config, or --page FILE")
+    if not args.page:
         print(cost_table([args.name], args.opts))
         return
-    content = cost_of_page(args.page, args.opts)
+    # all words are pairs of keys and values: the page names the configs
+    content = cost_of_page(args.page, [*filter(None, [args.name]), *args.opts])
     write_output(args.page, lambda file: file.write(content.encode()))
     print(f"the costs are in {args.page}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -63,13 +64,11 @@ def count_cost(cfg: CfgNode) -> Cost:
     for part in model.modules():
         if isinstance(part, TwoStreamBackbone):
             part.stem = functools.partial(_visible, part.visible_stem)
-    # oneDNN's LSTM is one operation, which the counter does not know
-    with (
-        torch.backends.mkldnn.flags(enabled=False),
-        FakeTensorMode(allow_non_fake_inputs=True),
-        FlopCounterMode(display=False) as counter,
-    ):
-        model(_clip(cfg))
+    with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
+        warnings.simplefilter("ignore", UserWarning)  # the switch warns of Intel's GPUs
+        # oneDNN's LSTM is one operation, which the counter does not know
+        with torch.backends.mkldnn.flags(enabled=False), FakeTensorMode(allow_non_fake_inputs=True):
+            model(_clip(cfg))
     return Cost(parameters, counter.get_total_flops())
 
 
