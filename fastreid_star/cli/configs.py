@@ -8,7 +8,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from fastreid_star.cli.arguments import Action, add_pairs, configs_folder
+from fastreid_star.cli.arguments import Action, add_pairs, add_set, configs_folder
 
 # keys without a comment in fast-reid's source and ours, or with one that does not fit clips
 MEANINGS = {
@@ -77,6 +77,7 @@ def add_configs(parser: argparse.ArgumentParser) -> Action:
     )
     parser.add_argument("--cost", action="store_true", help="count parameters and operations")
     parser.add_argument("--page", default="", metavar="FILE", help="a Markdown page for the costs")
+    add_set(parser)
     add_pairs(parser)
     return _configs
 
@@ -86,13 +87,12 @@ def _cost(args: argparse.Namespace) -> None:
     from fastreid_star.errors import UserError
     from fastreid_star.files import write_output
 
-    if not (args.name or args.page):
-        raise UserError("--cost of what? Give a config, or --page FILE")
-    if not args.page:
-        print(cost_table([args.name], args.opts))
+    if bool(args.name) == bool(args.page):
+        raise UserError("--cost of what? Give a config, or --page FILE (and --set KEY VALUE)")
+    if args.name:
+        print(cost_table([args.name], [*args.opts, *args.set]))
         return
-    # all words are pairs of keys and values: the page names the configs
-    content = cost_of_page(args.page, [*filter(None, [args.name]), *args.opts])
+    content = cost_of_page(args.page, args.set)
     write_output(args.page, lambda file: file.write(content.encode()))
     print(f"the costs are in {args.page}")
 
@@ -111,7 +111,10 @@ def _configs(args: argparse.Namespace) -> None:
     from fastreid_star.errors import UserError
 
     meanings = explanations()
-    values, defaults = flatten(load_config(args.name or "", args.opts)), flatten(get_cfg())
+    values, defaults = (
+        flatten(load_config(args.name or "", [*args.opts, *args.set])),
+        flatten(get_cfg()),
+    )
     shown = [key for key in values if args.key.upper() in key]
     if not shown:
         raise UserError(f"no config key contains {args.key!r}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fastreid_star.cli.main import run
 from fastreid_star.engine.configs import load_config, shipped_configs
 from fastreid_star.engine.cost import cost_of_page, cost_table, count_cost
 from fastreid_star.errors import UserError
@@ -74,3 +75,16 @@ def test_a_page_gets_the_configs_that_it_names(tmp_path):
     page.write_text("no marks\n")
     with pytest.raises(UserError, match="cost: begin"):
         cost_of_page(str(page))
+
+
+def test_the_command_counts_a_config_or_those_of_a_page(tmp_path, capsys):
+    run("configs", "Synthetic/AuxNet_small.yml", "--cost", "INPUT.CLIP.LENGTH", "3")
+    assert "| `Synthetic/AuxNet_small.yml` | 3 x 64x32 |              1.4 |      0.2 |" in (
+        capsys.readouterr().out
+    )
+    page = tmp_path / "page.md"
+    page.write_text("`Synthetic/AuxNet_small.yml`\n<!-- cost: begin -->\n<!-- cost: end -->\n")
+    run("configs", "--cost", "--page", str(page), "--set", "INPUT.CLIP.LENGTH", "3")
+    assert "| 3 x 64x32 |" in page.read_text()
+    with pytest.raises(UserError, match="of what"):
+        run("configs", "--cost")
