@@ -63,7 +63,8 @@ def count_cost(cfg: CfgNode) -> Cost:
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     for part in model.modules():
         if isinstance(part, TwoStreamBackbone):
-            part.stem = functools.partial(_visible, part.visible_stem)
+            visible = functools.partial(_visible, part.visible_stem)
+            part.stem = visible  # type: ignore[method-assign] # of this object alone
     with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
         warnings.simplefilter("ignore", UserWarning)  # the switch warns of Intel's GPUs
         # oneDNN's LSTM is one operation, which the counter does not know

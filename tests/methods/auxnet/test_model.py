@@ -8,12 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastreid_star.data.build import build_clip_train_loader
+from fastreid_star.data.build import build_clip_test_loader, build_clip_train_loader
 from fastreid_star.data.datasets import BUPTCampus
+from fastreid_star.data.tracklets import TrackletInput
 from fastreid_star.engine.checks import require
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
+from fastreid_star.inference import StarPredictor
 from fastreid_star.inference.export import export_onnx
 from fastreid_star.methods.auxnet import AuxNet, auxiliary_weight
 from fastreid_star.methods.convert import convert
@@ -206,7 +208,7 @@ def test_what_does_not_belong_together_is_refused(tiny_root, tmp_path):
 
 def test_a_run_with_an_auxiliary_set_resumes_bit_for_bit(tiny_root, tmp_path):
     """The auxiliary set is the training set itself, in place of another one."""
-    more = (*AUXILIARY, "TEST.EVAL_PERIOD", "2")
+    more = (*AUXILIARY, "TEST.EVAL_PERIOD", "2", "INPUT.CLIP.LENGTH", "5")
     trainer = Trainer(config(tiny_root, tmp_path / "whole", *more))
     trainer.resume_or_load(resume=False)
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
@@ -227,8 +229,25 @@ def test_a_run_with_an_auxiliary_set_resumes_bit_for_bit(tiny_root, tmp_path):
         read_file(str(tmp_path / name / "model_final.pth"))["model"] for name in ("whole", "part")
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
+    check_inference(trainer, tmp_path / "whole")
     exported = export_onnx(trainer.model.eval(), trainer.cfg, tmp_path / "model.onnx")
     assert "features [batch, 128]" in str(exported)
+
+
+def check_inference(trainer, run):
+    """A predictor takes the frames that the evaluation takes, which are not those of segments."""
+    loader = build_clip_test_loader(trainer.cfg, "SyntheticVCM")
+    batch = next(iter(loader))
+    with torch.no_grad():
+        expected = trainer.model.eval()(batch)
+    inputs = [
+        TrackletInput([t.path(n) for n in range(len(t))], t.modality, name=str(number))
+        for number, t in enumerate(loader.dataset.tracklets)
+    ]
+    predictor = StarPredictor.from_run(run, "cpu", "model_final.pth")
+    found = predictor.features(inputs, batch_size=len(expected), num_workers=0)
+    torch.testing.assert_close(found[: len(expected)], expected)
+    assert predictor.cfg.INPUT.CLIP.SAMPLING == "random"
 
 
 # --- published weights
