@@ -57,8 +57,8 @@ def add_ablate(parser: argparse.ArgumentParser) -> Action:
       fastreid-star ablate --configs Synthetic/SAD_small.yml Synthetic/STAR_small.yml \\
           --seeds 0 1 2 --data-seeds 0 1 --output logs/ablation
 
-    --table 1 takes all methods that have a config on one dataset, with the results that STAR's
-    Table 1 and their own papers give for HITSZ-VCM beside.
+    --table 1 takes all methods that have a config on one dataset, as STAR's Table 1 compares them,
+    with the published results on HITSZ-VCM beside.
 
     Finished runs are kept and interrupted ones are resumed: call it again after an interruption.
     --warm-start trains one network per seed, from which all configs of that seed start. --vary
@@ -115,7 +115,7 @@ def _ablate(args: argparse.Namespace) -> None:
         opts=args.set,
         page=args.page,
         table_only=args.table_only,
-        also=tuple(TABLE_1) if args.table else (),
+        also=TABLE_1 if args.table else (),
         report=functools.partial(print, flush=True),
     )
     print(f"\n{table}\n\ntable.md and runs.csv are in {os.path.abspath(args.output)}")
