@@ -54,8 +54,16 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.DATASETS.SKELETONS_TRAIN = "own"
     # Whose skeletons the clips get in testing: own | other (always the same other identity) | none.
     cfg.DATASETS.SKELETONS_TEST = "own"
+    # Datasets whose training tracklets are an auxiliary set: identities that are no classes. Each
+    # batch then has a second half of them, as large as SOLVER.IMS_PER_BATCH. Needs a method that
+    # trains on such a set (AuxNet).
+    cfg.DATASETS.AUXILIARY = ()
     # Also train on the pairs of BUPTCampus' train_auxiliary.txt, as identities like the others.
     cfg.DATASETS.BUPT_AUXILIARY = False
+    # BUPTCampus: which test tracklets count: all | authors (without the 28 visible queries and 54
+    # visible gallery entries that the authors' program drops). With TEST.CAMERA_FILTER it selects
+    # one of the three protocols in use; the evaluation prints its name.
+    cfg.DATASETS.BUPT_TEST = "all"
 
     cfg.DATASETS.SYNTHETIC = CN()
     # SyntheticVCM: number of identities for training.
@@ -87,10 +95,19 @@ def add_plugin_config(cfg: CN) -> CN:
     # SyntheticVCM: seed of the people and their tracklets.
     cfg.DATASETS.SYNTHETIC.SEED = 0
 
+    # Batches of pairs, for a dataset whose visible and infrared tracklets are aligned frame by
+    # frame (BUPTCampus): the clips of a pair show the same frames, with the same crop and flip, and
+    # the pairs of an identity come from different cameras. False: tracklets are drawn
+    # independently.
+    cfg.DATALOADER.PAIRS = False
+
     # --- input ---
     cfg.INPUT.CLIP = CN()
-    # T: frames of a clip, one from each of T equal segments of the tracklet.
+    # T: frames of a clip.
     cfg.INPUT.CLIP.LENGTH = 12
+    # Which frames: segments (a random one of each of T equal segments; in testing the first of
+    # each) | random (T random frames in their order; in testing T frames at equal distances).
+    cfg.INPUT.CLIP.SAMPLING = "segments"
     # One flip and one crop for all frames of a clip. False: each frame draws its own.
     cfg.INPUT.CLIP.SHARED_GEOMETRY = True
     # Replace every frame by a blank one: the model sees the skeletons only.
@@ -152,6 +169,9 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.TEST.RANKS = [1, 5, 10, 20]
     # Leave out gallery tracklets with the query's identity and camera.
     cfg.TEST.CAMERA_FILTER = True
+    # BUPTCampus' temporal re-ranking, from the features of all frames and of both halves of each
+    # tracklet. The keys beside it are those of k-reciprocal re-ranking.
+    cfg.TEST.RERANK.TEMPORAL = False
 
     for key in (*REMOVED, *FOLLOWING):  # yacs ignores them, wherever they are merged
         cfg.register_deprecated_key(key)

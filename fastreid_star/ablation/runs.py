@@ -59,6 +59,7 @@ def ablate(
     opts: Sequence[str] = (),
     page: str = "",
     table_only: bool = False,
+    also: Sequence[str] = (),
     report: Callable[[str], object] = print,
 ) -> str:
     """Train every config with every seed, and write ``table.md`` and ``runs.csv``.
@@ -82,6 +83,7 @@ def ablate(
         opts: config keys and values to change in all runs.
         page: a Markdown file, in which the table is put between the marks ``ablation``.
         table_only: train nothing.
+        also: names of published results to show beside, on HITSZ-VCM.
         report: is called with a line when a run starts and ends.
 
     Returns:
@@ -125,7 +127,7 @@ def ablate(
             execute_all(again, jobs, report)
     everything = [*runs, *(run for run, _ in [*varied, *tests])]
     on_hitsz_vcm = tuple(load_config(configs[0]).DATASETS.TESTS) == ("HITSZVCM",)
-    table = to_markdown(summarize(everything), with_paper=on_hitsz_vcm)
+    table = to_markdown(summarize(everything), with_paper=on_hitsz_vcm, also=also)
     if against:
         table += f"\n\n{pairs_to_markdown(everything, against)}"
     write_whole(Path(output) / "table.md", lambda file: file.write(f"{table}\n".encode()))

@@ -12,18 +12,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from fastreid_star.ablation.published import published
 from fastreid_star.errors import UserError
 
 COLUMNS = ("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP", "mean/mAP")
 RESULT, OPTIONS = "result.json", "options.json"
-
-# Table 3 of the paper (HITSZ-VCM, %), by the name of the config.
-PAPER = {
-    "SAD_R50": (66.76, 54.05, 70.45, 55.45),
-    "STAR_R50_frame": (68.53, 55.01, 71.01, 56.16),
-    "STAR_R50_sequence": (69.04, 55.91, 73.15, 58.22),
-    "STAR_R50": (69.57, 56.01, 73.25, 58.56),
-}
 
 
 @dataclass(frozen=True)
@@ -82,19 +75,29 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
-def to_markdown(table: Mapping[str, Mapping[str, Sequence[float]]], *, with_paper: bool) -> str:
-    """One row for each config, with mean and spread over its runs, and the paper's numbers below.
+def to_markdown(
+    table: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    with_paper: bool,
+    also: Sequence[str] = (),
+) -> str:
+    """One row for each config, with mean and spread over its runs, and published numbers below.
 
     Args:
         table: of :func:`summarize`.
-        with_paper: show Table 3 of the paper, whose data is HITSZ-VCM.
+        with_paper: show published results, which are of HITSZ-VCM.
+        also: names of published results to show although `table` does not have them.
     """
     rows = []
-    for name, row in table.items():
-        rows.append([name, len(row[COLUMNS[0]]), *(spread(row[column]) for column in COLUMNS)])
-        if with_paper and name in PAPER:
-            values = (*PAPER[name], (PAPER[name][1] + PAPER[name][3]) / 2)
-            rows.append(["(paper)", "", *(f"{value:.2f}" for value in values)])
+    for name in [*table, *(name for name in also if with_paper and name not in table)]:
+        row = table.get(name)
+        cells = [""] * len(COLUMNS) if row is None else [spread(row[c]) for c in COLUMNS]
+        rows.append([name, 0 if row is None else len(row[COLUMNS[0]]), *cells])
+        found = published(name) if with_paper else None
+        if found is not None:
+            source, printed = found
+            values = (*printed, (printed[1] + printed[3]) / 2)
+            rows.append([source, "", *(f"{value:.2f}" for value in values)])
     headers = ["config", "runs", *COLUMNS]
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
 

@@ -101,7 +101,7 @@ def add_search(parser: argparse.ArgumentParser) -> Action:
 
     fastreid-star features --gallery creates the gallery; use the model that computed it. An
     infrared query is ranked among the visible entries and a visible one among the infrared;
-    --among changes this.
+    --among changes this. --set TEST.RERANK.ENABLED True re-ranks the lists of all queries.
     """
     add = parser.add_argument
     add("gallery", metavar="GALLERY", help="the folder of a gallery")

@@ -53,8 +53,12 @@ def _train(args: argparse.Namespace) -> None:
 def add_ablate(parser: argparse.ArgumentParser) -> Action:
     """Train several configs over several seeds, and print the table of the paper.
 
+      fastreid-star ablate --table 1 --root /path/to/datasets --seeds 0 1 2 --output logs/table1
       fastreid-star ablate --configs Synthetic/SAD_small.yml Synthetic/STAR_small.yml \\
           --seeds 0 1 2 --data-seeds 0 1 --output logs/ablation
+
+    --table 1 takes all methods that have a config on one dataset, as STAR's Table 1 compares them,
+    with the published results on HITSZ-VCM beside.
 
     Finished runs are kept and interrupted ones are resumed: call it again after an interruption.
     --warm-start trains one network per seed, from which all configs of that seed start. --vary
@@ -63,7 +67,11 @@ def add_ablate(parser: argparse.ArgumentParser) -> Action:
     the output folder; --table-only writes them without training.
     """
     add = parser.add_argument
-    add("--configs", nargs="+", required=True, metavar="FILE")
+    which = parser.add_mutually_exclusive_group(required=True).add_argument
+    which("--configs", nargs="+", metavar="FILE")
+    which("--table", type=int, choices=[1], help="the configs of all methods, see --on")
+    on = "folder of configs for --table, such as Synthetic/benchmark (default: HITSZ-VCM)"
+    add("--on", default="HITSZ-VCM", metavar="FOLDER", help=on)
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of the models")
     add("--data-seeds", nargs="+", type=int, default=[None], metavar="N", help="of synthetic data")
     start = "config of the network from which all others start, trained once per seed"
@@ -90,10 +98,11 @@ def _ablate(args: argparse.Namespace) -> None:
     import functools
     import os
 
+    from fastreid_star.ablation.published import TABLE_1, table_configs
     from fastreid_star.ablation.runs import ablate
 
     table = ablate(
-        args.configs,
+        args.configs or table_configs(args.on),
         args.output,
         seeds=args.seeds,
         data_seeds=args.data_seeds,
@@ -106,6 +115,7 @@ def _ablate(args: argparse.Namespace) -> None:
         opts=args.set,
         page=args.page,
         table_only=args.table_only,
+        also=TABLE_1 if args.table else (),
         report=functools.partial(print, flush=True),
     )
     print(f"\n{table}\n\ntable.md and runs.csv are in {os.path.abspath(args.output)}")

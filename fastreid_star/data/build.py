@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from fastreid_star.data.clips import ClipDataset, OtherTracklets, collate_clips
 from fastreid_star.data.datasets import VideoDataset
+from fastreid_star.data.pairs import as_auxiliary, build_pairs
 from fastreid_star.data.samplers import CrossModalIdentitySampler
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import build_transforms
@@ -121,7 +122,8 @@ def build_clip_train_loader(
     """An endless loader of training batches [visible; infrared] from DATASETS.NAMES.
 
     ``.dataset`` is a :class:`ClipDataset` with ``num_classes``, ``.batch_sampler`` a
-    :class:`CrossModalIdentitySampler` with ``batches_per_epoch`` and ``set_start``.
+    :class:`CrossModalIdentitySampler` with ``batches_per_epoch`` and ``set_start``. With
+    DATASETS.AUXILIARY, as many clips of those datasets follow; their labels are negative.
 
     Args:
         cfg: DATASETS, INPUT, DATALOADER and SOLVER.IMS_PER_BATCH are read.
@@ -132,19 +134,27 @@ def build_clip_train_loader(
     Raises:
         UserError: the config or the data are invalid.
     """
-    identities_per_batch(cfg)
+    identities = identities_per_batch(cfg)
     transform = build_transforms(cfg, is_train=True)
-    tracklets, stores = _load_train(cfg, show=rank == 0)
+    tracklets, stores = _load_train(cfg, cfg.DATASETS.NAMES, show=rank == 0)
+    extra, more = _load_train(cfg, cfg.DATASETS.AUXILIARY, show=rank == 0)
+    auxiliary = as_auxiliary(extra)
+    place = {"rank": rank, "world_size": world_size}
+    sampler = build_sampler(cfg, tracklets, seed=seed, **place)
+    batches = build_pairs(cfg, sampler, tracklets, auxiliary, num_identities=identities, **place)
     pids = sorted({tracklet.pid for tracklet in tracklets})
+    labels = {pid: label for label, pid in enumerate(pids)}
+    labels.update((tracklet.pid, tracklet.pid) for tracklet in auxiliary)
+    tracklets, stores = tracklets + auxiliary, {**stores, **more}
     dataset = ClipDataset(
         tracklets,
         length=cfg.INPUT.CLIP.LENGTH,
         transform=transform,
-        **shown_with("SKELETONS_TRAIN", cfg.DATASETS.SKELETONS_TRAIN, stores, tracklets),
-        pid_to_label={pid: label for label, pid in enumerate(pids)},
+        **shown_with("SKELETONS_TRAIN", cfg.DATASETS.SKELETONS_TRAIN, stores or None, tracklets),
+        pid_to_label=labels,
+        sampling=cfg.INPUT.CLIP.SAMPLING,
     )
-    sampler = build_sampler(cfg, tracklets, seed=seed, rank=rank, world_size=world_size)
-    return _loader(cfg, dataset, sampler, pin_memory)
+    return _loader(cfg, dataset, batches, pin_memory)
 
 
 def identities_per_batch(cfg) -> int:
@@ -187,10 +197,11 @@ def build_clip_test_loader(
 
     Each rank gets a contiguous share of the batches of a single process. The features are therefore
     bit for bit the same for any number of processes (a convolution may round differently in a
-    batch of another size). ``.dataset.tracklets`` are all tracklets; `index` refers to them.
+    batch of another size). ``.dataset.tracklets`` are all tracklets; `index` refers to them. For
+    TEST.RERANK.TEMPORAL, the halves of all tracklets follow.
 
     Args:
-        cfg: DATASETS, INPUT, DATALOADER and TEST.IMS_PER_BATCH are read.
+        cfg: DATASETS, INPUT, DATALOADER and TEST are read.
         name: as in DATASETS.TESTS.
         rank, world_size, pin_memory: as for training.
 
@@ -207,6 +218,8 @@ def build_clip_test_loader(
         length=cfg.INPUT.CLIP.LENGTH,
         transform=transform,
         **shown_with("SKELETONS_TEST", cfg.DATASETS.SKELETONS_TEST, store, tracklets),
+        halves=cfg.TEST.RERANK.TEMPORAL,
+        sampling=cfg.INPUT.CLIP.SAMPLING,
     )
     size = max(1, cfg.TEST.IMS_PER_BATCH)
     batches = [range(len(dataset))[start : start + size] for start in range(0, len(dataset), size)]
@@ -280,19 +293,22 @@ def join_tracklets(datasets: Iterable[VideoDataset]) -> list[Tracklet]:
     return tracklets
 
 
-def _load_train(cfg, *, show: bool) -> tuple[list[Tracklet], dict[str, SkeletonStore] | None]:
-    """The training tracklets of all datasets, and a store for each root."""
+def _load_train(
+    cfg, names: Sequence[str], *, show: bool
+) -> tuple[list[Tracklet], dict[str, SkeletonStore]]:
+    """The training tracklets of these datasets, and a store for each root."""
     datasets: list[VideoDataset] = []
     stores: dict[str, SkeletonStore] = {}
-    for name in cfg.DATASETS.NAMES:
-        data = build_dataset(cfg, name, combineall=cfg.DATASETS.COMBINEALL)
+    for name in names:
+        combine = cfg.DATASETS.COMBINEALL and name in cfg.DATASETS.NAMES
+        data = build_dataset(cfg, name, combineall=combine)
         if show:
             data.show_train()
         store = open_store(cfg, data)
         if store is not None:
             stores.update({tracklet.root: store for tracklet in data.train})
         datasets.append(data)
-    return join_tracklets(datasets), stores or None
+    return join_tracklets(datasets), stores
 
 
 def shown_with(key: str, value: str, store, tracklets: list[Tracklet]) -> dict:

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 # in 1 and 2, and the choice of another tracklet's skeletons ends in 3.
 _OTHER_SKELETONS = 3
 
+SAMPLINGS = ("segments", "random")
+
 _warned: set[str] = set()  # broken files that this process has logged
 
 
@@ -61,6 +63,41 @@ def segment_indices(n: int, length: int, rng: np.random.Generator | None = None)
     return np.minimum(np.arange(length) * size + offsets, n - 1)
 
 
+def frame_indices(
+    n: int, length: int, rng: np.random.Generator | None = None, *, sampling: str = "segments"
+) -> np.ndarray:
+    """The positions of the frames of a clip, by INPUT.CLIP.SAMPLING.
+
+    Args:
+        n, length, rng: as for :func:`segment_indices`, which is ``segments``.
+        sampling: ``random`` takes T random frames in their order, each at most once if there are T,
+            and in testing the frames floor(i n / T).
+
+    Returns:
+        int64 [T], in ascending order, each below n.
+
+    Raises:
+        UserError: another `sampling`.
+    """
+    if sampling not in SAMPLINGS:
+        raise UserError(
+            f"INPUT.CLIP.SAMPLING is {sampling!r}: choose one of {', '.join(SAMPLINGS)}"
+        )
+    if sampling == "segments":
+        return segment_indices(n, length, rng)
+    if rng is None:
+        return np.arange(length) * n // length
+    return np.sort(rng.choice(n, length, replace=n < length))
+
+
+def half_of(n: int, part: int) -> tuple[int, int]:
+    """Where a part of n frames begins and ends: 0 all frames, 1 the first half, 2 the second.
+
+    A single frame is both halves.
+    """
+    return (0, n) if part == 0 else (0, max(1, n // 2)) if part == 1 else (n // 2, n)
+
+
 def clip_tensors(clip: Clip) -> dict[str, torch.Tensor]:
     """The tensors of a transformed clip, see :class:`ClipDataset`."""
     return {
@@ -83,7 +120,7 @@ class ClipDataset(Dataset):
     - crop_sizes: float32 [T,2], height and width of each frame before it was resized
     - targets: the label in training (`pid_to_label`), the identity in testing
     - camids, modality: as in the tracklet
-    - index: the tracklet's position in `tracklets`
+    - index: the tracklet's position in `tracklets`, or the index of its half
     - replaced: number of broken frames that were replaced by a neighbor
 
     Args:
@@ -91,9 +128,11 @@ class ClipDataset(Dataset):
         length: T.
         transform: from the decoded frames to images of one size.
         store: skeletons of all tracklets, or a store for each `root`; None: no skeletons.
-        pid_to_label: classes of the identities, 0 .. C-1.
+        pid_to_label: classes of the identities, 0 .. C-1, or negative numbers: no classes.
         skeletons_of: ``(position, rng) -> position`` of the tracklet whose skeletons are used,
             drawn for each request in training, fixed in testing; None: the clip's own.
+        sampling: see :func:`frame_indices`.
+        halves: N further indexes are the first halves of the N tracklets, and N more the second.
     """
 
     def __init__(
@@ -105,6 +144,8 @@ class ClipDataset(Dataset):
         store: SkeletonStore | Mapping[str, SkeletonStore] | None = None,
         pid_to_label: Mapping[int, int] | None = None,
         skeletons_of: Callable[[int, np.random.Generator], int] | None = None,
+        sampling: str = "segments",
+        halves: bool = False,
     ):
         self.tracklets = tracklets
         self.length = length
@@ -112,24 +153,33 @@ class ClipDataset(Dataset):
         self.store = store
         self.pid_to_label = pid_to_label
         self.skeletons_of = skeletons_of
+        self.sampling = sampling
+        self.halves = halves
 
     @property
     def num_classes(self) -> int:
-        """C, the number of identities."""
-        return len(self.pid_to_label or {tracklet.pid for tracklet in self.tracklets})
+        """C, the number of identities; those with a negative label are no classes."""
+        if not self.pid_to_label:
+            return len({tracklet.pid for tracklet in self.tracklets})
+        return sum(label >= 0 for label in self.pid_to_label.values())
 
     def __len__(self) -> int:
-        return len(self.tracklets)
+        return len(self.tracklets) * (3 if self.halves else 1)
 
     def __getitem__(self, item: int | ClipRequest) -> dict:
+        part = 0
         if isinstance(item, ClipRequest):
             index, rng = item.index, np.random.default_rng(item.seed)
             segment_rng, other_seed = rng, (*item.seed, _OTHER_SKELETONS)
         else:
-            index, rng, segment_rng = int(item), np.random.default_rng(0), None
+            rng, segment_rng = np.random.default_rng(0), None
+            part, index = divmod(range(len(self))[int(item)], len(self.tracklets))
             other_seed = (index, 0, 0, _OTHER_SKELETONS)
         tracklet = self.tracklets[index]
-        wanted = segment_indices(len(tracklet), self.length, segment_rng)
+        start, stop = half_of(len(tracklet), part)
+        wanted = start + frame_indices(
+            stop - start, self.length, segment_rng, sampling=self.sampling
+        )
         # The joints are those of the frame that is shown, also if it replaces a broken one.
         frames, used, replaced = read_clip(tracklet, wanted.tolist())
         source = tracklet
@@ -141,7 +191,7 @@ class ClipDataset(Dataset):
             "targets": self.pid_to_label[tracklet.pid] if self.pid_to_label else tracklet.pid,
             "camids": tracklet.camid,
             "modality": int(tracklet.modality),
-            "index": index,
+            "index": index + part * len(self.tracklets),
             "replaced": replaced,
         }
 

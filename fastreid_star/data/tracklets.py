@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from fastreid_star.coco import NUM_JOINTS
-from fastreid_star.data.clips import read_clip, segment_indices
+from fastreid_star.data.clips import frame_indices, read_clip
 from fastreid_star.data.io import as_array, read_video, reason
 from fastreid_star.data.skeletons import SkeletonStore, as_joints, is_valid
 from fastreid_star.data.transforms import Clip
@@ -104,15 +104,18 @@ def check_input(tracklet: TrackletInput) -> None:
     _check_skeleton_count(tracklet, len(tracklet.images))
 
 
-def read_test_clip(tracklet: TrackletInput, length: int) -> tuple[Clip, int]:
+def read_test_clip(
+    tracklet: TrackletInput, length: int, sampling: str = "segments"
+) -> tuple[Clip, int]:
     """The T frames of a tracklet that a test uses, with their joints, before any transform.
 
-    The frames are those of :func:`~fastreid_star.data.clips.segment_indices`; a broken image file
+    The frames are those of :func:`~fastreid_star.data.clips.frame_indices`; a broken image file
     is replaced by its nearest good neighbor, with the neighbor's joints.
 
     Args:
         tracklet: one that passes :func:`check_input`.
         length: T.
+        sampling: INPUT.CLIP.SAMPLING.
 
     Returns:
         the clip; the number of frames that were replaced.
@@ -122,13 +125,17 @@ def read_test_clip(tracklet: TrackletInput, length: int) -> tuple[Clip, int]:
             frame per skeleton.
     """
     replaced = 0
+
+    def chosen(n: int) -> list[int]:
+        return frame_indices(n, length, sampling=sampling).tolist()
+
     if tracklet.is_video:
         path = cast(str, tracklet.frames)
-        frames, n = read_video(path, lambda n: segment_indices(n, length).tolist())
+        frames, n = read_video(path, chosen)
         _check_skeleton_count(tracklet, n)
-        used = segment_indices(n, length).tolist()
+        used = chosen(n)
     else:
-        used = segment_indices(len(tracklet.images), length).tolist()
+        used = chosen(len(tracklet.images))
         if tracklet.is_files:
             files = tuple(os.fspath(frame) for frame in tracklet.images)
             listed = Tracklet(0, 0, as_modality(tracklet.modality), "", files)

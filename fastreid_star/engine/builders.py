@@ -26,6 +26,7 @@ from fastreid_star.data.build import (
     all_video,
     build_clip_test_loader,
     build_clip_train_loader,
+    find_video_dataset,
     is_video_dataset,
 )
 from fastreid_star.engine import device as devices
@@ -34,6 +35,7 @@ from fastreid_star.engine.failures import building
 from fastreid_star.engine.solver import build_lr_scheduler, build_optimizer
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import CrossModalEvaluator
+from fastreid_star.evaluation.rerank import build_reranking
 from fastreid_star.upgrade import upgrade_config
 from fastreid_star.weights import misfits, read_file, read_weights, require_most, weights_of
 
@@ -114,9 +116,12 @@ class Builders(DefaultTrainer):
             tracklets=loader.dataset.tracklets,  # type: ignore[attr-defined] # our dataset
             ranks=tuple(cfg.TEST.RANKS),
             camera_filter=cfg.TEST.CAMERA_FILTER,
+            reranking=build_reranking(cfg),
             min_frames=cfg.DATASETS.MIN_FRAMES,
             dataset_name=dataset_name,
+            protocol_name=find_video_dataset(dataset_name).protocol_name(cfg),
             csv_path=os.path.join(cfg.OUTPUT_DIR, f"per_query_{dataset_name}.csv"),
+            json_path=os.path.join(cfg.OUTPUT_DIR, f"results_{dataset_name}.json"),
         )
         return DeviceLoader(loader, device_of(cfg)), evaluator
 

@@ -15,8 +15,8 @@ from fastreid_star.methods import training_keys
 logger = logging.getLogger(__name__)
 
 # Keys and sections that decide a trained model's features ...
-_FEATURES = ("MODEL", "INPUT.SIZE_TEST", "INPUT.CLIP.LENGTH", "INPUT.BLANK", "INPUT.RANGE_16BIT",
-             "SOLVER.FAST_FLOAT32")  # fmt: skip
+_FEATURES = ("MODEL", "INPUT.SIZE_TEST", "INPUT.CLIP.LENGTH", "INPUT.CLIP.SAMPLING", "INPUT.BLANK",
+             "INPUT.RANGE_16BIT", "SOLVER.FAST_FLOAT32")  # fmt: skip
 # ... without those that only training reads, or that change speed and not numbers.
 _NO_FEATURES = (
     "MODEL.CHANNELS_LAST", "MODEL.DEVICE", "MODEL.NPU", "MODEL.WEIGHTS",

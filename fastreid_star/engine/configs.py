@@ -76,16 +76,21 @@ def config_path(name: str) -> str:
         raise UserError("no config file is given: add --config-file FILE")
     if os.path.isfile(name):
         return name
-    package = Path(__file__).resolve().parents[1]
-    shipped: dict[str, Path] = {}
-    for folder in (package / "configs", package.parent / "configs"):  # the clone's come last
-        shipped |= {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.yml")}
-    wanted = name.removeprefix("configs/")
+    shipped, wanted = shipped_configs(), name.removeprefix("configs/")
     if wanted in shipped:
         return str(shipped[wanted])
     near = difflib.get_close_matches(wanted, shipped, n=3)
     hint = f"; similar configs: {', '.join(near)}" if near else ""
     raise UserError(f"config file {name} does not exist{hint}")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs of the project, by name."""
+    package = Path(__file__).resolve().parents[1]
+    shipped: dict[str, Path] = {}
+    for folder in (package / "configs", package.parent / "configs"):  # the clone's come last
+        shipped |= {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.yml")}
+    return shipped
 
 
 def merge_file(cfg: CfgNode, cfg_filename: str, allow_unsafe: bool = False) -> None:

@@ -20,6 +20,7 @@ from fastreid.evaluation.evaluator import DatasetEvaluator
 from fastreid.utils import comm
 
 from fastreid_star.errors import UserError
+from fastreid_star.evaluation.rerank import Reranking
 from fastreid_star.evaluation.retrieval import (
     DEFAULT_RANKS,
     RetrievalResult,
@@ -27,7 +28,12 @@ from fastreid_star.evaluation.retrieval import (
     evaluate_retrieval,
 )
 from fastreid_star.evaluation.similarity import check_features, normalize, shorten, similarity
-from fastreid_star.evaluation.tables import format_table, mean_of_both, write_query_csv
+from fastreid_star.evaluation.tables import (
+    format_table,
+    mean_of_both,
+    write_query_csv,
+    write_results,
+)
 from fastreid_star.structures import Modality, Tracklet
 
 logger = logging.getLogger(__name__)
@@ -56,6 +62,8 @@ class CrossModalResults:
         v2i: visible queries, infrared gallery.
         sides: the tracklets of each.
         dataset_name, min_frames, camera_filter: the protocol.
+        reranking: what was applied to the features.
+        protocol_name: the name of the protocol, for a dataset on which several are in use.
     """
 
     i2v: RetrievalResult
@@ -64,6 +72,8 @@ class CrossModalResults:
     dataset_name: str
     min_frames: int
     camera_filter: bool
+    reranking: Reranking
+    protocol_name: str
 
     def directions(self) -> dict[str, tuple[RetrievalResult, np.ndarray, np.ndarray]]:
         """Results, positions of the queries and positions of the gallery, by direction."""
@@ -82,14 +92,29 @@ class CrossModalResults:
         metrics["metric"] = metrics["mean/mAP"]
         return metrics
 
+    def summary(self) -> dict[str, Any]:
+        """The protocol, the re-ranking and the metrics, for a JSON file."""
+        return {
+            "dataset": self.dataset_name,
+            "protocol": self.protocol_name or None,
+            "min_frames": self.min_frames,
+            "camera_filter": self.camera_filter,
+            "reranking": str(self.reranking),
+            "tracklets": dict(zip(self.sides._fields, map(len, self.sides), strict=True)),
+            "metrics": self.metrics(),
+        }
+
     def protocol(self) -> str:
-        """The protocol and the numbers of queries and gallery entries, in three lines."""
+        """The protocol, the re-ranking if any, and the numbers of queries and gallery entries."""
         frames = f"at least {self.min_frames} frames" if self.min_frames > 1 else "any length"
         camera = "removed from" if self.camera_filter else "kept in"
+        name = f", protocol {self.protocol_name}" if self.protocol_name else ""
         lines = [
-            f"{self.dataset_name}: tracklets of {frames}; same identity and camera {camera} the "
-            "gallery"
+            f"{self.dataset_name}{name}: tracklets of {frames}; same identity and camera {camera} "
+            "the gallery"
         ]
+        if self.reranking != Reranking():
+            lines.append(f"re-ranked: {self.reranking}")
         for direction, query, gallery in (
             ("I2V", "infrared", "visible"),
             ("V2I", "visible", "infrared"),
@@ -112,12 +137,15 @@ def cross_modal_results(
     dataset_name: str,
     ranks: Sequence[int] = DEFAULT_RANKS,
     camera_filter: bool = True,
+    reranking: Reranking | None = None,
+    protocol_name: str = "",
 ) -> CrossModalResults:
     """Evaluate I2V and V2I.
 
     Args:
         features: ``[N, D]``, compared by cosine, or ``[N, P, D]``, compared by the mean distance of
-            the parts; see :func:`~fastreid_star.evaluation.similarity.similarity`.
+            the parts; see :func:`~fastreid_star.evaluation.similarity.similarity`. With temporal
+            re-ranking 3 N features, of all frames, first halves and second halves.
         tracklets: N, of both modalities, in any order. A tracklet whose `role` is ``query`` or
             ``gallery`` is only that; any other is a query of one direction and a gallery entry of
             the other.
@@ -126,28 +154,35 @@ def cross_modal_results(
         dataset_name: for the protocol and for messages.
         ranks: the k at which CMC is reported.
         camera_filter: remove gallery entries with the query's identity and camera.
+        reranking: applied to the queries and the gallery of each direction; None: none.
+        protocol_name: for messages, see :class:`CrossModalResults`.
 
     Raises:
         UserError: a feature is NaN or infinite, one modality is missing, a tracklet is too short,
             or no query has a match.
-        ValueError: the number of features is not the number of tracklets.
+        ValueError: the number of features is not that of the tracklets.
     """
+    reranking = reranking or Reranking()
     sides = _check_tracklets(tracklets, min_frames, dataset_name)
     features = torch.as_tensor(features).detach().to("cpu", torch.float32)
-    if features.ndim not in (2, 3) or len(features) != len(tracklets):
+    count = len(tracklets) * reranking.views
+    if features.ndim not in (2, 3) or len(features) != count:
         raise ValueError(
-            f"{len(tracklets)} tracklets need as many features [N, D] or [N, P, D], got "
+            f"{len(tracklets)} tracklets need {count} features [N, D] or [N, P, D], got "
             f"{list(features.shape)}"
         )
     check_features(features, dataset_name)
     features = normalize(features)
+    views = features.unflatten(0, (reranking.views, len(tracklets)))
     pids = np.array([tracklet.pid for tracklet in tracklets])
     camids = np.array([tracklet.camid for tracklet in tracklets])
 
     results: list[RetrievalResult] = []
     for name, query, gallery in (("I2V", *sides[:2]), ("V2I", *sides[2:])):
         # If both directions have the same tracklets, V2I has the similarities of I2V, transposed.
-        if (
+        if reranking != Reranking():
+            values = reranking.similarity(views[:, query], views[:, gallery]).numpy()
+        elif (
             results
             and np.array_equal(query, sides.i2v_gallery)
             and np.array_equal(gallery, sides.i2v_query)
@@ -162,7 +197,9 @@ def cross_modal_results(
             raise UserError(f"{dataset_name}, {name}, min_frames {min_frames}: {error}") from None
         results.append(found)
     i2v, v2i = results
-    return CrossModalResults(i2v, v2i, sides, dataset_name, min_frames, camera_filter)
+    return CrossModalResults(
+        i2v, v2i, sides, dataset_name, min_frames, camera_filter, reranking, protocol_name
+    )
 
 
 class CrossModalEvaluator(DatasetEvaluator):
@@ -172,8 +209,9 @@ class CrossModalEvaluator(DatasetEvaluator):
         tracklets: the tracklets of the test loader, in the dataset's order: queries, then gallery.
         csv_path: where to write the results of each query, see :func:`write_query_csv`; None: they
             are not written.
-        protocol: `min_frames`, `dataset_name`, `ranks` and `camera_filter` of
-            :func:`cross_modal_results`.
+        json_path: where to write :meth:`CrossModalResults.summary`; None: it is not written.
+        protocol: `min_frames`, `dataset_name`, `ranks`, `camera_filter`, `reranking` and
+            `protocol_name` of :func:`cross_modal_results`.
 
     Raises:
         UserError: one modality is missing, a tracklet is shorter than `min_frames`, or `ranks` are
@@ -185,12 +223,14 @@ class CrossModalEvaluator(DatasetEvaluator):
         *,
         tracklets: Sequence[Tracklet],
         csv_path: str | os.PathLike | None = None,
+        json_path: str | os.PathLike | None = None,
         **protocol: Any,
     ):
         # Before features are extracted, which may take an hour.
         _check_tracklets(tracklets, protocol["min_frames"], protocol["dataset_name"])
         check_ranks(protocol.get("ranks", DEFAULT_RANKS))
-        self.tracklets, self.csv_path, self.protocol = list(tracklets), csv_path, protocol
+        self.tracklets, self.protocol = list(tracklets), protocol
+        self.csv_path, self.json_path = csv_path, json_path
         self.reset()
 
     def reset(self) -> None:
@@ -202,7 +242,8 @@ class CrossModalEvaluator(DatasetEvaluator):
         """Store the features of one batch, as float32 on the CPU.
 
         Args:
-            inputs: the batch; ``index`` ``[B]`` holds the positions of its clips in `tracklets`.
+            inputs: the batch; ``index`` ``[B]`` holds the positions of its clips in `tracklets`,
+                those of the halves from N and 2 N on.
             outputs: ``[B, D]`` or ``[B, P, D]``, the model's features.
         """
         self._indexes.append(inputs["index"].detach().to("cpu", torch.int64, copy=True))
@@ -210,6 +251,8 @@ class CrossModalEvaluator(DatasetEvaluator):
 
     def gather(self) -> torch.Tensor | None:
         """The features of all tracklets, in their order, in the main process; None in the others.
+
+        With temporal re-ranking, those of the first halves follow, then those of the second.
 
         Raises:
             AssertionError: a tracklet was not seen exactly once.
@@ -220,11 +263,12 @@ class CrossModalEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         indexes = torch.cat([torch.empty(0, dtype=torch.int64), *(part[0] for part in gathered)])
-        _check_coverage(indexes.tolist(), len(self.tracklets))
+        reranking = self.protocol.get("reranking") or Reranking()
+        _check_coverage(indexes.tolist(), len(self.tracklets) * reranking.views)
         return torch.cat([part[1] for part in gathered])[indexes.argsort()]
 
     def evaluate(self) -> OrderedDict[str, float]:
-        """Gather the features, evaluate, log the table and write the CSV file.
+        """Gather the features, evaluate, log the table and write the files.
 
         Returns:
             :meth:`CrossModalResults.metrics` in the main process, an empty dict in the others.
@@ -241,6 +285,8 @@ class CrossModalEvaluator(DatasetEvaluator):
         if self.csv_path is not None:
             write_query_csv(self.csv_path, results.directions(), self.tracklets)
             logger.info("Results of each query: %s", self.csv_path)
+        if self.json_path is not None:
+            write_results(self.json_path, results.summary())
         return results.metrics()
 
 

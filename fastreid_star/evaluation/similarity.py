@@ -47,7 +47,7 @@ def similarity(query: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
             "both be [N, D] or both [N, P, D]"
         )
     if query.ndim == 3:
-        return _part_similarity(query, gallery)
+        return mean_distances(query, gallery).neg_().float()
     found = torch.empty(len(query), len(gallery))
     for rows, block in zip(found.split(BLOCK_SIZE), query.split(BLOCK_SIZE), strict=True):
         torch.mm(block, gallery.T, out=rows)
@@ -61,8 +61,16 @@ def pair_similarity(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return -(one - other).norm(dim=1).mean()
 
 
-def _part_similarity(query: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
-    """Minus the mean distance of the parts; one part in float64 is in memory at a time."""
+def mean_distances(query: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
+    """The Euclidean distance, or the mean distance of the parts; float64 ``[Q, G]``.
+
+    One part in float64 is in memory at a time.
+
+    Args:
+        query, gallery: ``[N, D]`` or ``[N, P, D]`` each.
+    """
+    if query.ndim == 2:
+        query, gallery = query[:, None], gallery[:, None]
     total = torch.zeros(len(query), len(gallery), dtype=torch.float64)
     buffer = torch.empty(min(BLOCK_SIZE, len(query)), len(gallery), dtype=torch.float64)
     for q, g in zip(query.unbind(1), gallery.unbind(1), strict=True):
@@ -74,7 +82,7 @@ def _part_similarity(query: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor
         for rows, block in zip(total.split(BLOCK_SIZE), left.split(BLOCK_SIZE), strict=True):
             distances = torch.mm(block, right.T, out=buffer[: len(block)])
             rows += distances.clamp_(min=0).sqrt_()
-    return total.div_(-query.shape[1]).float()
+    return total.div_(query.shape[1])
 
 
 def first_ranked(similarity: np.ndarray, k: int) -> np.ndarray:

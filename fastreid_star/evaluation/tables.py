@@ -1,11 +1,13 @@
-"""Results of both directions as a text table, and the results of each query as a CSV file."""
+"""Results of both directions as a text table and a JSON file, those of each query as a CSV file."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tabulate import tabulate
@@ -90,3 +92,11 @@ def write_query_csv(
                 top1 = [tracklets[position].pid, position, float(found.top1_similarity[row])]
             writer.writerow([*cells, *measures, *top1])
     write_whole(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def write_results(path: str | os.PathLike, summary: Mapping[str, Any]) -> None:
+    """Write the protocol and the metrics of an evaluation as JSON; the folder is created."""
+    path = os.path.abspath(path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    text = json.dumps(summary, indent=1) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))

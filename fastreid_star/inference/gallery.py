@@ -29,6 +29,7 @@ import torch
 from fastreid_star.data.folders import check_names
 from fastreid_star.data.tracklets import as_modality
 from fastreid_star.errors import UserError
+from fastreid_star.evaluation.rerank import Reranking
 from fastreid_star.evaluation.similarity import (
     check_features,
     first_ranked,
@@ -163,6 +164,7 @@ class Gallery:
         k: int = 10,
         *,
         modality: Modality | str | None = None,
+        reranking: Reranking | None = None,
     ) -> list[RankedList]:
         """Rank the gallery for every query. Every entry is compared.
 
@@ -170,12 +172,15 @@ class Gallery:
             features: ``[Q, D]`` or ``[Q, P, D]``, computed with this gallery's model.
             k: the length of each list.
             modality: rank the entries of this modality only; None: all entries.
+            reranking: applied to the queries and the ranked entries together, so that a list
+                depends on the other queries as well; None: none.
 
         Returns:
             Q ranked lists.
 
         Raises:
-            UserError: k is below 1, there is nothing to rank, or a feature is not finite.
+            UserError: k is below 1, there is nothing to rank, a feature is not finite, or
+                `reranking` needs the halves of the tracklets.
             ValueError: features of another shape.
         """
         if k < 1:
@@ -187,8 +192,13 @@ class Gallery:
             raise UserError(f"the gallery has no {name}entries to rank; it has {len(self)} in all")
         query, entries = self._check(features), self._features[places]
         lists = []
-        for block in query.split(max(1, _BLOCK // len(places))):
-            found = similarity(block, entries).numpy()
+        require_single_features(reranking)
+        if reranking is not None and reranking != Reranking():
+            values = iter([reranking.similarity(query[None], entries[None])])
+        else:
+            blocks = query.split(max(1, _BLOCK // len(places)))
+            values = (similarity(block, entries) for block in blocks)
+        for found in map(torch.Tensor.numpy, values):
             for values, order in zip(found, first_ranked(found, k), strict=True):
                 names = tuple(self.names[place] for place in places[order])
                 lists.append(RankedList(names, values[order], places[order]))
@@ -293,6 +303,15 @@ class Gallery:
         unit = normalize(features)
         # Features that a predictor has normalized are kept to the last bit.
         return features if torch.allclose(unit, features, rtol=0, atol=1e-6) else unit
+
+
+def require_single_features(reranking: Reranking | None) -> None:
+    """Raise a UserError if a re-ranking needs the halves of the tracklets."""
+    if reranking is not None and reranking.views > 1:
+        raise UserError(
+            "temporal re-ranking needs the features of both halves of each tracklet, which a "
+            "gallery does not have: add --set TEST.RERANK.TEMPORAL False"
+        )
 
 
 def prepare_gallery(folder: str | os.PathLike) -> None:

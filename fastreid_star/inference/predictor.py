@@ -173,7 +173,7 @@ class StarPredictor:
             _named(tracklet, position, check_input)
         loader = DeviceLoader(
             DataLoader(
-                _TestClips(tracklets, self.cfg.INPUT.CLIP.LENGTH, self.transform),
+                _TestClips(tracklets, self.cfg.INPUT.CLIP, self.transform),
                 batch_size=batch_size,
                 num_workers=num_workers,
                 collate_fn=collate_clips,
@@ -262,15 +262,18 @@ def load_predictor(
 class _TestClips(Dataset):
     """Tracklets as test clips, with the keys of :class:`~fastreid_star.data.clips.ClipDataset`."""
 
-    def __init__(self, tracklets: Sequence[TrackletInput], length: int, transform: Transform):
-        self.tracklets, self.length, self.transform = tracklets, length, transform
+    def __init__(self, tracklets: Sequence[TrackletInput], clip: CfgNode, transform: Transform):
+        self.tracklets, self.transform = tracklets, transform
+        self.length, self.sampling = clip.LENGTH, clip.SAMPLING
 
     def __len__(self) -> int:
         return len(self.tracklets)
 
     def __getitem__(self, index: int) -> dict:
         tracklet = self.tracklets[index]
-        clip, replaced = _named(tracklet, index, lambda it: read_test_clip(it, self.length))
+        clip, replaced = _named(
+            tracklet, index, lambda it: read_test_clip(it, self.length, self.sampling)
+        )
         modality = as_modality(tracklet.modality)
         return {
             **suspicions(clip, modality),

@@ -13,9 +13,10 @@ from tabulate import tabulate
 
 from fastreid_star.data.tracklets import TrackletInput
 from fastreid_star.errors import UserError
+from fastreid_star.evaluation.rerank import Reranking, build_reranking
 from fastreid_star.files import prepare_output, write_output
 from fastreid_star.inference.features import PICTURE, compute, find_tracklets
-from fastreid_star.inference.gallery import Gallery, RankedList
+from fastreid_star.inference.gallery import Gallery, RankedList, require_single_features
 from fastreid_star.inference.pictures import prepare_pictures, write_pictures
 from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.structures import Modality
@@ -33,12 +34,14 @@ class Answer:
         modality: the query's modality, in lower case.
         among: which entries were ranked: visible, infrared or all.
         ranked: the entries most similar to it.
+        reranking: what was applied to the features, in words; empty: nothing.
     """
 
     query: str
     modality: str
     among: str
     ranked: RankedList
+    reranking: str = ""
 
     def rows(self) -> list[tuple[int, float, str, int]]:
         """Rank, similarity, name and position in the gallery of each entry."""
@@ -63,7 +66,7 @@ def search(
     batch_size: int | None = None,
     num_workers: int = 2,
 ) -> list[Answer]:
-    """Rank a saved gallery for own tracklets.
+    """Rank a saved gallery for own tracklets, with the re-ranking of the predictor's config.
 
     Args:
         predictor: the model that the gallery was made with.
@@ -87,6 +90,8 @@ def search(
         UserError: an argument is wrong, the gallery was made with another model, a query cannot be
             used, or a file cannot be written.
     """
+    reranking = build_reranking(predictor.cfg)
+    require_single_features(reranking)  # before the features are computed
     for path in filter(None, (json_file, csv_file)):
         prepare_output(path)
     if pictures:
@@ -94,7 +99,15 @@ def search(
     entries = Gallery.load(gallery, predictor)
     found = find_tracklets(queries, modality, skeletons)
     features = compute(predictor, add_skeletons(found.tracklets), batch_size, num_workers)
-    answers = rank(entries, features, found.names, found.modalities, k=top, among=among)
+    answers = rank(
+        entries,
+        features,
+        found.names,
+        found.modalities,
+        k=top,
+        among=among,
+        reranking=reranking,
+    )
     if json_file:
         text = to_json(answers, entries)
         write_output(json_file, lambda file: file.write(text.encode()))
@@ -121,6 +134,7 @@ def rank(
     *,
     k: int = 10,
     among: str = "other",
+    reranking: Reranking | None = None,
 ) -> list[Answer]:
     """Rank a gallery for queries of both modalities.
 
@@ -130,6 +144,7 @@ def rank(
         names, modalities: of the Q queries.
         k: the length of each list.
         among: see :func:`search`.
+        reranking: see :meth:`Gallery.search`.
 
     Raises:
         UserError: `among` is unknown; and see :meth:`Gallery.search`.
@@ -143,9 +158,11 @@ def rank(
         if among == "other":
             kind = "infrared" if modality == Modality.VISIBLE else "visible"
         rows = [row for row, other in enumerate(modalities) if other == modality]
-        found = gallery.search(features[rows], k, modality=None if kind == "all" else kind)
+        only = None if kind == "all" else kind
+        found = gallery.search(features[rows], k, modality=only, reranking=reranking)
+        applied = "" if reranking in (None, Reranking()) else str(reranking)
         for row, ranked in zip(rows, found, strict=True):
-            answers[row] = Answer(names[row], own, kind, ranked)
+            answers[row] = Answer(names[row], own, kind, ranked, applied)
     return [answers[row] for row in range(len(names))]
 
 
@@ -154,13 +171,14 @@ def to_table(answers: Sequence[Answer]) -> str:
     parts = []
     for answer in answers:
         among = "entries of both modalities" if answer.among == "all" else f"{answer.among} entries"
+        applied = f", re-ranked: {answer.reranking}" if answer.reranking else ""
         table = tabulate(
             [(rank, f"{value:.4f}", name) for rank, value, name, _ in answer.rows()],
             headers=("rank", "similarity", "name"),
             colalign=("right", "right", "left"),
             disable_numparse=True,
         )
-        parts.append(f"{answer.query} ({answer.modality}) among {among}:\n{table}")
+        parts.append(f"{answer.query} ({answer.modality}) among {among}{applied}:\n{table}")
     return "\n\n".join(parts)
 
 
@@ -180,6 +198,8 @@ def to_json(answers: Sequence[Answer], gallery: Gallery) -> str:
             for rank, value, name, index in answer.rows()
         ]
         query = {"query": answer.query, "modality": answer.modality, "among": answer.among}
+        if answer.reranking:
+            query["reranking"] = answer.reranking
         content.append({**query, "results": results})
     return json.dumps(content, indent=1) + "\n"
 

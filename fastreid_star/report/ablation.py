@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from fastreid_star.ablation.tables import COLUMNS, OPTIONS, PAPER, RESULT, spread
+from fastreid_star.ablation.published import published
+from fastreid_star.ablation.tables import COLUMNS, OPTIONS, RESULT, spread
 from fastreid_star.data.folders import natural_key
 from fastreid_star.errors import UserError
 from fastreid_star.report import plots
@@ -63,12 +64,17 @@ def write_ablation_page(folder: str | Path, *, output: str | Path | None = None)
             (name, len(results), [spread([result[key] for result in results]) for key in COLUMNS])
             for name, results in table.items()
         ],
-        paper={name: [*row, (row[1] + row[3]) / 2] for name, row in PAPER.items()}
-        if datasets == ["HITSZVCM"]
-        else {},
+        paper=_published(table) if datasets == ["HITSZVCM"] else {},
         lengths=length_charts(runs),
         maps=exponent_maps(runs),
     )
+
+
+def _published(names: Iterable[str]) -> dict[str, tuple[str, list[float]]]:
+    """Source and published results of these configs, with the mean mAP."""
+    found = {name: published(name) for name in names}
+    rows = {name: each for name, each in found.items() if each is not None}
+    return {name: (source, [*row, (row[1] + row[3]) / 2]) for name, (source, row) in rows.items()}
 
 
 def find_runs(folder: str | Path) -> list[Finished]:

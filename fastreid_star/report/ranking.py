@@ -75,6 +75,8 @@ class Ranking:
     @property
     def measure(self) -> str:
         """What the similarity of two features is."""
+        if self.results.reranking.changes_distances:
+            return "re-ranked distance, with a minus"
         parts = "similarity (minus the mean distance of the parts)"
         return "cosine similarity" if self.features.ndim == 2 else parts
 
@@ -101,7 +103,7 @@ def rank(features: torch.Tensor, dataset: ClipDataset, **protocol: Any) -> Ranki
     """Rank the gallery for every query, in both directions.
 
     Args:
-        features: [N, D], one row a tracklet of `dataset`.
+        features: [N, D], one row a tracklet of `dataset`; 3 N with temporal re-ranking.
         dataset: the test clips.
         protocol: arguments of :func:`~fastreid_star.evaluation.cross_modal.cross_modal_results`.
     """
@@ -115,7 +117,8 @@ def rank(features: torch.Tensor, dataset: ClipDataset, **protocol: Any) -> Ranki
         directions[name] = Direction(
             name, queries, gallery, similarity, same & ~removed, result.per_query
         )
-    return Ranking(dataset, normalize(features.float()), results, directions)
+    features = normalize(features[: len(dataset.tracklets)].float())
+    return Ranking(dataset, features, results, directions)
 
 
 def choose_queries(
@@ -240,11 +243,14 @@ def require_comparable(ranking: Ranking, other: Ranking, names: Sequence[str]) -
             f"{names[0]} and {names[1]} are tested on different tracklets ({len(keys[0])} and "
             f"{len(keys[1])}): compare runs with the same test set and DATASETS.MIN_FRAMES"
         )
-    rules = [(r.results.i2v.ranks, r.results.camera_filter) for r in (ranking, other)]
+    rules = [
+        (r.results.i2v.ranks, r.results.camera_filter, r.results.reranking)
+        for r in (ranking, other)
+    ]
     if rules[0] != rules[1]:
         raise UserError(
-            f"{names[0]} and {names[1]} differ in TEST.RANKS or TEST.CAMERA_FILTER: set both keys "
-            "for the report"
+            f"{names[0]} and {names[1]} differ in TEST.RANKS, TEST.CAMERA_FILTER, TEST.AQE or "
+            "TEST.RERANK: set these keys for the report"
         )
 
 

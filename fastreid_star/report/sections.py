@@ -13,7 +13,7 @@ from fastreid.config import get_cfg
 from markupsafe import Markup
 from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 
-from fastreid_star.ablation.tables import PAPER
+from fastreid_star.ablation.published import TABLE_3
 from fastreid_star.engine.configs import load_config
 from fastreid_star.report import plots, ranking
 from fastreid_star.report.draw import Album, Picture
@@ -93,7 +93,7 @@ def result_rows(e: Evaluated) -> list[ResultRow]:
     """Both directions and their mean, then the paper's if it has this config."""
     names = columns(e.metrics)
     known = [(e.name, e.metrics)]
-    printed = PAPER.get(paper_row(e.run))
+    printed = TABLE_3.get(paper_row(e.run))
     if printed is not None:
         measures = ("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP")
         known.append(("paper", dict(zip(measures, printed, strict=True))))
@@ -109,7 +109,7 @@ def result_rows(e: Evaluated) -> list[ResultRow]:
 
 def paper_row(run: Run) -> str:
     """The row of the paper's Table 3 whose config the run has, or ``""``."""
-    for name in PAPER:
+    for name in TABLE_3:
         changes = differences(load_config(f"HITSZ-VCM/{name}.yml"), run.cfg)
         if {key for key, _, _ in changes} <= NOT_OF_THE_METHOD:
             return name
@@ -200,7 +200,7 @@ def distribution_charts(runs: Sequence[Evaluated]) -> list[tuple[ranking.Distrib
     charts = []
     for e in runs:
         i2v, v2i = (e.ranking.directions[way] for way in WAYS)
-        same = np.array_equal(i2v.queries, v2i.gallery) and np.array_equal(i2v.gallery, v2i.queries)
+        same = np.array_equal(i2v.similarity, v2i.similarity.T)
         for direction in [i2v] if same else [i2v, v2i]:
             found = ranking.distribution(direction)
             if found is not None:

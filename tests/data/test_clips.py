@@ -15,6 +15,7 @@ from fastreid_star.data.clips import (
     ClipDataset,
     ClipRequest,
     collate_clips,
+    half_of,
     read_clip,
     segment_indices,
 )
@@ -57,6 +58,34 @@ def test_segments(n, length, seed):
         for segment, index in enumerate(indices):
             frames = range(segment * size, (segment + 1) * size)
             assert index in [min(frame, n - 1) for frame in frames]
+
+
+@pytest.mark.parametrize(("n", "first", "second"), [(9, (0, 4), (4, 9)), (1, (0, 1), (0, 1))])
+def test_halves_by_hand(n, first, second):
+    assert [half_of(n, part) for part in range(3)] == [(0, n), first, second]
+
+
+def test_the_halves_of_all_tracklets_follow_them(data, store):
+    """The joints of frame f are f, so that they say which frames a clip has."""
+    plain, halves = (
+        ClipDataset(data.train, length=3, transform=Resize((8, 4)), store=store, halves=halves)
+        for halves in (False, True)
+    )
+    n = len(data.train)
+    assert (len(plain), len(halves)) == (n, 3 * n)
+    for index, tracklet in enumerate(data.train):
+        assert torch.equal(halves[index]["images"], plain[index]["images"])
+        for part, frames in (
+            (1, range(len(tracklet) // 2)),
+            (2, range(len(tracklet))[len(tracklet) // 2 :]),
+        ):
+            item = halves[index + part * n]
+            assert (item["index"], item["targets"]) == (index + part * n, tracklet.pid)
+            wanted = [frames[place] + 1 for place in segment_indices(len(frames), 3)]
+            shown = [round(100 * float(score)) for score in item["skeletons"][:, 0, 2]]
+            assert [s for s, there in zip(shown, item["has_skeleton"], strict=True) if there] == [
+                f for f in wanted if (index, f) != (0, 4)
+            ]
 
 
 def test_training_reaches_every_frame():

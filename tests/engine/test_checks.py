@@ -90,7 +90,7 @@ def test_one_problem_is_one_line(tiny_root, tmp_path, options, message):
         (("MODEL.LOSSES.CE.EPSILON", "1.5"), r"EPSILON is 1\.5: choose a share up to 1"),
         (("MODEL.LOSSES.NAME", "('CrossEntropyLoss','SkeletonConsistencyLoss')"), "bone_states"),
         (("TEST.PRECISE_BN.ENABLED", "True"), "PRECISE_BN"),
-        (("TEST.RERANK.ENABLED", "True"), r"TEST\.RERANK\.ENABLED True"),
+        (("TEST.RERANK.ENABLED", "True", "TEST.RERANK.K1", "0"), "K1 is 0"),
         (("TEST.FLIP.ENABLED", "True"), r"TEST\.FLIP\.ENABLED"),
         (("DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler"), r"DATALOADER\.SAMPLER_TRAIN"),
         (("KD.EMA.ENABLED", "True"), r"KD\.EMA\.ENABLED"),

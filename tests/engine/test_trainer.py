@@ -207,7 +207,7 @@ def arguments(root, output, *more):
         (("SOLVER.MAX_EPOCH", "0"), "MAX_EPOCH"),
         (("MODEL.BACKBONE.DEPTH", "99x"), "DEPTH.*99x"),
         (("--resume", "INPUT.CLIP.LENGTH", "2"), r"INPUT.CLIP.LENGTH \(3 -> 2\)"),
-        (("TEST.RERANK.ENABLED", "True"), "RERANK"),
+        (("TEST.FLIP.ENABLED", "True"), "FLIP"),
     ],
 )
 def test_a_refused_run_leaves_an_earlier_one_as_it_was(tiny_root, copied, more, words):
@@ -319,8 +319,8 @@ def test_weights_of_another_model_are_refused(tiny_root, whole_run, tmp_path):
 
 
 def test_features_asked_for_without_effect_are_refused_in_evaluation(tiny_root, copied):
-    weights = ("MODEL.WEIGHTS", str(copied / "model_best.pth"), "TEST.AQE.ENABLED", "True")
-    with pytest.raises(UserError, match=r"TEST\.AQE\.ENABLED"):
+    weights = ("MODEL.WEIGHTS", str(copied / "model_best.pth"), "TEST.FLIP.ENABLED", "True")
+    with pytest.raises(UserError, match=r"TEST\.FLIP\.ENABLED"):
         train_or_evaluate(arguments(tiny_root, copied, "--eval-only", *weights))
 
 

@@ -148,6 +148,11 @@ class VideoDataset(Dataset):
         """The keyword arguments of this class that a config sets; a subclass may override it."""
         return {}
 
+    @staticmethod
+    def protocol_name(cfg: CfgNode) -> str:
+        """The name of the test protocol that a config sets; empty: only one is in use."""
+        return ""
+
     def path(self, name: str) -> str:
         """An absolute `name` unchanged, a relative one inside the dataset's folder."""
         return os.path.join(self.folder, name)

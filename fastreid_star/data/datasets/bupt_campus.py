@@ -25,6 +25,9 @@ FRAMES, PATHS = "DATA", "data_paths.json"
 TRAIN, AUXILIARY, QUERY, GALLERY = "train.txt", "train_auxiliary.txt", "query.txt", "gallery.txt"
 CAMERAS = {"LS3": 0, "G25": 1, "CQ1": 2, "W4": 3, "TSG1": 4, "TSG2": 5}
 
+TESTS = ("all", "authors")
+BATCH = 64  # of the authors' test program
+
 # The modalities as the dataset writes them. A training line stands for two tracklets.
 _FOLDERS = {Modality.VISIBLE: "RGB", Modality.INFRARED: "IR"}
 _PAIR = {"RGB/IR": [Modality.VISIBLE, Modality.INFRARED]}
@@ -48,9 +51,15 @@ class BUPTCampus(VideoDataset):
     and the infrared tracklet of a training pair are aligned frame by frame. Each camera films in
     both modalities.
 
-    Protocol of the published numbers: all tracklets (DATASETS.MIN_FRAMES 1); no gallery entry is
-    left out (TEST.CAMERA_FILTER False). The dataset's own program drops its last incomplete batch
-    of 64, 28 visible queries and 54 visible gallery entries; here all count.
+    Three protocols are in use, whose numbers are not comparable. All take tracklets of any length
+    (DATASETS.MIN_FRAMES 1):
+
+    - ``all``: all tracklets; no gallery entry is left out (TEST.CAMERA_FILTER False).
+    - ``camera``: all tracklets; entries with the query's identity and camera are left out
+      (TEST.CAMERA_FILTER True), as in the program of M3-ReID.
+    - ``authors``: as ``all``, without the last 28 visible queries and the last 54 visible gallery
+      entries (DATASETS.BUPT_TEST authors): the sampler of the dataset's program drops incomplete
+      batches of 64.
 
     Layout::
 
@@ -63,14 +72,17 @@ class BUPTCampus(VideoDataset):
     A frame in ``data_paths.json`` is a path relative to ``DATA``, as published, or to the dataset's
     folder, or a bare file name. A skeleton key is ``1746/IR/TSG2/1746_IR_TSG2_1_8535``.
 
-    The auxiliary pairs become ordinary training identities; the authors' separate triplet loss of
-    falling weight for them is not implemented. ``DATA/pid/FakeIR`` is not read.
+    ``train_auxiliary.txt`` has further identities under one camera each. Two keys use it:
+    ``DATASETS.AUXILIARY ("BUPTCampusAuxiliary",)``, as the authors do, and
+    DATASETS.BUPT_AUXILIARY, as training identities like the others. ``DATA/pid/FakeIR`` is not
+    read.
 
     Args:
         root: the folder that holds ``BUPTCampus``, or that folder itself.
         min_frames: shorter tracklets are left out, in the test set too.
         check_frames: check that images of some tracklets exist.
         auxiliary: DATASETS.BUPT_AUXILIARY, train on the pairs of ``train_auxiliary.txt`` too.
+        test: DATASETS.BUPT_TEST, ``all`` test tracklets or those of the ``authors``' program.
 
     Raises:
         UserError: something is missing, malformed or contradictory; the message names file and
@@ -79,6 +91,7 @@ class BUPTCampus(VideoDataset):
 
     dataset_dir = "BUPTCampus"
     dataset_name = "bupt_campus"
+    train_lists: tuple[str, ...] = (TRAIN,)
     published: ClassVar = {
         "train infrared": published_counts(3574, 398069, 1074),
         "train visible": published_counts(3574, 398069, 1074),
@@ -95,10 +108,14 @@ class BUPTCampus(VideoDataset):
         min_frames: int = 1,
         check_frames: bool = True,
         auxiliary: bool = False,
+        test: str = "all",
         **kwargs,
     ):
+        if test not in TESTS:
+            raise UserError(f"DATASETS.BUPT_TEST is {test!r}: choose one of {', '.join(TESTS)}")
         folder = find_folder(root, self.dataset_dir, (PATHS, TRAIN, QUERY, GALLERY))
-        names = [TRAIN, QUERY, GALLERY, *([AUXILIARY] if auxiliary else [])]
+        trained = dict.fromkeys((*self.train_lists, *([AUXILIARY] if auxiliary else [])))
+        names = [*trained, QUERY, GALLERY]
         require_files(folder, [PATHS, *names])
         paths = read_json(os.path.join(folder, PATHS))
         lists = {name.removesuffix(".txt"): _read_list(folder, name, paths) for name in names}
@@ -106,13 +123,41 @@ class BUPTCampus(VideoDataset):
         if check_frames:
             for name, tracklets in lists.items():
                 check_images(name, tracklets)
-        train = [*lists["train"], *lists.get("train_auxiliary", [])]
-        test = lists["query"], lists["gallery"]
-        super().__init__(train, *test, folder=folder, min_frames=min_frames, **kwargs)
+        train = [tracklet for name in trained for tracklet in lists[name.removesuffix(".txt")]]
+        tested = [lists["query"], lists["gallery"]]
+        if test == "authors":
+            tested = [_whole_batches(tracklets) for tracklets in tested]
+        super().__init__(train, *tested, folder=folder, min_frames=min_frames, **kwargs)
 
     @staticmethod
     def arguments(cfg: CfgNode) -> dict[str, Any]:
-        return {"auxiliary": cfg.DATASETS.BUPT_AUXILIARY}
+        return {"auxiliary": cfg.DATASETS.BUPT_AUXILIARY, "test": cfg.DATASETS.BUPT_TEST}
+
+    @staticmethod
+    def protocol_name(cfg: CfgNode) -> str:
+        test, camera = cfg.DATASETS.BUPT_TEST, cfg.TEST.CAMERA_FILTER
+        if test == "all" and camera:
+            return "camera"
+        return f"{test} with the camera filter (not in use)" if camera else test
+
+
+@DATASET_REGISTRY.register()
+class BUPTCampusAuxiliary(BUPTCampus):
+    """:class:`BUPTCampus` with the pairs of ``train_auxiliary.txt`` as its training set."""
+
+    train_lists = (AUXILIARY,)
+
+
+def _whole_batches(tracklets: list[Tracklet]) -> list[Tracklet]:
+    """The tracklets without the last incomplete batch of visible ones."""
+    visible = [t for t in tracklets if t.modality == Modality.VISIBLE]
+    if len(visible) < BATCH:
+        raise UserError(
+            f"DATASETS.BUPT_TEST authors drops the last incomplete batch of {BATCH} visible "
+            f"tracklets, but a test list has only {len(visible)}: set it to all"
+        )
+    dropped = set(visible[len(visible) - len(visible) % BATCH :])
+    return [tracklet for tracklet in tracklets if tracklet not in dropped]
 
 
 def _read_list(folder: str, name: str, paths: Any) -> list[Tracklet]:

@@ -18,6 +18,7 @@ from fastreid_star.data.build import (
 )
 from fastreid_star.data.check import evaluation_problems, unmatched
 from fastreid_star.data.io import BrokenImage, read_image
+from fastreid_star.data.pairs import as_auxiliary, build_pairs
 from fastreid_star.data.skeleton_stats import what_is_wrong
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.engine.checks.run import Problem, Run
@@ -74,8 +75,16 @@ def _clip_batches(run: Run) -> Iterator[Problem]:
     data = run.datasets(cfg.DATASETS.NAMES)
     if len(data) < len(dict.fromkeys(map(str, cfg.DATASETS.NAMES))):
         return
+    if cfg.DATASETS.AUXILIARY and not getattr(run.network, "takes_auxiliary", False):
+        yield Problem(
+            f"DATASETS.AUXILIARY is set, but {cfg.MODEL.META_ARCHITECTURE} does not train on an "
+            "auxiliary set: use a method that does, such as AuxNet, or set it to ()"
+        )
     tracklets = join_tracklets(data)
     sampler = build_sampler(cfg, tracklets, seed=0, world_size=run.world_size)
+    extra = join_tracklets(run.datasets(cfg.DATASETS.AUXILIARY))
+    shares = {"num_identities": identities, "rank": 0, "world_size": run.world_size}
+    build_pairs(cfg, sampler, tracklets, as_auxiliary(extra), **shares)
     resolve_schedule(cfg, sampler.batches_per_epoch)
     _require_others("SKELETONS_TRAIN", cfg, tracklets)
     yield from _classes(cfg, len({tracklet.pid for tracklet in tracklets}))

@@ -47,7 +47,8 @@ class Run:
     def dataset_names(self) -> list[str]:
         """Names of all datasets that the run reads, each once."""
         data = self.cfg.DATASETS
-        names = [*data.NAMES, *data.TESTS] if self.training else list(data.TESTS)
+        trained = [*data.NAMES, *data.AUXILIARY] if self.training else []
+        names = [*trained, *data.TESTS]
         return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
     @property
@@ -78,7 +79,8 @@ class Run:
         return opened
 
     def _open(self, name: str) -> Any:
-        combine = self.training and self.cfg.DATASETS.COMBINEALL
+        trained = self.training and name in self.cfg.DATASETS.NAMES
+        combine = trained and self.cfg.DATASETS.COMBINEALL
         if self.video:
             return build_dataset(self.cfg, name, combineall=combine)
         root = self.cfg.DATASETS.ROOT or fastreid_build._root

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastreid_star.data.clips import ClipDataset, collate_clips, segment_indices
+from fastreid_star.data.clips import ClipDataset, collate_clips, frame_indices
 from fastreid_star.data.silhouettes import read_silhouette, write_silhouette
 from fastreid_star.methods.dinogrl.model import DinoGRL
 from fastreid_star.structures import Modality
@@ -49,9 +49,8 @@ def store_silhouettes(
         for item, clip in zip(items, masks, strict=True):
             tracklet = dataset.tracklets[item["index"]]
             name = Modality(tracklet.modality).name.lower()
-            for position, mask in zip(
-                segment_indices(len(tracklet), dataset.length).tolist(), clip, strict=True
-            ):
+            shown = frame_indices(len(tracklet), dataset.length, sampling=dataset.sampling)
+            for position, mask in zip(shown.tolist(), clip, strict=True):
                 write_silhouette(folder, tracklet.key(position), mask)
                 keys[name].append(tracklet.key(position))
     return {name: list(dict.fromkeys(found)) for name, found in keys.items()}

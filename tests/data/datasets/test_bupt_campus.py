@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from fastreid_star.data.build import build_clip_test_loader, build_dataset
-from fastreid_star.data.datasets import BUPTCampus
+from fastreid_star.data.datasets import BUPTCampus, ListedTracklet, bupt_campus
 from fastreid_star.data.skeletons import write_skeleton_store
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
+from fastreid_star.evaluation.cross_modal import cross_modal_results
 from fastreid_star.structures import Modality
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "BUPTCampus"
@@ -191,6 +192,54 @@ def test_published_counts(root, caplog, monkeypatch):
     caplog.clear()
     BUPTCampus(root)
     assert "the counts equal the published ones" in caplog.text
+
+
+def test_the_authors_protocol_drops_the_last_incomplete_batch_of_visible_tracklets(
+    root, monkeypatch
+):
+    def visible(number):
+        return ListedTracklet(number, 0, Modality.VISIBLE, "", ("1.jpg",), "query")
+
+    infrared = ListedTracklet(600, 0, Modality.INFRARED, "", ("1.jpg",), "query")
+    listed = [*map(visible, range(520)), infrared, *map(visible, range(520, 540))]
+    kept = bupt_campus._whole_batches(listed)
+    assert [t.pid for t in kept] == [*range(512), 600], "28 of 540, as in the publication"
+    assert len(bupt_campus._whole_batches([visible(n) for n in range(2422)])) == 2422 - 54
+    assert len(bupt_campus._whole_batches([visible(n) for n in range(128)])) == 128
+
+    monkeypatch.setattr(bupt_campus, "BATCH", 2)
+    everything, tested = BUPTCampus(root), BUPTCampus(root, test="authors")
+    assert tested.train == everything.train
+    assert tested.query == everything.query
+    assert tested.gallery == everything.gallery[:-1], "the fifth visible entry is the last"
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="only 2: set it to all"):
+        BUPTCampus(root, test="authors")
+    with pytest.raises(UserError, match="BUPT_TEST is 'none'"):
+        BUPTCampus(root, test="none")
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ((), "all"),
+        (("TEST.CAMERA_FILTER", "True"), "camera"),
+        (("DATASETS.BUPT_TEST", "authors"), "authors"),
+        (
+            ("DATASETS.BUPT_TEST", "authors", "TEST.CAMERA_FILTER", "True"),
+            "authors with the camera filter (not in use)",
+        ),
+    ],
+)
+def test_a_protocol_has_a_name(tmp_path, monkeypatch, options, name):
+    monkeypatch.setattr(bupt_campus, "BATCH", 2)
+    write_bupt(tmp_path / "BUPTCampus")
+    _, evaluator = Trainer.build_evaluator(config(tmp_path, "SAD_R50.yml", *options), "BUPTCampus")
+    protocol = evaluator.protocol
+    n = len(evaluator.tracklets)
+    assert (protocol["protocol_name"], n) == (name, 13 if "authors" in name else 14)
+    results = cross_modal_results(torch.rand(n, 4), evaluator.tracklets, **protocol)
+    assert results.protocol().startswith(f"BUPTCampus, protocol {name}: tracklets of any length")
 
 
 def config(root, name, *more):

@@ -1,0 +1,83 @@
+"""DinoGRL and AuxNet on two simulated NPUs, in bfloat16, in the same processes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import simulated_npu
+
+reason = simulated_npu.missing_compiler()
+pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+
+
+def check_ranks(root, folder):
+    from fastreid_star.engine.launch import launch
+
+    launch(_train_and_compare, 2, device="npu", args=(root, folder))
+
+
+AMP = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16")
+OPTIONS = ("MODEL.DEVICE", "npu", "SOLVER.MAX_EPOCH", "1", "SOLVER.STEPS", "[]", *AMP)
+
+
+def _train_and_compare(root, folder):
+    from fastreid.utils import comm
+
+    _train_dinogrl(root, folder)
+    _train_auxnet(root, f"{folder}/auxnet")
+    if comm.is_main_process():
+        Path(folder, "done").touch()
+
+
+def _train(cfg):
+    """The trained model, whose weights are the same in both processes."""
+    from fastreid.utils import comm
+
+    from fastreid_star.engine.trainer import Trainer
+
+    trainer = Trainer(cfg)
+    trainer.train()
+    model = trainer.model.module.train()
+    state = {n: value.detach().cpu() for n, value in model.named_parameters()}
+    for theirs in comm.all_gather(state):
+        assert all(torch.equal(state[name], theirs[name]) for name in state)
+    return model
+
+
+def _check_step(model, batch):
+    """A step's operators: torch_npu has them all, and no shape follows from the data."""
+    from tests.simulated_npu.test_training import assert_on_the_device
+
+    with simulated_npu.recording() as taken:
+        sum(model(batch).values()).backward()
+    assert_on_the_device(taken)
+
+
+def _train_dinogrl(root, folder):
+    from tests.methods.dinogrl.test_model import config
+
+    bins = ("SOLVER.IMS_PER_BATCH", "16", "MODEL.DINOGRL.BINS", "[1,2]")
+    model = _train(config(root, folder, *OPTIONS, *bins))
+    tokens = model.gait.tokens(torch.rand(2, 3, 32, 16, device=model.device))
+    assert tokens.last.dtype == tokens.blocks.dtype == torch.float16
+    images = torch.rand(4, 3, 3, 32, 16, device=model.device)
+    batch = {"images": images, "modality": torch.tensor([1, 2, 1, 2])}
+    batch["targets"] = torch.tensor([0, 0, 1, 1], device=model.device)
+    _check_step(model, batch)
+
+
+def _train_auxnet(root, folder):
+    """With an auxiliary set; each process has one identity of the two in a batch."""
+    from tests.methods.auxnet.test_model import AUXILIARY, config
+
+    model = _train(config(root, folder, *OPTIONS, *AUXILIARY, "MODEL.LOSSES.TRI.ALL_RANKS", "True"))
+    images = torch.rand(8, 3, 3, 32, 16, device=model.device)
+    batch = {"images": images, "modality": torch.tensor([2, 2, 1, 1] * 2)}
+    batch["targets"] = torch.tensor([0, 1, 0, 1, -1, -2, -1, -2], device=model.device)
+    _check_step(model, batch)
+
+
+def test_two_processes_train_in_bfloat16(tiny_root, tmp_path):
+    simulated_npu.run(check_ranks, str(tiny_root), str(tmp_path), OMP_NUM_THREADS="1")
+    assert (tmp_path / "done").exists()
