@@ -161,7 +161,7 @@ def _skeletons(args: argparse.Namespace) -> None:
 def add_convert(parser: argparse.ArgumentParser) -> Action:
     """Convert a published checkpoint to weights of this project, or a skeleton store.
 
-      fastreid-star convert THEIRS.pth OURS.pth --config-file HITSZ-VCM/SAD_R50_saadg.yml
+      fastreid-star convert THEIRS.pth OURS.pth --config-file HITSZ-VCM/SAADG_R50.yml
       fastreid-star convert THEIRS.t OURS.pth --config-file HITSZ-VCM/STAR_R50_release.yml
       fastreid-star convert FOLDER OURS.pth --config-file HITSZ-VCM/DinoGRL_R50_authors.yml
       fastreid-star convert skeletons.h5 datasets/HITSZ-VCM/skeletons
