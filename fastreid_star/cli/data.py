@@ -163,11 +163,12 @@ def add_convert(parser: argparse.ArgumentParser) -> Action:
 
       fastreid-star convert THEIRS.pth OURS.pth --config-file HITSZ-VCM/SAADG_R50.yml
       fastreid-star convert THEIRS.t OURS.pth --config-file HITSZ-VCM/STAR_R50_release.yml
+      fastreid-star convert THEIRS.t OURS.pth --config-file HITSZ-VCM/MITML_R50.yml
       fastreid-star convert FOLDER OURS.pth --config-file HITSZ-VCM/DinoGRL_R50_authors.yml
       fastreid-star convert skeletons.h5 datasets/HITSZ-VCM/skeletons
       fastreid-star convert datasets/HITSZ-VCM/skeletons skeletons.h5
 
-    With --config-file, SOURCE is a checkpoint of SAADG or of STAR's authors (SDTG), or a folder
+    With --config-file, SOURCE is a checkpoint of SAADG, MITML or STAR's authors (SDTG), or a folder
     with the three files of DinoGRL's authors, recognized by the names in it. Dropped and unknown
     names are listed. The conversion fails if a weight is missing or has the wrong shape, or if the
     config would compute other features.
