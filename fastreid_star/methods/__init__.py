@@ -8,9 +8,9 @@ fastreid_star.methods.example`` only.
 
 from fastreid.config import CfgNode
 
-from fastreid_star.methods import dinogrl, mitml, sad, star
+from fastreid_star.methods import dinogrl, iban, mitml, sad, star
 
-METHODS = (sad, star, dinogrl, mitml)
+METHODS = (sad, star, dinogrl, mitml, iban)
 
 
 def add_method_configs(cfg: CfgNode) -> None:

@@ -14,7 +14,11 @@ from ..tiny import small_config
 
 EPOCHS = ("SOLVER.MAX_EPOCH", "2", "SOLVER.STEPS", "[]", "TEST.EVAL_PERIOD", "2")
 # the second epoch has other losses than the first
-METHODS = {"SAADG": (), "MITML": ("MODEL.MITML.CONFUSION_EPOCH", "1")}
+METHODS = {
+    "SAADG": (),
+    "MITML": ("MODEL.MITML.CONFUSION_EPOCH", "1"),
+    "IBAN": ("MODEL.IBAN.ANAGLYPH_EPOCH", "1"),
+}
 
 
 def train(cfg, *, resume):

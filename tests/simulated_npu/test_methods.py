@@ -27,6 +27,7 @@ def _configs(root, folder):
     options = ("MODEL.DEVICE", "npu", "SOLVER.IMS_PER_BATCH", "16", *amp, *steps)
     yield config(root, f"{folder}/DinoGRL", *options, "MODEL.DINOGRL.BINS", "[1,2]")
     evaluation = ("TEST.EVAL_PERIOD", "0", "MODEL.MITML.CONFUSION_EPOCH", "0")
+    evaluation += ("MODEL.IBAN.ANAGLYPH_EPOCH", "0")
     for name in METHODS:
         yield small_config(name, root, f"{folder}/{name}", *options, *evaluation)
 

@@ -27,6 +27,7 @@ from fastreid_star.methods.mitml.losses import modality_cross_entropy
 from fastreid_star.modeling.layers.frame_gates import FrameGates
 from fastreid_star.modeling.own_optimizer import step_alone
 from fastreid_star.modeling.video_reid import VideoReID
+from fastreid_star.weights import fill_copy
 
 MODALITY_OUTPUTS = ("modality_loss", "confusion_logits")
 # of the modality classifier's optimizer; they stay the same during the whole training
@@ -85,10 +86,7 @@ class MITML(VideoReID):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load weights; those of another method have one stage 4, and both start from it."""
-        own, second = f"{prefix}backbone.stages.3.", f"{prefix}temporal_stage."
-        if not any(name.startswith(second) for name in state):
-            stage = {name: value for name, value in state.items() if name.startswith(own)}
-            state.update({second + n.removeprefix(own): v for n, v in stage.items()})
+        fill_copy(state, f"{prefix}backbone.stages.3.", f"{prefix}temporal_stage.")
         super()._load_from_state_dict(state, prefix, *args)
 
     @property

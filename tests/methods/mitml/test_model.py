@@ -14,6 +14,7 @@ from fastreid_star.errors import UserError
 from fastreid_star.methods.mitml.losses import modality_cross_entropy
 
 from ...tiny import small_config
+from ..restated import batch_hard, cross_entropy, gate, lstm, norm, unusual
 
 T, WIDTH = 3, 128
 VISIBLE = torch.tensor([True, True, False, False, True, False])
@@ -26,13 +27,8 @@ def config(root, output, *more):
 def build(tmp_path, *more):
     torch.manual_seed(0)
     model = Trainer.build_model(config(tmp_path, tmp_path, "MODEL.HEADS.NUM_CLASSES", "3", *more))
-    for module in model.modules():  # nothing at a special value
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    unusual(model)
     with torch.no_grad():
-        model.heads.weight.mul_(20)
         for parameter in model.temporal_stage.parameters():
             parameter.mul_(1.1)
     return model
@@ -50,37 +46,11 @@ def batch(clips=6, length=T):
 # --- the restatement: from the frames of both branches on
 
 
-def norm(x, p, name, training):
-    mean, var = (x.mean(0), x.var(0, unbiased=False)) if training else (
-        p[f"{name}.running_mean"], p[f"{name}.running_var"])  # fmt: skip
-    return (x - mean) / (var + 1e-5).sqrt() * p[f"{name}.weight"]
-
-
-def lstm(p, x):
-    """Two layers of cells, one step after the other: the last output."""
-    for layer in (0, 1):
-        wi, wh, bi, bh = (
-            p[f"lstm.{n}_l{layer}"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        )
-        h = c = torch.zeros(len(x[0]), WIDTH, dtype=torch.float64)
-        outputs = []
-        for step in x:
-            i, f, g, o = (step @ wi.T + bi + h @ wh.T + bh).chunk(4, 1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            h = o.sigmoid() * c.tanh()
-            outputs.append(h)
-        x = outputs
-    return x[-1]
-
-
 def pooled(p, high, low):
     """Frames H and L, ``[B, T, D]``, to F."""
-    context, total = lstm(p, [low[:, i] for i in range(T)]), 0
+    context, total = lstm(p, "lstm", low), 0
     for i in range(T):
-        name = f"gates.gates.{i}"
-        mixed = context @ p[f"{name}.context.weight"].T + p[f"{name}.context.bias"] + low[:, i]
-        hidden = (mixed / 2 @ p[f"{name}.squeeze.weight"].T).clamp(min=0)
-        total = total + high[:, i] * (1 + (hidden @ p[f"{name}.excite.weight"].T).sigmoid())
+        total = total + high[:, i] * (1 + gate(p, i, context, low[:, i]))
     return total / T
 
 
@@ -91,26 +61,11 @@ def modality(p, x):
     return x @ p["modality.8.weight"].T + p["modality.8.bias"]
 
 
-def cross_entropy(logits, labels):
-    rows = [row[n] - row.exp().sum().log() for row, n in zip(logits, labels, strict=True)]
-    return -sum(rows) / len(rows)
-
-
 def halves(logits, visible, infrared):
     n = int(VISIBLE.sum())
     return cross_entropy(logits[VISIBLE], [visible] * n) + cross_entropy(
         logits[~VISIBLE], [infrared] * (len(logits) - n)
     )
-
-
-def batch_hard(x, labels):
-    total = 0
-    for a in range(len(x)):
-        d = [((x[a] - y).square().sum() + (0 if b != a else 1)).sqrt() for b, y in enumerate(x)]
-        positive = max(d[b] for b in range(len(x)) if labels[b] == labels[a] and b != a)
-        negative = min(d[b] for b in range(len(x)) if labels[b] != labels[a])
-        total = total + (0.3 + positive - negative).clamp(min=0)
-    return total / len(x)
 
 
 def state_of(model):
