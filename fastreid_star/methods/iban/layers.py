@@ -71,8 +71,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         inner = max(1, width // 2)
         self.theta, self.phi, self.g = (nn.Conv1d(width, inner, 1) for _ in range(3))
-        self.out = nn.Sequential(nn.Conv1d(inner, width, 1), nn.BatchNorm1d(width))
-        nn.init.zeros_(self.out[1].weight)
+        norm = nn.BatchNorm1d(width)
+        nn.init.zeros_(norm.weight)
+        self.out = nn.Sequential(nn.Conv1d(inner, width, 1), norm)
         self.mixed = mixed
 
     def forward(self, x: torch.Tensor, f: torch.Tensor, length: int) -> torch.Tensor:

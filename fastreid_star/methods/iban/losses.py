@@ -128,5 +128,5 @@ class ReconstructionLoss(_Late):
     log_name = "loss_reconstruction"
 
     def forward(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:  # type: ignore[override]
-        errors = [F.mse_loss(*(at_least_float32(maps) for maps in pair)) for pair in pairs]
+        errors = [F.mse_loss(at_least_float32(maps), at_least_float32(to)) for maps, to in pairs]
         return torch.stack(errors).sum()

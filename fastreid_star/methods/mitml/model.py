@@ -31,7 +31,7 @@ from fastreid_star.weights import fill_copy
 
 MODALITY_OUTPUTS = ("modality_loss", "confusion_logits")
 # of the modality classifier's optimizer; they stay the same during the whole training
-MODALITY_SGD = {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+MODALITY_SGD: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 
 
 @META_ARCH_REGISTRY.register()
