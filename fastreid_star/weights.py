@@ -123,6 +123,18 @@ def without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state
 
 
+def fill_copy(state: dict[str, torch.Tensor], source: str, target: str) -> None:
+    """Give a part that starts as a copy the weights of its source, if the state has none for it.
+
+    Args:
+        state: names and weights; it is changed.
+        source, target: what the names of both parts begin with.
+    """
+    if not any(name.startswith(target) for name in state):
+        found = {name: value for name, value in state.items() if name.startswith(source)}
+        state.update({target + name.removeprefix(source): v for name, v in found.items()})
+
+
 def misfits(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> list[str]:
     """Names that only the model or only the weights have, or whose shapes differ."""
     own = model.state_dict()

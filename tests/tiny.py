@@ -38,3 +38,11 @@ def tiny_config(root, output, *more):
 
 def star_config(root, output, *more):
     return load_config(STAR_DEMO, tiny_options(root, output, *more))
+
+
+def small_config(name, root, output, *more):
+    """A config Synthetic/*_small.yml with the tiny network, on the tiny data."""
+    data = ("OCCLUSION", "0.0", "BLUR", "0.3", "BACKGROUND", "False")
+    data = [f"DATASETS.SYNTHETIC.{word}" if i % 2 == 0 else word for i, word in enumerate(data)]
+    options = [*data, "MODEL.LOSSES.CE_ONLY_EPOCHS", "0", *more]
+    return load_config(f"Synthetic/{name}_small.yml", tiny_options(root, output, *options))

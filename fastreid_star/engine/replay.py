@@ -87,6 +87,8 @@ def _rebuild(step: dict[str, Any], device: str) -> torch.nn.Module:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in step["frozen"])
     model.epoch = step["epoch"]
+    if step.get("own_optimizer"):
+        model.own_optimizer.load_state_dict(step["own_optimizer"])
     return model
 
 

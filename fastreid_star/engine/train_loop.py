@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -74,11 +75,16 @@ class StepRunner(SimpleTrainer):
         self._batches: Any = None  # opened at the first step, after a resumed run set its position
         self._bare = getattr(model, "module", model)
         self._parameters = dict(self._bare.named_parameters())
-        self._buffers = dict(self._bare.named_buffers())
-        floating = {name: b for name, b in self._buffers.items() if b.is_floating_point()}
+        # what a forward pass changes: buffers, and the parameters of the model's own optimizer
+        self._changing = dict(self._bare.named_buffers())
+        self._own: torch.optim.Optimizer | None = getattr(self._bare, "own_optimizer", None)
+        own = {id(p) for g in (self._own.param_groups if self._own else ()) for p in g["params"]}
+        self._changing |= {n: p.data for n, p in self._parameters.items() if id(p) in own}
+        floating = {name: b for name, b in self._changing.items() if b.is_floating_point()}
         infinite = not_finite(floating)  # a mask of infinities may be a buffer
         self._watched = {name: b for name, b in floating.items() if name not in infinite}
-        self._before: dict[str, torch.Tensor] = {}  # the buffers before the step
+        self._before: dict[str, torch.Tensor] = {}  # the same before the step
+        self._own_before: dict[str, Any] = {}  # and the state of that optimizer
 
     def run_step(self):
         assert self.model.training, "the model was left in eval mode"
@@ -89,8 +95,10 @@ class StepRunner(SimpleTrainer):
         data_time = time.perf_counter() - start
 
         if not self._before:
-            self._before = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        copy_all(self._before, self._buffers)
+            self._before = {name: buffer.clone() for name, buffer in self._changing.items()}
+        copy_all(self._before, self._changing)
+        if self._own is not None:
+            self._own_before = copy.deepcopy(self._own.state_dict())
         devices.seed_everywhere(step_seed(self.seed, comm.get_rank(), self.iter))
         with devices.autocast(self._device, self._amp_dtype):
             losses = self.model(batch)
@@ -128,7 +136,7 @@ class StepRunner(SimpleTrainer):
             # not the scale's fault, so it stays; unscaling clears the chip's flag of an overflow
             scaler.unscale_(self.optimizer)
             scaler.update(before["scale"])
-            copy_all(self._buffers, self._before)
+            self._undo()
             problem = describe(numbers)
         self.skipped += 1
         self._skipped_in_a_row += 1
@@ -153,7 +161,7 @@ class StepRunner(SimpleTrainer):
         of_all = all(n.forward_is_finite for n in numbers)
         if self._cfg is not None and (of_all or not mine.forward_is_finite):
             path = self._keep(self._cfg, batch, mine, scaler)
-        copy_all(self._buffers, self._before)
+        self._undo()
         inputs = not_finite({k: v for k, v in batch.items() if isinstance(v, torch.Tensor)})
         # a rank that ends ends all, so none may end before the last has written
         paths, inputs_of_all = zip(*comm.all_gather((path, inputs)), strict=True)
@@ -208,6 +216,7 @@ class StepRunner(SimpleTrainer):
             "batch": on_host(batch),
             "model": on_host(dict(weights)),
             "grad_scaler": on_host(scaler),
+            "own_optimizer": on_host(self._own_before),
         }
         try:
             write_whole(path, lambda file: torch.save(content, file))
@@ -215,6 +224,12 @@ class StepRunner(SimpleTrainer):
             logger.warning(f"The step could not be kept in {path}: {error}")
             return None
         return path
+
+    def _undo(self) -> None:
+        """Take back what the forward pass has changed."""
+        copy_all(self._changing, self._before)
+        if self._own is not None:
+            self._own.load_state_dict(self._own_before)
 
     def _gradients(self) -> dict[str, torch.Tensor]:
         return {name: p.grad for name, p in self._parameters.items() if p.grad is not None}

@@ -100,6 +100,7 @@ class Trainer(Resumable):
             progress=self.progress,
             **self.scheduler,
             **scaler,
+            **self._own_optimizer(),
         )
         self.max_epoch = cfg.SOLVER.MAX_EPOCH
         self.max_iter = self.max_epoch * self.iters_per_epoch
@@ -159,6 +160,11 @@ class Trainer(Resumable):
             if star_hooks.ProgressBar.fits():
                 ret.append(star_hooks.ProgressBar())
         return ret
+
+    def _own_optimizer(self) -> dict[str, Any]:
+        """The optimizer of a model that trains a part of itself, for the checkpoints."""
+        own = getattr(getattr(self.model, "module", self.model), "own_optimizer", None)
+        return {} if own is None else {"own_optimizer": own}
 
     def build_writers(self) -> list:
         """Log lines, metrics.json and TensorBoard."""

@@ -8,9 +8,9 @@ fastreid_star.methods.example`` only.
 
 from fastreid.config import CfgNode
 
-from fastreid_star.methods import auxnet, dinogrl, sad, star
+from fastreid_star.methods import auxnet, dinogrl, iban, mitml, sad, star
 
-METHODS = (sad, star, dinogrl, auxnet)
+METHODS = (sad, star, dinogrl, mitml, iban, auxnet)
 
 
 def add_method_configs(cfg: CfgNode) -> None:

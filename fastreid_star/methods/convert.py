@@ -1,7 +1,8 @@
 """Conversion of published checkpoints to checkpoints of this project.
 
-The published programs write ``torch.save({"net": state_dict, "mAP": ..., "epoch": ...})``. A
-converted checkpoint gives their features with a config that has their settings.
+The published programs write ``torch.save({"net": state_dict, "mAP": ..., "epoch": ...})``, and some
+the state dicts of further networks under names of their own. A converted checkpoint gives their
+features with a config that has their settings.
 """
 
 from __future__ import annotations
@@ -110,7 +111,11 @@ def read_published(path: str) -> dict[str, torch.Tensor]:
     state = data.get("net", data)
     if not is_state(state):
         raise UserError(f"checkpoint {path} contains no state dict, alone or under 'net'")
-    return {name: value.detach() for name, value in state.items()}
+    joined = without_prefix(state)
+    for key, other in data.items():
+        if key != "net" and is_state(other):  # a second network: its name before its weights
+            joined |= {f"{key}.{name}": v for name, v in without_prefix(other).items()}
+    return {name: value.detach() for name, value in joined.items()}
 
 
 def _numpy_numbers() -> contextlib.AbstractContextManager:

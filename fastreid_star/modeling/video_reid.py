@@ -13,6 +13,7 @@ B and T are read from the batch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -146,6 +147,12 @@ class VideoReID(nn.Module):
         if self.epoch is None:
             return losses
         return {name: loss for name, loss in losses.items() if loss.first_epoch <= self.epoch}
+
+    @functools.cached_property
+    def own_optimizer(self) -> torch.optim.Optimizer | None:
+        """Of a part that the model trains itself, see :mod:`fastreid_star.modeling.own_optimizer`;
+        None: there is none. It is built when the model is on its device."""
+        return None
 
     @property
     def needed(self) -> set[str]:

@@ -45,7 +45,7 @@ def test_figure_6_has_every_cell_once():
     assert set(cells) == {(below, above) for below in range(4) for above in range(5)}
 
 
-@pytest.mark.parametrize("method", ["SAD", "STAR"])
+@pytest.mark.parametrize("method", ["SAD", "STAR", "SAADG", "MITML", "IBAN"])
 def test_bupt_campus_has_its_own_protocol_and_the_same_networks(method):
     cfg = load_config(str(CONFIGS / "BUPTCampus" / f"{method}_R50.yml"))
     assert cfg.DATASETS.NAMES == cfg.DATASETS.TESTS == ("BUPTCampus",)

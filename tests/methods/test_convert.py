@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from torch import nn
+from torch_geometric.nn import GCNConv
 
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.trainer import load_trained
@@ -25,7 +26,7 @@ from fastreid_star.methods.convert import convert, convert_weights, read_publish
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = {
-    "saadg": str(REPOSITORY / "configs" / "HITSZ-VCM" / "SAD_R50_saadg.yml"),
+    "saadg": str(REPOSITORY / "configs" / "HITSZ-VCM" / "SAADG_R50.yml"),
     "sdtg": str(REPOSITORY / "configs" / "HITSZ-VCM" / "STAR_R50_release.yml"),
 }
 CLASSES, LENGTH, SIZE, WIDTH, JOINTS = 5, 3, (64, 32), 2048, 17
@@ -93,14 +94,18 @@ class Stages(nn.Module):
 class Saadg(nn.Module):
     """SAADG in evaluation: mean over the map, GeM over the frames, BatchNorm, unit length."""
 
+    graphs: tuple[str, ...] = ("intra_gcn", "inter_gcn")
+
     def __init__(self):
         super().__init__()
         self.visible_module = nn.ModuleDict({"visible": Stem()})
         self.thermal_module = nn.ModuleDict({"thermal": Stem()})
         self.base_resnet = nn.ModuleDict({"base": Stages()})
-        for name in ("local", "global"):
+        for name in ("local", "global", *self.graphs):
             setattr(self, f"{name}_bottleneck", nn.BatchNorm1d(WIDTH))
             setattr(self, f"{name}_classifier", nn.Linear(WIDTH, CLASSES, bias=False))
+        for name in self.graphs:
+            setattr(self, f"{name}_conv", GCNConv(WIDTH, WIDTH))
 
     def frames(self, images, visible):
         """Normalized images ``[B, T, 3, H, W]`` to ``[B, T, D]``."""
@@ -149,6 +154,8 @@ SKELETON = [
 
 class Sdtg(Saadg):
     """SDTG in evaluation: its bones are edges of the graph in the first frame only."""
+
+    graphs = ()
 
     def __init__(self):
         super().__init__()
@@ -232,7 +239,7 @@ def make(cls):
     return network
 
 
-def as_saved(network, kind):
+def as_saved(network):
     """Its state dict as the program saves it: unused weights of three ResNets are scalars."""
     state, nothing = dict(network.state_dict()), torch.zeros(())
     for name in list(state):
@@ -243,19 +250,6 @@ def as_saved(network, kind):
             )
         if name.startswith("visible_module.visible."):
             state[name.replace("visible_module.visible.", "base_resnet.base.")] = nothing
-    if kind == "saadg":
-        for graph in ("intra", "inter"):
-            names = [
-                "conv.bias",
-                "conv.lin.weight",
-                "bottleneck.weight",
-                "bottleneck.bias",
-                "bottleneck.running_mean",
-                "bottleneck.running_var",
-                "bottleneck.num_batches_tracked",
-                "classifier.weight",
-            ]
-            state.update({f"{graph}_gcn_{name}": nothing for name in names})
     return state
 
 
@@ -318,7 +312,7 @@ def ours(kind, weights, *options):
 @pytest.mark.parametrize("kind", ["saadg", "sdtg"])
 def test_features_agree(kind, request):
     theirs, batch = request.getfixturevalue(kind), clips()
-    conversion = convert(as_saved(theirs, kind))
+    conversion = convert(as_saved(theirs))
     assert conversion.source == kind.upper()
     model = ours(kind, conversion.weights)
     expected = features_of_theirs(theirs, batch)
@@ -348,7 +342,7 @@ def test_sdtg_reads_joints_in_pixels_of_the_crop(size, sdtg):
     raw[..., :2] = (raw[..., :2] + 0.5) * scale - 0.5
     raw[1, 0] = 0
     expected = features_of_theirs(sdtg, {**batch, "skeletons": raw})
-    model = ours("sdtg", convert(as_saved(sdtg, "sdtg")).weights)
+    model = ours("sdtg", convert(as_saved(sdtg)).weights)
     sizes = torch.tensor(size).expand(4, LENGTH, 2)
     with torch.no_grad():
         found = model({**batch, "crop_sizes": sizes})
@@ -360,7 +354,7 @@ def test_sdtg_reads_joints_in_pixels_of_the_crop(size, sdtg):
 
 @pytest.mark.parametrize("kind", ["saadg", "sdtg"])
 def test_every_name_is_used_dropped_or_not_recognized(kind, request):
-    state = as_saved(request.getfixturevalue(kind), kind)
+    state = as_saved(request.getfixturevalue(kind))
     extra = {"visible_module.gate.weight": torch.zeros(1), "attention.bias": torch.zeros(1)}
     conversion = convert({f"module.{name}": value for name, value in {**state, **extra}.items()})
     assert conversion.unknown == list(extra)
@@ -374,13 +368,15 @@ def test_every_name_is_used_dropped_or_not_recognized(kind, request):
     assert all(f"not recognized: {name}" in report for name in extra)
     assert "dropped: visible_module.visible.layer4.* (60 weights): only the stem" in report
     if kind == "saadg":
-        assert "dropped: inter_gcn_conv.lin.* (1 weights)" in report
+        kept = conversion.weights["losses.GraphInteractionLoss.inter.conv.lin.weight"]
+        assert torch.equal(kept, state["inter_gcn_conv.lin.weight"])
+        assert not [name for name in conversion.dropped if "gcn" in name]
     else:
         assert {"bn.weight", "time_guide.bn_enhanced_origin.bias"} <= set(conversion.dropped)
 
 
 def test_a_missing_or_misshapen_weight_is_refused_by_name(sdtg):
-    state = as_saved(sdtg, "sdtg")
+    state = as_saved(sdtg)
     del state["time_guide.ffn.2.bias"]
     state["fc1.bias"] = torch.zeros(63)
     state["lstm_edge.weight_ih_l1"] = torch.zeros(1)
@@ -416,7 +412,7 @@ def test_an_older_torch_geometric_is_read(sdtg):
 
 
 def test_settings_that_no_shape_reveals_are_checked(sdtg):
-    conversion = convert(as_saved(sdtg, "sdtg"))
+    conversion = convert(as_saved(sdtg))
     changed = ("MODEL.STAR.GRAPH", "normalized", "MODEL.STAR.EXPONENTS", "[1.0,0.7,3.0,5.0,7.0]")
     with pytest.raises(
         UserError, match=r"GEM_P is 2.0.*GRAPH is normalized.*EXPONENTS is \[1.0, 0.7"
@@ -481,11 +477,13 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
 
 def test_a_converted_file_is_loaded_as_a_checkpoint(tmp_path, saadg):
     theirs, ours = str(tmp_path / "best.t"), str(tmp_path / "ours.pth")
-    torch.save({"net": as_saved(saadg, "saadg"), "mAP": np.float64(0.5), "epoch": 7}, theirs)
+    torch.save({"net": as_saved(saadg), "mAP": np.float64(0.5), "epoch": 7}, theirs)
     conversion = convert_weights(theirs, ours, load_config(CONFIGS["saadg"], SMALL))
     loaded = load_trained(load_config(CONFIGS["saadg"], SMALL), ours).state_dict()
     assert loaded.keys() == conversion.weights.keys()
-    assert all(torch.equal(loaded[name], value) for name, value in conversion.weights.items())
+    evaluated = {n: v for n, v in conversion.weights.items() if not n.startswith("losses.")}
+    assert all(torch.equal(loaded[name], value) for name, value in evaluated.items())
+    assert len(conversion.weights) == len(evaluated) + 16
     for source, target, reason in (
         (theirs, theirs, "published checkpoint itself"),
         (theirs, str(tmp_path / "none" / "x.pth"), "folder .* does not exist"),

@@ -1,4 +1,4 @@
-"""DinoGRL and AuxNet on two simulated NPUs, in bfloat16, in the same processes."""
+"""The methods on two simulated NPUs, in bfloat16, in the same processes."""
 
 from pathlib import Path
 
@@ -26,6 +26,7 @@ def _train_and_compare(root, folder):
 
     _train_dinogrl(root, folder)
     _train_auxnet(root, f"{folder}/auxnet")
+    _train_others(root, folder)
     if comm.is_main_process():
         Path(folder, "done").touch()
 
@@ -76,6 +77,20 @@ def _train_auxnet(root, folder):
     batch = {"images": images, "modality": torch.tensor([2, 2, 1, 1] * 2)}
     batch["targets"] = torch.tensor([0, 1, 0, 1, -1, -2, -1, -2], device=model.device)
     _check_step(model, batch)
+
+
+def _train_others(root, folder):
+    from tests.methods.test_runs import METHODS
+    from tests.tiny import small_config
+
+    options = ("SOLVER.IMS_PER_BATCH", "16", "TEST.EVAL_PERIOD", "0")
+    options += ("MODEL.MITML.CONFUSION_EPOCH", "0", "MODEL.IBAN.ANAGLYPH_EPOCH", "0")
+    for name in METHODS:
+        model = _train(small_config(name, root, f"{folder}/{name}", *OPTIONS, *options))
+        images = torch.rand(4, 3, 3, 32, 16, device=model.device)
+        batch = {"images": images, "modality": torch.tensor([1, 2, 1, 2])}
+        batch["targets"] = torch.tensor([0, 0, 1, 1], device=model.device)
+        _check_step(model, batch)
 
 
 def test_two_processes_train_in_bfloat16(tiny_root, tmp_path):

@@ -1,4 +1,4 @@
-"""Conversion of the published checkpoints of SAADG (ACM MM 2023) to SAD."""
+"""Conversion of the published checkpoints of SAADG (ACM MM 2023)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 from fastreid_star.modeling.convert import DROPPED, RENAMED, SETTINGS, Conversion
 
-_DROPPED = (
-    *DROPPED,
-    (
-        r"(intra|inter)_gcn_(conv|bottleneck|classifier)\.",
-        "the graph interaction is used in training only",
-    ),
+_GRAPHS = "losses.GraphInteractionLoss."
+_RENAMED = (
+    *RENAMED,
+    (r"(intra|inter)_gcn_conv\.", _GRAPHS + r"\1.conv."),
+    (r"(intra|inter)_gcn_bottleneck\.", _GRAPHS + r"\1.head.bottleneck.0."),
+    (r"(intra|inter)_gcn_classifier\.", _GRAPHS + r"\1.head."),
 )
 
 
@@ -25,7 +25,10 @@ def recognizes(modules: set[str]) -> bool:
 
 
 def convert(state: Mapping[str, torch.Tensor]) -> Conversion:
-    """Convert SAADG's state dict, whose names have no prefix ``module.``."""
+    """Convert SAADG's state dict, whose names have no prefix ``module.``.
+
+    The graphs, which only training uses, become the weights of ``GraphInteractionLoss``.
+    """
     conversion = Conversion("SAADG", SETTINGS)
-    conversion.rename(state, RENAMED, _DROPPED)
+    conversion.rename(state, _RENAMED, DROPPED)
     return conversion

@@ -40,14 +40,14 @@ class TwoStreamBackbone(nn.Module):
 
     def __init__(self, backbone: nn.Module, image_size: Sequence[int]):
         super().__init__()
-        expected = _probe(backbone, image_size)
+        expected = probe(backbone, image_size)
         split = split_backbone(backbone)
         self.visible_stem = split.stem
         self.infrared_stem = copy.deepcopy(split.stem)
         self.stages = nn.ModuleList(split.stages)
         self.spatial_dims = split.spatial_dims
         for stem in (self.visible_stem, self.infrared_stem):
-            found = _probe(nn.Sequential(stem, *self.stages), image_size)
+            found = probe(nn.Sequential(stem, *self.stages), image_size)
             limit = 1e-3 * expected.abs().max()
             if found.shape != expected.shape or (found - expected).abs().max() > limit:
                 raise UserError(
@@ -145,7 +145,7 @@ def build_two_stream(cfg: CfgNode) -> TwoStreamBackbone:
 
 
 @torch.no_grad()
-def _probe(network: nn.Module, image_size: Sequence[int]) -> torch.Tensor:
+def probe(network: nn.Module, image_size: Sequence[int]) -> torch.Tensor:
     """The output of `network` for an image of a fixed wave, in evaluation mode.
 
     Modes, buffers and the random state stay as they were.
