@@ -8,7 +8,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from fastreid_star.cli.arguments import Action, add_set, configs_folder
+from fastreid_star.cli.arguments import Action, configs_folder
 
 # keys without a comment in fast-reid's source and ours, or with one that does not fit clips
 MEANINGS = {
@@ -77,7 +77,6 @@ def add_configs(parser: argparse.ArgumentParser) -> Action:
     )
     parser.add_argument("--cost", action="store_true", help="count parameters and operations")
     parser.add_argument("--page", default="", metavar="FILE", help="a Markdown page for the costs")
-    add_set(parser)
     return _configs
 
 
@@ -87,11 +86,11 @@ def _cost(args: argparse.Namespace) -> None:
     from fastreid_star.files import write_output
 
     if bool(args.name) == bool(args.page):
-        raise UserError("--cost of what? Give a config, or --page FILE (and --set KEY VALUE)")
+        raise UserError("--cost of what? Give a config, or --page FILE (and KEY VALUE)")
     if args.name:
-        print(cost_table([args.name], [*args.opts, *args.set]))
+        print(cost_table([args.name], args.opts))
         return
-    content = cost_of_page(args.page, args.set)
+    content = cost_of_page(args.page, args.opts)
     write_output(args.page, lambda file: file.write(content.encode()))
     print(f"the costs are in {args.page}")
 
@@ -111,7 +110,7 @@ def _configs(args: argparse.Namespace) -> None:
 
     meanings = explanations()
     values, defaults = (
-        flatten(load_config(args.name or "", [*args.opts, *args.set])),
+        flatten(load_config(args.name or "", args.opts)),
         flatten(get_cfg()),
     )
     shown = [key for key in values if args.key.upper() in key]

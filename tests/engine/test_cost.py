@@ -84,7 +84,7 @@ def test_the_command_counts_a_config_or_those_of_a_page(tmp_path, capsys):
     )
     page = tmp_path / "page.md"
     page.write_text("`Synthetic/AuxNet_small.yml`\n<!-- cost: begin -->\n<!-- cost: end -->\n")
-    run("configs", "--cost", "--page", str(page), "--set", "INPUT.CLIP.LENGTH", "3")
+    run("configs", "--cost", "--page", str(page), "INPUT.CLIP.LENGTH", "3")
     assert "| 3 x 64x32 |" in page.read_text()
     with pytest.raises(UserError, match="of what"):
         run("configs", "--cost")
