@@ -100,6 +100,12 @@ def add_plugin_config(cfg: CN) -> CN:
     # torchvision and in the published programs. The weights and the size of the maps are the same;
     # each sees the image shifted by a pixel.
     cfg.MODEL.BACKBONE.PADDED_POOL = False
+    # Number of stems: 2 (one for each modality) | 1 (one for both).
+    cfg.MODEL.BACKBONE.STREAMS = 2
+    # Non-local blocks over all frames of a clip: for each of the four stages the number of its last
+    # blocks that are followed by one, such as [0, 2, 3, 0]. []: there are none. fast-reid's
+    # MODEL.BACKBONE.WITH_NL adds blocks over single frames.
+    cfg.MODEL.BACKBONE.NON_LOCAL = []
     # Keep the weights and maps of the backbone with the channels last in memory: the same numbers
     # up to rounding, and often faster, most of all on GPUs in mixed precision.
     cfg.MODEL.CHANNELS_LAST = False

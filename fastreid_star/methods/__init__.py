@@ -8,9 +8,9 @@ fastreid_star.methods.example`` only.
 
 from fastreid.config import CfgNode
 
-from fastreid_star.methods import dinogrl, sad, star
+from fastreid_star.methods import dinogrl, m3reid, sad, star
 
-METHODS = (sad, star, dinogrl)
+METHODS = (sad, star, dinogrl, m3reid)
 
 
 def add_method_configs(cfg: CfgNode) -> None:

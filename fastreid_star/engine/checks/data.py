@@ -9,21 +9,16 @@ import numpy as np
 from fastreid.config import CfgNode
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
-from fastreid_star.data.build import (
-    build_sampler,
-    identities_per_batch,
-    join_tracklets,
-    open_store,
-    shown_with,
-)
+from fastreid_star.data.build import join_tracklets, open_store, shown_with
 from fastreid_star.data.check import evaluation_problems, unmatched
 from fastreid_star.data.io import BrokenImage, read_image
+from fastreid_star.data.samplers import build_sampler, identities_per_batch
 from fastreid_star.data.skeleton_stats import what_is_wrong
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.engine.checks.run import Problem, Run
 from fastreid_star.engine.solver import resolve_schedule
 from fastreid_star.errors import UserError
-from fastreid_star.modeling import FRAME_CORRECTOR_REGISTRY
+from fastreid_star.modeling import FRAME_CORRECTOR_REGISTRY, LOSS_REGISTRY
 from fastreid_star.structures import Modality, Tracklet
 
 SAMPLE = 20  # tracklets whose skeletons are looked up, of thousands
@@ -64,9 +59,11 @@ def _clip_batches(run: Run) -> Iterator[Problem]:
     cfg = run.cfg
     identities = identities_per_batch(cfg)
     share = identities if cfg.MODEL.LOSSES.TRI.ALL_RANKS else identities // run.world_size
-    if "TripletLoss" in cfg.MODEL.LOSSES.NAME and share < 2:
+    losses = [LOSS_REGISTRY._obj_map.get(name) for name in cfg.MODEL.LOSSES.NAME]
+    comparing = [loss.__name__ for loss in losses if getattr(loss, "compares", False)]
+    if comparing and share < 2:
         yield Problem(
-            "TripletLoss needs two identities in each process's share of a batch: raise "
+            f"{comparing[0]} needs two identities in each process's share of a batch: raise "
             "SOLVER.IMS_PER_BATCH, use fewer devices, or set MODEL.LOSSES.TRI.ALL_RANKS True"
         )
     data = run.datasets(cfg.DATASETS.NAMES)

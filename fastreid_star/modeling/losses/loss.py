@@ -31,6 +31,7 @@ class Loss(nn.Module):
         log_name: the name in the log and in metrics.json.
         from_start: whether the loss trains from the first epoch even where
             ``MODEL.LOSSES.CE_ONLY_EPOCHS`` lets the others begin later.
+        compares: whether it compares identities with each other, so that it needs two of them.
 
     Args:
         weight: the factor in the sum of the losses.
@@ -40,6 +41,7 @@ class Loss(nn.Module):
     needs: tuple[str, ...] = ()
     log_name: str = ""
     from_start = False
+    compares = False
 
     @configurable
     def __init__(self, *, weight: float = 1.0, first_epoch: int = 0):

@@ -94,6 +94,7 @@ class TripletLoss(Loss):
 
     needs = ("clip_features", "targets")
     log_name = "loss_triplet"
+    compares = True
 
     @configurable
     def __init__(self, *, options: dict[str, Any] | None = None, **kwargs: Any):
