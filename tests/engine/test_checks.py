@@ -92,7 +92,7 @@ def test_one_problem_is_one_line(tiny_root, tmp_path, options, message):
         (("TEST.PRECISE_BN.ENABLED", "True"), "PRECISE_BN"),
         (("TEST.RERANK.ENABLED", "True"), r"TEST\.RERANK\.ENABLED True"),
         (("TEST.FLIP.ENABLED", "True"), r"TEST\.FLIP\.ENABLED"),
-        (("DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler"), r"DATALOADER\.SAMPLER_TRAIN"),
+        (("DATALOADER.SAMPLER_TRAIN", "SetReWeightSampler"), r"DATALOADER\.SAMPLER_TRAIN"),
         (("KD.EMA.ENABLED", "True"), r"KD\.EMA\.ENABLED"),
         (("MODEL.FREEZE_LAYERS", "['bckbone']", "SOLVER.FREEZE_ITERS", "9"), "mean backbone"),
     ],
