@@ -187,6 +187,7 @@ class IdentitySampler(EndlessSampler):
         self._check(len(self._tracklets))
         groups = (max(len(of) // self.num_instances, 1) for of in self._tracklets.values())
         self.batches_per_epoch = sum(groups) // self.num_identities
+        self._pass: list[list[np.ndarray]]  # the batches of the current pass
         self._restart()
 
     def set_start(self, batch: int, *, seed: int | None = None) -> None:

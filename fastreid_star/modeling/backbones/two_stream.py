@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from fastreid.config import CfgNode
@@ -157,7 +158,7 @@ class TwoStreamBackbone(nn.Module):
         stage = self.stages[number - 1]
         if str(number) not in self.non_local:
             return stage(x)
-        blocks, follow = _blocks(stage), self.non_local[str(number)]
+        blocks, follow = _blocks(stage), cast(nn.ModuleList, self.non_local[str(number)])
         first = len(blocks) - len(follow)
         for place, block in enumerate(blocks):
             x = block(x)

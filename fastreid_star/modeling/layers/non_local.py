@@ -30,11 +30,12 @@ class NonLocal(nn.Module):
         super().__init__()
         inner = max(channels // reduction, 1)
         self.theta, self.phi, self.g = (nn.Conv2d(channels, inner, 1) for _ in range(3))
-        self.out = nn.Sequential(nn.Conv2d(inner, channels, 1), get_norm(norm, channels))
-        for layer in (self.theta, self.phi, self.g, self.out[0]):
+        out, last = nn.Conv2d(inner, channels, 1), get_norm(norm, channels)
+        self.out = nn.Sequential(out, last)
+        for layer in (self.theta, self.phi, self.g, out):
             nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.out[1].weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type] # there is a bias
+        nn.init.zeros_(last.weight)
 
     def forward(self, x: torch.Tensor, length: int = 1) -> torch.Tensor:
         """Maps ``[N, C, h, w]`` to maps of this shape.
@@ -46,9 +47,10 @@ class NonLocal(nn.Module):
         height, width = x.shape[2:]
         positions = length * height * width
         q, k, v = (
-            layer(x).flatten(2).transpose(1, 2).reshape(-1, positions, layer.out_channels)
+            layer(x).flatten(2).transpose(1, 2).reshape(-1, 1, positions, layer.out_channels)
             for layer in (self.theta, self.phi, self.g)
         )
-        y = F.scaled_dot_product_attention(q, k, v, scale=1.0)  # [B, L, c]
-        y = y.reshape(-1, height * width, y.shape[2]).transpose(1, 2)
+        # [B, 1, L, c]: the fused kernels are for four axes, and there is one head
+        y = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        y = y.reshape(-1, height * width, y.shape[3]).transpose(1, 2)
         return x + self.out(y.reshape(-1, y.shape[1], height, width))
