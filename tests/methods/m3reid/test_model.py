@@ -103,7 +103,8 @@ def test_all_frames_of_a_clip_are_augmented_alike():
 
 
 def test_bfloat16_trains_close_to_float32():
-    model = build("MODEL.M3REID.AUGMENT", "False")
+    # stride 1: on maps of 4x2, torch's bfloat16 convolution of stride 2 reads memory it must not
+    model = build("MODEL.M3REID.AUGMENT", "False", "MODEL.BACKBONE.LAST_STRIDE", "1")
     other = copy.deepcopy(model)
     expected = train_step(model, batch())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -191,6 +192,19 @@ def test_stars_skeletons_on_this_network():
 def test_what_does_not_fit_is_refused(options, word):
     with pytest.raises(UserError, match=word):
         build(*options)
+
+
+@pytest.mark.parametrize("name", ["M3ReID_small", "SAD_small", "STAR_small", "DinoGRL_tiny"])
+def test_every_method_tells_the_blocks_how_many_frames_a_clip_has(name):
+    options = "MODEL.BACKBONE.NON_LOCAL", "[0,1,1,0]", "MODEL.BACKBONE.STREAMS", "1"
+    grid = "MODEL.DINOGRL.GRID", "[8,4]", "MODEL.DINOGRL.READING", "authors"
+    model = build(*options, *grid, name=name)
+    lengths = []
+    for block in (each for blocks in model.backbone.non_local.values() for each in blocks):
+        block.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[1]))
+    train_step(model, batch())
+    assert len(lengths) == (3 if "StyleAttackLoss" in model.losses else 2)
+    assert set(lengths) == {3}
 
 
 def test_the_mean_head_needs_frames_behind_a_neck():
