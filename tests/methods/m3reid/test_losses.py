@@ -23,6 +23,7 @@ def compare(found, expected, x):
 # a query that has no partner, one without a negative, a modality that is rare
 BATCHES = {
     "pairs": ([0, 0, 1, 1], [1, 0, 1, 0]),
+    "more queries in one modality": ([0, 0, 0, 1, 1], [1, 1, 0, 1, 0]),
     "lonely": ([0, 0, 1, 1, 2, 2, 2], [1, 0, 1, 0, 1, 1, 1]),
     "one identity in infrared": ([0, 0, 1, 1], [1, 0, 1, 1]),
     "one visible": ([0, 0, 1, 2], [1, 0, 0, 0]),
