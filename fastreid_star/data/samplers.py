@@ -165,7 +165,7 @@ class CrossModalIdentitySampler(EndlessSampler):
 
 
 class IdentitySampler(EndlessSampler):
-    """Batches of P identities with K tracklets each, whatever their modality.
+    """Batches of P identities with K tracklets each, regardless of modality.
 
     As fast-reid's NaiveIdentitySampler. A pass deals the tracklets of each identity, shuffled, into
     groups of K; those left over sit out this pass, and an identity with fewer than K tracklets has
@@ -242,7 +242,7 @@ def _by_identity(
     return positions
 
 
-# DATALOADER.SAMPLER_TRAIN: fast-reid's default, and its P identities x K of whatever modality
+# DATALOADER.SAMPLER_TRAIN: fast-reid's default, and its P identities x K
 SAMPLERS = {"TrainingSampler": CrossModalIdentitySampler, "NaiveIdentitySampler": IdentitySampler}
 
 

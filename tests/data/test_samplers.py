@@ -125,7 +125,7 @@ def test_set_start_is_skipping(start, kind):
     assert resumed.batch(0) == take(sampler(seed=8, kind=kind), 1)[0]
 
 
-# --- identities x tracklets of whatever modality -----------------------------------------------------
+# --- identities x tracklets, regardless of modality -------------------------------------------------
 
 
 def together(*args, **options):

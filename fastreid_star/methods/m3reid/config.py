@@ -18,5 +18,5 @@ def add_config(cfg: CN) -> None:
     # factor of 0.5 to 1.5 for each channel, infrared clips by one factor.
     cfg.MODEL.M3REID.AUGMENT = True
     # Share of training clips in which one rectangle is erased, the same in all frames.
-    # INPUT.REA erases a rectangle of its own in each frame: switch it off.
+    # INPUT.REA erases another rectangle in each frame: switch it off.
     cfg.MODEL.M3REID.ERASING = 0.5

@@ -43,8 +43,8 @@ def masked_gem(
 ) -> torch.Tensor:
     """Generalized mean under each mask, ``(mean_hw((m_k x)^p) + eps)^(1/p)``.
 
-    As (m x)^p = m^p x^p, it is one product of matrices. Computed in float32 or wider, whatever
-    autocast says: a cube leaves the range of half types at once.
+    As (m x)^p = m^p x^p, it is one product of matrices. Computed in float32 or wider, also
+    under autocast: a cube leaves the range of half types at once.
 
     Args:
         maps: x ``[N, D, h, w]``, non-negative.

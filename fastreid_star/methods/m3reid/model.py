@@ -9,7 +9,7 @@
     frame embeddings -> classifier -> CE; alignment (MMA), orthogonality (OFR)
     masks            -> diversity (DAC)
 
-Another head for clips pools the frames before the neck, and has a neck of its own for the clip.
+Another head for clips pools the frames before the neck, and has another neck for the clip.
 
 Shapes: B clips, T frames, N = B T frames, D feature width of the backbone, K views of a frame.
 """
@@ -43,7 +43,7 @@ class M3ReID(VideoReID):
         kwargs: see :class:`VideoReID`. The neck of `frame_heads` is that of the frames.
 
     Raises:
-        UserError: a share that is none, or a head that reads the states of the bones.
+        UserError: `erasing` is not a share, or a head that reads the states of the bones.
     """
 
     provides = (*VideoReID.provides, "masks", "frame_embeddings")

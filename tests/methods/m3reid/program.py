@@ -41,7 +41,7 @@ class Program(nn.Module):
         self.classifier = nn.Linear(6 * WIDTH, CLASSES, bias=False)
 
     def scrambled(self):
-        """All norms with statistics and scales of their own."""
+        """All norms with random statistics and scales."""
         for module in self.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
                 module.running_mean.normal_(0, 0.2)
