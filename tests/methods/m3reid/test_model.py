@@ -171,6 +171,9 @@ def test_stars_skeletons_on_this_network():
     torch.testing.assert_close(views, views[:, :, :1].expand_as(views))  # one for all views
     assert (outputs["clip"] - moved["clip"]).abs().amax(1).min() > 1e-6
     assert torch.equal(without["corrected"], without["frames"])
+    corrected = outputs["corrected"].flatten(0, 1)[..., None, None]
+    embeddings = model.frame_heads.bottleneck(corrected)[..., 0, 0]
+    torch.testing.assert_close(outputs["frame_embeddings"].flatten(0, 1), embeddings)
     neck = model.heads.bottleneck(outputs["clip"][..., None, None])[..., 0, 0]
     torch.testing.assert_close(outputs["features"], F.normalize(neck, dim=1))
     assert {"frame_updates", "part_weights"} <= model.explain(batch()).keys()
