@@ -116,7 +116,7 @@ def test_ranks_share_one_global_batch(world_size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("start", [0, 1, 37])
+@pytest.mark.parametrize("start", [0, 1, 37, 49])
 def test_set_start_is_skipping(start, kind):
     resumed = sampler(seed=1, kind=kind)
     take(resumed, 50)
