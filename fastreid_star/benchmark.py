@@ -152,8 +152,8 @@ class BareBackbone(nn.Module):
         """The batch of :class:`TrainingStep` to a loss that reaches each weight."""
         frames, length = batch["images"].flatten(0, 1) / 255, batch["images"].shape[1]
         is_visible = batch["modality"].repeat_interleave(length) == Modality.VISIBLE
-        low = self.backbone.low(self.backbone.stem(frames, is_visible))
-        maps = [self.backbone.stage4(self.backbone.stage3(low)) for _ in range(2)]
+        low = self.backbone.low(self.backbone.stem(frames, is_visible), length)
+        maps = [self.backbone.stage4(self.backbone.stage3(low, length), length) for _ in range(2)]
         return {"loss": torch.stack([m.float().mean((2, 3)) for m in maps]).square().mean()}
 
 

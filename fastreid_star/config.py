@@ -121,6 +121,12 @@ def add_plugin_config(cfg: CN) -> CN:
     # torchvision and in the published programs. The weights and the size of the maps are the same;
     # each sees the image shifted by a pixel.
     cfg.MODEL.BACKBONE.PADDED_POOL = False
+    # Number of stems: 2 (one for each modality) | 1 (one for both).
+    cfg.MODEL.BACKBONE.STREAMS = 2
+    # Non-local blocks over all frames of a clip: for each of the four stages the number of its last
+    # blocks that are followed by one, such as [0, 2, 3, 0]. []: there are none. fast-reid's
+    # MODEL.BACKBONE.WITH_NL adds blocks over single frames.
+    cfg.MODEL.BACKBONE.NON_LOCAL = []
     # Keep the weights and maps of the backbone with the channels last in memory: the same numbers
     # up to rounding, and often faster, most of all on GPUs in mixed precision.
     cfg.MODEL.CHANNELS_LAST = False
@@ -140,8 +146,8 @@ def add_plugin_config(cfg: CN) -> CN:
     # Train with the cross entropies alone in the first epochs. Without ImageNet weights the defense
     # loss would shrink all features before they mean anything.
     cfg.MODEL.LOSSES.CE_ONLY_EPOCHS = 0
-    # Batch-hard mining with several processes. False: in each process's share of the batch. True:
-    # in the whole batch, whose features are gathered.
+    # Batch-hard mining, and alignment of the modalities, with several processes. False: in each
+    # process's share of the batch. True: in the whole batch, whose features are gathered.
     cfg.MODEL.LOSSES.TRI.ALL_RANKS = False
 
     # --- solver: SOLVER.IMS_PER_BATCH counts clips (P K 2) over all devices ---

@@ -30,7 +30,8 @@ MEANINGS = {
     "KD.EMA": "Knowledge distillation: moving average of the weights.",
     "INPUT.FLIP": "Random horizontal flip.",
     "INPUT.PADDING": "Random crop after padding.",
-    "DATALOADER.NUM_INSTANCE": "K: clips of each identity and modality in a batch.",
+    "DATALOADER.NUM_INSTANCE": "K: clips of each identity and modality in a batch. "
+    "NaiveIdentitySampler: K clips of each identity.",
     "DATALOADER.NUM_WORKERS": "Decoding processes of each device.",
     "SOLVER.MAX_EPOCH": "Epochs of training.",
     "SOLVER.BASE_LR": "Learning rate after the warm-up.",

@@ -166,13 +166,14 @@ def add_convert(parser: argparse.ArgumentParser) -> Action:
       fastreid-star convert THEIRS.t OURS.pth --config-file HITSZ-VCM/MITML_R50.yml
       fastreid-star convert THEIRS.t OURS.pth --config-file HITSZ-VCM/IBAN_R50_authors.yml
       fastreid-star convert FOLDER OURS.pth --config-file HITSZ-VCM/DinoGRL_R50_authors.yml
+      fastreid-star convert THEIRS.pth OURS.pth --config-file HITSZ-VCM/M3ReID_R50.yml
       fastreid-star convert skeletons.h5 datasets/HITSZ-VCM/skeletons
       fastreid-star convert datasets/HITSZ-VCM/skeletons skeletons.h5
 
-    With --config-file, SOURCE is a checkpoint of SAADG, MITML, IBAN or STAR's authors (SDTG), or a
-    folder with the three files of DinoGRL's authors, recognized by the names in it. Dropped and
-    unknown names are listed. The conversion fails if a weight is missing or has the wrong shape, or
-    if the config would compute other features.
+    With --config-file, SOURCE is a checkpoint of SAADG, MITML, IBAN, M3-ReID or STAR's authors
+    (SDTG), or a folder with the three files of DinoGRL's authors, recognized by the names in it.
+    Dropped and unknown names are listed. The conversion fails if a weight is missing or has the
+    wrong shape, or if the config would compute other features.
 
     Without --config-file, SOURCE is a skeleton store: the authors' HDF5 file, or a folder, which
     is read a hundred times faster. TARGET is a file if it ends in .h5 or .hdf5, else a folder.

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from fastreid_star.data.clips import ClipDataset, OtherTracklets, collate_clips
 from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.pairs import as_auxiliary, build_pairs
-from fastreid_star.data.samplers import CrossModalIdentitySampler
+from fastreid_star.data.samplers import build_sampler, identities_per_batch
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import build_transforms
 from fastreid_star.data.workers import TIMEOUT, one_line, one_thread, ready_to_fork, waiting
@@ -119,11 +119,11 @@ def open_store(cfg, dataset: VideoDataset) -> SkeletonStore | None:
 def build_clip_train_loader(
     cfg, *, seed: int, rank: int = 0, world_size: int = 1, pin_memory: bool = False
 ) -> DataLoader:
-    """An endless loader of training batches [visible; infrared] from DATASETS.NAMES.
+    """An endless loader of training batches from DATASETS.NAMES, by DATALOADER.SAMPLER_TRAIN.
 
-    ``.dataset`` is a :class:`ClipDataset` with ``num_classes``, ``.batch_sampler`` a
-    :class:`CrossModalIdentitySampler` with ``batches_per_epoch`` and ``set_start``. With
-    DATASETS.AUXILIARY, as many clips of those datasets follow; their labels are negative.
+    ``.dataset`` is a :class:`ClipDataset` with ``num_classes``, ``.batch_sampler`` an
+    :class:`EndlessSampler` with ``batches_per_epoch`` and ``set_start``. With DATASETS.AUXILIARY,
+    as many clips of those datasets follow; their labels are negative.
 
     Args:
         cfg: DATASETS, INPUT, DATALOADER and SOLVER.IMS_PER_BATCH are read.
@@ -155,39 +155,6 @@ def build_clip_train_loader(
         sampling=cfg.INPUT.CLIP.SAMPLING,
     )
     return _loader(cfg, dataset, batches, pin_memory)
-
-
-def identities_per_batch(cfg) -> int:
-    """P over all processes: SOLVER.IMS_PER_BATCH is P x DATALOADER.NUM_INSTANCE x 2 modalities.
-
-    Raises:
-        UserError: it is not divisible.
-    """
-    clips, instances = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
-    if instances < 1 or clips < 1 or clips % (2 * instances):
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH {clips} is not identities x DATALOADER.NUM_INSTANCE {instances} "
-            f"x 2 modalities: set it to a multiple of {2 * max(1, instances)}"
-        )
-    return clips // (2 * instances)
-
-
-def build_sampler(
-    cfg, tracklets: list[Tracklet], *, seed: int, rank: int = 0, world_size: int = 1
-) -> CrossModalIdentitySampler:
-    """The sampler of the training batches; arguments as for :func:`build_clip_train_loader`.
-
-    Raises:
-        UserError: these tracklets do not give a batch of this size.
-    """
-    return CrossModalIdentitySampler(
-        tracklets,
-        num_identities=identities_per_batch(cfg),
-        num_instances=cfg.DATALOADER.NUM_INSTANCE,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-    )
 
 
 def build_clip_test_loader(

@@ -1,10 +1,11 @@
-"""The training batches: P identities x K clips x 2 modalities."""
+"""The training batches: P identities x K clips, of each modality or of both together."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -18,31 +19,28 @@ from fastreid_star.structures import Modality, Tracklet
 _IDENTITIES, _TRACKLETS = 1, 2
 
 
-class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
-    """Batches of P identities, K visible and K infrared tracklets of each.
+class EndlessSampler(Sampler[list[ClipRequest]]):
+    """Batches without an end: batch number b is a function of (seed, b) alone.
 
-    A batch is [visible; infrared]; both halves contain the same identities in the same order.
-    Identities are drawn without replacement: a pass shuffles all N and cuts floor(N/P) batches.
-    The tracklets of an identity and modality are drawn without replacement if there are K.
+    :meth:`set_start` resumes a run at any batch. Each rank gets whole identities of the same global
+    batch.
 
-    The sampler is endless, and batch number b is a function of (seed, b) alone: :meth:`set_start`
-    resumes a run at any batch. Each rank gets whole identities of the same global batch.
+    Attributes:
+        modalities: in how many modalities an identity has K clips each in a batch.
+        batches_per_epoch: set by a subclass.
 
     Args:
-        tracklets: the training set; requests refer to positions in it.
         num_identities: P, over all ranks.
         num_instances: K.
         seed: not negative.
         rank, world_size: number of this process, and of all processes.
-
-    Raises:
-        UserError: an identity with one modality only, P larger than the number of identities, or P
-            that is not divisible by the number of ranks.
     """
+
+    modalities = 1
+    batches_per_epoch: int
 
     def __init__(
         self,
-        tracklets: Sequence[Tracklet],
         *,
         num_identities: int,
         num_instances: int,
@@ -50,45 +48,27 @@ class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
         rank: int = 0,
         world_size: int = 1,
     ):
-        by_modality = {modality: _by_identity(tracklets, modality) for modality in Modality}
-        visible, infrared = by_modality[Modality.VISIBLE], by_modality[Modality.INFRARED]
-        self._check(visible.keys(), infrared.keys(), num_identities, num_instances, world_size)
-        pids = sorted(visible)
-        # visible half first
-        self._tracklets = [[by_pid[pid] for pid in pids] for by_pid in (visible, infrared)]
         self.num_identities, self.num_instances = num_identities, num_instances
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        most = max(sum(map(len, half)) for half in self._tracklets)
-        self.batches_per_epoch = math.ceil(most / (num_identities * num_instances))
-        self._batches_per_pass = len(pids) // num_identities
         self._start = 0
 
-    @staticmethod
-    def _check(visible, infrared, num_identities: int, num_instances: int, world_size: int) -> None:
-        lonely = sorted(set(visible) ^ set(infrared))
-        if lonely:
-            names = ", ".join(
-                f"{pid} (only {'visible' if pid in visible else 'infrared'})" for pid in lonely[:5]
-            )
+    def _check(self, known: int) -> None:
+        """Raise a UserError where `known` identities give no batch."""
+        clips = self.modalities * self.num_instances
+        two = " x 2 modalities" if self.modalities == 2 else ""
+        if known < 2:
+            raise UserError(f"the training set has {known} identity: training needs at least 2")
+        if self.num_identities > known:
             raise UserError(
-                f"{len(lonely)} training identities have tracklets in one modality only: {names}"
-                f"{' ...' if len(lonely) > 5 else ''}; lower DATASETS.MIN_FRAMES or remove them"
+                f"a batch of {self.num_identities} identities, but the training set has {known}: "
+                f"set SOLVER.IMS_PER_BATCH to at most {clips * known} "
+                f"(identities x DATALOADER.NUM_INSTANCE{two})"
             )
-        if len(visible) < 2:
+        if self.num_identities % self.world_size:
             raise UserError(
-                f"the training set has {len(visible)} identity: training needs at least 2"
-            )
-        if num_identities > len(visible):
-            raise UserError(
-                f"a batch of {num_identities} identities, but the training set has {len(visible)}: "
-                f"set SOLVER.IMS_PER_BATCH to at most {2 * num_instances * len(visible)} "
-                "(identities x DATALOADER.NUM_INSTANCE x 2 modalities)"
-            )
-        if num_identities % world_size:
-            multiple = 2 * num_instances * world_size
-            raise UserError(
-                f"{num_identities} identities per batch do not divide among {world_size} "
-                f"processes: set SOLVER.IMS_PER_BATCH to a multiple of {multiple}"
+                f"{self.num_identities} identities per batch do not divide among "
+                f"{self.world_size} processes: set SOLVER.IMS_PER_BATCH to a multiple of "
+                f"{clips * self.world_size}"
             )
 
     def set_start(self, batch: int, *, seed: int | None = None) -> None:
@@ -108,18 +88,70 @@ class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
             number += 1
 
     def batch(self, number: int) -> list[ClipRequest]:
+        """This rank's share of global batch `number`."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement batch()")
+
+    @property
+    def _mine(self) -> range:
+        """The places of this rank's identities in the global batch."""
+        share = self.num_identities // self.world_size
+        return range(self.rank * share, (self.rank + 1) * share)
+
+
+class CrossModalIdentitySampler(EndlessSampler):
+    """Batches of P identities, K visible and K infrared tracklets of each.
+
+    A batch is [visible; infrared]; both halves contain the same identities in the same order.
+    Identities are drawn without replacement: a pass shuffles all N and cuts floor(N/P) batches.
+    The tracklets of an identity and modality are drawn without replacement if there are K.
+
+    Args:
+        tracklets: the training set; requests refer to positions in it.
+        options: see :class:`EndlessSampler`.
+
+    Raises:
+        UserError: an identity with one modality only, P larger than the number of identities, or P
+            that is not divisible by the number of ranks.
+    """
+
+    modalities = 2
+
+    def __init__(self, tracklets: Sequence[Tracklet], **options: int):
+        super().__init__(**options)
+        both = (Modality.VISIBLE, Modality.INFRARED)
+        visible, infrared = (_by_identity(tracklets, modality) for modality in both)
+        self._check_pairs(visible.keys(), infrared.keys())
+        self._check(len(visible))
+        pids = sorted(visible)
+        # visible half first
+        self._tracklets = [[by_pid[pid] for pid in pids] for by_pid in (visible, infrared)]
+        most = max(sum(map(len, half)) for half in self._tracklets)
+        self.batches_per_epoch = math.ceil(most / (self.num_identities * self.num_instances))
+        self._batches_per_pass = len(pids) // self.num_identities
+
+    @staticmethod
+    def _check_pairs(visible, infrared) -> None:
+        lonely = sorted(set(visible) ^ set(infrared))
+        if lonely:
+            names = ", ".join(
+                f"{pid} (only {'visible' if pid in visible else 'infrared'})" for pid in lonely[:5]
+            )
+            raise UserError(
+                f"{len(lonely)} training identities have tracklets in one modality only: {names}"
+                f"{' ...' if len(lonely) > 5 else ''}; lower DATASETS.MIN_FRAMES or remove them"
+            )
+
+    def batch(self, number: int) -> list[ClipRequest]:
         """This rank's share of global batch `number`: 2 K P/world_size requests."""
         rng = np.random.default_rng((self.seed, number, 0, _TRACKLETS))
         identities = self._identities(number)
-        share = self.num_identities // self.world_size
-        mine = range(self.rank * share, (self.rank + 1) * share)
         requests, position = [], 0
         for half in self._tracklets:
             for place, identity in enumerate(identities):
                 candidates = half[identity]
                 repeat = len(candidates) < self.num_instances
                 for chosen in rng.choice(len(candidates), self.num_instances, replace=repeat):
-                    if place in mine:
+                    if place in self._mine:
                         seed = (self.seed, number, position)
                         requests.append(ClipRequest(candidates[chosen], seed))
                     position += 1
@@ -132,9 +164,135 @@ class CrossModalIdentitySampler(Sampler[list[ClipRequest]]):
         return order[place * self.num_identities : (place + 1) * self.num_identities]
 
 
-def _by_identity(tracklets: Sequence[Tracklet], modality: Modality) -> dict[int, list[int]]:
+class IdentitySampler(EndlessSampler):
+    """Batches of P identities with K tracklets each, regardless of modality.
+
+    As fast-reid's NaiveIdentitySampler. A pass deals the tracklets of each identity, shuffled, into
+    groups of K; those left over sit out this pass, and an identity with fewer than K tracklets has
+    one group, drawn with replacement. A batch takes a group of each of P random identities that
+    have one, until fewer than P have one. So nearly every tracklet has its turn once in a pass.
+
+    Args:
+        tracklets: the training set; requests refer to positions in it.
+        options: see :class:`EndlessSampler`.
+
+    Raises:
+        UserError: P larger than the number of identities, or P that is not divisible by the number
+            of ranks.
+    """
+
+    def __init__(self, tracklets: Sequence[Tracklet], **options: int):
+        super().__init__(**options)
+        self._tracklets = _by_identity(tracklets)
+        self._check(len(self._tracklets))
+        groups = (max(len(of) // self.num_instances, 1) for of in self._tracklets.values())
+        self.batches_per_epoch = sum(groups) // self.num_identities
+        self._pass: list[list[np.ndarray]]  # the batches of the current pass
+        self._restart()
+
+    def set_start(self, batch: int, *, seed: int | None = None) -> None:
+        super().set_start(batch, seed=seed)
+        self._restart()
+
+    def batch(self, number: int) -> list[ClipRequest]:
+        """This rank's share of global batch `number`: K P/world_size requests, by identity."""
+        if number < self._first:
+            self._restart()
+        while number >= self._first + len(self._pass):
+            self._first += len(self._pass)
+            self._passes += 1
+            self._pass = self._draw(self._passes)
+        first = self._mine[0] * self.num_instances
+        groups = self._pass[number - self._first][self._mine[0] : self._mine[-1] + 1]
+        indices = np.concatenate(groups).tolist()
+        return [
+            ClipRequest(index, (self.seed, number, position))
+            for position, index in enumerate(indices, start=first)
+        ]
+
+    def _restart(self) -> None:
+        self._first, self._passes, self._pass = 0, 0, self._draw(0)
+
+    def _draw(self, number: int) -> list[list[np.ndarray]]:
+        """The batches of a pass: P groups of K positions each."""
+        rng = np.random.default_rng((self.seed, number, 0, _IDENTITIES))
+        size, groups = self.num_instances, {}
+        for pid in sorted(self._tracklets):
+            positions = np.array(self._tracklets[pid])
+            if len(positions) < size:
+                positions = rng.choice(positions, size)
+            dealt = rng.permutation(positions)[: len(positions) // size * size]
+            groups[pid] = list(dealt.reshape(-1, size))
+        batches = []
+        while len(groups) >= self.num_identities:
+            chosen = rng.choice(list(groups), self.num_identities, replace=False).tolist()
+            batches.append([groups[pid].pop() for pid in chosen])
+            groups = {pid: of for pid, of in groups.items() if of}
+        return batches
+
+
+def _by_identity(
+    tracklets: Sequence[Tracklet], modality: Modality | None = None
+) -> dict[int, list[int]]:
+    """Positions of the tracklets of each identity, of one modality or of both."""
     positions = defaultdict(list)
     for position, tracklet in enumerate(tracklets):
-        if tracklet.modality == modality:
+        if modality in (None, tracklet.modality):
             positions[tracklet.pid].append(position)
     return positions
+
+
+# DATALOADER.SAMPLER_TRAIN: fast-reid's default, and its P identities x K
+SAMPLERS = {"TrainingSampler": CrossModalIdentitySampler, "NaiveIdentitySampler": IdentitySampler}
+
+
+def identities_per_batch(cfg) -> int:
+    """P over all processes: SOLVER.IMS_PER_BATCH is P x DATALOADER.NUM_INSTANCE x 2 modalities, or
+    P x DATALOADER.NUM_INSTANCE where the sampler does not distinguish them.
+
+    Raises:
+        UserError: it is not divisible, or clips have no such sampler.
+    """
+    clips, instances = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
+    modalities = sampler_class(cfg).modalities
+    if instances < 1 or clips < 1 or clips % (modalities * instances):
+        two = " x 2 modalities" if modalities == 2 else ""
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {clips} is not identities x DATALOADER.NUM_INSTANCE {instances}"
+            f"{two}: set it to a multiple of {modalities * max(1, instances)}"
+        )
+    return clips // (modalities * instances)
+
+
+def sampler_class(cfg) -> type[EndlessSampler]:
+    """The sampler that DATALOADER.SAMPLER_TRAIN names.
+
+    Raises:
+        UserError: clips have no such sampler.
+    """
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name not in SAMPLERS:
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN is {name}: for clips choose TrainingSampler (identities x "
+            "NUM_INSTANCE x 2 modalities) or NaiveIdentitySampler (identities x NUM_INSTANCE)"
+        )
+    return SAMPLERS[name]
+
+
+def build_sampler(
+    cfg, tracklets: Sequence[Tracklet], *, seed: int, rank: int = 0, world_size: int = 1
+) -> EndlessSampler:
+    """The sampler of the training batches; the other arguments are those of the loader.
+
+    Raises:
+        UserError: these tracklets do not give a batch of this size.
+    """
+    sampler: Any = sampler_class(cfg)
+    return sampler(
+        tracklets,
+        num_identities=identities_per_batch(cfg),
+        num_instances=cfg.DATALOADER.NUM_INSTANCE,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+    )

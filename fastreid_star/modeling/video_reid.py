@@ -20,10 +20,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fastreid.config import CfgNode, configurable
-from fastreid.modeling import losses as fastreid_losses
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
-from fastreid.utils.events import get_event_storage
 from torch import nn
 
 from fastreid_star.errors import UserError
@@ -32,6 +30,7 @@ from fastreid_star.modeling.frame_correctors import FrameCorrectorBase, build_fr
 from fastreid_star.modeling.heads.clip_head import ClipHead, FrameHead
 from fastreid_star.modeling.layers.pooling import at_least_float32
 from fastreid_star.modeling.layers.skeleton_graph import drop_skeletons
+from fastreid_star.modeling.losses.cross_entropy import log_accuracy
 from fastreid_star.modeling.losses.loss import Loss, build_losses
 from fastreid_star.structures import Modality
 
@@ -59,12 +58,16 @@ class VideoReID(nn.Module):
         epoch: set by the trainer: a loss is active from its `first_epoch` on. None: all losses are
             active.
         provides: names of the outputs in training, beside those of the corrector and of the head.
+        views: features of a frame, each as wide as the backbone's maps; heads see all of them.
+        classified: name of the output with the frames that the frame head classifies.
 
     Raises:
         UserError: a loss or the head needs an output that no part of the model provides.
     """
 
     takes_clips = True  # the trainer pairs networks and datasets by this
+    views = 1
+    classified = "frames"
     provides: tuple[str, ...] = (
         *("is_visible", "frames", "corrected", "clip", "targets", "frame_targets"),
         *CLIP_OUTPUTS,
@@ -104,7 +107,7 @@ class VideoReID(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read ``MODEL``; the width of heads, corrector and losses is the backbone's."""
+        """Read ``MODEL``; the width of heads, corrector and losses follows from the backbone's."""
         head = REID_HEADS_REGISTRY.get(cfg.MODEL.HEADS.NAME)
         if not (isinstance(head, type) and issubclass(head, ClipHead)):
             raise UserError(
@@ -115,8 +118,8 @@ class VideoReID(nn.Module):
         width = backbone.feature_width
         return {
             "backbone": backbone,
-            "heads": head(cfg, feat_dim=width),
-            "frame_heads": FrameHead(cfg, feat_dim=width),
+            "heads": head(cfg, feat_dim=cls.views * width),
+            "frame_heads": FrameHead(cfg, feat_dim=cls.views * width),
             "corrector": build_frame_corrector(cfg, feat_dim=width),
             "losses": build_losses(cfg, feat_dim=width),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -232,8 +235,9 @@ class VideoReID(nn.Module):
         clips, length = batch["images"].shape[:2]
         is_visible = self.frame_modality(batch, length)
         images = self.preprocess(batch["images"], is_visible)
-        low = self.backbone.low(self.backbone.stem(images, is_visible))
-        frames = self.pool_frames(self.backbone.stage4(self.backbone.stage3(low)))
+        low = self.backbone.low(self.backbone.stem(images, is_visible), length)
+        maps = self.backbone.stage4(self.backbone.stage3(low, length), length)
+        frames = self.pool_frames(maps)
         return {
             "is_visible": is_visible,
             "low": low,
@@ -242,17 +246,24 @@ class VideoReID(nn.Module):
 
     def encode_clip(self, outputs: dict[str, Any], batch: dict[str, Any], explain: bool) -> None:
         """Add `corrected`, `clip` and what else the corrector and the head provide."""
-        attention: dict[str, torch.Tensor] = {}
-        outputs["corrected"] = outputs["frames"]
-        if self.corrector is not None:
-            found = self.corrector(outputs["frames"], batch, explain)
-            attention.update(found.pop("attention", {}))
-            outputs.update(found)
+        attention = self.correct_frames(outputs, batch, explain)
         found = self.clip_head.aggregate(outputs, batch, explain)
         attention.update(found.pop("attention", {}))
         outputs.update(found)
         if explain:
             outputs["attention"] = attention
+
+    def correct_frames(
+        self, outputs: dict[str, Any], batch: dict[str, Any], explain: bool
+    ) -> dict[str, torch.Tensor]:
+        """Add `corrected` and what else the corrector provides; return its attention."""
+        outputs["corrected"] = outputs["frames"]
+        if self.corrector is None:
+            return {}
+        found = self.corrector(outputs["frames"], batch, explain)
+        attention = found.pop("attention", {})
+        outputs.update(found)
+        return attention
 
     def retrieval_features(self, outputs: dict[str, Any]) -> torch.Tensor:
         """The features that are compared: of the `clip` outputs, after the neck, of unit length."""
@@ -267,7 +278,8 @@ class VideoReID(nn.Module):
             outputs["clip_features"] = found["features"]
             log_accuracy(found["pred_class_logits"], outputs["targets"])
         if "frame_logits" in needed:
-            outputs["frame_logits"] = self.frame_logits(outputs["frames"], outputs["frame_targets"])
+            frames = outputs[self.classified]
+            outputs["frame_logits"] = self.frame_logits(frames, outputs["frame_targets"])
 
     def frame_logits(self, frames: torch.Tensor, frame_targets: torch.Tensor) -> torch.Tensor:
         """Frame features ``[B, T, D]`` to logits ``[N, C]``."""
@@ -338,12 +350,3 @@ class VideoReID(nn.Module):
                     "change MODEL.LOSSES.NAME, MODEL.HEADS.NAME, MODEL.FRAME_CORRECTOR.NAME or "
                     f"MODEL.META_ARCHITECTURE; provided are {', '.join(sorted(provided))}"
                 )
-
-
-def log_accuracy(logits: torch.Tensor, targets: torch.Tensor) -> None:
-    """Put the share of right classes into fast-reid's event storage, if one is open."""
-    try:
-        get_event_storage()
-    except AssertionError:  # fast-reid raises it where no storage is open
-        return
-    fastreid_losses.log_accuracy(logits.detach(), targets)

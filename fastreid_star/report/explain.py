@@ -204,7 +204,8 @@ def target_layer(
     The last stage of a transformer keeps only the class token; the third has tokens of all patches.
     """
     if backbone.spatial_dims == (2, 3):
-        return backbone.stages[3], lambda maps: maps
+        follow = backbone.non_local["4"] if "4" in backbone.non_local else backbone.stages[3:]
+        return follow[-1], lambda maps: maps
     patches = backbone.visible_stem.patch_embed
     grid = (patches.num_y, patches.num_x)
     return backbone.stages[2], lambda tokens: tokens[:, 1:].transpose(1, 2).unflatten(2, grid)

@@ -1,10 +1,11 @@
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fastreid_star.data.samplers import CrossModalIdentitySampler
+from fastreid_star.data.samplers import CrossModalIdentitySampler, IdentitySampler
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality, Tracklet
 
@@ -21,12 +22,11 @@ def make_tracklets(identities=10, visible=3, infrared=2):
 
 
 TRACKLETS = make_tracklets()
+KINDS = [CrossModalIdentitySampler, IdentitySampler]
 
 
-def sampler(tracklets=TRACKLETS, p=4, k=2, seed=0, **options):
-    return CrossModalIdentitySampler(
-        tracklets, num_identities=p, num_instances=k, seed=seed, **options
-    )
+def sampler(tracklets=TRACKLETS, p=4, k=2, seed=0, kind=CrossModalIdentitySampler, **options):
+    return kind(tracklets, num_identities=p, num_instances=k, seed=seed, **options)
 
 
 def take(batches, count):
@@ -57,8 +57,9 @@ def test_tracklets_without_replacement_where_there_are_enough():
     assert {(3,), (2, 1)} <= patterns
 
 
-def test_every_tracklet_gets_its_turn():
-    seen = {request.index for batch in take(sampler(), 200) for request in batch}
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_tracklet_gets_its_turn(kind):
+    seen = {request.index for batch in take(sampler(kind=kind), 200) for request in batch}
     assert seen == set(range(len(TRACKLETS)))
 
 
@@ -83,16 +84,19 @@ def test_length_of_an_epoch():
     assert sampler(p=5, k=3).batches_per_epoch == 2
 
 
-def test_a_function_of_the_seed():
-    assert take(sampler(seed=3), 12) == take(sampler(seed=3), 12)
-    assert take(sampler(seed=3), 12) != take(sampler(seed=4), 12)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_function_of_the_seed(kind):
+    assert take(sampler(seed=3, kind=kind), 12) == take(sampler(seed=3, kind=kind), 12)
+    assert take(sampler(seed=3, kind=kind), 12) != take(sampler(seed=4, kind=kind), 12)
 
 
-def test_each_request_has_a_seed_of_its_own():
-    seeds = [request.seed for batch in take(sampler(seed=7), 10) for request in batch]
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_request_has_a_seed_of_its_own(kind):
+    batches = take(sampler(seed=7, kind=kind), 10)
+    seeds = [request.seed for batch in batches for request in batch]
     assert len(set(seeds)) == len(seeds)
     assert seeds[:2] == [(7, 0, 0), (7, 0, 1)]
-    assert seeds[16] == (7, 1, 0)
+    assert seeds[len(batches[0])] == (7, 1, 0)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -111,11 +115,74 @@ def test_ranks_share_one_global_batch(world_size):
             assert {t.modality for t in infrared} == {Modality.INFRARED}
 
 
-@pytest.mark.parametrize("start", [0, 1, 37])
-def test_set_start_is_skipping(start):
-    resumed = sampler(seed=1)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("start", [0, 1, 37, 49])
+def test_set_start_is_skipping(start, kind):
+    resumed = sampler(seed=1, kind=kind)
+    take(resumed, 50)
     resumed.set_start(start, seed=8)
-    assert take(resumed, 5) == take(sampler(seed=8), start + 5)[start:]
+    assert take(resumed, 5) == take(sampler(seed=8, kind=kind), start + 5)[start:]
+    assert resumed.batch(0) == take(sampler(seed=8, kind=kind), 1)[0]
+
+
+# --- identities x tracklets, regardless of modality -------------------------------------------------
+
+
+def together(*args, **options):
+    return sampler(*args, kind=IdentitySampler, **options)
+
+
+def chosen(batch, tracklets=TRACKLETS):
+    return [tracklets[request.index] for request in batch]
+
+
+def test_a_batch_has_p_identities_and_k_different_tracklets_of_each():
+    kinds = set()
+    for batch in take(together(k=3), 30):
+        pids = [tracklet.pid for tracklet in chosen(batch)]
+        assert pids == [pid for pid in pids[::3] for _ in range(3)]
+        assert len(set(pids)) == 4
+        assert len({request.index for request in batch}) == 12
+        of = [tracklet.modality for tracklet in chosen(batch)]
+        kinds |= {tuple(sorted(of[place : place + 3])) for place in range(0, 12, 3)}
+    assert {(1, 1, 2), (1, 2, 2), (2, 2, 2)} <= kinds, "modalities as they come"
+
+
+def test_a_pass_has_each_tracklet_at_most_once():
+    """10 identities with 5 tracklets each: 2 groups of 2, so at most 5 batches of 4 identities."""
+    for seed in range(5):
+        batches = take(together(seed=seed), 20)
+        first = next(
+            number
+            for number in range(1, 20)
+            if {r.index for r in batches[number]} & {r.index for b in batches[:number] for r in b}
+        )
+        assert first in (4, 5), "a pass ends where fewer than 4 identities have a group"
+    assert together().batches_per_epoch == 5
+    assert together(p=3).batches_per_epoch == 6
+
+
+def test_identities_come_as_often_as_they_have_tracklets():
+    many = make_tracklets(identities=2, visible=20, infrared=20)
+    tracklets = [*TRACKLETS, *(replace(t, pid=t.pid + 100) for t in many)]
+    batches = take(together(tracklets, p=2), 300)
+    counts = Counter(t.pid for batch in batches for t in chosen(batch, tracklets))
+    assert min(counts[200], counts[201]) > 5 * max(counts[pid] for pid in range(100, 110))
+
+
+def test_few_tracklets_and_one_modality():
+    lonely = [Tracklet(7, 1, Modality.INFRARED, "root", ("a.jpg",)), *TRACKLETS]
+    batches = take(together(lonely, k=4), 30)
+    seen = [pids for pids in ([t.pid for t in chosen(b, lonely)] for b in batches) if 7 in pids]
+    assert seen
+    assert all(pids.count(7) == 4 for pids in seen)
+
+
+def test_ranks_share_the_identities_of_a_batch():
+    ranks = [together(rank=rank, world_size=2) for rank in range(2)]
+    for whole, *parts in zip(take(together(), 9), *(take(rank, 9) for rank in ranks), strict=True):
+        assert parts[0] + parts[1] == whole
+        assert len(parts[0]) == len(parts[1])
 
 
 LONELY = [*TRACKLETS, Tracklet(7, 1, Modality.INFRARED, "root", ("a.jpg",))]
@@ -134,3 +201,16 @@ ONE = [t for t in TRACKLETS if t.pid == TRACKLETS[0].pid]
 def test_lists_that_give_no_batch(options, message):
     with pytest.raises(UserError, match=message):
         sampler(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"p": 11}, r"11 identities, .* 10: .*IMS_PER_BATCH to at most 20 .*NUM_INSTANCE\)"),
+        ({"world_size": 3}, r"4 identities .* 3 processes: .* multiple of 6"),
+        ({"tracklets": ONE, "p": 1}, "1 identity: training needs at least 2"),
+    ],
+)
+def test_lists_that_give_no_batch_of_both_modalities(options, message):
+    with pytest.raises(UserError, match=message):
+        together(**options)

@@ -59,6 +59,19 @@ def test_a_good_run_has_nothing_to_be_told(tiny_root, tmp_path):
         (("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float8"), r"AMP\.DTYPE is 'float8'"),
         (("SOLVER.IMS_PER_BATCH", "28"), r"a batch of 7 identities, but the training set has 6"),
         (("SOLVER.IMS_PER_BATCH", "4"), r"TripletLoss needs two identities"),
+        (
+            (
+                "MODEL.LOSSES.NAME",
+                "('CrossEntropyLoss','ModalityAlignmentLoss')",
+                "SOLVER.IMS_PER_BATCH",
+                "4",
+            ),
+            r"ModalityAlignmentLoss needs two identities",
+        ),
+        (
+            ("DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler", "SOLVER.IMS_PER_BATCH", "7"),
+            r"7 is not identities x DATALOADER\.NUM_INSTANCE 2: .* multiple of 2",
+        ),
         (("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"), r"MODEL\.PIXEL_STD is"),
         (("MODEL.HEADS.NUM_CLASSES", "5"), r"NUM_CLASSES is 5, .* has 6 identities"),
         (("INPUT.CJ.ENABLED", "True"), r"INPUT\.CJ\.ENABLED"),
@@ -92,7 +105,7 @@ def test_one_problem_is_one_line(tiny_root, tmp_path, options, message):
         (("TEST.PRECISE_BN.ENABLED", "True"), "PRECISE_BN"),
         (("TEST.RERANK.ENABLED", "True", "TEST.RERANK.K1", "0"), "K1 is 0"),
         (("TEST.FLIP.ENABLED", "True"), r"TEST\.FLIP\.ENABLED"),
-        (("DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler"), r"DATALOADER\.SAMPLER_TRAIN"),
+        (("DATALOADER.SAMPLER_TRAIN", "SetReWeightSampler"), r"DATALOADER\.SAMPLER_TRAIN"),
         (("KD.EMA.ENABLED", "True"), r"KD\.EMA\.ENABLED"),
         (("MODEL.FREEZE_LAYERS", "['bckbone']", "SOLVER.FREEZE_ITERS", "9"), "mean backbone"),
     ],

@@ -9,23 +9,17 @@ import numpy as np
 from fastreid.config import CfgNode
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
-from fastreid_star.data.build import (
-    build_sampler,
-    identities_per_batch,
-    join_tracklets,
-    open_store,
-    shown_with,
-)
+from fastreid_star.data.build import join_tracklets, open_store, shown_with
 from fastreid_star.data.check import evaluation_problems, unmatched
 from fastreid_star.data.io import BrokenImage, read_image
 from fastreid_star.data.pairs import as_auxiliary, build_pairs
+from fastreid_star.data.samplers import build_sampler, identities_per_batch
 from fastreid_star.data.skeleton_stats import what_is_wrong
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.engine.checks.run import Problem, Run
 from fastreid_star.engine.solver import resolve_schedule
 from fastreid_star.errors import UserError
-from fastreid_star.modeling import FRAME_CORRECTOR_REGISTRY
-from fastreid_star.modeling.losses import LOSS_REGISTRY
+from fastreid_star.modeling import FRAME_CORRECTOR_REGISTRY, LOSS_REGISTRY
 from fastreid_star.structures import Modality, Tracklet
 
 SAMPLE = 20  # tracklets whose skeletons are looked up, of thousands

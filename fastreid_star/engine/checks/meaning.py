@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fastreid_star.data.build import build_sampler, join_tracklets
+from fastreid_star.data.build import join_tracklets
 from fastreid_star.data.check import shared_identities
+from fastreid_star.data.samplers import build_sampler
 from fastreid_star.engine.checks.run import Problem, Run
 from fastreid_star.engine.solver import resolve_schedule
 

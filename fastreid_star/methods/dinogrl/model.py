@@ -167,7 +167,7 @@ class DinoGRL(VideoReID):
         images = self.preprocess(batch["images"], is_visible)
         outputs: dict[str, Any] = {"is_visible": is_visible}
         if self.appearance is not None:
-            maps = self.backbone(images, is_visible)
+            maps = self.backbone(images, is_visible, length)
             outputs["frames"] = self.pool_frames(maps).unflatten(0, (clips, length))
             outputs["stripes"] = self.appearance.pool(maps, clips, length)
         if self.gait is not None:

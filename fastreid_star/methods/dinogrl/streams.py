@@ -136,7 +136,7 @@ def build_guide(cfg: CfgNode, feat_dim: int) -> ClipHead:
 
 def drop_relu(backbone: TwoStreamBackbone) -> None:
     """Take the ReLU out of both stems: the published program has forgotten it."""
-    for stem in (backbone.visible_stem, backbone.infrared_stem):
+    for stem in filter(None, (backbone.visible_stem, backbone.infrared_stem)):
         for name, module in stem.named_children():
             if isinstance(module, nn.ReLU):
                 setattr(stem, name, nn.Identity())

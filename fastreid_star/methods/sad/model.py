@@ -92,7 +92,8 @@ class SAD(VideoReID):
         """As :class:`VideoReID`, with the outputs of the attack where a loss needs them."""
         attacks = self.needed & set(ATTACK_OUTPUTS)
         if attacks:
-            attacked = self.attack(outputs["low"], outputs["is_visible"])
+            length = outputs["frames"].shape[1]
+            attacked = self.attack(outputs["low"], outputs["is_visible"], length)
             outputs["attacked_frames"] = attacked.view_as(outputs["frames"])
         super().training_outputs(outputs)
         if "attacked_logits" in attacks:
@@ -100,7 +101,7 @@ class SAD(VideoReID):
                 outputs["attacked_frames"], outputs["frame_targets"]
             )
 
-    def attack(self, low: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
+    def attack(self, low: torch.Tensor, is_visible: torch.Tensor, length: int = 1) -> torch.Tensor:
         """The attack pass from the maps after stage 2 on: X_dis ``[N, D]``.
 
         The maps after stage 2 take the style of a frame of the same modality, those after stage 3
@@ -113,5 +114,5 @@ class SAD(VideoReID):
         same, other = (
             partner.to(low.device, non_blocking=True) for partner in attack_partners(is_visible)
         )
-        middle = self.backbone.stage3(adain(low, same, dims, self.std))
-        return self.pool_frames(self.backbone.stage4(adain(middle, other, dims, self.std)))
+        middle = self.backbone.stage3(adain(low, same, dims, self.std), length)
+        return self.pool_frames(self.backbone.stage4(adain(middle, other, dims, self.std), length))

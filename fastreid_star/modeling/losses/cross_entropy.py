@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fastreid.config import CfgNode, configurable
+from fastreid.modeling import losses as fastreid_losses
+from fastreid.utils.events import get_event_storage
 
 from fastreid_star.errors import UserError
 from fastreid_star.modeling.layers.pooling import at_least_float32
@@ -72,3 +74,12 @@ class FrameCrossEntropyLoss(CrossEntropyLoss):
 
     needs = ("frame_logits", "frame_targets")
     log_name = "loss_cls_frame"
+
+
+def log_accuracy(logits: torch.Tensor, targets: torch.Tensor) -> None:
+    """Put the share of right classes into fast-reid's event storage, if one is open."""
+    try:
+        get_event_storage()
+    except AssertionError:  # fast-reid raises it where no storage is open
+        return
+    fastreid_losses.log_accuracy(logits.detach(), targets)

@@ -202,3 +202,54 @@ def test_pretrained_weights_fill_both_stems(tmp_path):
         assert torch.equal(stem[0].weight, state["conv1.weight"])
         assert torch.equal(stem[1].running_mean, state["bn1.running_mean"])
     assert torch.equal(network.stages[3][1].conv2.weight, state["layer4.1.conv2.weight"])
+
+
+def test_one_stream_is_the_backbone_for_both_modalities():
+    original = calibrate(scramble(build_backbone(config()))).eval()
+    cfg = config()
+    cfg.MODEL.BACKBONE.STREAMS = 1
+    network = build_two_stream(cfg).eval()
+    network.visible_stem.load_state_dict(two_stream_names(original, "visible_stem."))
+    network.stages.load_state_dict(two_stream_names(original, "stages."))
+    images = torch.randn(3, 3, *SIZE)
+    for is_visible in (torch.tensor([True, False, True]), torch.tensor([1.0, 0.0, 1.0])):
+        torch.testing.assert_close(network(images, is_visible), original(images))
+    assert network.state_dict().keys() < build_two_stream(config()).state_dict().keys()
+
+
+def two_stream_names(backbone, prefix):
+    state = TwoStreamBackbone(copy.deepcopy(backbone), SIZE).state_dict()
+    return {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def test_non_local_blocks_follow_the_last_blocks_of_a_stage():
+    cfg = config()
+    cfg.MODEL.BACKBONE.NON_LOCAL = [0, 1, 2, 0]
+    network = scramble(build_two_stream(cfg)).eval()
+    is_visible, images = torch.ones(6, dtype=torch.bool), torch.randn(6, 3, *SIZE)
+    x = network.visible_stem(images)
+    x = network.stages[1](network.stages[0](x))
+    x = network.non_local["2"][0](x, 3)
+    torch.testing.assert_close(network.low(network.stem(images, is_visible), 3), x)
+    for block, follow in zip(network.stages[2], network.non_local["3"], strict=True):
+        x = follow(block(x), 3)
+    found = network(images, is_visible, 3)
+    torch.testing.assert_close(found, network.stages[3](x))
+    assert not torch.allclose(found, network(images, is_visible)), "frames of a clip see each other"
+
+
+@pytest.mark.parametrize(
+    ("family", "streams", "non_local", "word"),
+    [
+        ("resnet", 3, [], "STREAMS is 3"),
+        ("resnet", 2, [0, 0, 3, 0], r"\[2, 2, 2, 2\]"),
+        ("resnet", 2, [1], "four stages"),
+        ("vit", 2, [0, 1, 0, 0], "maps"),
+    ],
+)
+def test_streams_and_non_local_blocks_that_do_not_fit(family, streams, non_local, word):
+    cfg = config(family)
+    cfg.MODEL.BACKBONE.STREAMS, cfg.MODEL.BACKBONE.NON_LOCAL = streams, non_local
+    with pytest.raises(UserError, match=word):
+        build_two_stream(cfg)
