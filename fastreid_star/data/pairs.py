@@ -18,6 +18,7 @@ from fastreid.config import CfgNode
 from torch.utils.data import Sampler
 
 from fastreid_star.data.clips import ClipRequest
+from fastreid_star.data.samplers import CrossModalIdentitySampler
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality, Tracklet
 
@@ -188,9 +189,15 @@ def build_pairs(
         rank, world_size: number of this process, and of all processes.
 
     Raises:
-        UserError: see :class:`PairSampler` and :class:`AuxiliarySampler`.
+        UserError: see :class:`PairSampler` and :class:`AuxiliarySampler`; or `sampler` mixes the
+            modalities.
     """
     instances, pairs = cfg.DATALOADER.NUM_INSTANCE, cfg.DATALOADER.PAIRS
+    if (pairs or auxiliary) and not isinstance(sampler, CrossModalIdentitySampler):
+        raise UserError(
+            "DATALOADER.PAIRS and DATASETS.AUXILIARY need batches of both modalities: set "
+            "DATALOADER.SAMPLER_TRAIN TrainingSampler"
+        )
     if pairs:
         sampler = PairSampler(sampler, tracklets, num_instances=instances)
     if auxiliary:

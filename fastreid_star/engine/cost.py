@@ -14,6 +14,7 @@ from fastreid.config import CfgNode
 from tabulate import tabulate
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastreid_star.coco import NUM_JOINTS
@@ -67,8 +68,9 @@ def count_cost(cfg: CfgNode) -> Cost:
             part.stem = visible  # type: ignore[method-assign] # of this object alone
     with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
         warnings.simplefilter("ignore", UserWarning)  # the switch warns of Intel's GPUs
-        # oneDNN's LSTM is one operation, which the counter does not know
-        with torch.backends.mkldnn.flags(enabled=False), FakeTensorMode(allow_non_fake_inputs=True):
+        # the counter knows neither oneDNN's LSTM nor the CPU's fused attention
+        known = torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH)
+        with known[0], known[1], FakeTensorMode(allow_non_fake_inputs=True):
             model(_clip(cfg))
     return Cost(parameters, counter.get_total_flops())
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from fastreid_star.data.clips import frame_indices
-from fastreid_star.data.pairs import AuxiliarySampler, PairSampler, as_auxiliary
-from fastreid_star.data.samplers import CrossModalIdentitySampler
+from fastreid_star.data.pairs import AuxiliarySampler, PairSampler, as_auxiliary, build_pairs
+from fastreid_star.data.samplers import CrossModalIdentitySampler, IdentitySampler
+from fastreid_star.engine.configs import load_config
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality, Tracklet
 
@@ -89,6 +90,14 @@ def test_an_auxiliary_set_that_gives_no_batch_is_refused():
         AuxiliarySampler(base, AUXILIARY[1:], **size)
     with pytest.raises(UserError, match=r"identity 0 has \[1, 1\] and \[1\] frames under camera 0"):
         PairSampler(base, PRIMARY[1:], num_instances=1)
+
+
+def test_batches_that_mix_the_modalities_have_no_pairs():
+    size = {"num_identities": 4, "num_instances": 1}
+    mixed = IdentitySampler(PRIMARY, seed=0, **size)
+    cfg = load_config(opts=["DATALOADER.PAIRS", "True"])
+    with pytest.raises(UserError, match="need batches of both modalities"):
+        build_pairs(cfg, mixed, PRIMARY, [], num_identities=4, rank=0, world_size=1)
 
 
 def test_random_frames_are_in_order_and_all_have_their_turn():

@@ -45,6 +45,18 @@ def test_a_resnet_34_by_hand():
     assert cost.flops == 3 * 2 * work
 
 
+def test_fused_attention_is_counted():
+    """A block over T frames of 16 x 8 positions and 16 channels: two products of L x L x 16."""
+
+    def work(length, blocks):
+        opts = ["INPUT.CLIP.LENGTH", str(length), "MODEL.BACKBONE.NON_LOCAL", blocks]
+        return count_cost(load_config("Synthetic/SAD_small.yml", opts)).flops
+
+    assert work(4, "[]") == 2 * work(2, "[]")
+    squares = (4 * 128) ** 2 - 2 * (2 * 128) ** 2
+    assert work(4, "[0,1,0,0]") - 2 * work(2, "[0,1,0,0]") == 2 * 2 * squares * 16
+
+
 def test_the_costs_on_the_page_are_those_of_the_configs(amount):
     """Of two methods; with ``--long`` of all."""
     page = PAGE.read_text(encoding="utf-8")
