@@ -26,7 +26,7 @@ from fastreid_star.modeling.backbones.dinov2 import Dinov2
 from fastreid_star.structures import Tracklet
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, for 0 to 255
-RADIUS = 0.05  # half of a limb's thickness, as a share of the frame's height
+RADIUS = 0.04  # half of a limb's thickness, as a share of the frame's height
 LIMBS = (*BONES, (5, 12), (6, 11))  # with the diagonals of the trunk, whose middle no bone passes
 
 

@@ -63,7 +63,7 @@ def test_patches_on_a_limb_by_hand():
     joints[0, 15, 1] = 0.6  # one ankle: a limb of a fifth of the height
     found = on_body(joints, (40, 20), (10, 5))[0, 0]
     expected = torch.zeros(10, 5)
-    expected[4:6, 1] = 1  # centers at 0.15; at x 0.05, and at y 0.35 and 0.65, they are far
+    expected[4:6, 1] = 1  # centers at x 0.15; those at 0.05, and at y 0.35 and 0.65, are far
     assert torch.equal(found, expected)
 
 
