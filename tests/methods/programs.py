@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch_geometric.nn import GCNConv
 
+from .resnets import Stem, normalized, stem
+
 CLASSES, LENGTH, SIZE, WIDTH, JOINTS = 5, 3, (64, 32), 2048, 17
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
 class Unit(nn.Module):
@@ -37,15 +38,6 @@ class Unit(nn.Module):
         y = self.bn2(self.conv2(y)).relu()
         shortcut = self.downsample(x) if hasattr(self, "downsample") else x
         return (self.bn3(self.conv3(y)) + shortcut).relu()
-
-
-class Stem(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
-
-    def forward(self, x):
-        return F.max_pool2d(self.bn1(self.conv1(x)).relu(), 3, 2, padding=1)
 
 
 class Stages(nn.Module):
@@ -84,8 +76,8 @@ class Saadg(nn.Module):
 
     def frames(self, images, visible):
         """Normalized images ``[B, T, 3, H, W]`` to ``[B, T, D]``."""
-        stem = self.visible_module["visible"] if visible else self.thermal_module["thermal"]
-        maps = self.base_resnet["base"](stem(images.flatten(0, 1)))
+        net = self.visible_module["visible"] if visible else self.thermal_module["thermal"]
+        maps = self.base_resnet["base"](stem(net, images.flatten(0, 1)))
         return maps.mean((2, 3)).view(*images.shape[:2], WIDTH)
 
     def forward(self, images, poses, visible):
@@ -252,7 +244,7 @@ def clips():
 
 @torch.no_grad()
 def features_of_theirs(network, batch):
-    images = (batch["images"] / 255 - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+    images = normalized(batch["images"])
     features = torch.empty(4, WIDTH)
     for visible in (True, False):
         rows = batch["modality"] == (2 if visible else 1)
