@@ -6,7 +6,7 @@
 #
 # doctor  versions, and a tiny training step
 # tests   tests/cuda: layers, losses, gradients, evaluation and checkpoints against the CPU; 20 steps of
-#         SAD, STAR, STAR with the authors' readings and DinoGRL, in float32, bfloat16 and float16
+#         each method in float32, bfloat16 and float16
 # step    SAD's and STAR's training step at the paper's size: speed against the bare backbone
 #
 # A part that fails does not stop the later ones; the exit status is then 1. Variables:

@@ -52,11 +52,12 @@ def write_pictures(
         files.append(os.path.join(folder, f"{number:03d}-{name}.jpg"))
         write_output(files[-1], functools.partial(picture.save, format="JPEG", quality=90))
     texts = {text for _, _, captions in lists for lines in captions for text in lines}
-    if unknown := sorted({letter for text in texts for letter in font_for(letters_of(text))[1]}):
+    unknown = {letter for text in texts for letter in font_for(letters_of(text))[1]}
+    if unknown := {letter for letter in unknown if letter.isprintable()}:  # no bytes of a bad name
         logger.warning(
             "No font of this machine has the letters %s: the pictures show question marks; install "
             "a font, such as Debian's fonts-noto-cjk",
-            "".join(unknown[:20]),
+            "".join(sorted(unknown)[:20]),
         )
     return files
 

@@ -1,4 +1,4 @@
-"""SAD, STAR and DinoGRL on a GPU give the numbers of the CPU: ``pytest tests/cuda --device cuda``.
+"""The methods on a GPU give the numbers of the CPU: ``pytest tests/cuda --device cuda``.
 
 ``--device cpu`` compares the CPU with itself, which shows that the tests themselves work.
 """
@@ -19,7 +19,16 @@ from fastreid_star.engine.trainer import Trainer
 from fastreid_star.modeling.layers import frozen_tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "record.py"
-CASES = ["SAD", "STAR", "STAR_release", "DinoGRL"]
+# beside those of tests/golden: configs and own options
+MORE = {
+    "SAADG": ("SAADG_small.yml", {}),
+    "MITML": ("MITML_small.yml", {"MODEL.MITML.CONFUSION_EPOCH": 1}),
+    "IBAN": ("IBAN_small.yml", {"MODEL.IBAN.ANAGLYPH_EPOCH": 1}),
+    "AuxNet": ("AuxNet_small.yml", {}),
+    "M3ReID": ("M3ReID_small.yml", {"DATALOADER.NUM_INSTANCE": 4}),
+}
+CASES = ["SAD", "STAR", "STAR_release", "DinoGRL", *MORE]
+START = {"MODEL.LOSSES.CE_ONLY_EPOCHS": 0}
 CLIPS, LENGTH, SIZE = 8, 3, (64, 32)
 EXPECTED: dict[str, np.ndarray] = {}  # the CPU's losses of a case
 
@@ -44,6 +53,7 @@ def golden(monkeypatch):
     spec = importlib.util.spec_from_file_location("golden", GOLDEN)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.CASES.update({name: (f, {**START, **own}) for name, (f, own) in MORE.items()})
     monkeypatch.setattr(F, "dropout", lambda x, *args, **kwargs: x)
     monkeypatch.setattr(frozen_tokens, "computes_in_half", lambda device: False)
     return module

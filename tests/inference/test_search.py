@@ -156,12 +156,13 @@ def test_pictures_that_cannot_be_written_are_said_before_any_work(find, tmp_path
         find("nowhere", pictures=str(tmp_path / "file"))
 
 
-def test_a_name_that_is_not_utf8(root, find, tmp_path):
+def test_a_name_that_is_not_utf8(root, find, tmp_path, caplog):
     folder = tmp_path / "ir" / os.fsdecode(b"caf\xe9")
     shutil.copytree(root / "crops" / "ir" / "p0", folder)
     table = tmp_path / "l.csv"
     find(folder, top=1, csv_file=str(table), pictures=str(tmp_path / "lists"))
     assert b"caf\xe9,infrared,1," in table.read_bytes()
+    assert "No font" not in caplog.text  # no font has a byte
 
 
 # --- pictures ---
