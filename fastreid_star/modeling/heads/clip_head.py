@@ -66,12 +66,16 @@ class FrameHead(EmbeddingHead):
         """
         return super().forward(features[..., None, None], targets)
 
-    def classify(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def classify(
+        self, features: torch.Tensor, targets: torch.Tensor, *, learns: bool = True
+    ) -> torch.Tensor:
         """Features after another neck ``[N, D]`` to this classifier's logits ``[N, C]``.
 
-        The classifier does not learn from them.
+        Args:
+            features, targets: see above; identities ``[N]``.
+            learns: whether the classifier learns from them.
         """
-        weight = self.weight.detach()
+        weight = self.weight if learns else self.weight.detach()
         if type(self.cls_layer).__name__ != "Linear":  # the others are of cosines, as in fast-reid
             features, weight = F.normalize(features), F.normalize(weight)
         return self.cls_layer(F.linear(features, weight), targets)
