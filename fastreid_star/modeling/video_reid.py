@@ -31,7 +31,7 @@ from fastreid_star.modeling.heads.clip_head import ClipHead, FrameHead
 from fastreid_star.modeling.layers.pooling import at_least_float32
 from fastreid_star.modeling.layers.skeleton_graph import drop_skeletons
 from fastreid_star.modeling.losses.cross_entropy import log_accuracy
-from fastreid_star.modeling.losses.loss import Loss, build_losses
+from fastreid_star.modeling.losses.loss import Loss, build_losses, check_needs
 from fastreid_star.structures import Modality
 
 CLIP_OUTPUTS = ("clip_logits", "clip_features")
@@ -338,11 +338,4 @@ class VideoReID(nn.Module):
         provided = {*self.provides, *corrector, *self.clip_head.provides}
         parts: dict[str, Any] = dict(self.losses.items())
         parts[type(self.clip_head).__name__] = self.clip_head
-        for name, part in parts.items():
-            missing = [output for output in part.needs if output not in provided]
-            if missing:
-                raise UserError(
-                    f"{name} needs {', '.join(missing)}, which no part of this model provides: "
-                    "change MODEL.LOSSES.NAME, MODEL.HEADS.NAME, MODEL.FRAME_CORRECTOR.NAME or "
-                    f"MODEL.META_ARCHITECTURE; provided are {', '.join(sorted(provided))}"
-                )
+        check_needs(parts, provided)

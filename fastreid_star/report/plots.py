@@ -141,7 +141,7 @@ def curves(
         dots: mark each value.
         from_zero: the y axis starts at 0.
     """
-    colors = dict(zip(series, itertools.cycle(SERIES), strict=False))
+    colors = dict(zip(series, itertools.cycle((*SERIES, INK, MUTED)), strict=False))
     runs = dict.fromkeys(run for of_run in series.values() for run in of_run)
     styles: dict[str, Any] = dict(zip(runs, STYLES, strict=False))
 

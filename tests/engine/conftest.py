@@ -1,10 +1,12 @@
-"""Small disks, for tests of what happens when they are full."""
+"""Small disks, for tests of what happens when they are full, and one complete run."""
 
 import contextlib
 import shutil
 import subprocess
 
 import pytest
+
+from .runs import WholeRun
 
 
 @pytest.fixture
@@ -31,3 +33,16 @@ def fill(folder):
     with contextlib.suppress(OSError), open(folder / "filler", "wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
+
+
+@pytest.fixture(scope="session")
+def whole_run(tiny_root, tmp_path_factory):
+    """An uninterrupted run, not to be written into."""
+    return WholeRun(tiny_root, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def copied(whole_run, tmp_path):
+    """A folder with the complete run in it."""
+    shutil.copytree(whole_run.folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path

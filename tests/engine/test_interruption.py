@@ -25,7 +25,7 @@ from fastreid_star.weights import read_checkpoint
 
 from ..forked import start_forked
 from ..tiny import DEMO, REPOSITORY, tiny_config, tiny_options
-from .test_trainer import assert_same_checkpoint
+from .runs import assert_same_checkpoint
 
 FORK = multiprocessing.get_context("fork")
 # 3 epochs of 3 steps with everything that has a state: warm-up, milestones, frozen layers, losses

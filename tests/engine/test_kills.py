@@ -12,7 +12,7 @@ from fastreid_star.engine.trainer import Trainer
 
 from ..forked import run_forked, start_forked
 from ..tiny import tiny_config
-from .test_trainer import assert_same_checkpoint
+from .runs import assert_same_checkpoint
 
 # 10 epochs of 3 steps; a checkpoint after each, and one more before each of 5 evaluations
 OPTIONS = (

@@ -25,8 +25,8 @@ from fastreid_star.weights import read_checkpoint
 from ..tiny import STAR_DEMO, star_config, tiny_options
 from .gradients import gradients, largest_difference
 from .processes import call_in_processes
+from .runs import assert_same_checkpoint
 from .test_interruption import SignalAfter
-from .test_trainer import assert_same_checkpoint
 
 # 4 epochs of 2 steps with everything that has a state; batches of a test that do not divide by two
 OPTIONS = (

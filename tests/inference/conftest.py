@@ -2,6 +2,7 @@
 
 import pytest
 
+from fastreid_star.data.build import build_dataset, open_store
 from fastreid_star.inference import StarPredictor
 
 from ..trained import train
@@ -27,3 +28,10 @@ def star(runs):
 def predictor(star):
     """For tests in which the method does not matter."""
     return star
+
+
+@pytest.fixture(scope="session")
+def data(star):
+    """The test tracklets, and the store of their skeletons."""
+    dataset = build_dataset(star.cfg, "SyntheticVCM")
+    return [*dataset.query, *dataset.gallery], open_store(star.cfg, dataset)

@@ -11,78 +11,20 @@ from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.modeling.backbones.vision_transformer import VisionTransformer
 from torch import nn
 
-from fastreid_star.engine.defaults import load_config
-from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.inference import export, onnx_graph
 from fastreid_star.inference.fingerprint import fingerprint
 from fastreid_star.structures import Modality
 
 from ..tiny import REPOSITORY
+from .exported import CLOSE, LENGTH, SAD, STAR, TINY, build, clips, config
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
 ort = pytest.importorskip(
     "onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]"
 )
-
-LENGTH, CONFIGS, CLOSE = 3, REPOSITORY / "configs", 1e-5
-TINY = ("MODEL.BACKBONE.DEPTH", "tiny", "INPUT.SIZE_TRAIN", "[32,16]", "INPUT.SIZE_TEST", "[32,16]")
 RESNET = ("INPUT.SIZE_TRAIN", "[64,32]", "INPUT.SIZE_TEST", "[64,32]")
-SAD, STAR = "Synthetic/SAD_small", "Synthetic/STAR_small"
 INPUTS = ["images", "is_visible", "skeletons", "has_skeleton", "crop_sizes"]
-
-
-def config(name, *options):
-    fixed = (
-        "MODEL.BACKBONE.PRETRAIN",
-        "False",
-        "MODEL.HEADS.NUM_CLASSES",
-        "3",
-        "MODEL.DEVICE",
-        "cpu",
-    )
-    return load_config(
-        str(CONFIGS / f"{name}.yml"), [*fixed, "INPUT.CLIP.LENGTH", str(LENGTH), *options]
-    )
-
-
-def build(cfg):
-    """A model that tells random clips apart: BatchNorms of all kinds, with the statistics of what they see."""
-    torch.manual_seed(0)
-    model = Trainer.build_model(cfg)
-    norms = [
-        module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
-    ]
-    for norm in norms:
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        nn.init.normal_(norm.bias, 0, 0.2)
-        norm.momentum = 0.7
-    model.train()
-    with torch.no_grad():
-        for seed in range(2):
-            model(
-                {**clips(6, cfg.INPUT.SIZE_TEST, seed), "targets": torch.tensor([0, 0, 1, 1, 2, 2])}
-            )
-    return model.eval()
-
-
-def clips(number, size, seed=5):
-    """Random clips of both modalities; frames without skeletons, the second clip without any."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randint(0, 256, (number * LENGTH, 3, 4, 2), generator=generator).float()
-    images = F.interpolate(coarse, tuple(size), mode="bilinear").to(torch.uint8)
-    has_skeleton = torch.rand(number, LENGTH, generator=generator) < 0.7
-    has_skeleton[0], has_skeleton[1:2] = True, False
-    scale = torch.tensor([size[1], size[0], 1.0])
-    return {
-        "images": images.unflatten(0, (number, LENGTH)),
-        "modality": torch.tensor([1, 2, 2, 1, 1, 2])[:number],
-        "skeletons": (torch.rand(number, LENGTH, 17, 3, generator=generator) * scale).round(
-            decimals=1
-        ),
-        "has_skeleton": has_skeleton,
-        "crop_sizes": torch.randint(20, 90, (number, LENGTH, 2), generator=generator),
-    }
 
 
 def opened(path):
@@ -328,30 +270,6 @@ def test_arguments_that_are_not_valid(star, tmp_path):
             export.export_onnx(model, cfg, tmp_path / path)
     with pytest.raises(UserError, match="Linear"):
         export.export_onnx(nn.Linear(1, 1), cfg, tmp_path / "model.onnx")
-
-
-# --- replaced operators ---
-
-
-def test_atan2():
-    values = torch.tensor([-3.5, -1.0, 0.0, 1e-30, 0.3, 1.0, 200.0])
-    y, x = torch.cartesian_prod(values, values).unbind(1)
-    torch.testing.assert_close(onnx_graph._atan2(y, x), torch.atan2(y, x), atol=1e-6, rtol=1e-6)
-
-
-def test_adaptive_pooling():
-    for length in range(1, 30, 3):
-        for size in range(1, 30, 4):
-            x = torch.rand(2, 1, length)
-            found = onnx_graph._adaptive_avg_pool1d(x, size)
-            torch.testing.assert_close(found, F.adaptive_avg_pool1d(x, size))
-
-
-def test_the_parts_products():
-    tokens, weight = torch.rand(3, 4, 12), torch.rand(5, 4, 6, 12)
-    found = onnx_graph._einsum("bpc,kpdc->bkpd", tokens, weight)
-    torch.testing.assert_close(found, torch.einsum("bpc,kpdc->bkpd", tokens, weight))
-    torch.testing.assert_close(onnx_graph._einsum("bpc->bcp", tokens), tokens.transpose(1, 2))
 
 
 def test_the_example_on_the_page_runs(star, tmp_path, monkeypatch, capsys):

@@ -10,8 +10,7 @@ import torch
 from fastreid.evaluation import inference_on_dataset
 from PIL import Image
 
-from fastreid_star.data.build import build_dataset, open_store
-from fastreid_star.data.io import read_frame, read_video
+from fastreid_star.data.io import read_video
 from fastreid_star.data.tracklets import TrackletInput
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.defaults import load_config
@@ -20,38 +19,9 @@ from fastreid_star.errors import UserError
 from fastreid_star.evaluation import cross_modal
 from fastreid_star.evaluation.similarity import similarity
 from fastreid_star.inference import StarPredictor
-from fastreid_star.inference.fingerprint import differences, fingerprint
 from fastreid_star.inference.predictor import find_weights, load_predictor
 
-
-@pytest.fixture(scope="module")
-def data(star):
-    """The test tracklets, and the store of their skeletons."""
-    dataset = build_dataset(star.cfg, "SyntheticVCM")
-    return [*dataset.query, *dataset.gallery], open_store(star.cfg, dataset)
-
-
-def from_files(tracklets, store):
-    return [
-        TrackletInput(
-            [t.path(k) for k in range(len(t))],
-            t.modality,
-            skeletons=store,
-            keys=[t.key(k) for k in range(len(t))],
-        )
-        for t in tracklets
-    ]
-
-
-def from_memory(tracklets, store, image=np.asarray):
-    return [
-        TrackletInput(
-            [image(read_frame(t.path(k))) for k in range(len(t))],
-            t.modality.name.lower(),
-            skeletons=store.read([t.key(k) for k in range(len(t))])[0],
-        )
-        for t in tracklets
-    ]
+from .tracklets import from_files, from_memory
 
 
 @pytest.fixture(scope="module")
@@ -207,77 +177,6 @@ def test_the_switches_of_a_gpu_are_the_models_only_while_it_computes(
         cudnn.allow_tf32 = True
 
 
-# --- warnings ---
-
-
-def test_star_without_skeletons_warns_once(runs, sad, data, caplog):
-    star = StarPredictor.from_run(runs / "STAR", device="cpu")
-    inputs = from_memory(data[0][:4], data[1])
-    bare = [TrackletInput(tracklet.frames, tracklet.modality) for tracklet in inputs]
-    missing = [
-        TrackletInput(i.frames, i.modality, np.full_like(i.skeletons, np.nan)) for i in inputs
-    ]
-    with caplog.at_level(logging.WARNING, logger="fastreid_star"):
-        sad.features(bare)
-        star.features(inputs)
-        assert not caplog.records
-        without = star.features([inputs[0], bare[1], *missing[2:]])
-        star.features(bare)
-    (record,) = caplog.records
-    assert "3 of 4 tracklets have no skeletons" in record.getMessage()
-    assert "no better" in record.getMessage()
-    torch.testing.assert_close(star.features(missing)[1:], without[1:], atol=1e-6, rtol=0)
-    torch.testing.assert_close(star.features(inputs)[:1], without[:1], atol=1e-6, rtol=0)
-    assert not torch.allclose(star.features(inputs)[1:], without[1:], atol=1e-4)
-
-
-def test_infrared_frames_with_colors_are_warned_of(runs, caplog):
-    sad = StarPredictor.from_run(runs / "SAD", device="cpu")
-    gray = np.repeat(np.random.default_rng(0).integers(0, 256, (32, 16, 1), np.uint8), 3, axis=2)
-    color = gray * np.array([1, 0, 1], np.uint8)
-    sad.features([TrackletInput([gray] * 3, "infrared"), TrackletInput([color] * 3, "visible")])
-    assert "colors" not in caplog.text
-    ben = TrackletInput([color] * 3, "infrared", name="ben")
-    sad.features([TrackletInput([gray] * 3, "infrared"), ben])
-    assert "1 of 2 tracklets are infrared, but their frames have colors" in caplog.text
-    assert "(ben)" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("scale", "warned"), [((1, 1, 1), False), ((1 / 16, 1 / 32, 1), True), ((1, 1, 100), True)]
-)
-def test_skeletons_that_are_not_in_pixels_are_warned_of(runs, caplog, scale, warned):
-    star = StarPredictor.from_run(runs / "STAR", device="cpu")
-    corner, far = np.array([1, 1, 0.5]), np.array([14, 30, 1])
-    joints = np.random.default_rng(0).uniform(corner, far, (3, 17, 3)) * np.array(scale)
-    gray = np.zeros((32, 16, 3), np.uint8)
-    star.features([TrackletInput([gray] * 3, "infrared", joints.astype(np.float32))])
-    assert ("give x and y in pixels" in caplog.text) == warned
-
-
-def test_whole_scenes_are_warned_of(runs, caplog):
-    sad = StarPredictor.from_run(runs / "SAD", device="cpu")
-    crop, scene = np.zeros((40, 20, 3), np.uint8), np.zeros((90, 160, 3), np.uint8)
-    with caplog.at_level(logging.WARNING, logger="fastreid_star"):
-        sad.features([TrackletInput([crop, crop], "visible")])
-        assert not caplog.records
-        sad.features([TrackletInput([crop], "visible"), TrackletInput([scene, scene], "visible")])
-    assert "1 of 2 tracklets have frames that are wider than high" in caplog.text
-
-
-def test_frames_of_16_bits_are_warned_of_unless_their_range_is_fixed(runs, caplog):
-    counts = np.arange(7250, 7250 + 32 * 16, dtype=np.uint16).reshape(32, 16)
-    gray = ((counts - 7250.0) / 511 * 255).round().astype(np.uint8)[..., None].repeat(3, 2)
-    tracklets = [TrackletInput([image] * 3, "infrared") for image in (counts, gray)]
-    options = ["INPUT.RANGE_16BIT", [7250, 7250 + 511]]
-    fixed = StarPredictor.from_run(runs / "SAD", device="cpu", opts=options)
-    features = fixed.features(tracklets)
-    assert "16 bits" not in caplog.text
-    torch.testing.assert_close(features[0], features[1], atol=1e-6, rtol=0)
-    StarPredictor.from_run(runs / "SAD", device="cpu").features(tracklets)
-    assert caplog.text.count("1 of 2 tracklets have frames of 16 bits") == 1
-
-
 # --- where the model comes from ---
 
 
@@ -339,41 +238,3 @@ def test_models_that_do_not_fit_are_refused(runs):
     for arguments in ({}, {"config_file": config}, {"run": "x", "config_file": config}):
         with pytest.raises(UserError, match="--run"):
             load_predictor(**arguments)
-
-
-# --- fingerprints ---
-
-
-def test_fingerprints_differ_where_features_do(runs, star):
-    def of(*options):
-        cfg = load_config(str(runs / "STAR" / "config.yaml"), list(options))
-        return fingerprint(star.model, cfg)
-
-    own = star.fingerprint
-    for harmless in (
-        ("MODEL.DEVICE", "npu", "DATASETS.ROOT", "elsewhere"),
-        ("MODEL.LOSSES.TRI.MARGIN", "9.0", "SOLVER.BASE_LR", "7.0"),
-    ):
-        assert differences(own, of(*harmless)) == []
-    for key, value in (
-        ("INPUT.CLIP.LENGTH", "5"),
-        ("INPUT.SIZE_TEST", "[64,32]"),
-        ("INPUT.BLANK", "True"),
-        ("MODEL.HEADS.GEM_P", "1.0"),
-        ("MODEL.PIXEL_MEAN", "[0,0,0]"),
-    ):
-        (found,) = differences(own, of(key, value))
-        assert found.startswith(key)
-
-
-def test_any_weight_or_buffer_but_the_losses_changes_the_fingerprint(runs, star):
-    other = StarPredictor.from_run(runs / "STAR", "cpu")
-    assert other.fingerprint == star.fingerprint
-    state = other.model.state_dict()
-    assert any(name.startswith("losses.") for name in state)
-    for name, value in state.items():
-        before = value.clone()
-        value.view(-1)[-1] += 1
-        found = differences(fingerprint(other.model, other.cfg), star.fingerprint)
-        assert found == ([] if name.startswith("losses.") else ["other weights"]), name
-        value.copy_(before)

@@ -21,7 +21,7 @@ MODEL = "rtmpose-t_8xb256-420e_coco-256x192"
 PROGRAM = """
 import sys, torch
 from fastreid_star.cli.main import run
-from mmpose_checks import network
+from mmpose_networks import network
 torch.save(network(sys.argv[1])[0].state_dict(), sys.argv[2])
 run("skeletons", "--backend", "mmpose", "--model", sys.argv[1], "--checkpoint", *sys.argv[2:])
 """

@@ -141,6 +141,7 @@ class Parts(torch.nn.Module):
         super().__init__()
         self.backbone = torch.nn.Module()
         self.backbone.spatial_dims = (2, 3)
+        self.backbone.non_local = torch.nn.ModuleDict()
         self.backbone.stages = torch.nn.ModuleList(torch.nn.Conv2d(3, 3, 1) for _ in range(4))
         self.requires_grad_(False)
 

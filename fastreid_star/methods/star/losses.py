@@ -127,3 +127,4 @@ class AbsentSkeletonLoss(CrossEntropyLoss):
 
     needs = ("absent_logits", "targets")
     log_name = "loss_absent"
+    from_start = False

@@ -95,7 +95,7 @@ class STAR(SAD):
         super().training_outputs(outputs)
         if ABSENT_LOGITS in self.needed:
             absent = self.without_skeletons(outputs["frames"].detach())
-            outputs[ABSENT_LOGITS] = self.heads.classify(absent, outputs["targets"], learns=False)
+            outputs[ABSENT_LOGITS] = self.heads.classify(absent, outputs["targets"], learn=False)
 
     def without_skeletons(self, frames: torch.Tensor) -> torch.Tensor:
         """X ``[B, T, D]``, pooled and through the second neck, ``[B, D]``."""

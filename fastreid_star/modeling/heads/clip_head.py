@@ -67,15 +67,13 @@ class FrameHead(EmbeddingHead):
         return super().forward(features[..., None, None], targets)
 
     def classify(
-        self, features: torch.Tensor, targets: torch.Tensor, *, learns: bool = True
+        self, features: torch.Tensor, targets: torch.Tensor, *, learn: bool = True
     ) -> torch.Tensor:
         """Features after another neck ``[N, D]`` to this classifier's logits ``[N, C]``.
 
-        Args:
-            features, targets: see above; identities ``[N]``.
-            learns: whether the classifier learns from them.
+        The classifier learns from them, unless `learn` is False.
         """
-        weight = self.weight if learns else self.weight.detach()
+        weight = self.weight if learn else self.weight.detach()
         if type(self.cls_layer).__name__ != "Linear":  # the others are of cosines, as in fast-reid
             features, weight = F.normalize(features), F.normalize(weight)
         return self.cls_layer(F.linear(features, weight), targets)

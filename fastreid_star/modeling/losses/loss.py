@@ -113,6 +113,26 @@ def build_losses(cfg: CfgNode, *, feat_dim: int) -> dict[str, Loss]:
     return losses
 
 
+def check_needs(parts: Mapping[str, Any], provided: set[str]) -> None:
+    """Check that a model provides the outputs that its parts need.
+
+    Args:
+        parts: losses and heads, by name.
+        provided: names of the outputs.
+
+    Raises:
+        UserError: the `needs` of a part has a name that is not among them.
+    """
+    for name, part in parts.items():
+        missing = [output for output in part.needs if output not in provided]
+        if missing:
+            raise UserError(
+                f"{name} needs {', '.join(missing)}, which no part of this model provides: "
+                "change MODEL.LOSSES.NAME, MODEL.HEADS.NAME, MODEL.FRAME_CORRECTOR.NAME or "
+                f"MODEL.META_ARCHITECTURE; provided are {', '.join(sorted(provided))}"
+            )
+
+
 def _weights(pairs: Any, names: list[str]) -> dict[str, float]:
     """``MODEL.LOSSES.WEIGHTS`` as a dict."""
     try:

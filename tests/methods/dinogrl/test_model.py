@@ -25,7 +25,10 @@ from fastreid_star.weights import read_file
 from ...tiny import REPOSITORY, tiny_options
 
 CONFIG = str(REPOSITORY / "configs" / "Synthetic" / "DinoGRL_tiny.yml")
-SMALL = ("MODEL.DINOGRL.GRID", "[8,4]", "MODEL.HEADS.EMBEDDING_DIM", "16")
+SMALL = (
+    *("MODEL.DINOGRL.GRID", "[8,4]", "MODEL.HEADS.EMBEDDING_DIM", "16"),
+    *("DATALOADER.NUM_INSTANCE", "2"),  # two identities in a batch of 8
+)
 ID_LOSSES = ("MODEL.LOSSES.NAME", "('CrossEntropyLoss','PartTripletLoss')")
 
 
