@@ -62,6 +62,10 @@ def count_cost(cfg: CfgNode) -> Cost:
     finally:
         logging.disable(level)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    own = getattr(model, "own_optimizer", None)  # its parameters ask for gradients in its step only
+    parameters += (
+        sum(p.numel() for group in own.param_groups for p in group["params"]) if own else 0
+    )
     for part in model.modules():
         if isinstance(part, TwoStreamBackbone):
             visible = functools.partial(_visible, part.visible_stem)

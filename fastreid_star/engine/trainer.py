@@ -72,11 +72,14 @@ class Trainer(Resumable):
         model = self.build_model(cfg)
         optimizer, _ = self.build_optimizer(cfg, model)
         if comm.get_world_size() > 1:
+            # parts that only some losses use have no gradient while those are inactive, and a stem
+            # has none if its modality is absent in a process's share of a batch
+            mixed = getattr(loader.batch_sampler, "modalities", 2) == 1
+            absent = mixed and cfg.MODEL.BACKBONE.STREAMS == 2
             model = DistributedDataParallel(
                 model,
                 device_ids=None if self.device.type == "cpu" else [self.device.index],
-                # parts that only some losses use have no gradient while those are inactive
-                find_unused_parameters=getattr(model, "has_idle_parameters", False),
+                find_unused_parameters=absent or getattr(model, "has_idle_parameters", False),
             )
         self._trainer = StepRunner(
             model,

@@ -237,12 +237,8 @@ class VideoReID(nn.Module):
         images = self.preprocess(batch["images"], is_visible)
         low = self.backbone.low(self.backbone.stem(images, is_visible), length)
         maps = self.backbone.stage4(self.backbone.stage3(low, length), length)
-        frames = self.pool_frames(maps)
-        return {
-            "is_visible": is_visible,
-            "low": low,
-            "frames": frames.unflatten(0, (clips, length)),
-        }
+        frames = self.pool_frames(maps).unflatten(0, (clips, length))
+        return {"is_visible": is_visible, "low": low, "frames": frames}
 
     def encode_clip(self, outputs: dict[str, Any], batch: dict[str, Any], explain: bool) -> None:
         """Add `corrected`, `clip` and what else the corrector and the head provide."""

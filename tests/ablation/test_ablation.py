@@ -229,6 +229,11 @@ def test_a_whole_ablation_fails_and_is_resumed(tiny_root, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"another config or options \(DATASETS\.NAMES\)"):
         ablate("SAD_demo")
     shutil.rmtree(output)
+    page = tmp_path / "page.md"
+    page.write_text("Results\n<!-- ablation: begin -->\nold\n<!-- ablation: end -->\nEnd\n")
+    with pytest.raises(UserError, match=r"no run in .* has finished"):
+        ablate("SAD_demo", page=str(page), table_only=True)
+    assert "old" in page.read_text()
 
     warm = {"warm_start": str(SYNTHETIC / "SAD_demo.yml")}
     _, said = ablate("SAD_demo", **warm)
@@ -236,8 +241,6 @@ def test_a_whole_ablation_fails_and_is_resumed(tiny_root, tmp_path, monkeypatch)
     first = (output / "seed0" / "SAD_demo" / "result.json").stat().st_mtime_ns
     # Without skeletons a network that was trained with them must give other numbers.
     retests = [("STAR_demo", "missing", "DATASETS.SKELETONS_TEST", "none")]
-    page = tmp_path / "page.md"
-    page.write_text("Results\n<!-- ablation: begin -->\nold\n<!-- ablation: end -->\nEnd\n")
     variants = [("SAD_demo", "slow", "SOLVER.BASE_LR", "0.0001")]
     options = {"retests": retests, "variants": variants, "against": "SAD_demo", **warm}
     table, said = ablate("SAD_demo", "STAR_demo", page=str(page), **options)

@@ -61,6 +61,15 @@ def test_a_good_run_has_nothing_to_be_told(tiny_root, tmp_path):
             ("DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler", "SOLVER.IMS_PER_BATCH", "7"),
             r"7 is not identities x DATALOADER\.NUM_INSTANCE 2: .* multiple of 2",
         ),
+        (
+            (
+                "MODEL.LOSSES.NAME",
+                "('CrossEntropyLoss','ReconstructionLoss')",
+                "DATALOADER.SAMPLER_TRAIN",
+                "NaiveIdentitySampler",
+            ),
+            r"ReconstructionLoss pairs .* set it to TrainingSampler",
+        ),
         (("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"), r"MODEL\.PIXEL_STD is"),
         (("MODEL.HEADS.NUM_CLASSES", "5"), r"NUM_CLASSES is 5, .* has 6 identities"),
         (("INPUT.CJ.ENABLED", "True"), r"INPUT\.CJ\.ENABLED"),

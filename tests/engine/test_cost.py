@@ -9,6 +9,7 @@ from fastreid_star.cli.main import run
 from fastreid_star.engine.configs import load_config, shipped_configs
 from fastreid_star.engine.cost import cost_of_page, cost_table, count_cost
 from fastreid_star.errors import UserError
+from fastreid_star.methods.mitml import ModalityClassifier
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 DINO = ("MODEL.DINOGRL.DINOV2", "vits14")
@@ -55,6 +56,15 @@ def test_fused_attention_is_counted():
     assert work(4, "[]") == 2 * work(2, "[]")
     squares = (4 * 128) ** 2 - 2 * (2 * 128) ** 2
     assert work(4, "[0,1,0,0]") - 2 * work(2, "[0,1,0,0]") == 2 * 2 * squares * 16
+
+
+def test_parameters_of_a_models_own_optimizer_are_counted():
+    without = ["MODEL.LOSSES.NAME", "('CrossEntropyLoss','TripletLoss')"]
+    costs = [count_cost(load_config("Synthetic/MITML_small.yml", opts)) for opts in ([], without)]
+    width = 256  # of the small ResNet
+    of_classifier = sum(p.numel() for p in ModalityClassifier(width).parameters())
+    assert costs[0].parameters - costs[1].parameters == of_classifier
+    assert costs[0].flops == costs[1].flops  # training only
 
 
 def test_the_costs_on_the_page_are_those_of_the_configs(amount):

@@ -47,6 +47,7 @@ def everything(root, folder):
         torch.save(found, folder / f"gradients{all_ranks}{rank}.pth")
     draw_seed(root, folder)
     train_and_compare(root, folder / "whole")
+    lack_a_modality(root, folder / "lack")
     stop_twice(root, folder)
     for what in ("gradient", "skipped", "loss"):
         end_by_rank_1(what, root, folder / what)
@@ -60,6 +61,18 @@ def meet(folder):
     dist.all_reduce(total)
     sizes = f"{comm.get_world_size()} {comm.get_local_rank()} {comm.get_local_size()}"
     (folder / f"rank{comm.get_rank()}").write_text(f"{sizes} {total.item()}")
+
+
+def lack_a_modality(root, output):
+    """Where a process's share of a batch may lack a modality, a stem may have no gradient."""
+    for sampler, may_lack in (("NaiveIdentitySampler", True), ("TrainingSampler", False)):
+        options = (
+            *("MODEL.META_ARCHITECTURE", "AuxNet", "MODEL.LOSSES.NAME", "('CrossEntropyLoss',)"),
+            *("MODEL.HEADS.NAME", "ClipHead", "MODEL.FRAME_CORRECTOR.NAME", ""),
+            *("MODEL.LOSSES.CE_ONLY_EPOCHS", "0", "DATALOADER.SAMPLER_TRAIN", sampler),
+        )
+        trainer = Trainer(star_config(root, output, *options))
+        assert trainer.model.find_unused_parameters is may_lack
 
 
 def draw_seed(root, folder):

@@ -13,7 +13,7 @@ from fastreid_star.data.build import join_tracklets, open_store, shown_with
 from fastreid_star.data.check import evaluation_problems, unmatched
 from fastreid_star.data.io import BrokenImage, read_image
 from fastreid_star.data.pairs import as_auxiliary, build_pairs
-from fastreid_star.data.samplers import build_sampler, identities_per_batch
+from fastreid_star.data.samplers import build_sampler, identities_per_batch, sampler_class
 from fastreid_star.data.skeleton_stats import what_is_wrong
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.engine.checks.run import Problem, Run
@@ -60,11 +60,18 @@ def _clip_batches(run: Run) -> Iterator[Problem]:
     cfg = run.cfg
     identities = identities_per_batch(cfg)
     share = identities if cfg.MODEL.LOSSES.TRI.ALL_RANKS else identities // run.world_size
-    losses = [name for name in cfg.MODEL.LOSSES.NAME if _compares_identities(name)]
+    losses = _losses_with("compares_identities", cfg)
     if losses and share < 2:
         yield Problem(
             f"{losses[0]} needs two identities in each process's share of a batch: raise "
             "SOLVER.IMS_PER_BATCH, use fewer devices, or set MODEL.LOSSES.TRI.ALL_RANKS True"
+        )
+    losses = _losses_with("pairs_modalities", cfg)
+    if losses and sampler_class(cfg).modalities == 1:
+        yield Problem(
+            f"{losses[0]} pairs the n-th visible clip of a batch with the n-th infrared one, but "
+            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} draws clips regardless of "
+            "modality: set it to TrainingSampler"
         )
     data = run.datasets(cfg.DATASETS.NAMES)
     if len(data) < len(dict.fromkeys(map(str, cfg.DATASETS.NAMES))):
@@ -84,8 +91,10 @@ def _clip_batches(run: Run) -> Iterator[Problem]:
     yield from _classes(cfg, len({tracklet.pid for tracklet in tracklets}))
 
 
-def _compares_identities(loss: str) -> bool:
-    return getattr(LOSS_REGISTRY._obj_map.get(loss), "compares_identities", False)
+def _losses_with(mark: str, cfg: CfgNode) -> list[str]:
+    """The losses of the run whose class attribute `mark` is True."""
+    known = LOSS_REGISTRY._obj_map
+    return [name for name in cfg.MODEL.LOSSES.NAME if getattr(known.get(name), mark, False)]
 
 
 def _image_batches(run: Run) -> Iterator[Problem]:

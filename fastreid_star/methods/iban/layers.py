@@ -137,8 +137,9 @@ class Reconstruction(nn.Module):
         rows = is_visible.nonzero().flatten(), (~is_visible).nonzero().flatten()
         if len(rows[0]) != len(rows[1]):
             raise UserError(
-                "the reconstruction needs as many visible clips as infrared ones in a batch: use "
-                "the cross-modal sampler, or leave ReconstructionLoss out of MODEL.LOSSES.NAME"
+                "the reconstruction needs as many visible clips as infrared ones in a batch: set "
+                "DATALOADER.SAMPLER_TRAIN TrainingSampler, or leave ReconstructionLoss out of "
+                "MODEL.LOSSES.NAME"
             )
         pairs = []
         for depth, both in enumerate(maps):

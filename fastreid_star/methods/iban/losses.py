@@ -126,6 +126,7 @@ class ReconstructionLoss(_Late):
 
     needs = ("reconstruction",)
     log_name = "loss_reconstruction"
+    pairs_modalities = True
 
     def forward(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:  # type: ignore[override]
         errors = [F.mse_loss(at_least_float32(maps), at_least_float32(to)) for maps, to in pairs]

@@ -61,7 +61,8 @@ def modality_consistency(
     if len(visible) != len(infrared):
         raise UserError(
             "PoseConsistencyLoss pairs visible with infrared clips, but the batch has "
-            f"{len(visible)} and {len(infrared)}: use the cross-modal sampler"
+            f"{len(visible)} and {len(infrared)}: set "
+            "DATALOADER.SAMPLER_TRAIN TrainingSampler"
         )
     halves = [half.to(logits.device) for half in (visible, infrared)]
     divergence = symmetric_kl(*(logits.index_select(0, half) for half in halves))
@@ -106,6 +107,7 @@ class PoseConsistencyLoss(Loss):
 
     needs = ("pose_logits", "is_visible", "has_clip")
     log_name = "loss_skeleton"
+    pairs_modalities = True
 
     def forward(  # type: ignore[override]
         self, pose_logits: torch.Tensor, is_visible: torch.Tensor, has_clip: torch.Tensor

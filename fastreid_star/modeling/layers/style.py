@@ -128,8 +128,8 @@ def attack_partners(is_visible: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     if not all(len(half) for half in halves):
         raise UserError(
             "a training batch needs both modalities, visible and infrared, because the style "
-            "attack swaps their styles: use the cross-modal sampler, or leave out "
-            "StyleAttackLoss and StyleDefenseLoss"
+            "attack swaps their styles: set DATALOADER.SAMPLER_TRAIN TrainingSampler, or leave "
+            "out StyleAttackLoss and StyleDefenseLoss"
         )
     same, other = torch.empty(2, len(is_visible), dtype=torch.long)
     for half, opposite in (halves, halves[::-1]):

@@ -32,6 +32,8 @@ class Loss(nn.Module):
         from_start: whether the loss trains from the first epoch even where
             ``MODEL.LOSSES.CE_ONLY_EPOCHS`` lets the others begin later.
         compares_identities: whether a batch needs clips of two identities.
+        pairs_modalities: whether the n-th visible clip of a batch and the n-th infrared one must be
+            of one identity.
 
     Args:
         weight: the factor in the sum of the losses.
@@ -42,6 +44,7 @@ class Loss(nn.Module):
     log_name: str = ""
     from_start = False
     compares_identities = False
+    pairs_modalities = False
 
     @configurable
     def __init__(self, *, weight: float = 1.0, first_epoch: int = 0):

@@ -249,3 +249,9 @@ def test_wrong_values_are_refused(tmp_path):
     inputs = {**batch(), "modality": torch.tensor([2] * 5 + [1] * 3)}
     with pytest.raises(UserError, match="as many visible clips"):
         model(inputs)
+
+
+def test_the_classifier_learns_from_the_anaglyphs_too(tmp_path):
+    model = build(tmp_path).train()
+    model(batch())["loss_cls_anaglyph"].backward()
+    assert model.heads.weight.grad.abs().max() > 0
