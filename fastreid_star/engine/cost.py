@@ -22,6 +22,7 @@ from fastreid_star.engine.builders import Builders
 from fastreid_star.engine.configs import load_config, shipped_configs
 from fastreid_star.files import insert
 from fastreid_star.modeling.backbones.two_stream import TwoStreamBackbone
+from fastreid_star.modeling.layers.skeleton_graph import spatial_temporal_adjacency
 
 CLASSES = 500  # of the classifiers: the training identities of HITSZ-VCM
 
@@ -74,8 +75,11 @@ def count_cost(cfg: CfgNode) -> Cost:
         warnings.simplefilter("ignore", UserWarning)  # the switch warns of Intel's GPUs
         # the counter knows neither oneDNN's LSTM nor the CPU's fused attention
         known = torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH)
-        with known[0], known[1], FakeTensorMode(allow_non_fake_inputs=True):
-            model(_clip(cfg))
+        try:
+            with known[0], known[1], FakeTensorMode(allow_non_fake_inputs=True):
+                model(_clip(cfg))
+        finally:  # it keeps tensors, which have no data here
+            spatial_temporal_adjacency.cache_clear()
     return Cost(parameters, counter.get_total_flops())
 
 

@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastreid_star.cli.main import run
 from fastreid_star.engine.configs import load_config, shipped_configs
 from fastreid_star.engine.cost import cost_of_page, cost_table, count_cost
 from fastreid_star.errors import UserError
 from fastreid_star.methods.mitml import ModalityClassifier
+from fastreid_star.modeling.layers.skeleton_graph import spatial_temporal_adjacency
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 DINO = ("MODEL.DINOGRL.DINOV2", "vits14")
@@ -44,6 +46,15 @@ def test_a_resnet_34_by_hand():
     parameters += 512 + 500 * 512  # the neck's scale, its shift is frozen; the classifier
     assert cost.parameters == parameters
     assert cost.flops == 3 * 2 * work
+
+
+def test_a_network_works_after_one_of_its_kind_was_counted():
+    cfg = load_config("Synthetic/STAR_small.yml", ["MODEL.HEADS.NUM_CLASSES", "2"])
+    count_cost(cfg)
+    adjacency = spatial_temporal_adjacency(
+        cfg.INPUT.CLIP.LENGTH, "standardized", torch.device("cpu")
+    )
+    assert adjacency.any().item()  # a tensor without data has no item
 
 
 def test_fused_attention_is_counted():
