@@ -126,8 +126,9 @@ def ablate(
             again = [(run, _retest_options(run, changed)) for run, changed in tests]
             execute_all(again, jobs, report)
     everything = [*runs, *(run for run, _ in [*varied, *tests])]
-    if page and not any(run.result for run in everything):
-        raise UserError(f"no run in {output} has finished: {page} keeps its table")
+    if not any(run.result for run in everything):
+        kept = f", and {page} keeps its table" if page else ""
+        raise UserError(f"no run in {output} has finished: there is no table yet{kept}")
     on_hitsz_vcm = tuple(load_config(configs[0]).DATASETS.TESTS) == ("HITSZVCM",)
     table = to_markdown(summarize(everything), with_paper=on_hitsz_vcm, also=also)
     if against:

@@ -138,6 +138,8 @@ def _search(args: argparse.Namespace) -> None:
         num_workers=args.workers,
     )
     print(to_table(answers))
+    if args.pictures:
+        print(f"pictures: {args.pictures}")
 
 
 def add_export(parser: argparse.ArgumentParser) -> Action:

@@ -190,10 +190,8 @@ def test_a_second_ablation_in_a_folder_is_refused(tmp_path, monkeypatch):
 
     seen = []
     monkeypatch.setattr(ablation, "execute_all", second)
-    monkeypatch.setattr(ablation, "summarize", lambda runs: {})
-    monkeypatch.setattr(ablation, "to_markdown", lambda *_, **__: "")
-    monkeypatch.setattr(ablation, "to_csv", lambda runs: "")
-    ablation.ablate([DEMO], str(tmp_path), root=str(tmp_path))
+    with pytest.raises(UserError, match="there is no table yet"):
+        ablation.ablate([DEMO], str(tmp_path), root=str(tmp_path))
     assert seen == [True, True]
 
 

@@ -254,6 +254,11 @@ def find_folder(root: str | os.PathLike, name: str, files: Sequence[str]) -> str
         UserError: neither exists.
     """
     root = os.fspath(root)
+    if not os.path.isdir(root):
+        raise UserError(
+            f"{root} does not exist: DATASETS.ROOT, --root or FASTREID_DATASETS must be the folder "
+            f"that holds {name}"
+        )
     folder = os.path.join(root, name)
     if os.path.isdir(folder):
         return folder

@@ -161,8 +161,11 @@ def test_shifted_track_indices_are_noticed(make_vcm):
 
 
 def test_missing_files(make_vcm, tmp_path):
-    with pytest.raises(UserError, match=r"no HITSZ-VCM in .*nowhere.*DATASETS.ROOT"):
+    with pytest.raises(UserError, match=r"nowhere does not exist: DATASETS.ROOT.*HITSZ-VCM"):
         HITSZVCM(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no HITSZ-VCM in .*empty.*DATASETS.ROOT"):
+        HITSZVCM(tmp_path / "empty")
     root = make_vcm(images=False)
     (root / "HITSZ-VCM" / "info" / "query_IDX.txt").unlink()
     with pytest.raises(UserError, match=r"info lacks query_IDX.txt: copy all lists"):
