@@ -7,6 +7,7 @@ import pytest
 import torch
 from fastreid.utils.events import EventStorage
 
+from fastreid_star.engine import device as devices
 from fastreid_star.engine.defaults import load_config
 from fastreid_star.engine.finite import measure
 from fastreid_star.engine.replay import read_step
@@ -274,3 +275,19 @@ def test_style_and_dropout_of_a_step_follow_from_its_number():
     assert len(seeds) == 450
     assert step_seed(1, 2, 3) == step_seed(1, 2, 3)
     assert 0 <= min(seeds) <= max(seeds) < 2**63
+
+
+def test_each_rank_draws_its_own_numbers(build, monkeypatch):
+    """For dropout and the style attack."""
+    trainer, drawn = build(), []
+
+    def seed(number):
+        drawn.append(number)
+        raise StopIteration
+
+    monkeypatch.setattr(devices, "seed_everywhere", seed)
+    for rank in (0, 1):
+        monkeypatch.setattr("fastreid.utils.comm.get_rank", lambda rank=rank: rank)
+        with pytest.raises(StopIteration):
+            take_steps(trainer)
+    assert drawn[0] != drawn[1]
