@@ -46,3 +46,10 @@ def small_config(name, root, output, *more):
     data = [f"DATASETS.SYNTHETIC.{word}" if i % 2 == 0 else word for i, word in enumerate(data)]
     options = [*data, "MODEL.LOSSES.CE_ONLY_EPOCHS", "0", *more]
     return load_config(f"Synthetic/{name}_small.yml", tiny_options(root, output, *options))
+
+
+def interrupted_after_first_epoch(whole, part):
+    """Make `part` the folder of the run `whole` as it was after its first of two epochs."""
+    part.mkdir()
+    (part / "model_last.pth").write_bytes((whole / "model_last-1.pth").read_bytes())
+    (part / "last_checkpoint").write_text("model_last.pth")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check the project on a machine with an NVIDIA GPU, in about six minutes.
+# Check the project on a machine with an NVIDIA GPU, in some minutes.
 #
 #     tools/gpu_check.sh                 everything
 #     tools/gpu_check.sh doctor tests    some parts

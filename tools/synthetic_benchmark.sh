@@ -1,7 +1,9 @@
 #!/bin/sh
-# The synthetic benchmark of docs/star.md: every reading of STAR and other methods, one command, two to three hours on two cores.
+# The synthetic benchmark of docs/star.md: every reading of STAR, one command, two to three hours on two cores.
 #
 #   sh tools/synthetic_benchmark.sh logs/benchmark
+#
+# The other methods: fastreid-star ablate --table 1 --on Synthetic/benchmark
 #
 # An interrupted call continues where it was. The tables are table.md and runs.csv in the folder.
 set -eu
@@ -12,9 +14,7 @@ SAD="CrossEntropyLoss,FrameCrossEntropyLoss,TripletLoss,StyleAttackLoss,StyleDef
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 python -m fastreid_star ablate --jobs 2 --output "$output" --warm-start $B/warm_start.yml \
     --configs $B/SAD.yml $B/STAR.yml $B/STAR_frame.yml $B/STAR_sequence.yml $B/STAR_release.yml $B/STAR_first.yml \
-    $B/SAADG.yml $B/MITML.yml $B/IBAN.yml \
     --seeds 0 1 2 --data-seeds 0 1 --against SAD \
-    --vary STAR no-absent MODEL.LOSSES.NAME "$SAD,SkeletonConsistencyLoss" \
     --vary STAR guide-sigmoid MODEL.STAR.GUIDE sigmoid \
     --vary STAR others DATASETS.SKELETONS_TRAIN other \
     --vary STAR bones-release MODEL.STAR.BONES release \

@@ -31,7 +31,12 @@ from fastreid_star.modeling.heads.clip_head import ClipHead, FrameHead
 from fastreid_star.modeling.layers.pooling import at_least_float32
 from fastreid_star.modeling.layers.skeleton_graph import drop_skeletons
 from fastreid_star.modeling.losses.cross_entropy import log_accuracy
-from fastreid_star.modeling.losses.loss import Loss, build_losses, check_needs
+from fastreid_star.modeling.losses.loss import (
+    Loss,
+    build_losses,
+    check_needs,
+    outputs_needed,
+)
 from fastreid_star.structures import Modality
 
 CLIP_OUTPUTS = ("clip_logits", "clip_features")
@@ -160,13 +165,13 @@ class VideoReID(nn.Module):
     @property
     def needed(self) -> set[str]:
         """The names of the outputs that the losses of the current epoch need."""
-        return {name for loss in self.active_losses.values() for name in loss.needs}
+        return outputs_needed(self.active_losses)
 
     @property
     def has_idle_parameters(self) -> bool:
         """Whether some parameters may get no gradient in some step: DDP must be told so."""
         losses: dict[str, Any] = dict(self.losses.items())
-        needs = {name for loss in losses.values() for name in loss.needs}
+        needs = outputs_needed(losses)
         idle = "clip_logits" not in needs or not needs & set(FRAME_OUTPUTS)
         if self.corrector is not None and not self.corrector.corrects:
             trains = {*self.corrector.provides} - {*self.corrector.without_gradient}

@@ -11,7 +11,7 @@ from fastreid_star.inference.export import export_onnx
 from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.weights import read_file
 
-from ..tiny import small_config
+from ..tiny import interrupted_after_first_epoch, small_config
 
 EPOCHS = ("SOLVER.MAX_EPOCH", "2", "SOLVER.STEPS", "[]", "TEST.EVAL_PERIOD", "2")
 # the second epoch has other losses than the first
@@ -47,10 +47,7 @@ def test_a_run_resumes_bit_for_bit_and_its_model_is_exported(tiny_root, tmp_path
     """Weights, and the states of all optimizers, over an epoch in which other losses begin."""
     whole, part = tmp_path / "whole", tmp_path / "part"
     train(small_config(name, tiny_root, whole, *EPOCHS, *METHODS[name]), resume=False)
-    part.mkdir()
-    kept = (whole / "model_last-1.pth").read_bytes()  # after the first epoch
-    (part / "model_last.pth").write_bytes(kept)
-    (part / "last_checkpoint").write_text("model_last.pth")
+    interrupted_after_first_epoch(whole, part)
     resumed = train(small_config(name, tiny_root, part, *EPOCHS, *METHODS[name]), resume=True)
     first, second = (tensors(read_file(str(f / "model_final.pth"))) for f in (whole, part))
     assert first.keys() == second.keys()

@@ -39,7 +39,7 @@ from fastreid_star.modeling.frame_correctors import build_frame_corrector
 from fastreid_star.modeling.heads.clip_head import ClipHead
 from fastreid_star.modeling.heads.part_head import PartHead
 from fastreid_star.modeling.layers.pooling import at_least_float32
-from fastreid_star.modeling.losses.loss import build_losses
+from fastreid_star.modeling.losses.loss import build_losses, outputs_needed
 from fastreid_star.modeling.video_reid import VideoReID
 
 STREAMS = ("both", "apart", "appearance", "gait")
@@ -145,7 +145,7 @@ class DinoGRL(VideoReID):
     def has_idle_parameters(self) -> bool:
         """Whether some parameters may get no gradient in some step: DDP must be told so."""
         losses: dict[str, Any] = dict(self.losses.items())
-        needs = {name for loss in losses.values() for name in loss.needs}
+        needs = outputs_needed(losses)
         used = {"clip_logits"} if self.gait is None else {"clip_logits", "rebuilt_tokens"}
         late = any(loss.first_epoch > (self.epoch or 0) for loss in losses.values())
         return late or not used <= needs

@@ -31,6 +31,7 @@ from fastreid_star.modeling.backbones.two_stream import probe
 from fastreid_star.modeling.heads import FrameHead
 from fastreid_star.modeling.layers.frame_gates import FrameGates
 from fastreid_star.modeling.layers.pooling import at_least_float32
+from fastreid_star.modeling.losses.loss import outputs_needed
 from fastreid_star.modeling.video_reid import VideoReID
 from fastreid_star.weights import fill_copy
 
@@ -93,7 +94,7 @@ class IBAN(VideoReID):
         first = nn.Sequential(backbone.visible_stem, *backbone.stages[:3])
         widths = probe(first, cfg.INPUT.SIZE_TRAIN).shape[1], width
         mixed = reading == "authors"
-        needed = {name for loss in options["losses"].values() for name in loss.needs}
+        needed = outputs_needed(options["losses"])
         lstms = (nn.LSTM(width, width, num_layers=2, batch_first=True) for _ in range(2))
         return {
             **options,
@@ -115,7 +116,7 @@ class IBAN(VideoReID):
     def has_idle_parameters(self) -> bool:
         """Whether some parameters may get no gradient in some step: DDP must be told so."""
         losses: dict[str, Any] = dict(self.losses.items())
-        needs = {name for loss in losses.values() for name in loss.needs}
+        needs = outputs_needed(losses)
         idle = not {"clip_logits", "anaglyph_logits"} <= needs
         return idle or any(loss.first_epoch > (self.epoch or 0) for loss in losses.values())
 

@@ -25,6 +25,7 @@ from torch import nn
 from fastreid_star.methods.mitml.layers import INFRARED, VISIBLE, ModalityClassifier
 from fastreid_star.methods.mitml.losses import modality_cross_entropy
 from fastreid_star.modeling.layers.frame_gates import FrameGates
+from fastreid_star.modeling.losses.loss import outputs_needed
 from fastreid_star.modeling.own_optimizer import step_alone
 from fastreid_star.modeling.video_reid import VideoReID
 from fastreid_star.weights import fill_copy
@@ -68,7 +69,7 @@ class MITML(VideoReID):
         """As :class:`VideoReID`; a loss decides whether there is a modality classifier."""
         options = super().from_config(cfg)
         width = options["backbone"].feature_width
-        needed = {name for loss in options["losses"].values() for name in loss.needs}
+        needed = outputs_needed(options["losses"])
         return {
             **options,
             "frame_heads": nn.Identity(),

@@ -36,6 +36,7 @@ from fastreid_star.errors import UserError
 from fastreid_star.methods.sad.model import SAD
 from fastreid_star.modeling.heads import FrameHead
 from fastreid_star.modeling.layers.pooling import at_least_float32
+from fastreid_star.modeling.losses.loss import outputs_needed
 
 ABSENT_LOGITS = "absent_logits"
 
@@ -75,7 +76,7 @@ class STAR(SAD):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """As :class:`SAD`; a loss decides whether there is a second neck."""
         options = super().from_config(cfg)
-        needed = {name for loss in options["losses"].values() for name in loss.needs}
+        needed = outputs_needed(options["losses"])
         if ABSENT_LOGITS in needed:
             width = options["backbone"].feature_width
             options["absent_neck"] = FrameHead(cfg, feat_dim=width).bottleneck

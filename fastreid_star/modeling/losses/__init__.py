@@ -5,7 +5,7 @@ from fastreid_star.modeling.losses.cross_entropy import (
     FrameCrossEntropyLoss,
     cross_entropy_loss,
 )
-from fastreid_star.modeling.losses.loss import LOSS_REGISTRY, Loss, build_losses
+from fastreid_star.modeling.losses.loss import LOSS_REGISTRY, Loss, build_losses, outputs_needed
 from fastreid_star.modeling.losses.part_triplet import PartTripletLoss, part_triplet_loss
 from fastreid_star.modeling.losses.triplet import TripletLoss, triplet_loss
 
@@ -18,6 +18,7 @@ __all__ = [
     "TripletLoss",
     "build_losses",
     "cross_entropy_loss",
+    "outputs_needed",
     "part_triplet_loss",
     "triplet_loss",
 ]

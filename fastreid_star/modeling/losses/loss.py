@@ -113,6 +113,12 @@ def build_losses(cfg: CfgNode, *, feat_dim: int) -> dict[str, Loss]:
     return losses
 
 
+def outputs_needed(losses: Mapping[str, Any] | nn.ModuleDict) -> set[str]:
+    """The names of all outputs that these losses need."""
+    found: Any = losses.values()
+    return {name for loss in found for name in loss.needs}
+
+
 def check_needs(parts: Mapping[str, Any], provided: set[str]) -> None:
     """Check that a model provides the outputs that its parts need.
 

@@ -22,7 +22,7 @@ from fastreid_star.methods.convert import convert
 from fastreid_star.weights import read_file
 
 from ...data.datasets.test_bupt_campus import write_bupt
-from ...tiny import tiny_options
+from ...tiny import interrupted_after_first_epoch, tiny_options
 
 SMALL = "Synthetic/AuxNet_small.yml"
 AUXILIARY = (
@@ -217,10 +217,7 @@ def test_a_run_with_an_auxiliary_set_resumes_bit_for_bit(tiny_root, tmp_path):
     assert all(not torch.equal(v, before[n]) for n, v in trainer.model.named_parameters()
                if v.requires_grad)  # fmt: skip
     part = tmp_path / "part"
-    part.mkdir()
-    kept = tmp_path / "whole" / "model_last-1.pth"
-    (part / "model_last.pth").write_bytes(kept.read_bytes())
-    (part / "last_checkpoint").write_text("model_last.pth")
+    interrupted_after_first_epoch(tmp_path / "whole", part)
     resumed = Trainer(config(tiny_root, part, *more))
     resumed.resume_or_load(resume=True)
     assert resumed.start_epoch == 1

@@ -22,7 +22,7 @@ from fastreid_star.report.build import write_report
 from fastreid_star.report.explain import has_gradcam
 from fastreid_star.weights import read_file
 
-from ...tiny import REPOSITORY, tiny_options
+from ...tiny import REPOSITORY, interrupted_after_first_epoch, tiny_options
 
 CONFIG = str(REPOSITORY / "configs" / "Synthetic" / "DinoGRL_tiny.yml")
 SMALL = (
@@ -204,12 +204,8 @@ def test_a_run_resumes_bit_for_bit_and_its_checkpoint_has_no_dinov2(tiny_root, t
     trainer.resume_or_load(resume=False)
     results = trainer.train()
     assert results is None or results["metric"] >= 0
-    kept = tmp_path / "whole" / "model_last-1.pth"  # after the first epoch
-    assert kept.exists()
     part = config(tiny_root, tmp_path / "part", "SOLVER.MAX_EPOCH", "2", "TEST.EVAL_PERIOD", "2")
-    (tmp_path / "part").mkdir()
-    (tmp_path / "part" / "model_last.pth").write_bytes(kept.read_bytes())
-    (tmp_path / "part" / "last_checkpoint").write_text("model_last.pth")
+    interrupted_after_first_epoch(tmp_path / "whole", tmp_path / "part")
     resumed = Trainer(part)
     resumed.resume_or_load(resume=True)
     assert resumed.start_epoch == 1
@@ -220,7 +216,10 @@ def test_a_run_resumes_bit_for_bit_and_its_checkpoint_has_no_dinov2(tiny_root, t
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not [name for name in first if "network" in name]
-    assert checkpoint_config(str(kept)).MODEL.DINOGRL.READING == "default"
+    assert (
+        checkpoint_config(str(tmp_path / "part" / "model_last.pth")).MODEL.DINOGRL.READING
+        == "default"
+    )
     check_inference(tmp_path / "whole", tiny_root)
 
 

@@ -14,7 +14,7 @@ from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.report.explain import target_layer
 from fastreid_star.weights import read_file
 
-from ...tiny import REPOSITORY, tiny_options
+from ...tiny import REPOSITORY, interrupted_after_first_epoch, tiny_options
 
 SYNTHETIC = REPOSITORY / "configs" / "Synthetic"
 LOSSES = [
@@ -120,10 +120,7 @@ def test_a_run_resumes_bit_for_bit(tiny_root, tmp_path):
     trainer = Trainer(config(tiny_root, tmp_path / "whole", *epochs, *erasing))
     assert trainer.data_loader.batch_sampler.batches_per_epoch == 3  # 6 groups of 4 tracklets
     trainer.train()
-    kept = tmp_path / "whole" / "model_last-1.pth"  # after the first epoch
-    (tmp_path / "part").mkdir()
-    (tmp_path / "part" / "model_last.pth").write_bytes(kept.read_bytes())
-    (tmp_path / "part" / "last_checkpoint").write_text("model_last.pth")
+    interrupted_after_first_epoch(tmp_path / "whole", tmp_path / "part")
     resumed = Trainer(config(tiny_root, tmp_path / "part", *epochs, *erasing))
     resumed.resume_or_load(resume=True)
     assert resumed.start_epoch == 1
