@@ -38,7 +38,11 @@ from fastreid_star.evaluation.cross_modal import cross_modal_results
 from fastreid_star.structures import Modality, Tracklet
 
 BARE = "backbone"
-NETWORKS = {BARE: "SAD_R50.yml", "SAD": "SAD_R50.yml", "STAR": "STAR_R50.yml"}
+NETWORKS = {
+    BARE: "HITSZ-VCM/SAD_R50.yml",
+    "SAD": "HITSZ-VCM/SAD_R50.yml",
+    "STAR": "HITSZ-VCM/STAR_R50.yml",
+}
 RANKED = (5159, 5643, 2048)  # infrared and visible tracklets of HITSZ-VCM's test set, feature width
 
 
@@ -196,21 +200,8 @@ class TrainingStep:
 
 def measure_step(device: torch.device, quick: bool, opts: Sequence[str]) -> Iterator[Figure]:
     """A training step of SAD and STAR against the bare backbone's same passes."""
-    on_cpu, size = device.type == "cpu", "50x 32 12 [288,144]"  # the paper's
-    if on_cpu:
-        size = "18x 4 6 [96,48]" if quick else "50x 8 12 [144,72]"
-    depth, clips, frames, pixels = size.split()
-    settings = {
-        "MODEL.BACKBONE.DEPTH": depth,
-        "MODEL.BACKBONE.PRETRAIN": False,
-        "MODEL.HEADS.NUM_CLASSES": 500,  # as in HITSZ-VCM
-        "INPUT.SIZE_TRAIN": pixels,
-        "INPUT.CLIP.LENGTH": frames,
-        "SOLVER.IMS_PER_BATCH": clips,
-        "SOLVER.BASE_LR": 1e-4,  # noise and random weights diverge at the paper's rate
-        "CUDNN_BENCHMARK": True,
-    }
-    configs = {n: _config(f"HITSZ-VCM/{file}", settings, opts) for n, file in NETWORKS.items()}
+    settings = _step_settings(device, quick)
+    configs = {n: _config(file, settings, opts) for n, file in NETWORKS.items()}
     seconds = in_turns(
         {name: TrainingStep(name, cfg) for name, cfg in configs.items()},
         repeats=3 if quick else 10,
@@ -222,9 +213,53 @@ def measure_step(device: torch.device, quick: bool, opts: Sequence[str]) -> Iter
     done = f"{cfg.MODEL.BACKBONE.DEPTH}, {count} frames of {cfg.INPUT.SIZE_TRAIN}"
     for name, value in seconds.items():
         ratio = None if name == BARE else seconds[BARE] / value
-        limit = ">= 0.88" if on_cpu and name == "STAR" else ""
+        limit = ">= 0.88" if device.type == "cpu" and name == "STAR" else ""
         note = f"{1000 * value:,.1f} ms; {done if name == BARE else 'the bare backbone'}"
         yield Figure(f"{name} step", "frames/s", count / value, ratio, limit, note)
+
+
+def step_ratio(name: str, opts: Sequence[str] = ()) -> float:
+    """The time of a training step of a config, with that of SAD measured in turns: SAD's is 1.
+
+    Both get as many clips, of as many frames of one size: those of ``step``, and on a CPU 4 clips
+    of 6 frames of 144x72. The config keeps its backbone, losses and optimizer, and computes in
+    float32, as SAD does.
+
+    Args:
+        name: of a config.
+        opts: config keys and values to change in both.
+    """
+    device = devices.choose_device("auto")
+    settings = {**_step_settings(device, quick=True), "SOLVER.AMP.ENABLED": False}
+    del settings["MODEL.BACKBONE.DEPTH"]
+    if device.type == "cpu":
+        settings["INPUT.SIZE_TRAIN"] = "[144,72]"
+    reference = NETWORKS["SAD"]
+    seconds = in_turns(
+        {file: TrainingStep(file, _config(file, settings, opts)) for file in (reference, name)},
+        repeats=3,
+        warm_up=1 if device.type == "cpu" else 3,
+        wait=partial(devices.synchronize, device),
+    )
+    return seconds[name] / seconds[reference]
+
+
+def _step_settings(device: torch.device, quick: bool) -> dict[str, Any]:
+    """The config keys that make the work of a measured training step."""
+    size = "50x 32 12 [288,144]"  # the paper's
+    if device.type == "cpu":
+        size = "18x 4 6 [96,48]" if quick else "50x 8 12 [144,72]"
+    depth, clips, frames, pixels = size.split()
+    return {
+        "MODEL.BACKBONE.DEPTH": depth,
+        "MODEL.BACKBONE.PRETRAIN": False,
+        "MODEL.HEADS.NUM_CLASSES": 500,  # as in HITSZ-VCM
+        "INPUT.SIZE_TRAIN": pixels,
+        "INPUT.CLIP.LENGTH": frames,
+        "SOLVER.IMS_PER_BATCH": clips,
+        "SOLVER.BASE_LR": 1e-4,  # noise and random weights diverge at the paper's rate
+        "CUDNN_BENCHMARK": True,
+    }
 
 
 def measure_loader(device: torch.device, quick: bool, opts: Sequence[str]) -> Iterator[Figure]:

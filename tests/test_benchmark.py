@@ -78,7 +78,7 @@ def convolutions(network):
     """Floating point operations of a step's convolutions."""
     settings = {"MODEL.DEVICE": "cpu", "MODEL.BACKBONE.PRETRAIN": False}
     settings["MODEL.HEADS.NUM_CLASSES"] = 5
-    cfg = benchmark._config(f"HITSZ-VCM/{benchmark.NETWORKS[network]}", settings, OPTS)
+    cfg = benchmark._config(benchmark.NETWORKS[network], settings, OPTS)
     step = TrainingStep(network, cfg)
     with FlopCounterMode(display=False) as counter:
         step()
