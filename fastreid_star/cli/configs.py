@@ -69,9 +69,10 @@ def add_configs(parser: argparse.ArgumentParser) -> Action:
 
     A star marks values that differ from the default. --cost counts the parameters that are trained,
     with classifiers of 500 identities, and the operations for the feature of one tracklet (a
-    multiplication and an addition are two). --step-time also measures a training step on this
-    machine, beside SAD's on as many frames. With --page all this is done for every config that a
-    page names, and the table is put between the lines <!-- cost: begin --> and <!-- cost: end -->.
+    multiplication and an addition are two). --step also measures a training step on this machine:
+    its time, by that of SAD on as many frames, and what it keeps of a frame for its backward pass.
+    With --page all this is done for every config that a page names, and the table is put between
+    the lines <!-- cost: begin --> and <!-- cost: end -->.
     """
     parser.add_argument("name", nargs="?", metavar="NAME", help="a shipped config or a YAML file")
     parser.add_argument(
@@ -79,7 +80,7 @@ def add_configs(parser: argparse.ArgumentParser) -> Action:
     )
     parser.add_argument("--cost", action="store_true", help="count parameters and operations")
     parser.add_argument(
-        "--step-time", action="store_true", help="with --cost: measure a training step, too"
+        "--step", action="store_true", help="with --cost: measure a training step, too"
     )
     parser.add_argument("--page", default="", metavar="FILE", help="a Markdown page for the costs")
     return _configs
@@ -91,10 +92,10 @@ def _cost(args: argparse.Namespace) -> None:
     from fastreid_star.files import write_output
 
     step = None
-    if args.step_time:
-        from fastreid_star.benchmark import step_ratio
+    if args.step:
+        from fastreid_star.training_step import step_cost
 
-        step = step_ratio
+        step = step_cost
     if bool(args.name) == bool(args.page):
         raise UserError("--cost of what? Give a config, or --page FILE (and KEY VALUE)")
     if args.name:
@@ -106,7 +107,7 @@ def _cost(args: argparse.Namespace) -> None:
 
 
 def _configs(args: argparse.Namespace) -> None:
-    if args.cost or args.step_time or args.page:
+    if args.cost or args.step or args.page:
         _cost(args)
         return
     if not (args.name or args.key):

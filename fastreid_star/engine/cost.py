@@ -84,14 +84,17 @@ def count_cost(cfg: CfgNode) -> Cost:
 
 
 def cost_table(
-    names: Sequence[str], opts: Sequence[str] = (), step: Callable[..., float] | None = None
+    names: Sequence[str],
+    opts: Sequence[str] = (),
+    step: Callable[..., tuple[float, float]] | None = None,
 ) -> str:
     """A Markdown table of the costs of these configs.
 
     Args:
         names: of configs.
         opts: config keys and values to change in all of them.
-        step: measures a training step of a config, with `opts`, beside SAD's, for one more column.
+        step: measures a training step of a config, with `opts`, for two more columns: its time by
+            that of SAD, and the bytes of a frame that it keeps for its backward pass.
     """
     rows = []
     for name in names:
@@ -100,10 +103,13 @@ def cost_table(
         height, width = cfg.INPUT.SIZE_TEST
         clip = f"{cfg.INPUT.CLIP.LENGTH} x {height}x{width}"
         row = [f"`{name}`", clip, f"{cost.parameters / 1e6:.1f}", f"{cost.flops / 1e9:.1f}"]
-        rows.append(row if step is None else [*row, f"{step(name, opts):.2f}"])
-    headers = ["config", "clip", "parameters (M)", "GFLOPs", "step, SAD = 1"]
-    alignment = ["left", "left", *["right"] * 3]
-    columns = 4 if step is None else 5
+        if step is not None:
+            time, kept = step(name, opts)
+            row += [f"{time:.2f}", f"{kept / 2**20:.0f}"]
+        rows.append(row)
+    headers = ["config", "clip", "parameters (M)", "GFLOPs", "step, SAD = 1", "MiB a frame"]
+    alignment = ["left", "left", *["right"] * 4]
+    columns = len(headers) if step is not None else 4
     return tabulate(
         rows,
         headers[:columns],
@@ -114,7 +120,7 @@ def cost_table(
 
 
 def cost_of_page(
-    page: str, opts: Sequence[str] = (), step: Callable[..., float] | None = None
+    page: str, opts: Sequence[str] = (), step: Callable[..., tuple[float, float]] | None = None
 ) -> str:
     """The content of a Markdown page, with the costs of all shipped configs that it names.
 
