@@ -275,4 +275,4 @@ def _name(folder: str) -> str:
 def _line(error: Exception) -> str:
     """An exception in one short line."""
     words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words}"[:200].rstrip(": ")
+    return f"{type(error).__name__}: {words}"[:200].rstrip(": .")

@@ -184,8 +184,9 @@ def test_a_run_its_resumption_and_a_new_run(tiny_root, tmp_path, installed, monk
 
 
 def written(tracker, *iterations):
-    """Write a scalar in each of these iterations, and close the tracker."""
+    """Write a scalar in each of these iterations and one in the first, and close the tracker."""
     with EventStorage(iterations[0]) as storage:
+        storage.put_scalar("once", 1.0)
         for iteration in iterations:
             storage.iter = iteration
             storage.put_scalar("loss", iteration / 2, smoothing_hint=False)
@@ -209,7 +210,7 @@ def test_without_a_network_a_run_is_recorded_for_later(tmp_path, installed, capl
         assert tracked.arguments["mode"] == "offline"
         assert tracked.arguments["id"] == ids[name]
         assert f"{name} sync {tmp_path / 'run'}" in caplog.text
-        assert tracked.lines == [{"loss": 0.0, "iteration": 0}]
+        assert tracked.lines == [{"once": 1.0, "loss": 0.0, "iteration": 0}]
     assert "ConnectionError: no route to host" in caplog.text
 
 
