@@ -5,18 +5,22 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 import time
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fastreid_star import files
 from fastreid_star.cli import inference
 from fastreid_star.data import workers
+from fastreid_star.data.build import build_clip_test_loader, build_clip_train_loader
 from fastreid_star.engine import device as devices
 from fastreid_star.engine import launch as launcher
 from fastreid_star.errors import UserError
@@ -28,7 +32,7 @@ from .evaluation.toy import PROTOCOL, toy
 from .forked import run_forked
 from .test_readme import commands, ours
 from .test_structure import FILES, PACKAGE
-from .tiny import STAR_DEMO, tiny_options
+from .tiny import STAR_DEMO, star_config, tiny_options
 
 # what the package uses where it is there
 GUARDED = {
@@ -97,23 +101,41 @@ def train_and_use(folder, commands):
         run(name, *arguments, *more.get(name, ()))
 
 
-def test_the_commands_work_as_on_windows(tmp_path):
+def test_the_commands_work_as_on_windows(tmp_path, amount):
+    """With ``--long``, with a loading process that is started as on Windows: it imports torch."""
     folder = tmp_path / "Läufe 跑步"
     folder.mkdir()
     used = [ours(command) for command in commands("docs/systems.md") if "docker" not in command]
+    assert used[0][-2:] == ["DATALOADER.NUM_WORKERS", "1"]
+    used[0][-1] = amount("0", "1")
     assert [words[0] for words in used] == ["eval", "features", "search", "export", "report"]
     ended = run_forked(train_and_use, folder, used)
     assert ended.status == 0, ended.text
     run = folder / "logs" / "run"
     assert f"Output folder: {run}" in (run / "log.txt").read_text(encoding="utf-8")
     for name in ("results_SyntheticVCM.json", "per_query_SyntheticVCM.csv"):
-        # a loading process of another start method changes nothing
         assert (folder / "eval" / name).read_bytes() == (run / name).read_bytes()
     found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
     assert found
     assert (folder / "found.csv").read_text(encoding="utf-8").count("\n") > len(found)
     assert (folder / "model.onnx").stat().st_size
     assert "logs/run" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_a_loading_process_gets_travels_to_a_new_process(tiny_root, tmp_path):
+    """A process that is not forked gets the data set, and each request, as pickles."""
+    cfg = star_config(tiny_root, tmp_path)
+    for loader in (
+        build_clip_train_loader(cfg, seed=0),
+        build_clip_test_loader(cfg, cfg.DATASETS.TESTS[0]),
+    ):
+        item = next(iter(loader.batch_sampler))[0]
+        expected = loader.dataset[item]
+        sent = (loader.dataset, loader.collate_fn, loader.worker_init_fn, item)
+        dataset, *_, item = pickle.loads(ForkingPickler.dumps(sent))
+        assert expected["has_skeleton"].all()
+        for name, value in dataset[item].items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(expected[name])), name
 
 
 def test_paths_have_forward_slashes_where_they_are_written(tmp_path, monkeypatch):
@@ -196,7 +218,6 @@ def test_several_processes_are_refused_on_windows(monkeypatch):
 
 
 def test_mps_where_torch_has_it(monkeypatch):
-    torch = devices.torch
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"MODEL\.DEVICE mps: it needs a Mac"):
         devices.choose_device("mps")
