@@ -10,7 +10,6 @@ import difflib
 import importlib.util
 import logging
 import os
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,87 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from fastreid.config import CfgNode
-from fastreid.utils.events import EventWriter, get_event_storage
 
 from fastreid_star.engine.config_changes import flatten
+from fastreid_star.engine.tracker import Tracker, why
 
 logger = logging.getLogger(__name__)
 
 PROJECT = "fastreid-star"  # the name of the project, if the tracker's own variable is not set
-WINDOW = 20  # scalars are the medians of so many steps, as in metrics.json and TensorBoard
-PAUSE = 60.0  # seconds between a failure and the next try
 # MLflow sends in the training process. Its own limits would stop the steps for minutes.
 _MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 _MLFLOW_BATCH = 100  # parameters of one request
-
-
-class Tracker(EventWriter):
-    """Sends each scalar of the event storage once; fast-reid's interface of a writer.
-
-    Scalars that could not be sent are kept, and sent with later ones.
-
-    Args:
-        folder: OUTPUT_DIR.
-        run_id: the tracker's own id of a run that continues; None: of a new run.
-    """
-
-    package = ""  # that is imported, with the name under which pip installs it
-    sends_later: str | None = None  # the command that sends what was recorded without a network
-
-    def __init__(self, folder: str, run_id: str | None):
-        self._folder, self.run_id = folder, run_id
-        self._written = -1
-        self._unsent: dict[int, dict[str, float]] = {}
-        self._pause_until = 0.0
-
-    def start(self, config: Mapping[str, Any], *, offline: bool) -> None:
-        """Start or continue the run, and set `run_id`; `offline`: record it for later."""
-        raise NotImplementedError
-
-    def send(self, scalars: Mapping[str, float], iteration: int) -> None:
-        """Send the scalars of one iteration."""
-        raise NotImplementedError
-
-    def finish(self, *, failed: bool) -> None:
-        """End the run."""
-        raise NotImplementedError
-
-    def write(self) -> None:
-        """Send the scalars that are new since the last call."""
-        latest = get_event_storage().latest_with_smoothing_hint(WINDOW)
-        for name, (value, iteration) in latest.items():
-            if iteration > self._written:
-                self._unsent.setdefault(iteration, {})[name] = float(value)
-        self._written = max([self._written, *self._unsent])
-        if time.monotonic() >= self._pause_until:
-            self._send_all()
-
-    def close(self) -> None:
-        """Send what is left, and end the run; after an error or a signal it counts as failed."""
-        failed = sys.exc_info()[0] is not None
-        self._send_all()
-        if self._unsent:
-            logger.warning(
-                f"TRACKERS {self.package}: the scalars of {len(self._unsent)} iterations were "
-                "not sent; metrics.json has them"
-            )
-        try:
-            self.finish(failed=failed)
-        except Exception as error:
-            logger.warning(f"TRACKERS {self.package}: {_line(error)}")
-
-    def _send_all(self) -> None:
-        try:
-            for iteration in sorted(self._unsent):
-                self.send(self._unsent[iteration], iteration)
-                del self._unsent[iteration]
-        except Exception as error:
-            if not self._pause_until:  # once
-                logger.warning(
-                    f"TRACKERS {self.package}: {_line(error)}; training continues, and the "
-                    "scalars are sent later"
-                )
-            self._pause_until = time.monotonic() + PAUSE
 
 
 class WandbTracker(Tracker):
@@ -115,8 +43,8 @@ class WandbTracker(Tracker):
         self.run_id = self.run_id or uuid.uuid4().hex
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=os.environ.get("WANDB_NAME", _name(self._folder)),
-            dir=self._folder,
+            name=os.environ.get("WANDB_NAME", _name(self.folder)),
+            dir=self.folder,
             id=self.run_id,
             resume="allow",
             config=dict(config),
@@ -166,7 +94,7 @@ class MLflowTracker(Tracker):
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(name)
-        run_id = self._client.create_run(number, run_name=_name(self._folder)).info.run_id
+        run_id = self._client.create_run(number, run_name=_name(self.folder)).info.run_id
         params = [Param(key, str(value)) for key, value in config.items()]
         for first in range(0, len(params), _MLFLOW_BATCH):
             self._client.log_batch(run_id, params=params[first : first + _MLFLOW_BATCH])
@@ -195,8 +123,8 @@ class SwanLabTracker(Tracker):
         self.run_id = self.run_id or uuid.uuid4().hex[:21]  # its length is fixed
         self._run = swanlab.init(
             project=os.environ.get("SWANLAB_PROJ_NAME", PROJECT),
-            experiment_name=os.environ.get("SWANLAB_EXP_NAME", _name(self._folder)),
-            logdir=os.path.join(self._folder, "swanlog"),
+            experiment_name=os.environ.get("SWANLAB_EXP_NAME", _name(self.folder)),
+            logdir=os.path.join(self.folder, "swanlog"),
             id=self.run_id,
             resume="allow",
             config=dict(config),
@@ -239,14 +167,14 @@ def _start(tracker: Tracker, config: Mapping[str, Any]) -> bool:
         tracker.start(config, offline=False)
         return True
     except Exception as error:
-        problem = f"TRACKERS {tracker.package} cannot start: {_line(error)}"
+        problem = f"TRACKERS {tracker.package} cannot start: {why(error)}"
     if tracker.sends_later is not None:
         try:
             tracker.start(config, offline=True)
         except Exception as error:
-            problem += f"; nor without a network: {_line(error)}"
+            problem += f"; nor without a network: {why(error)}"
         else:
-            command = tracker.sends_later.format(tracker._folder)
+            command = tracker.sends_later.format(tracker.folder)
             logger.warning(f"{problem}. The run is recorded here; later: {command}")
             return True
     logger.warning(f"{problem}. The run continues without it")
@@ -270,9 +198,3 @@ def why_unusable(names: Sequence[str]) -> Iterator[str]:
 def _name(folder: str) -> str:
     """The name of a run: its folder and the one above, such as HITSZ-VCM/STAR_R50."""
     return "/".join(Path(folder).resolve().parts[-2:])
-
-
-def _line(error: Exception) -> str:
-    """An exception in one short line."""
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words}"[:200].rstrip(": .")

@@ -10,6 +10,7 @@ import pytest
 from fastreid.utils.events import EventStorage
 
 from fastreid_star.cli.main import run
+from fastreid_star.engine import tracker as tracker_module
 from fastreid_star.engine import trackers
 from fastreid_star.engine.checks import check
 from fastreid_star.engine.interruption import Interrupted
@@ -222,18 +223,18 @@ def test_a_tracker_that_cannot_start_is_left_out(tmp_path, installed, caplog, mo
     assert "The run continues without it" in caplog.text
 
 
-@pytest.mark.parametrize(("down", "arrive"), [(2, 4), (9, 0)])
+@pytest.mark.parametrize(("down", "arrive"), [(0, 4), (2, 4), (9, 0)])
 def test_scalars_wait_for_a_network_that_returns(
     tmp_path, installed, caplog, monkeypatch, down, arrive
 ):
-    monkeypatch.setattr(trackers, "PAUSE", 1e-9)
+    monkeypatch.setattr(tracker_module, "PAUSE", 1e-9)
     (tracker,) = start(tmp_path, "mlflow")
     installed.mlflow.down = down
     with caplog.at_level(logging.WARNING):
         written(tracker, 0, 1, 2, 3)
     (tracked,) = installed.mlflow.runs.values()
     assert [line["iteration"] for line in tracked.lines] == list(range(arrive))
-    assert caplog.text.count("the server is down; training continues") == 1
+    assert caplog.text.count("the server is down; training continues") == (down > 0)
     assert ("metrics.json has them" in caplog.text) == (arrive == 0)
 
 
