@@ -25,9 +25,13 @@ def add_plugin_config(cfg: CN) -> CN:
     # Seed of everything random: data, weights, style. A negative value is replaced by a new seed,
     # which is written to the log.
     cfg.SEED = 0
+    # Trackers of experiments that get the config, the scalars and the results of a training, beside
+    # TensorBoard: wandb, mlflow, swanlab. Each must be installed, and reads its own environment
+    # variables.
+    cfg.TRACKERS = ()
 
-    # auto | npu | cuda | cpu. auto takes the first that is available, in this order. A device that
-    # is named and not available is an error.
+    # auto | npu | cuda | cpu | mps (the GPU of a Mac, untested). auto takes the first of npu, cuda
+    # and cpu that is available. A device that is named and not available is an error.
     cfg.MODEL.DEVICE = "auto"
     cfg.MODEL.NPU = CN()
     # Ascend NPUs: compile operators anew for every shape.

@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def write_query_csv(
                 tracklet.pid,
                 tracklet.camid,
                 modality,
-                tracklet.path(0),
+                Path(tracklet.path(0)).as_posix(),  # the same slashes on every system
             ]
             cells.append(found.n_matches[row])
             measures: list[object] = ["", "", ""]
