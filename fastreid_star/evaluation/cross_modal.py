@@ -117,16 +117,16 @@ def cross_modal_results(
         query, gallery = (Modality(tracklets[side[0]].modality) for side in pairs[0])
         modalities[name] = (query.name.lower(), gallery.name.lower())
     return CrossModalResults(
-        results["I2V"],
-        results.get("V2I"),
-        sides,
-        modalities,
-        dataset_name,
-        min_frames,
-        camera_filter,
-        reranking,
-        protocol_name,
-        trials,
+        i2v=results["I2V"],
+        v2i=results.get("V2I"),
+        sides=sides,
+        modalities=modalities,
+        dataset_name=dataset_name,
+        min_frames=min_frames,
+        camera_filter=camera_filter,
+        reranking=reranking,
+        protocol_name=protocol_name,
+        trials=trials,
     )
 
 

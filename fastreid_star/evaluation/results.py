@@ -21,7 +21,7 @@ class Sides(NamedTuple):
     Usually every tracklet is a query of one direction and a gallery entry of the other: `i2v_query`
     equals `v2i_gallery`, and `v2i_query` equals `i2v_gallery`. If the dataset lists its queries,
     the four are disjoint. With :class:`~fastreid_star.structures.Trials` they are those of the
-    first trial, and the last two are empty if the protocol has no V2I.
+    first trial, in its order, and the last two are empty if the protocol has no V2I.
     """
 
     i2v_query: np.ndarray  # infrared

@@ -20,6 +20,7 @@ from fastreid_star.data.datasets.images import (
     require_choice,
     require_images,
 )
+from fastreid_star.data.io import reason
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality, Trials
 
@@ -148,13 +149,12 @@ def _identities(folder: str, name: str) -> list[int]:
 
 def _read_mat(path: str, variable: str) -> np.ndarray:
     try:
-        return loadmat(path)[variable]
-    except KeyError:
-        raise UserError(
-            f"{path} has no variable {variable!r}: copy the dataset's own file"
-        ) from None
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        found = loadmat(path)
+    except Exception as error:  # SciPy raises many types on a damaged file
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    if variable not in found:
+        raise UserError(f"{path} has no variable {variable!r}: copy the dataset's own file")
+    return found[variable]
 
 
 def _official(path: str, groups: dict[tuple[int, int], list[int]], shots: int) -> list[np.ndarray]:
