@@ -26,7 +26,7 @@ from fastreid_star.data.build import (
     all_video,
     build_clip_test_loader,
     build_clip_train_loader,
-    find_video_dataset,
+    build_dataset,
     is_video_dataset,
 )
 from fastreid_star.engine import device as devices
@@ -111,7 +111,8 @@ class Builders(DefaultTrainer):
     def build_evaluator(cls, cfg, dataset_name, output_dir=None):
         if not is_video_dataset(dataset_name):
             return super().build_evaluator(cfg, dataset_name, output_dir)
-        loader = build_clip_test_loader(cfg, dataset_name, **_loader_options(cfg))
+        data = build_dataset(cfg, dataset_name)
+        loader = build_clip_test_loader(cfg, dataset_name, data=data, **_loader_options(cfg))
         evaluator = CrossModalEvaluator(
             tracklets=loader.dataset.tracklets,  # type: ignore[attr-defined] # our dataset
             ranks=tuple(cfg.TEST.RANKS),
@@ -119,7 +120,8 @@ class Builders(DefaultTrainer):
             reranking=build_reranking(cfg),
             min_frames=cfg.DATASETS.MIN_FRAMES,
             dataset_name=dataset_name,
-            protocol_name=find_video_dataset(dataset_name).protocol_name(cfg),
+            protocol_name=data.protocol_name(cfg),
+            trials=data.trials(),
             csv_path=os.path.join(cfg.OUTPUT_DIR, f"per_query_{dataset_name}.csv"),
             json_path=os.path.join(cfg.OUTPUT_DIR, f"results_{dataset_name}.json"),
         )
