@@ -13,6 +13,7 @@ VERSION = next(
     if line.startswith("__version__")
 )
 EXPORT = ["onnx>=1.17", "onnxruntime>=1.20"]
+WEIGHTS = ["safetensors>=0.4"]
 
 
 class BuildWithConfigs(build_py):
@@ -80,8 +81,10 @@ setup(
         "pose": ["transformers>=4.48"],
         "npu": ["torch_npu"],
         "export": EXPORT,
+        "weights": WEIGHTS,
         "dev": [
             *EXPORT,
+            *WEIGHTS,
             "pytest>=8",
             "pytest-xdist>=3.5",
             "pytest-cov>=7",
