@@ -47,6 +47,8 @@ def read_file(path: str) -> dict:
             data = _load(file)
     except FileNotFoundError as error:
         raise DamagedFile(f"checkpoint {path} does not exist: check the path") from error
+    except DamagedFile:
+        raise
     except Exception as error:  # damaged content can raise any error
         # torch seeks before the start of a file that was cut: EINVAL
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
@@ -56,9 +58,8 @@ def read_file(path: str) -> dict:
             ) from error
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise DamagedFile(
-                f"checkpoint {path} holds Python objects ({found[1]}): loading them would run code "
-                "of the file, so only tensors and plain values are read; save the network's "
-                "state_dict() instead"
+                f"checkpoint {path} cannot be read: it holds Python objects ({found[1]}), and "
+                "loading them would run code of the file; save the network's state_dict() instead"
             ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFile(
@@ -75,9 +76,9 @@ def _load(file: BinaryIO) -> Any:
         _check_archive(zipfile.ZipFile(file))
     file.seek(0)
     if tarfile.is_tarfile(file):
-        raise ValueError(
-            "its format is torch's oldest, a tar archive, which is not read without running code; "
-            "docs/weights.md names newer files"
+        raise DamagedFile(
+            f"checkpoint {file.name} cannot be read: it is a tar archive, torch's oldest format, "
+            "which needs code of the file to be run; docs/weights.md names newer files"
         )
     file.seek(0)
     with _numpy_numbers():
@@ -215,24 +216,3 @@ def misfits(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> list[st
     own = model.state_dict()
     wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
     return wrong + [name for name in weights if name not in own]
-
-
-def require_most(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], what: str) -> None:
-    """Refuse weights that would leave most of a network random.
-
-    Args:
-        own: the network's state.
-        weights: to be loaded.
-        what: the config key and the file, for the message.
-
-    Raises:
-        UserError: fewer than half of the network's tensors are in `weights` with the same shape.
-    """
-    names = [name for name in own if not name.endswith("num_batches_tracked")]
-    missing = [n for n in names if n not in weights or weights[n].shape != own[n].shape]
-    if len(missing) > len(names) / 2:
-        raise UserError(
-            f"{what} fits only {len(names) - len(missing)} of {len(names)} weights of the backbone "
-            f"(not {', '.join(missing[:2])}; the file has {', '.join(list(weights)[:2])}): most of "
-            "it would stay random; use weights of this backbone and depth"
-        )

@@ -30,7 +30,7 @@ from fastreid_star.weights import (
 
 ENDINGS = (".safetensors", ".pth", ".pt")
 # numbers of blocks in the stages of a ResNet, and whether a block has three convolutions
-_DEPTHS = {
+_DEPTHS: dict[tuple[tuple[int, ...], bool], str] = {
     ((2, 2, 2, 2), False): "18",
     ((3, 4, 6, 3), False): "34",
     ((3, 4, 6, 3), True): "50",

@@ -10,7 +10,7 @@ import importlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -65,10 +65,9 @@ class Fit:
     def __str__(self) -> str:
         lines = [f"{self.size - len(self.missing)} of {self.size} weights"]
         if self.missing:
-            lines.append(f"not in the file: {grouped(dict.fromkeys(self.missing, ''))}")
-        reasons = dict.fromkeys(self.dropped.values())
-        for reason in reasons:
-            names = {name: "" for name, why in self.dropped.items() if why == reason}
+            lines.append(f"not in the file: {grouped(self.missing)}")
+        for reason in dict.fromkeys(self.dropped.values()):
+            names = [name for name, why in self.dropped.items() if why == reason]
             lines.append(f"left out: {grouped(names)}: {reason}")
         return "\n".join(lines)
 
@@ -81,11 +80,12 @@ def fit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) ->
         weights: of :func:`fastreid_star.weights.read_weights`: of a backbone, or of a whole network
             of fast-reid, whose backbone is taken.
     """
-    others = {}
+    others: dict[str, str] = {}
     if any(name.startswith("backbone.") for name in weights):
         others = {n: "not of the backbone" for n in weights if not n.startswith("backbone.")}
         weights = {n.removeprefix("backbone."): v for n, v in weights.items() if n not in others}
     if any(name.removeprefix("dinov2.").startswith("embeddings.") for name in weights):
+        others |= {n: "only DINOv2's own training reads it" for n in weights if "mask_token" in n}
         weights = original_names(weights)
     rules = next((rules for key, rules in LAYOUTS.items() if key in weights), ())
     found = match(own, weights, rules, what="backbone")
@@ -216,7 +216,7 @@ def pretrained_fit(cfg: CfgNode, path: str) -> Fit:
     return found
 
 
-def grouped(names: Mapping[str, object], most: int = 4) -> str:
+def grouped(names: Sequence[str], most: int = 4) -> str:
     """Names of weights by their modules: ``fc.* (2)``, the first `most` of them."""
     modules = Counter(name.rpartition(".")[0] or name for name in names)
     if len(modules) > most:
