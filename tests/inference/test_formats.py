@@ -16,7 +16,7 @@ from fastreid_star.inference.float16 import to_float16
 from ..tiny import REPOSITORY
 from .exported import SAD, TINY, build, config
 from .test_export import opened
-from .test_half_precision import CLOSE, distance, first_hits
+from .test_half_precision import are_close, first_hits
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
@@ -41,7 +41,7 @@ def test_onnx_in_float16_ranks_as_the_trained_network(runs, star, data, batches,
     assert "float16, opset 13" in text
     assert "cosine distance of" in text
     expected, found = features(star.model, batches), features(opened(path), batches)
-    assert 0 < distance(found, expected) < CLOSE
+    assert are_close(found, expected)
     assert (first_hits(found, data[0]) == first_hits(expected, data[0])).all()
     graph = onnx.load(path).graph
     values = [*graph.input, *graph.output]
