@@ -45,7 +45,7 @@ def pretrained(run: Run) -> Iterator[Problem]:
     for key in keys_of(run.cfg):
         path = functools.reduce(getattr, key.split("."), run.cfg)
         if path and path not in DINOV2_SIZES and not os.path.exists(path):
-            yield Problem(f"{key} {path} does not exist: docs/weights.md says where to get it")
+            yield Problem(f"{key} {path} does not exist: set it to a file (docs/weights.md)")
     if not node.PRETRAIN:
         return
     if node.PRETRAIN_PATH and not os.path.isfile(node.PRETRAIN_PATH):
@@ -64,7 +64,13 @@ def pretrained(run: Run) -> Iterator[Problem]:
 def _downloaded(node: CfgNode) -> Iterator[Problem]:
     """Weights that are not on this machine yet."""
     known = download(node)
-    if known is not None and known.found is None:
+    module = BACKBONE_REGISTRY.get(node.NAME).__module__
+    if known is None and module.startswith("fastreid."):
+        yield Problem(
+            f"fast-reid has no download of pretrained weights for {node.NAME} {node.DEPTH}: set "
+            "MODEL.BACKBONE.PRETRAIN_PATH to a file (docs/weights.md)"
+        )
+    elif known is not None:
         yield Problem(
             f"the pretrained weights of {node.NAME} {node.DEPTH} are not on this machine: they are "
             f"downloaded from {known.url}; without a network put the file there as "

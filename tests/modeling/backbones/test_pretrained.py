@@ -161,7 +161,10 @@ def test_files_that_fast_reid_names_otherwise(caches):
     ibn = ("MODEL.BACKBONE.WITH_IBN", "True")
     assert first("build_resnet_backbone", "50x", *ibn).endswith("resnet50_ibn_a-d9d0bb7b.pth")
     assert first("build_resnest_backbone", "50x") == str(caches[1] / "resnest50-528c19ca.pth")
-    assert download(config("build_mobilenetv2_backbone", "1.0x").MODEL.BACKBONE) is None
+    cfg = config("build_mobilenetv2_backbone", "1.0x", "", "MODEL.BACKBONE.PRETRAIN", "True")
+    (problem,) = machine.pretrained(Run(cfg))
+    assert problem.fatal, "there is none"
+    assert "no download" in problem.text
 
 
 def test_no_file_in_the_oldest_format_is_downloaded():
