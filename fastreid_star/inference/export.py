@@ -120,6 +120,8 @@ def export_onnx(
             graph = to_float16(graph)
         onnx.checker.check_model(graph, full_check=True)
         difference = _difference(onnxruntime, graph, case, precision)
+        if precision == "float16":
+            difference = max(difference, case.difference_in_half())
     except Exception as error:  # exporter, checker and runtime raise errors of many kinds
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(

@@ -13,6 +13,7 @@ from fastreid.config import CfgNode
 import fastreid_star
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.tracklets import as_modality
+from fastreid_star.engine import device as devices
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.similarity import check_features
 from fastreid_star.inference.fingerprint import fingerprint
@@ -56,6 +57,17 @@ class Case(NamedTuple):
             "feature_width": ", ".join(map(str, self.expected[0].shape[1:])),
             "comparison": _FEATURES[self.expected[0].ndim],
         }
+
+    @torch.no_grad()
+    def difference_in_half(self) -> float:
+        """The largest difference of the network's features in float16, computed by torch.
+
+        onnxruntime computes float16 in float32 on CPUs: its features do not show an overflow.
+        """
+        with devices.autocast(self.module.model.device, "float16"):
+            found = [self.module(*batch).to("cpu", torch.float32) for batch in self.inputs]
+        pairs = zip(found, self.expected, strict=True)
+        return max(difference_of(features, expected, "float16") for features, expected in pairs)
 
 
 def prepare(

@@ -108,6 +108,36 @@ def test_a_graph_that_float16_breaks_is_not_kept(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_float16_is_small_rounding_where_it_is_computed(tmp_path):
+    """onnxruntime computes in float32 on CPUs; onnx's own evaluator rounds every result."""
+    reference = pytest.importorskip("onnx.reference").ReferenceEvaluator
+    cfg = config(SAD, *TINY)
+    model = build(cfg)
+    names, batch = ("images", "is_visible"), parity.prepare(model, cfg, None, None).inputs[1]
+
+    def computed(precision):
+        path = tmp_path / f"{precision}.onnx"
+        export.export_onnx(model, cfg, path, precision=precision)
+        inputs = {name: value.numpy() for name, value in zip(names, batch, strict=True)}
+        return torch.from_numpy(reference(onnx.load(path)).run(None, inputs)[0])
+
+    assert are_close(computed("float16"), computed("float32"))
+
+
+def test_a_network_that_overflows_in_float16_is_not_exported(tmp_path):
+    cfg = config(SAD, *TINY)
+    model = build(cfg)
+    convolution, norm, _ = model.backbone.visible_stem
+    with torch.no_grad():  # the same features in float32: the norm divides by what it has seen
+        convolution.weight *= 1e7
+        norm.running_mean *= 1e7
+        norm.running_var *= 1e14
+    export.export_onnx(model, cfg, tmp_path / "single.onnx")
+    with pytest.raises(UserError, match="cosine distance of inf"):
+        export.export_onnx(model, cfg, tmp_path / "half.onnx", precision="float16")
+    assert not (tmp_path / "half.onnx").exists()
+
+
 def test_a_program_of_torch_export(runs, sad, data, batches, tmp_path, monkeypatch, capsys):
     path = tmp_path / "model.pt2"
     cli.run("export", "--run", runs / "SAD", path)
