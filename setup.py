@@ -13,6 +13,7 @@ VERSION = next(
     if line.startswith("__version__")
 )
 EXPORT = ["onnx>=1.17", "onnxruntime>=1.20"]
+WEIGHTS = ["safetensors>=0.4"]
 
 
 class BuildWithConfigs(build_py):
@@ -81,8 +82,10 @@ setup(
         "npu": ["torch_npu"],
         "export": EXPORT,
         "trackers": ["wandb", "mlflow", "swanlab"],
+        "weights": WEIGHTS,
         "dev": [
             *EXPORT,
+            *WEIGHTS,
             "pytest>=8",
             "pytest-xdist>=3.5",
             "pytest-cov>=7",

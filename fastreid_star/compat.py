@@ -57,6 +57,7 @@ def apply() -> None:
     _patch_evaluation()
     _patch_preprocessing()
     _patch_packaged_yaml()
+    _patch_downloads()
     _applied = True
 
 
@@ -271,3 +272,17 @@ def _patch_packaged_yaml() -> None:
 
     regnet.regnet_cfg = PackagedConfig(regnet.regnet_cfg)
     effnet.effnet_cfg = PackagedConfig(effnet.effnet_cfg)
+
+
+def _patch_downloads() -> None:
+    """torch 2.6 and later cannot read the files of torchvision's ResNets that fast-reid downloads.
+
+    They are tar archives, the format of torch in 2017. torchvision has the same weights in a newer
+    format under other names.
+    """
+    from fastreid.modeling.backbones import resnet
+    from torchvision import models
+
+    for depth in (18, 34, 50, 101):
+        weights = getattr(models, f"ResNet{depth}_Weights").IMAGENET1K_V1
+        resnet.model_urls[f"{depth}x"] = weights.url

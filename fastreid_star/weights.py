@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib
 import re
+import tarfile
 import zipfile
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
+import numpy as np
 import torch
 
 from fastreid_star.errors import UserError
 from fastreid_star.upgrade import upgrade_weights
 
+# where a file keeps its state dict, if not at the top
+WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "net")
+# of DistributedDataParallel and torch.compile
+PREFIXES = ("module.", "_orig_mod.")
 # names of fast-reid's model zoo -> fast-reid's names
 _RENAMED = (
     (re.compile(r"^((?:heads|b\d+_head)\.)classifier\."), r"\1"),
@@ -24,28 +32,34 @@ class DamagedFile(UserError):
 
 
 def read_file(path: str) -> dict:
-    """The dict in a file that torch wrote, on the CPU; no code in the file is run.
+    """The dict in a file of torch or safetensors, on the CPU; no code in the file is run.
 
-    The checksums in the file are compared with its content, which torch itself does not do.
+    The checksums in a file of torch are compared with its content, which torch itself does not do.
 
     Raises:
         DamagedFile: the file is missing, damaged, or contains something else.
-        UserError: the disk cannot read the file at the moment.
+        UserError: the disk cannot read the file at the moment, or safetensors is not installed.
     """
+    if path.endswith(".safetensors"):
+        return _read_safetensors(path)
     try:
         with open(path, "rb") as file:
-            if zipfile.is_zipfile(file):
-                _check_archive(zipfile.ZipFile(file))
-            file.seek(0)
-            data = torch.load(file, map_location="cpu", weights_only=True)
+            data = _load(file)
     except FileNotFoundError as error:
         raise DamagedFile(f"checkpoint {path} does not exist: check the path") from error
+    except DamagedFile:
+        raise
     except Exception as error:  # damaged content can raise any error
         # torch seeks before the start of a file that was cut: EINVAL
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise UserError(
                 f"checkpoint {path} cannot be read ({error.strerror}): check the disk and the "
                 "file's permissions"
+            ) from error
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            raise DamagedFile(
+                f"checkpoint {path} cannot be read: it holds Python objects ({found[1]}), and "
+                "loading them would run code of the file; save the network's state_dict() instead"
             ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFile(
@@ -54,6 +68,62 @@ def read_file(path: str) -> dict:
     if not isinstance(data, dict):
         raise DamagedFile(f"{path} holds no weights: it is not a checkpoint")
     return data
+
+
+def _load(file: BinaryIO) -> Any:
+    """The content of an open file of torch."""
+    if zipfile.is_zipfile(file):
+        _check_archive(zipfile.ZipFile(file))
+    file.seek(0)
+    if tarfile.is_tarfile(file):
+        raise DamagedFile(
+            f"checkpoint {file.name} cannot be read: it is a tar archive, torch's oldest format, "
+            "which needs code of the file to be run; docs/weights.md names newer files"
+        )
+    file.seek(0)
+    with _numpy_numbers():
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _numpy_numbers() -> contextlib.AbstractContextManager:
+    """Let ``weights_only`` read numbers of numpy, such as a saved metric, of numpy 1 or 2."""
+    if not hasattr(torch.serialization, "safe_globals"):
+        return contextlib.nullcontext()
+    makers = []
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+
+        def scalar(dtype, value):
+            if not isinstance(dtype, np.dtype) or dtype.kind not in "biuf":
+                raise TypeError("a numpy value that is not a number")
+            return np.frombuffer(value, dtype, count=1)[0]
+
+        scalar.__module__, scalar.__qualname__ = module, "scalar"
+        makers.append(scalar)
+    codes = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
+    types = {type(np.dtype(code)) for code in codes}
+    return torch.serialization.safe_globals([np.dtype, *types, *makers])
+
+
+def safetensors_of(path: str) -> Any:
+    """The module ``safetensors.torch``.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module("safetensors.torch")
+    except ImportError as error:
+        raise UserError(f"{path} needs the package safetensors: pip install safetensors") from error
+
+
+def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
+    load_file = safetensors_of(path).load_file
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise DamagedFile(f"checkpoint {path} does not exist: check the path") from error
+    except Exception as error:  # damaged content can raise any error
+        raise DamagedFile(f"{path} cannot be read ({error}): it is damaged") from error
 
 
 def _check_archive(archive: zipfile.ZipFile) -> None:
@@ -90,14 +160,13 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
 def weights_of(data: dict, path: str) -> dict[str, torch.Tensor]:
     """The weights in the content of a file, under fast-reid's names.
 
-    A state dict may stand alone or under ``model`` or ``state_dict``. The prefix ``module.`` of
-    DistributedDataParallel is removed, and the names of fast-reid's model zoo are translated.
+    A state dict may stand alone or under one of :data:`WRAPPERS`. The prefixes of wrappers are
+    removed, and the names of fast-reid's model zoo are translated.
 
     Raises:
         DamagedFile: there are no weights.
     """
-    while isinstance(inner := data.get("model", data.get("state_dict")), dict):
-        data = inner
+    data = unwrapped(data)
     weights = {name: value for name, value in data.items() if is_state({name: value})}
     if data and not weights:
         raise DamagedFile(f"{path} holds no weights: it is not a checkpoint")
@@ -105,6 +174,12 @@ def weights_of(data: dict, path: str) -> dict[str, torch.Tensor]:
     for pattern, name in _RENAMED:
         weights = {pattern.sub(name, old): value for old, value in weights.items()}
     return upgrade_weights(weights)
+
+
+def unwrapped(data: dict) -> dict:
+    """The dict inside of a file's dict that holds the tensors, or the dict itself."""
+    inner = next((data[key] for key in WRAPPERS if isinstance(data.get(key), dict)), None)
+    return data if inner is None else unwrapped(inner)
 
 
 def is_state(data: Any) -> TypeGuard[dict[str, torch.Tensor]]:
@@ -117,9 +192,10 @@ def is_state(data: Any) -> TypeGuard[dict[str, torch.Tensor]]:
 
 
 def without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict without the prefix ``module.`` of DistributedDataParallel."""
-    if all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): value for name, value in state.items()}
+    """A state dict without the prefixes of wrappers, see :data:`PREFIXES`."""
+    for prefix in PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            return without_prefix({name.removeprefix(prefix): v for name, v in state.items()})
     return state
 
 
@@ -140,24 +216,3 @@ def misfits(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> list[st
     own = model.state_dict()
     wrong = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
     return wrong + [name for name in weights if name not in own]
-
-
-def require_most(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], what: str) -> None:
-    """Refuse weights that would leave most of a network random.
-
-    Args:
-        own: the network's state.
-        weights: to be loaded.
-        what: the config key and the file, for the message.
-
-    Raises:
-        UserError: fewer than half of the network's tensors are in `weights` with the same shape.
-    """
-    names = [name for name in own if not name.endswith("num_batches_tracked")]
-    missing = [n for n in names if n not in weights or weights[n].shape != own[n].shape]
-    if len(missing) > len(names) / 2:
-        raise UserError(
-            f"{what} fits only {len(names) - len(missing)} of {len(names)} weights of the backbone "
-            f"(not {', '.join(missing[:2])}; the file has {', '.join(list(weights)[:2])}): most of "
-            "it would stay random; use weights of this backbone and depth"
-        )

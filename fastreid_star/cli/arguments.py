@@ -55,6 +55,7 @@ def add_predictor(parser: argparse.ArgumentParser) -> None:
     """A trained model, and how its features are computed."""
     add = add_model(parser).add_argument
     add("--device", default="auto", metavar="NAME", help=DEVICES)
+    add("--dtype", choices=("float16", "bfloat16"), help="mixed precision (default: float32)")
     add("--batch-size", type=at_least(1), metavar="N", help="tracklets per batch")
     workers = "decoding processes (default: 2)"
     add("--workers", type=at_least(0), default=2, metavar="N", help=workers)

@@ -25,6 +25,7 @@ def predictor_from(args: argparse.Namespace) -> StarPredictor:
         weights=args.weights,
         opts=args.set,
         device=args.device,
+        dtype=args.dtype or "float32",
     )
 
 
@@ -144,36 +145,50 @@ def _search(args: argparse.Namespace) -> None:
 
 
 def add_export(parser: argparse.ArgumentParser) -> Action:
-    """Export a trained model to ONNX and check its features with onnxruntime.
+    """Export a trained model to ONNX or torch.export, and check the features of the file.
 
       fastreid-star export --run logs/run model.onnx
+      fastreid-star export --run logs/run --dtype float16 half.onnx
+      fastreid-star export --run logs/run model.pt2
       fastreid-star export --config-file HITSZ-VCM/STAR_R50.yml --weights model.pth model.onnx
       fastreid-star export --run logs/run --modality infrared infrared.onnx
 
-    Without --modality, an input of the graph says for each clip whether it is visible or infrared,
-    and each frame passes both stems. With it the graph has one stem. docs/export.md lists the
-    inputs and describes the conversion for Ascend.
+    OUTPUT.onnx is a graph of ONNX, OUTPUT.pt2 a program of torch.export. Without --modality, an
+    input of the graph says for each clip whether it is visible or infrared, and each frame passes
+    both stems. With it the graph has one stem. docs/export.md lists the inputs and what runs where,
+    and describes the conversion for Ascend.
     """
     add = parser.add_argument
-    add("output", metavar="OUTPUT", help="the .onnx file to write")
+    add("output", metavar="OUTPUT", help="the .onnx or .pt2 file to write")
     add("--modality", choices=("visible", "infrared"), help="of all clips (default: both)")
     add("--frames", type=int, metavar="T", help="frames of a clip (default: INPUT.CLIP.LENGTH)")
-    add("--opset", type=int, default=13, metavar="N", help="ONNX opset, 13 (default) to 18")
+    add("--opset", type=int, metavar="N", help="ONNX opset, 13 (default) to 18")
+    half = "ONNX: convolutions and products in 16 bits (default: all in float32)"
+    add("--dtype", choices=("float16",), help=half)
     add_model(parser)
     parser.set_defaults(device="cpu")  # for tracing; the graph runs wherever a runtime does
     return _export
 
 
 def _export(args: argparse.Namespace) -> None:
-    from fastreid_star.inference.export import export_onnx
+    from fastreid_star.errors import UserError
+    from fastreid_star.inference.export import DEFAULT_OPSET, export_onnx
+    from fastreid_star.inference.program import ENDING, export_program
 
+    shape = {"modality": args.modality, "length": args.frames}
+    if args.output.endswith(ENDING):
+        if args.dtype or args.opset:
+            raise UserError("--dtype and --opset are for .onnx files: leave them out for a .pt2")
+        predictor = predictor_from(args)
+        print(export_program(predictor.model, predictor.cfg, args.output, **shape))
+        return
     predictor = predictor_from(args)
     done = export_onnx(
         predictor.model,
         predictor.cfg,
         args.output,
-        modality=args.modality,
-        length=args.frames,
-        opset=args.opset,
+        opset=args.opset or DEFAULT_OPSET,
+        precision=args.dtype or "float32",
+        **shape,
     )
     print(done)

@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import yaml
@@ -16,7 +17,6 @@ from fastreid.config import CfgNode
 from fastreid.data.build import _test_loader_from_config, build_reid_test_loader
 from fastreid.engine import DefaultTrainer
 from fastreid.evaluation import inference_on_dataset
-from fastreid.modeling.backbones import build_backbone
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils import comm
 
@@ -36,8 +36,13 @@ from fastreid_star.engine.solver import build_lr_scheduler, build_optimizer
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import CrossModalEvaluator
 from fastreid_star.evaluation.rerank import build_reranking
+from fastreid_star.modeling.backbones.pretrained import (
+    as_fast_reid_reads,
+    pretrained_file,
+    pretrained_fit,
+)
 from fastreid_star.upgrade import upgrade_config
-from fastreid_star.weights import misfits, read_file, read_weights, require_most, weights_of
+from fastreid_star.weights import misfits, read_file, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -249,22 +254,22 @@ def device_of(cfg: CfgNode) -> torch.device:
 
 @contextlib.contextmanager
 def _plain_pretrained(cfg: CfgNode) -> Iterator[CfgNode]:
-    """The config with ``PRETRAIN_PATH`` naming a plain state dict under fast-reid's names.
+    """The config with ``PRETRAIN_PATH`` naming a file that fast-reid's builder reads as it is.
 
-    fast-reid's backbones read the file themselves, with code in it where torch is old, and ignore
-    every name that does not fit.
+    fast-reid's backbones read the file themselves, with code in it where torch is old, know one
+    layout of it each, and ignore every name that does not fit.
     """
     node = cfg.MODEL.BACKBONE
-    if not (node.PRETRAIN and node.PRETRAIN_PATH):
+    given = pretrained_file(node)
+    if given is None:
         yield cfg
         return
-    weights = read_weights(node.PRETRAIN_PATH)
-    with torch.random.fork_rng(devices=[]):
-        own = build_backbone(_changed(cfg, PRETRAIN=False)).state_dict()
-    require_most(own, weights, f"MODEL.BACKBONE.PRETRAIN_PATH {node.PRETRAIN_PATH}")
+    found = pretrained_fit(cfg, given)
+    logger.info(f"Pretrained weights: {given}, {found}")
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "weights.pth")
-        torch.save(weights, path)
+        # fast-reid's ViT looks for "distilled" in the name
+        path = os.path.join(folder, f"{Path(given).stem}.pth")
+        torch.save(as_fast_reid_reads(node.NAME, found.weights), path)
         yield _changed(cfg, PRETRAIN_PATH=path)
 
 

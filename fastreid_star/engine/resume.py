@@ -17,8 +17,9 @@ from fastreid_star.engine.checkpoint import Checkpointer, set_earlier_run_aside
 from fastreid_star.engine.config_changes import check_resumed
 from fastreid_star.errors import UserError
 from fastreid_star.files import locked
+from fastreid_star.modeling.backbones.pretrained import match, require_fit
 from fastreid_star.upgrade import is_of_first_release, upgrade_config
-from fastreid_star.weights import read_weights, require_most
+from fastreid_star.weights import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ class Resumable(Builders):
         weights = read_weights(path)
         own = self.checkpointer.model.state_dict()
         backbone = {name: v for name, v in own.items() if name.startswith("backbone.")} or own
-        require_most(backbone, weights, f"MODEL.WEIGHTS {path}")
+        require_fit(match(backbone, weights, what="network"), weights, f"MODEL.WEIGHTS {path}")
         logger.info(f"Loading weights from {path}")
         incompatible = self.checkpointer._load_model({"model": weights})
         self.checkpointer._log_incompatible_keys(incompatible)

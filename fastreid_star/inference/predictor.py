@@ -49,6 +49,7 @@ from fastreid_star.inference.suspicions import SUSPICIONS, suspicions
 
 logger = logging.getLogger(__name__)
 
+DTYPES = ("float32", "float16", "bfloat16")
 # The best checkpoint by the evaluation, or the last one of a run that was never evaluated.
 RUN_WEIGHTS = ("model_best.pth", "model_final.pth", "model_last.pth")
 
@@ -64,12 +65,14 @@ class StarPredictor:
         cfg: the config that the model was trained with.
         weights: its checkpoint.
         device: replaces ``MODEL.DEVICE``.
+        dtype: ``float16`` or ``bfloat16`` computes in mixed precision (torch's autocast): products
+            and convolutions in 16 bits, powers and norms in float32. The features stay float32.
         allow_changed: load the weights although ``MODEL`` differs from the config they were
             trained with, which the checkpoint contains.
 
     Raises:
         UserError: the model does not read clips, the checkpoint is missing, damaged or of another
-            model, or the device is not usable.
+            model, the device is not usable, or `dtype` is another one.
     """
 
     def __init__(
@@ -78,8 +81,11 @@ class StarPredictor:
         weights: str | os.PathLike,
         device: str = "auto",
         *,
+        dtype: str = "float32",
         allow_changed: bool = False,
     ):
+        if dtype not in DTYPES:
+            raise UserError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.DEVICE = device
@@ -96,6 +102,7 @@ class StarPredictor:
             )
         self.cfg = cfg
         self.device = devices.choose_device(device)
+        self.dtype = dtype
         self.transform = build_transforms(cfg, is_train=False)
         # building a model draws its first weights, and sets the switches of its device
         with torch.random.fork_rng(devices=[]), gpu_switches_kept():
@@ -110,6 +117,8 @@ class StarPredictor:
         device: str = "auto",
         weights: str = "",
         opts: Sequence[str] = (),
+        *,
+        dtype: str = "float32",
     ) -> StarPredictor:
         """Load the model of a training run.
 
@@ -121,6 +130,7 @@ class StarPredictor:
             device: replaces ``MODEL.DEVICE``.
             weights: a file in the folder; empty: see :func:`find_weights`.
             opts: config keys and values to change, ``[KEY, VALUE, ...]``.
+            dtype: see the constructor.
 
         Raises:
             UserError: the folder, its weights or its config do not exist; and see the constructor.
@@ -131,7 +141,7 @@ class StarPredictor:
         path = find_weights(folder, weights)
         logger.info("Weights: %s", path)
         cfg = _run_config(folder, path, list(opts))
-        return cls(cfg, path, device, allow_changed=bool(opts))
+        return cls(cfg, path, device, dtype=dtype, allow_changed=bool(opts))
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -185,12 +195,14 @@ class StarPredictor:
         )
         parts = []
         flags: dict[str, list[int]] = {name: [] for name in SUSPICIONS}
+        half = None if self.dtype == "float32" else self.dtype
         with torch.no_grad(), opencv_ready_to_fork(num_workers), gpu_switches_kept():
             set_switches(self._gpu_switches)
             for batch in loader:
                 for name, found in flags.items():
                     found += batch.pop(name).tolist()
-                parts.append(self.model(batch).to("cpu", torch.float32))
+                with devices.autocast(self.device, half):
+                    parts.append(self.model(batch).to("cpu", torch.float32))
                 if progress is not None:
                     progress(len(parts[-1]))
         if loader.replaced:
@@ -240,6 +252,7 @@ def load_predictor(
     weights: str = "",
     opts: Sequence[str] = (),
     device: str = "auto",
+    dtype: str = "float32",
 ) -> StarPredictor:
     """The predictor of a run's folder, or of a config and weights, as the command line names them.
 
@@ -251,12 +264,12 @@ def load_predictor(
             "--run has its own config: leave out --config-file, or give --config-file and --weights"
         )
     if run:
-        return StarPredictor.from_run(run, device, weights, opts)
+        return StarPredictor.from_run(run, device, weights, opts, dtype=dtype)
     if not (config_file and weights):
         raise UserError(
             "no model is given: add --run FOLDER, or --config-file FILE and --weights FILE"
         )
-    return StarPredictor(load_config(config_file, list(opts)), weights, device)
+    return StarPredictor(load_config(config_file, list(opts)), weights, device, dtype=dtype)
 
 
 class _TestClips(Dataset):

@@ -7,7 +7,6 @@ features with a config that has their settings.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import os
@@ -15,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from fastreid.config import CfgNode
 
@@ -106,8 +104,7 @@ def read_published(path: str) -> dict[str, torch.Tensor]:
                 raise UserError(f"{path}: {name} has {min(twice)}, as a file before it: keep one")
             joined |= part
         return joined
-    with _numpy_numbers():
-        data = read_file(path)
+    data = read_file(path)
     state = data.get("net", data)
     if not is_state(state):
         raise UserError(f"checkpoint {path} contains no state dict, alone or under 'net'")
@@ -116,22 +113,3 @@ def read_published(path: str) -> dict[str, torch.Tensor]:
         if key != "net" and is_state(other):  # a second network: its name before its weights
             joined |= {f"{key}.{name}": v for name, v in without_prefix(other).items()}
     return {name: value.detach() for name, value in joined.items()}
-
-
-def _numpy_numbers() -> contextlib.AbstractContextManager:
-    """Let ``weights_only`` read numbers of numpy, such as their ``mAP``, saved by numpy 1 or 2."""
-    if not hasattr(torch.serialization, "safe_globals"):
-        return contextlib.nullcontext()
-    makers = []
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-
-        def scalar(dtype, value):
-            if not isinstance(dtype, np.dtype) or dtype.kind not in "biuf":
-                raise TypeError("a numpy value that is not a number")
-            return np.frombuffer(value, dtype, count=1)[0]
-
-        scalar.__module__, scalar.__qualname__ = module, "scalar"
-        makers.append(scalar)
-    codes = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
-    types = {type(np.dtype(code)) for code in codes}
-    return torch.serialization.safe_globals([np.dtype, *types, *makers])

@@ -36,15 +36,13 @@ def build(cfg):
         module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
     ]
     for norm in norms:
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        nn.init.normal_(norm.bias, 0, 0.2)
+        if norm.affine:
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, 0, 0.2)
         norm.momentum = 0.7
     model.train()
-    with torch.no_grad():
-        for seed in range(2):
-            model(
-                {**clips(6, cfg.INPUT.SIZE_TEST, seed), "targets": torch.tensor([0, 0, 1, 1, 2, 2])}
-            )
+    for seed in range(2):
+        model({**clips(6, cfg.INPUT.SIZE_TEST, seed), "targets": torch.tensor([0, 0, 1, 1, 2, 2])})
     return model.eval()
 
 

@@ -274,7 +274,7 @@ def test_arguments_that_are_not_valid(star, tmp_path):
 
 def test_the_example_on_the_page_runs(star, tmp_path, monkeypatch, capsys):
     page = (REPOSITORY / "docs" / "export.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
     (tmp_path / "model.onnx").write_bytes(star[2].read_bytes())
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "docs/export.md", "exec"), {})

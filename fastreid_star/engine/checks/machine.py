@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Iterator
 
+from fastreid.config import CfgNode
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from fastreid.utils import comm
 
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checks.run import Problem, Run
 from fastreid_star.engine.trackers import why_unusable
+from fastreid_star.modeling.backbones.dinov2 import SIZES as DINOV2_SIZES
+from fastreid_star.modeling.backbones.pretrained import download, pretrained_file, pretrained_fit
 from fastreid_star.weights import read_weights
 
 
@@ -33,13 +38,45 @@ def weights(run: Run) -> Iterator[Problem]:
 
 
 def pretrained(run: Run) -> Iterator[Problem]:
-    """MODEL.BACKBONE.PRETRAIN_PATH exists, if it is needed."""
+    """The pretrained weights that the network needs are here, and fit the backbone."""
     node = run.cfg.MODEL.BACKBONE
-    needed = run.training and node.PRETRAIN and node.PRETRAIN_PATH
-    if needed and not os.path.isfile(node.PRETRAIN_PATH):
+    if not (run.training and comm.is_main_process()):
+        return
+    keys_of = getattr(run.network, "pretrained_keys", lambda cfg: ())
+    for key in keys_of(run.cfg):
+        path = functools.reduce(getattr, key.split("."), run.cfg)
+        if path and path not in DINOV2_SIZES and not os.path.exists(path):
+            yield Problem(f"{key} {path} does not exist: set it to a file (docs/weights.md)")
+    if not node.PRETRAIN:
+        return
+    if node.PRETRAIN_PATH and not os.path.isfile(node.PRETRAIN_PATH):
         yield Problem(
             f"the pretrained weights {node.PRETRAIN_PATH} of {node.NAME} {node.DEPTH} do not "
             "exist: set MODEL.BACKBONE.PRETRAIN_PATH to a file, or MODEL.BACKBONE.PRETRAIN False"
+        )
+    elif node.NAME in BACKBONE_REGISTRY._obj_map:
+        path = pretrained_file(node)
+        if path is not None:
+            pretrained_fit(run.cfg, path)
+        else:
+            yield from _downloaded(node)
+
+
+def _downloaded(node: CfgNode) -> Iterator[Problem]:
+    """Weights that are not on this machine yet."""
+    known = download(node)
+    module = BACKBONE_REGISTRY.get(node.NAME).__module__
+    if known is None and module.startswith("fastreid."):
+        yield Problem(
+            f"fast-reid has no download of pretrained weights for {node.NAME} {node.DEPTH}: set "
+            "MODEL.BACKBONE.PRETRAIN_PATH to a file (docs/weights.md)"
+        )
+    elif known is not None:
+        yield Problem(
+            f"the pretrained weights of {node.NAME} {node.DEPTH} are not on this machine: they are "
+            f"downloaded from {known.url}; without a network put the file there as "
+            f"{known.places[0]}, or set MODEL.BACKBONE.PRETRAIN_PATH (docs/weights.md)",
+            fatal=False,
         )
 
 

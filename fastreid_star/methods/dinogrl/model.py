@@ -98,6 +98,13 @@ class DinoGRL(VideoReID):
         """Whether :meth:`silhouettes` has something to show."""
         return self.gait is not None
 
+    @staticmethod
+    def pretrained_keys(cfg: CfgNode) -> tuple[str, ...]:
+        """Config keys of files that the gait stream reads, for the check before a run."""
+        if cfg.MODEL.DINOGRL.STREAMS == "appearance":
+            return ()
+        return ("MODEL.DINOGRL.DINOV2", "MODEL.DINOGRL.MASK_WEIGHTS")
+
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read ``MODEL`` and ``MODEL.DINOGRL``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Mapping
@@ -50,7 +49,7 @@ def read_dinov2(path: str) -> dict[str, torch.Tensor]:
         if not found:
             raise UserError(f"{path} contains neither {' nor '.join(FOLDER_FILES)}")
         path = found[0]
-    data = _read_safetensors(path) if path.endswith(".safetensors") else read_file(path)
+    data = read_file(path)
     state = data.get("model", data)
     if not is_state(state):
         raise UserError(f"{path} holds no weights of DINOv2")
@@ -80,14 +79,3 @@ def original_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     for name, parts in joined.items():
         found[name] = torch.cat([parts[letter] for letter in "qkv" if letter in parts])
     return found
-
-
-def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
-    try:
-        load_file = importlib.import_module("safetensors.torch").load_file
-    except ImportError as error:
-        raise UserError(f"{path} needs the package safetensors: pip install safetensors") from error
-    try:
-        return load_file(path)
-    except Exception as error:  # damaged content can raise any error
-        raise UserError(f"{path} cannot be read ({error}): it is damaged or missing") from error

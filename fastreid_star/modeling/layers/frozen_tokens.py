@@ -83,7 +83,8 @@ class FrozenTokens(nn.Module):
     def forward(self, images: torch.Tensor) -> TokenMaps:
         """Images ``[N, 3, H, W]``, normalized, to tokens; no gradient reaches the images."""
         # a traced graph must not depend on the number of images
-        chunks = [images] if torch.jit.is_tracing() else images.split(CHUNK)
+        whole = torch.jit.is_tracing() or torch.compiler.is_compiling()  # that of torch.export too
+        chunks = [images] if whole else images.split(CHUNK)
         found = [self._encode(chunk) for chunk in chunks]
         last, blocks = (torch.cat(maps) for maps in zip(*found, strict=True))
         return TokenMaps(last, blocks)
