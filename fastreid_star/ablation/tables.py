@@ -98,9 +98,9 @@ def to_markdown(
     rows = []
     for name in [*table, *(name for name in also if with_paper and name not in table)]:
         row = table.get(name)
-        values = row or {}
-        cells = [spread(values[column]) if column in values else "" for column in COLUMNS]
-        rows.append([name, len(values.get(COLUMNS[0], ())), *cells])
+        known = row or {}
+        cells = [spread(known[column]) if column in known else "" for column in COLUMNS]
+        rows.append([name, len(known.get(COLUMNS[0], ())), *cells])
         found = published(name) if with_paper else None
         if found is not None:
             source, printed = found

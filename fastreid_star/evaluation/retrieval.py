@@ -119,8 +119,9 @@ def evaluate_retrieval(
         queries, entries = similarity.shape
         raise UserError(f"{queries} queries and {entries} gallery entries: nothing to rank")
     labels = (q_pids, g_pids, q_camids, g_camids)
-    rules = {"camera_filter": camera_filter, "skipped": skipped, "by_identity": by_identity}
-    per_query = rank_queries(similarity, *labels, **rules)
+    per_query = rank_queries(
+        similarity, *labels, camera_filter=camera_filter, skipped=skipped, by_identity=by_identity
+    )
     valid = per_query.valid
     if not valid.any():
         raise UserError(_why_no_match(np.asarray(q_pids), np.asarray(g_pids)))

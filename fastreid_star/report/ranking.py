@@ -112,8 +112,8 @@ def rank(features: torch.Tensor, dataset: ClipDataset, **protocol: Any) -> Ranki
     directions = {}
     for name, (result, queries, gallery) in results.directions().items():
         labels = (pids[queries], pids[gallery], camids[queries], camids[gallery])
-        rules = {"skipped": results.trials.skipped} if results.trials is not None else {}
-        removed = removed_entries(*labels, camera_filter=results.camera_filter, **rules)
+        skipped = () if results.trials is None else results.trials.skipped
+        removed = removed_entries(*labels, camera_filter=results.camera_filter, skipped=skipped)
         same = pids[queries][:, None] == pids[gallery]
         similarity = np.where(removed, np.float32(-np.inf), result.similarity)
         directions[name] = Direction(

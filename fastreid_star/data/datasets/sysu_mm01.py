@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from fastreid.config import CfgNode
 from fastreid.data.datasets import DATASET_REGISTRY
-from scipy.io import loadmat  # type: ignore[import-untyped]
+from scipy.io import loadmat
 
 from fastreid_star.data.datasets.base import VideoDataset, find_folder, published_counts
 from fastreid_star.data.datasets.images import (
