@@ -84,6 +84,18 @@ def add_plugin_config(cfg: CN) -> CN:
     # infrared queries, all visible images as the gallery, as in its later program).
     cfg.DATASETS.IMAGE_PROTOCOL.V2I = "paper"
 
+    cfg.DATASETS.FOLDERS = CN()
+    # Folders: the levels of the tree, from DATASETS.ROOT down to the folder of a tracklet's frames.
+    # Fields: {identity}, {modality}, {camera}, {tracklet}, {split}; * is any text. A CSV file needs
+    # no pattern.
+    cfg.DATASETS.FOLDERS.PATTERN = "{identity}/{modality}/{camera}/{tracklet}"
+    # Folders: share of the identities that is drawn for testing, where the data name no split. 1:
+    # all.
+    cfg.DATASETS.FOLDERS.TEST_SHARE = 0.3
+    # Folders: seed of the drawn split. It does not follow SEED, so that all runs test the same
+    # people.
+    cfg.DATASETS.FOLDERS.SEED = 0
+
     cfg.DATASETS.SYNTHETIC = CN()
     # SyntheticVCM: number of identities for training.
     cfg.DATASETS.SYNTHETIC.TRAIN_IDS = 96

@@ -12,14 +12,20 @@ def add_check(parser: argparse.ArgumentParser) -> Action:
     """Check a dataset. The exit status is 1 if something is missing, broken or not as published.
 
       fastreid-star check HITSZVCM --root /path/to/datasets --skeletons skeletons --output check
+      fastreid-star check Folders --root /path/to/tracklets
+      fastreid-star check Folders --root list.csv --set TEST.CAMERA_FILTER False
 
     It counts tracklets, reads every frame and compares every skeleton with its frame. With --output
     it writes check.html, with some tracklets and their skeletons, and problems.csv, with a row per
-    wrong frame or skeleton.
+    wrong frame or skeleton. --config-file and --set give keys of the dataset, such as
+    DATASETS.FOLDERS.PATTERN, and the camera rule, TEST.CAMERA_FILTER.
     """
     add = parser.add_argument
-    add("name", metavar="NAME", help="HITSZVCM, BUPTCampus, SYSUMM01, ...: as in DATASETS.NAMES")
+    names = "HITSZVCM, BUPTCampus, SYSUMM01, Folders, ...: as in DATASETS.NAMES"
+    add("name", metavar="NAME", help=names)
     add("--root", default="", metavar="DIR", help="folder of the datasets, DATASETS.ROOT")
+    add("--config-file", default="", metavar="FILE", help="a YAML file, or the name of a config")
+    add_set(parser)
     add(
         "--skeletons",
         metavar="PATH",
@@ -37,6 +43,7 @@ def add_check(parser: argparse.ArgumentParser) -> Action:
 def _check(args: argparse.Namespace) -> int:
     from fastreid_star.data.check import check_dataset, open_dataset, splits
     from fastreid_star.data.skeletons import SkeletonStore
+    from fastreid_star.engine.configs import load_config
     from fastreid_star.errors import UserError
     from fastreid_star.files import prepare_output
     from fastreid_star.report.dataset import PAGE, format_check, write_dataset_page
@@ -44,7 +51,8 @@ def _check(args: argparse.Namespace) -> int:
     for option, least in (("sample", 1), ("workers", 1), ("tracklets", 1), ("seed", 0)):
         if getattr(args, option) is not None and getattr(args, option) < least:
             raise UserError(f"--{option} {getattr(args, option)}: at least {least}")
-    dataset = open_dataset(args.name, args.root)
+    cfg = load_config(args.config_file, args.set) if args.config_file or args.set else None
+    dataset = open_dataset(args.name, args.root, cfg=cfg)
     store = None
     if args.skeletons:
         path = dataset.path(args.skeletons)  # as training resolves it
@@ -60,6 +68,7 @@ def _check(args: argparse.Namespace) -> int:
         every=args.sample,
         workers=args.workers or (1 if few else min(16, os.cpu_count() or 1)),
         progress=True,
+        camera_filter=None if cfg is None else cfg.TEST.CAMERA_FILTER,
     )
     print(format_check(check))
     if args.output:
@@ -88,7 +97,7 @@ def add_skeletons(parser: argparse.ArgumentParser) -> Action:
     """
     add = parser.add_argument
     crops = parser.add_mutually_exclusive_group()
-    names = "HITSZVCM, BUPTCampus, SyntheticVCM, ..."
+    names = "HITSZVCM, BUPTCampus, SyntheticVCM, Folders, ..."
     crops.add_argument("--dataset", default="", metavar="NAME", help=names)
     inside = "a folder of images, with its subfolders"
     crops.add_argument("--images", default="", metavar="FOLDER", help=inside)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import fastreid.data.build as fastreid_build
+from fastreid.config import CfgNode
 
 from fastreid_star.data.build import find_video_dataset
 from fastreid_star.data.check_frames import Problem, check_frames, unused_skeletons
@@ -37,6 +38,7 @@ class DatasetCheck:
         skeletons: sums over the skeletons by modality and camera.
         problems: with single frames and skeletons, in the order of the tracklets.
         list_problems: with the lists.
+        about: what the dataset says of itself; empty: nothing.
     """
 
     name: str
@@ -53,6 +55,7 @@ class DatasetCheck:
     skeletons: dict[tuple[Modality, int], SkeletonStats] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     list_problems: list[str] = field(default_factory=list)
+    about: str = ""
 
     @property
     def disordered(self) -> list[Modality]:
@@ -73,19 +76,24 @@ class DatasetCheck:
         return sum(stats, SkeletonStats())
 
 
-def open_dataset(name: str, root: str = "", *, check_frames: bool = False) -> VideoDataset:
+def open_dataset(
+    name: str, root: str = "", *, check_frames: bool = False, cfg: CfgNode | None = None
+) -> VideoDataset:
     """A registered dataset with all its tracklets, including short ones.
 
     Args:
         name: as in DATASETS.NAMES.
         root: as DATASETS.ROOT; empty: $FASTREID_DATASETS or ./datasets.
         check_frames: whether the dataset checks that images exist.
+        cfg: its keys of the dataset are used, and DATASETS.ROOT if `root` is empty.
 
     Raises:
         UserError: the dataset is unknown, contains images, or cannot be read.
     """
-    root = root or fastreid_build._root
-    return find_video_dataset(name)(root=root, min_frames=1, check_frames=check_frames)
+    dataset = find_video_dataset(name)
+    options = {} if cfg is None else dataset.arguments(cfg)
+    root = root or (cfg.DATASETS.ROOT if cfg is not None else "") or fastreid_build._root
+    return dataset(root=root, min_frames=1, check_frames=check_frames, **options)
 
 
 def check_dataset(
@@ -96,6 +104,7 @@ def check_dataset(
     every: int = 1,
     workers: int = 1,
     progress: bool = False,
+    camera_filter: bool | None = None,
 ) -> DatasetCheck:
     """Check the lists, frames and skeletons of a dataset.
 
@@ -108,6 +117,7 @@ def check_dataset(
         every: check only every `every`-th frame.
         workers: number of processes that read.
         progress: show a progress bar.
+        camera_filter: as TEST.CAMERA_FILTER; None: True, unless the dataset lists its queries.
 
     Raises:
         UserError: a worker ended, or the store cannot be read.
@@ -115,6 +125,8 @@ def check_dataset(
     parts = splits(dataset)
     work = _distinct(parts)
     tested = [*dataset.query, *dataset.gallery]
+    if camera_filter is None:
+        camera_filter = not any(hasattr(tracklet, "role") for tracklet in tested)
     result = DatasetCheck(
         name=type(dataset).__name__,
         folder=os.path.abspath(dataset.folder),
@@ -125,9 +137,11 @@ def check_dataset(
         store="" if store is None else os.path.abspath(store.path),
         list_problems=[
             *training_problems(dataset.train),
-            *evaluation_problems(tested, camera_filter=not any(hasattr(t, "role") for t in tested)),
+            *evaluation_problems(tested, camera_filter=camera_filter),
             *shared_identities(dataset.train, tested),
+            *dataset.warnings,
         ],
+        about=dataset.about,
     )
     groups: dict[tuple[Modality, int], SkeletonStats] = defaultdict(SkeletonStats)
     with progress_bar("frames", -(-result.frames // every), shown=progress) as bar:

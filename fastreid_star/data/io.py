@@ -188,7 +188,7 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     Raises:
         UserError: the file cannot be read or is not text.
     """
-    text = _read_text(path).rstrip()
+    text = read_text(path).rstrip()
     return [line.strip() for line in text.split("\n")] if text else []
 
 
@@ -199,12 +199,17 @@ def read_json(path: str | os.PathLike) -> Any:
         UserError: the file cannot be read or is not JSON.
     """
     try:
-        return json.loads(_read_text(path))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def _read_text(path: str | os.PathLike) -> str:
+def read_text(path: str | os.PathLike) -> str:
+    """The content of a text file in UTF-8, without BOM.
+
+    Raises:
+        UserError: the file cannot be read or is not text.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file:
             return file.read()

@@ -24,12 +24,17 @@ from fastreid_star.structures import Modality, Tracklet
 MODALITIES = {
     "rgb": Modality.VISIBLE,
     "visible": Modality.VISIBLE,
+    "vis": Modality.VISIBLE,
+    "color": Modality.VISIBLE,
+    "colour": Modality.VISIBLE,
+    "可见光": Modality.VISIBLE,
     "ir": Modality.INFRARED,
     "infrared": Modality.INFRARED,
     "thermal": Modality.INFRARED,
     "nir": Modality.INFRARED,
     "tir": Modality.INFRARED,
     "lwir": Modality.INFRARED,
+    "红外": Modality.INFRARED,
 }
 
 

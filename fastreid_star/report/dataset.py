@@ -109,7 +109,8 @@ def format_check(check: DatasetCheck) -> str:
 
 def findings(check: DatasetCheck) -> list[Finding]:
     """Counts that are not the published ones, kinds of problems, and odd modalities."""
-    found = [Finding(True, text) for text in check.list_problems]
+    found = [Finding(False, check.about)] if check.about else []
+    found += [Finding(True, text) for text in check.list_problems]
     found += [
         Finding(True, f"not as published: {counts.name}: {', '.join(counts.differences)}")
         for counts in check.counts

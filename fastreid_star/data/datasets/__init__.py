@@ -10,6 +10,7 @@ from fastreid_star.data.datasets.hitsz_vcm import HITSZVCM
 # isort: split
 from fastreid_star.data.datasets.bupt_campus import BUPTCampus, BUPTCampusAuxiliary
 from fastreid_star.data.datasets.llcm import LLCM
+from fastreid_star.data.datasets.own import Folders
 from fastreid_star.data.datasets.regdb import RegDB
 from fastreid_star.data.datasets.synthetic import SyntheticVCM
 from fastreid_star.data.datasets.sysu_mm01 import SYSUMM01
@@ -20,6 +21,7 @@ __all__ = [
     "SYSUMM01",
     "BUPTCampus",
     "BUPTCampusAuxiliary",
+    "Folders",
     "ListedTracklet",
     "RegDB",
     "SyntheticVCM",

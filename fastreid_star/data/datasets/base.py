@@ -106,6 +106,8 @@ class VideoDataset(Dataset):
     Attributes:
         published: published counts by name of the subset, for :func:`count_subsets`.
         dropped: number of tracklets that were too short.
+        about: a line about what was read, for the log; empty: the name says it.
+        warnings: what was not read, and why: a line for each reason.
 
     Raises:
         UserError: a list has no tracklet of `min_frames` frames, or `without` names a frame that no
@@ -114,6 +116,8 @@ class VideoDataset(Dataset):
 
     dataset_name = ""
     published: ClassVar[Mapping[str, Mapping[str, int]]] = {}
+    about: str = ""
+    warnings: Sequence[str] = ()
 
     def __init__(
         self,
@@ -182,6 +186,8 @@ class VideoDataset(Dataset):
             (c.name, c.tracklets, c.frames, c.identities, c.cameras) for c in count_subsets(parts)
         ]
         headers = ["subset", "# tracklets", "# frames", "# ids", "# cameras"]
+        if self.about:
+            logger.info(self.about)
         table = tabulate(rows, tablefmt="pipe", headers=headers, numalign="left")
         logger.info(
             "=> Loaded %s (left out: %d tracklets of fewer than %d frames):\n%s",

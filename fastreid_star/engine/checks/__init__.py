@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 CHECKS: tuple[Callable[[Run], Iterable[Problem]], ...] = (
     config.names, config.numbers, config.training_input, config.test_input,
     data.datasets, data.matches, data.batches, data.skeletons, data.sixteen_bits,
-    meaning.separation, meaning.warm_up,
+    meaning.separation, meaning.clip_length, meaning.warm_up,
     machine.device, machine.weights, machine.pretrained, machine.trackers, machine.output,
 )  # fmt: skip
 

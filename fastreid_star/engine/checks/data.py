@@ -28,10 +28,12 @@ BY_IDENTITY = ("NaiveIdentitySampler", "BalancedIdentitySampler", "SetReWeightSa
 
 
 def datasets(run: Run) -> Iterator[Problem]:
-    """Datasets that cannot be opened."""
+    """Datasets that cannot be opened, and what others have left out."""
     for outcome in run.opened.values():
         if isinstance(outcome, UserError):
             yield Problem(str(outcome))
+        for text in getattr(outcome, "warnings", ()):
+            yield Problem(text, fatal=False)
 
 
 def matches(run: Run) -> Iterator[Problem]:

@@ -22,6 +22,19 @@ def separation(run: Run) -> Iterator[Problem]:
             yield Problem(f"{data.folder}: {text}", fatal=False)
 
 
+def clip_length(run: Run) -> Iterator[Problem]:
+    """Clips that are longer than every tracklet, as of single images."""
+    length = run.cfg.INPUT.CLIP.LENGTH
+    data = run.datasets(run.dataset_names) if run.video else []
+    lengths = [len(t) for d in data for part in (d.train, d.query, d.gallery) for t in part]
+    if lengths and length > max(lengths):
+        yield Problem(
+            f"INPUT.CLIP.LENGTH is {length}, but the longest tracklet has {max(lengths)} frames: "
+            f"clips repeat frames and take the time of {length}; set it to {max(lengths)} or less",
+            fatal=False,
+        )
+
+
 def warm_up(run: Run) -> Iterator[Problem]:
     """A warm-up that is longer than the run."""
     cfg, data = run.cfg, run.datasets(run.cfg.DATASETS.NAMES)

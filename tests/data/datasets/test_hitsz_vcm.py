@@ -1,17 +1,12 @@
 import logging
-import re
 import shutil
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from fastreid_star.data.datasets import HITSZVCM
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
-from ...tiny import REPOSITORY
 from ...true_size import write_info_files_at_true_size
 
 
@@ -82,30 +77,6 @@ def test_combineall_keeps_test_identities_apart(make_vcm):
         9,
         9,
     ] * 2
-
-
-def test_the_recipe_for_own_data_writes_the_lists_that_it_shows(tmp_path, monkeypatch):
-    """docs/data.md, "Train on your own data"."""
-    text = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
-    recipe = text[text.index("## Train on your own data") :]
-    (program,) = re.findall(r"^```python\n(.*?)^```$", recipe, re.M | re.S)
-    (shown,) = re.findall(r"^```text\n(.*?)^```$", recipe, re.M | re.S)
-    monkeypatch.chdir(tmp_path)
-    for number, folder in enumerate(re.findall(r'"(crops/\w+/\w+)"', program)):
-        Path(folder).mkdir(parents=True)
-        for frame, brightness in (("10.jpg", 200), ("9.jpg", 100)):
-            Image.new("RGB", (4, 8), (brightness + number,) * 3).save(f"{folder}/{frame}")
-    exec(program, {})
-    for block in shown.split("\n\n"):
-        name, _, lines = block.partition("\n")
-        assert (tmp_path / "mine/HITSZ-VCM/info" / name).read_text().split() == lines.split()
-    data = HITSZVCM("mine", min_frames=1)
-    assert [(t.pid, t.camid) for part in parts(data) for t in part] == [
-        *((1, 1), (1, 2), (2, 1), (2, 2)), *((3, 2), (4, 2)), *((3, 1), (4, 1))
-    ]  # fmt: skip
-    last = data.query[1]  # the eighth folder
-    levels = [np.asarray(Image.open(last.path(frame)))[0, 0, 0] for frame in (0, 1)]
-    np.testing.assert_allclose(levels, [107, 207], atol=2)
 
 
 def replace_line(path, number, text):
