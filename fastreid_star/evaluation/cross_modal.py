@@ -11,7 +11,7 @@ import logging
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ from fastreid_star.evaluation.tables import (
     write_query_csv,
     write_results,
 )
+from fastreid_star.evaluation.verification import Verification, verify
 from fastreid_star.structures import Modality, Tracklet
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class CrossModalResults:
         dataset_name, min_frames, camera_filter: the protocol.
         reranking: what was applied to the features.
         protocol_name: the name of the protocol, for a dataset on which several are in use.
+        verification: ROC curve and open set; None: they were not asked for.
     """
 
     i2v: RetrievalResult
@@ -74,6 +76,7 @@ class CrossModalResults:
     camera_filter: bool
     reranking: Reranking
     protocol_name: str
+    verification: Verification | None = None
 
     def directions(self) -> dict[str, tuple[RetrievalResult, np.ndarray, np.ndarray]]:
         """Results, positions of the queries and positions of the gallery, by direction."""
@@ -90,7 +93,7 @@ class CrossModalResults:
         for name in (f"Rank-{self.i2v.ranks[0]}", "mAP", "mINP"):
             metrics[f"mean/{name}"] = mean_of_both(metrics, name)
         metrics["metric"] = metrics["mean/mAP"]
-        return metrics
+        return metrics | (self.verification.metrics() if self.verification else {})
 
     def summary(self) -> dict[str, Any]:
         """The protocol, the re-ranking and the metrics, for a JSON file."""
@@ -139,6 +142,7 @@ def cross_modal_results(
     camera_filter: bool = True,
     reranking: Reranking | None = None,
     protocol_name: str = "",
+    roc: bool = False,
 ) -> CrossModalResults:
     """Evaluate I2V and V2I.
 
@@ -156,6 +160,7 @@ def cross_modal_results(
         camera_filter: remove gallery entries with the query's identity and camera.
         reranking: applied to the queries and the gallery of each direction; None: none.
         protocol_name: for messages, see :class:`CrossModalResults`.
+        roc: also compute :attr:`CrossModalResults.verification`.
 
     Raises:
         UserError: a feature is NaN or infinite, one modality is missing, a tracklet is too short,
@@ -197,9 +202,10 @@ def cross_modal_results(
             raise UserError(f"{dataset_name}, {name}, min_frames {min_frames}: {error}") from None
         results.append(found)
     i2v, v2i = results
-    return CrossModalResults(
+    both = CrossModalResults(
         i2v, v2i, sides, dataset_name, min_frames, camera_filter, reranking, protocol_name
     )
+    return replace(both, verification=verify(both, tracklets)) if roc else both
 
 
 class CrossModalEvaluator(DatasetEvaluator):
@@ -210,8 +216,8 @@ class CrossModalEvaluator(DatasetEvaluator):
         csv_path: where to write the results of each query, see :func:`write_query_csv`; None: they
             are not written.
         json_path: where to write :meth:`CrossModalResults.summary`; None: it is not written.
-        protocol: `min_frames`, `dataset_name`, `ranks`, `camera_filter`, `reranking` and
-            `protocol_name` of :func:`cross_modal_results`.
+        protocol: `min_frames`, `dataset_name`, `ranks`, `camera_filter`, `reranking`,
+            `protocol_name` and `roc` of :func:`cross_modal_results`.
 
     Raises:
         UserError: one modality is missing, a tracklet is shorter than `min_frames`, or `ranks` are
@@ -282,6 +288,8 @@ class CrossModalEvaluator(DatasetEvaluator):
             return OrderedDict()
         results = cross_modal_results(features, self.tracklets, **self.protocol)
         logger.info("%s\n%s", results.protocol(), format_table({"": results.metrics()}))
+        if results.verification is not None:
+            logger.info("%s", results.verification.table())
         if self.csv_path is not None:
             write_query_csv(self.csv_path, results.directions(), self.tracklets)
             logger.info("Results of each query: %s", self.csv_path)

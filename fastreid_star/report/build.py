@@ -18,6 +18,7 @@ from fastreid_star.report.draw import Album
 from fastreid_star.report.page import file_name, write_page
 from fastreid_star.report.runs import Run, differences, read_run
 from fastreid_star.report.sections import Evaluated
+from fastreid_star.report.verification import verification
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +152,7 @@ def report_contents(
         "silhouettes": silhouette_pairs(main, pairs),
         "explained": gradcam_pairs(evaluated, pairs) if gradcam else None,
         "distributions": sections.distribution_charts(evaluated),
+        "verification": verification(evaluated),
         "embeddings": sections.embedding_charts(evaluated),
         "cameras": [(e.name, camera_tables(e)) for e in evaluated],
         "confused": {
