@@ -76,7 +76,7 @@ class Pairs:
     same: np.ndarray
     different: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not len(self.same) or not len(self.different):
             raise UserError(
                 f"{len(self.same):,} pairs of one person and {len(self.different):,} of two: both "

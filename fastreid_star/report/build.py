@@ -247,7 +247,7 @@ def compare(main: Evaluated, other: Evaluated, count: int) -> dict:
     """Differences of the results, how many queries moved, and those that moved most."""
     ours, theirs = main.metrics, other.metrics
     names = sections.columns(ours)
-    gains = {key: ours[key] - theirs[key] for key in ours}
+    gains = {key: ours[key] - theirs[key] for key in ours.keys() & theirs.keys()}
     rows = [(way, [gains[f"{way}/{name}"] for name in names]) for way in sections.WAYS]
     rows.append(("mean", np.mean([values for _, values in rows], axis=0).tolist()))
     moves, changed = {}, {}

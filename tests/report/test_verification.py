@@ -1,5 +1,6 @@
 """The report's ROC curve and its table are those of the evaluation."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from fastreid_star.evaluation.cross_modal import cross_modal_results
 from fastreid_star.evaluation.verification import verify
-from fastreid_star.report import plots, verification
+from fastreid_star.report import build, plots, verification
 
 from .conftest import HOSTILE
 from .page import Page
@@ -50,10 +51,20 @@ def test_the_curve_is_that_of_the_pairs(star, sad, monkeypatch):
     assert lines.pop("scale") == "log"
     for (x, y), e in zip(lines.values(), (star, sad), strict=True):
         pairs = verify(e.ranking.results, e.ranking.tracklets).pairs
-        for false, true in zip(x, y, strict=True):
+        for false, true in zip(x[:-1], y[:-1], strict=True):
             assert true == pytest.approx(100 * pairs.true_accepts(false / 100))
         assert x[-1] == y[-1] == 100
         assert np.all(np.diff(x) > 0)
+
+
+def test_a_run_that_was_asked_for_it_is_compared_with_one_that_was_not(star, sad):
+    found = verify(star.ranking.results, star.ranking.tracklets)
+    results = replace(star.ranking.results, verification=found)
+    asked = replace(star, ranking=replace(star.ranking, results=results))
+    assert asked.metrics["ROC/EER"] == 100 * found.pairs.equal_error_rate()
+    for main, other in ((asked, sad), (sad, asked)):
+        gain = main.metrics["I2V/mAP"] - other.metrics["I2V/mAP"]
+        assert build.compare(main, other, 1)["rows"][0][1][0] == pytest.approx(gain)
 
 
 def test_it_is_left_out_without_pairs_of_two_people(star, monkeypatch):
