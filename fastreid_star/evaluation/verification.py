@@ -63,7 +63,7 @@ def share_above(scores: np.ndarray, threshold: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """The similarities of labeled pairs, each kind in ascending order.
+    """The similarities of labeled pairs. Both arrays are sorted here, in place.
 
     Args:
         same: of the pairs of one person.
