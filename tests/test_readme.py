@@ -94,7 +94,7 @@ def test_command_exists_and_its_flags_configs_and_keys_are_known(page, command):
     args = parsed(arguments)
     pairs = [*(getattr(args, "opts", None) or []), *(getattr(args, "set", None) or [])]
     files = [getattr(args, "config_file", None), *(getattr(args, "configs", None) or [])]
-    shipped = [name for name in files if name and not re.match("path|my_|logs", name)]
+    shipped = [name for name in files if name and not re.match("path|my_|logs|demo", name)]
     for name in shipped or [""]:
         load_config(name, pairs)
 

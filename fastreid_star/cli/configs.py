@@ -52,7 +52,7 @@ MEANINGS = {
     "TEST.EVAL_PERIOD": "Epochs between two evaluations; 0: never.",
     "TEST.IMS_PER_BATCH": "Clips (or images) of a test batch of one device.",
     "TEST.METRIC": "Similarity of two features, for a dataset of images.",
-    "TEST.ROC": "Compute ROC curves, for a dataset of images.",
+    "TEST.ROC": "Same person or not: TPR at some FPR, for clips also EER and open set.",
     "TEST.FLIP": "Average with the mirrored image, for a dataset of images.",
     "OUTPUT_DIR": "Folder of the checkpoints, the log and the results.",
 }

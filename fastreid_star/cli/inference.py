@@ -1,4 +1,4 @@
-"""features, search and export."""
+"""features, search, threshold and export."""
 
 from __future__ import annotations
 
@@ -104,6 +104,8 @@ def add_search(parser: argparse.ArgumentParser) -> Action:
     fastreid-star features --gallery creates the gallery; use the model that computed it. An
     infrared query is ranked among the visible entries and a visible one among the infrared;
     --among changes this. --set TEST.RERANK.ENABLED True re-ranks the lists of all queries.
+    --threshold run answers "nobody in the gallery" where no entry is above the threshold that
+    fastreid-star threshold has computed.
     """
     add = parser.add_argument
     add("gallery", metavar="GALLERY", help="the folder of a gallery")
@@ -116,6 +118,8 @@ def add_search(parser: argparse.ArgumentParser) -> Action:
     add("--json", default="", metavar="FILE", help="also write the lists as JSON")
     add("--csv", default="", metavar="FILE", help="also write the lists as CSV")
     add("--pictures", default="", metavar="FOLDER", help="also draw each list with first frames")
+    least = "similarity above which an entry is the query's person: that of the run, or a number"
+    add("--threshold", type=run_or_number, metavar="run|NUMBER", help=least)
     add_predictor(parser)
     return _search
 
@@ -135,6 +139,7 @@ def _search(args: argparse.Namespace) -> None:
         json_file=args.json,
         csv_file=args.csv,
         pictures=args.pictures,
+        threshold=predictor.threshold if args.threshold == "run" else args.threshold,
         add_skeletons=skeleton_maker(args, predictor, args.gallery),
         batch_size=args.batch_size,
         num_workers=args.workers,
@@ -142,6 +147,54 @@ def _search(args: argparse.Namespace) -> None:
     print(to_table(answers))
     if args.pictures:
         print(f"pictures: {args.pictures}")
+
+
+def run_or_number(text: str) -> str | float:
+    """The ``type`` of ``--threshold``."""
+    return text if text == "run" else float(text)
+
+
+def add_threshold(parser: argparse.ArgumentParser) -> Action:
+    """Compute above which similarity an infrared and a visible tracklet show the same person.
+
+      fastreid-star threshold --run logs/run --false-accepts 0.01
+      fastreid-star threshold --run logs/run --false-accepts 0.001 --dataset HITSZVCM
+      fastreid-star threshold crops --pairs pairs.csv --run logs/run --false-accepts 0.01
+
+    At most this share of the pairs of two people is above the threshold: of all infrared-visible
+    pairs of the run's test set, or of labeled pairs of your own tracklets. pairs.csv has the lines
+    first,second,same and rgb/anna,ir/unknown,1 (0: two people), with names as in galleries.
+
+    It is kept beside the checkpoint, as threshold.json, and is for its weights only.
+    """
+    add = parser.add_argument
+    add("paths", nargs="*", metavar="PATH", help="with --pairs: folders of tracklets, and videos")
+    share = "share of the pairs of two people, such as 0.01"
+    add("--false-accepts", type=float, required=True, metavar="RATE", help=share)
+    add("--pairs", default="", metavar="FILE", help="labeled pairs, instead of a test set")
+    add("--dataset", default="", metavar="NAME", help="a test set (default: that of the run)")
+    skeletons = "skeletons of the images below PATH (default: those of MoveNet, if they are read)"
+    add("--skeletons", default="", metavar="STORE", help=skeletons)
+    add_predictor(parser)
+    return _threshold
+
+
+def _threshold(args: argparse.Namespace) -> None:
+    from fastreid_star.inference.calibration import calibrate
+
+    predictor = predictor_from(args)
+    done = calibrate(
+        predictor,
+        args.false_accepts,
+        dataset=args.dataset,
+        paths=args.paths,
+        pairs=args.pairs,
+        skeletons=args.skeletons,
+        add_skeletons=skeleton_maker(args, predictor, args.pairs),
+        batch_size=args.batch_size,
+        num_workers=args.workers,
+    )
+    print(done)
 
 
 def add_export(parser: argparse.ArgumentParser) -> Action:

@@ -30,6 +30,7 @@ COMMANDS = {
     "tracklets": ("tracklets", "cut the people of a video out, as tracklets"),
     "features": ("inference", "compute features of a dataset, of folders or of videos"),
     "search": ("inference", "rank a gallery for your own tracklets"),
+    "threshold": ("inference", "compute when two tracklets show the same person"),
     "export": ("inference", "export a trained model to ONNX or torch.export"),
     "report": ("reports", "write an HTML report of one or two runs, or of an ablation"),
     "zoo": ("reports", "update a table of trained models from the folders of their runs"),

@@ -123,6 +123,7 @@ class Builders(DefaultTrainer):
             ranks=tuple(cfg.TEST.RANKS),
             camera_filter=cfg.TEST.CAMERA_FILTER,
             reranking=build_reranking(cfg),
+            roc=cfg.TEST.ROC.ENABLED,
             min_frames=cfg.DATASETS.MIN_FRAMES,
             dataset_name=dataset_name,
             protocol_name=data.protocol_name(cfg),

@@ -11,6 +11,7 @@ import logging
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from fastreid_star.evaluation.retrieval import (
 )
 from fastreid_star.evaluation.similarity import check_features, normalize, shorten, similarity
 from fastreid_star.evaluation.tables import format_table, write_query_csv, write_results
+from fastreid_star.evaluation.verification import verify
 from fastreid_star.structures import Modality, Tracklet, Trials
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ def cross_modal_results(
     reranking: Reranking | None = None,
     protocol_name: str = "",
     trials: Trials | None = None,
+    roc: bool = False,
 ) -> CrossModalResults:
     """Evaluate I2V and V2I.
 
@@ -65,6 +68,7 @@ def cross_modal_results(
         protocol_name: for messages, see :class:`CrossModalResults`.
         trials: which of the tracklets are queries and gallery entries, instead of their modality
             and role; the results are means over the trials.
+        roc: also compute :attr:`CrossModalResults.verification`.
 
     Raises:
         UserError: a feature is NaN or infinite, one modality is missing, a tracklet is too short,
@@ -116,7 +120,7 @@ def cross_modal_results(
             raise UserError(f"{dataset_name}, {name}, min_frames {min_frames}: {error}") from None
         query, gallery = (Modality(tracklets[side[0]].modality) for side in pairs[0])
         modalities[name] = (query.name.lower(), gallery.name.lower())
-    return CrossModalResults(
+    both = CrossModalResults(
         i2v=results["I2V"],
         v2i=results.get("V2I"),
         sides=sides,
@@ -128,6 +132,7 @@ def cross_modal_results(
         protocol_name=protocol_name,
         trials=trials,
     )
+    return replace(both, verification=verify(both, tracklets)) if roc else both
 
 
 def _directions(
@@ -148,7 +153,7 @@ class CrossModalEvaluator(DatasetEvaluator):
             are not written.
         json_path: where to write :meth:`CrossModalResults.summary`; None: it is not written.
         protocol: `min_frames`, `dataset_name`, `ranks`, `camera_filter`, `reranking`,
-            `protocol_name` and `trials` of :func:`cross_modal_results`.
+            `protocol_name`, `trials` and `roc` of :func:`cross_modal_results`.
 
     Raises:
         UserError: one modality is missing, a tracklet is shorter than `min_frames`, or `ranks` are
@@ -220,6 +225,8 @@ class CrossModalEvaluator(DatasetEvaluator):
             return OrderedDict()
         results = cross_modal_results(features, self.tracklets, **self.protocol)
         logger.info("%s\n%s", results.protocol(), format_table({"": results.metrics()}))
+        if results.verification is not None:
+            logger.info("%s", results.verification.table())
         if self.csv_path is not None:
             write_query_csv(self.csv_path, results.directions(), self.tracklets)
             logger.info("Results of each query: %s", self.csv_path)

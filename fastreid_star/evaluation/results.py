@@ -12,6 +12,7 @@ import numpy as np
 from fastreid_star.evaluation.rerank import Reranking
 from fastreid_star.evaluation.retrieval import RetrievalResult
 from fastreid_star.evaluation.tables import mean_of_directions
+from fastreid_star.evaluation.verification import Verification
 from fastreid_star.structures import Trials
 
 
@@ -43,6 +44,7 @@ class CrossModalResults:
         reranking: what was applied to the features.
         protocol_name: the name of the protocol, for a dataset on which several are in use.
         trials: of a protocol that has some.
+        verification: ROC curve and open set; None: they were not asked for.
     """
 
     i2v: RetrievalResult
@@ -55,6 +57,7 @@ class CrossModalResults:
     reranking: Reranking
     protocol_name: str
     trials: Trials | None
+    verification: Verification | None = None
 
     def directions(self) -> dict[str, tuple[RetrievalResult, np.ndarray, np.ndarray]]:
         """Results, positions of the queries and positions of the gallery, by direction."""
@@ -72,7 +75,7 @@ class CrossModalResults:
         for name in (f"Rank-{self.i2v.ranks[0]}", "mAP", "mINP"):
             metrics[f"mean/{name}"] = mean_of_directions(metrics, name)
         metrics["metric"] = metrics["mean/mAP"]
-        return metrics
+        return metrics | (self.verification.metrics() if self.verification else {})
 
     def summary(self) -> dict[str, Any]:
         """The protocol, the re-ranking and the metrics, for a JSON file."""

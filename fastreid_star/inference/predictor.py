@@ -24,12 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastreid_star.data.build import DeviceLoader
 from fastreid_star.data.clips import clip_tensors, collate_clips
-from fastreid_star.data.tracklets import (
-    TrackletInput,
-    as_modality,
-    check_input,
-    read_test_clip,
-)
+from fastreid_star.data.tracklets import TrackletInput, as_modality, check_input, read_test_clip
 from fastreid_star.data.transforms import Transform, build_transforms
 from fastreid_star.data.workers import one_thread
 from fastreid_star.engine import device as devices
@@ -37,7 +32,7 @@ from fastreid_star.engine.checkpoint import checkpoint_config
 from fastreid_star.engine.configs import load_config, merge_options
 from fastreid_star.engine.trainer import load_trained
 from fastreid_star.errors import UserError
-from fastreid_star.evaluation.similarity import check_features, normalize, shorten
+from fastreid_star.evaluation.similarity import check_features, normalize, shorten, similarity
 from fastreid_star.inference.fingerprint import fingerprint
 from fastreid_star.inference.process import (
     gpu_switches,
@@ -46,6 +41,7 @@ from fastreid_star.inference.process import (
     set_switches,
 )
 from fastreid_star.inference.suspicions import SUSPICIONS, suspicions
+from fastreid_star.inference.threshold import Threshold, require_both_modalities
 
 logger = logging.getLogger(__name__)
 
@@ -101,12 +97,13 @@ class StarPredictor:
                 f"INPUT.CLIP.LENGTH is {cfg.INPUT.CLIP.LENGTH}: a clip has at least one frame"
             )
         self.cfg = cfg
+        self.weights = os.fspath(weights)
         self.device = devices.choose_device(device)
         self.dtype = dtype
         self.transform = build_transforms(cfg, is_train=False)
         # building a model draws its first weights, and sets the switches of its device
         with torch.random.fork_rng(devices=[]), gpu_switches_kept():
-            self.model = load_trained(cfg, os.fspath(weights), allow_changed=allow_changed)
+            self.model = load_trained(cfg, self.weights, allow_changed=allow_changed)
             self._gpu_switches = gpu_switches()
         self._warned: set[str] = set()
 
@@ -147,6 +144,33 @@ class StarPredictor:
     def fingerprint(self) -> dict[str, Any]:
         """Identifies the model, see :func:`~fastreid_star.inference.fingerprint.fingerprint`."""
         return fingerprint(self.model, self.cfg)
+
+    @property
+    def threshold(self) -> Threshold:
+        """What ``fastreid-star threshold`` has computed for these weights, beside their file.
+
+        Raises:
+            UserError: see :meth:`Threshold.load`.
+        """
+        return Threshold.load(os.path.dirname(self.weights), self.fingerprint)
+
+    def same_person(
+        self, first: TrackletInput, second: TrackletInput, threshold: float | None = None
+    ) -> bool:
+        """Whether the similarity of two tracklets is above a threshold.
+
+        Args:
+            first, second: two tracklets.
+            threshold: None: the run's, which is for an infrared and a visible tracklet.
+
+        Raises:
+            UserError: see :attr:`threshold` and :meth:`features`; or both have the same modality.
+        """
+        if threshold is None:
+            one, other = (as_modality(tracklet.modality) for tracklet in (first, second))
+            require_both_modalities([one], [other])
+            threshold = self.threshold.value
+        return similarity(*self.features([first, second]).split(1)).item() > threshold
 
     def features(
         self,

@@ -18,6 +18,7 @@ from fastreid_star.report.draw import Album
 from fastreid_star.report.page import file_name, write_page
 from fastreid_star.report.runs import Run, differences, read_run
 from fastreid_star.report.sections import Evaluated
+from fastreid_star.report.verification import verification
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +151,7 @@ def report_contents(
         "silhouettes": silhouette_pairs(main, pairs),
         "explained": gradcam_pairs(evaluated, pairs) if gradcam else None,
         "distributions": sections.distribution_charts(evaluated),
+        "verification": verification(evaluated),
         "embeddings": sections.embedding_charts(evaluated),
         "cameras": [(e.name, camera_tables(e)) for e in evaluated],
         "confused": {
@@ -244,7 +246,7 @@ def compare(main: Evaluated, other: Evaluated, count: int) -> dict:
     """Differences of the results, how many queries moved, and those that moved most."""
     ours, theirs = main.metrics, other.metrics
     names = sections.columns(ours)
-    gains = {key: ours[key] - theirs[key] for key in ours}
+    gains = {key: ours[key] - theirs[key] for key in ours.keys() & theirs.keys()}
     rows = [(way, [gains[f"{way}/{name}"] for name in names]) for way in main.ways]
     if len(rows) == 2:
         rows.append(("mean", np.mean([values for _, values in rows], axis=0).tolist()))
