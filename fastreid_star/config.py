@@ -105,6 +105,8 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.INPUT.CLIP = CN()
     # T: frames of a clip.
     cfg.INPUT.CLIP.LENGTH = 12
+    # T in training, if it is another. 0: INPUT.CLIP.LENGTH.
+    cfg.INPUT.CLIP.LENGTH_TRAIN = 0
     # Which frames: segments (a random one of each of T equal segments; in testing the first of
     # each) | random (T random frames in their order; in testing T frames at equal distances).
     cfg.INPUT.CLIP.SAMPLING = "segments"
@@ -112,6 +114,10 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.INPUT.CLIP.SHARED_GEOMETRY = True
     # Replace every frame by a blank one: the model sees the skeletons only.
     cfg.INPUT.BLANK = False
+    # Augmentations of the pixels of training clips, in this order, by name or as [name, share of
+    # the clips]: channel_choice, published_channels, luma, random_luma, channel_factors, erasing,
+    # cutmix, anaglyph, or your own. docs/losses.md says what each does.
+    cfg.INPUT.AUGMENTATIONS = []
     # Gray images of 16 bits: the counts that become black and white, such as [7250, 7640]. []: the
     # 1st and the 99th percentile of the frames of each clip.
     cfg.INPUT.RANGE_16BIT = []

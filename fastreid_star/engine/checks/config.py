@@ -17,7 +17,8 @@ from fastreid_star.evaluation.retrieval import check_ranks
 
 ABOVE_ZERO = 5e-324
 # Smallest values of keys that nothing else checks: of any run, and of training.
-MINIMA = {"TEST.IMS_PER_BATCH": 1, "INPUT.CLIP.LENGTH": 1, "DATASETS.MIN_FRAMES": 0,
+MINIMA = {"TEST.IMS_PER_BATCH": 1, "INPUT.CLIP.LENGTH": 1, "INPUT.CLIP.LENGTH_TRAIN": 0,
+          "DATASETS.MIN_FRAMES": 0,
           "DATALOADER.NUM_WORKERS": 0}  # fmt: skip
 MINIMA_OF_TRAINING = {
     "SOLVER.MAX_EPOCH": 1, "SOLVER.BASE_LR": ABOVE_ZERO, "SOLVER.BACKBONE_LR_FACTOR": 0,

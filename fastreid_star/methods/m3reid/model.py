@@ -23,8 +23,8 @@ from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from fastreid_star.errors import UserError
-from fastreid_star.methods.m3reid.augmentation import erase, gray_mixing, mix_channels
 from fastreid_star.methods.m3reid.layers import VIEWS, ViewCorrector, ViewMasks, masked_gem
+from fastreid_star.modeling.layers.colors import erase, gray_mixing, mix_channels
 from fastreid_star.modeling.layers.style import style_factors
 from fastreid_star.modeling.video_reid import VideoReID
 
