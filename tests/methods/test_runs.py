@@ -19,6 +19,7 @@ METHODS = {
     "SAADG": (),
     "MITML": ("MODEL.MITML.CONFUSION_EPOCH", "1"),
     "IBAN": ("MODEL.IBAN.ANAGLYPH_EPOCH", "1"),
+    "CAJL": ("SOLVER.IMS_PER_BATCH", "12"),
 }
 
 

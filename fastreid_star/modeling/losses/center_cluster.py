@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastreid_star.modeling.losses.cross_modal import CrossModalLoss, row_means
+from fastreid_star.modeling.losses.cross_modal import CrossModalLoss, mean_where, row_means
 from fastreid_star.modeling.losses.loss import LOSS_REGISTRY
 from fastreid_star.modeling.losses.pairing import centers, distances
 
@@ -26,6 +26,7 @@ class CenterClusterLoss(CrossModalLoss):
     ) -> torch.Tensor:
         found = centers(features, targets)
         pull = torch.linalg.vector_norm(features - found.features[found.of_row], dim=1).mean()
-        to_rows = distances(found.features, found.features)[:, found.of_row]  # [P, R]
+        to_rows = distances(found.features, found.features)[:, found.of_row]  # [center, row]
         other = found.targets[:, None] != targets
-        return pull + row_means((self.margin - to_rows).clamp(min=0), other).mean()
+        push = row_means((self.margin - to_rows).clamp(min=0), other)
+        return pull + mean_where(push, found.counts > 0)
