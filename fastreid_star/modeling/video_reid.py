@@ -39,7 +39,7 @@ from fastreid_star.modeling.losses.loss import (
 )
 from fastreid_star.structures import Modality
 
-CLIP_OUTPUTS = ("clip_logits", "clip_features")
+CLIP_OUTPUTS = ("clip_logits", "clip_features", "clip_embeddings")
 FRAME_OUTPUTS = ("frame_logits",)
 
 
@@ -172,7 +172,8 @@ class VideoReID(nn.Module):
         """Whether some parameters may get no gradient in some step: DDP must be told so."""
         losses: dict[str, Any] = dict(self.losses.items())
         needs = outputs_needed(losses)
-        idle = "clip_logits" not in needs or not needs & set(FRAME_OUTPUTS)
+        has_frame_head = isinstance(self.frame_heads, FrameHead)
+        idle = "clip_logits" not in needs or (has_frame_head and not needs & set(FRAME_OUTPUTS))
         if self.corrector is not None and not self.corrector.corrects:
             trains = {*self.corrector.provides} - {*self.corrector.without_gradient}
             idle = idle or not trains & {*needs, *self.heads.needs}
@@ -207,7 +208,8 @@ class VideoReID(nn.Module):
             `is_visible` ``[N]``, `frames` X ``[B, T, D]``, `corrected` Y ``[B, T, D]``, `clip`
             ``[B, D]`` before the neck. In evaluation `features`, after the neck, of unit length.
             In training `targets` ``[B]``, `frame_targets` ``[N]`` and, as far as the losses need
-            them, `clip_logits` ``[B, C]``, `clip_features` ``[B, D]``, `frame_logits` ``[N, C]``.
+            them, `clip_logits` ``[B, C]``, `clip_features` and, after the neck, `clip_embeddings`
+            ``[B, D]``, `frame_logits` ``[N, C]``.
             The corrector, the head and subclasses add their own.
         """
         batch = self.move_skeletons(batch)
@@ -236,14 +238,17 @@ class VideoReID(nn.Module):
         return {**batch, **moved}
 
     def encode_frames(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Images to `is_visible`, `low` (the maps after stage 2) and `frames` X ``[B, T, D]``."""
+        """Images to `is_visible`, `frames` X ``[B, T, D]``, and the maps after stages 2, 3 and 4:
+        `low`, `middle` and `maps`."""
         clips, length = batch["images"].shape[:2]
         is_visible = self.frame_modality(batch, length)
         images = self.preprocess(batch["images"], is_visible)
         low = self.backbone.low(self.backbone.stem(images, is_visible), length)
-        maps = self.backbone.stage4(self.backbone.stage3(low, length), length)
+        middle = self.backbone.stage3(low, length)
+        maps = self.backbone.stage4(middle, length)
         frames = self.pool_frames(maps).unflatten(0, (clips, length))
-        return {"is_visible": is_visible, "low": low, "frames": frames}
+        found = {"low": low, "middle": middle, "maps": maps, "frames": frames}
+        return {"is_visible": is_visible, **found}
 
     def encode_clip(self, outputs: dict[str, Any], batch: dict[str, Any], explain: bool) -> None:
         """Add `corrected`, `clip` and what else the corrector and the head provide."""
@@ -277,6 +282,7 @@ class VideoReID(nn.Module):
             found = self.heads(outputs["clip"], outputs["targets"])
             outputs["clip_logits"] = found["cls_outputs"]
             outputs["clip_features"] = found["features"]
+            outputs["clip_embeddings"] = found.get("embeddings", found["features"])
             log_accuracy(found["pred_class_logits"], outputs["targets"])
         if "frame_logits" in needed:
             frames = outputs[self.classified]
