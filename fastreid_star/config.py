@@ -105,6 +105,9 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.INPUT.CLIP = CN()
     # T: frames of a clip.
     cfg.INPUT.CLIP.LENGTH = 12
+    # Frames of a training clip. 0: INPUT.CLIP.LENGTH. Methods for images see fewer frames of more
+    # tracklets in training, and those of the protocol in testing.
+    cfg.INPUT.CLIP.TRAIN_LENGTH = 0
     # Which frames: segments (a random one of each of T equal segments; in testing the first of
     # each) | random (T random frames in their order; in testing T frames at equal distances).
     cfg.INPUT.CLIP.SAMPLING = "segments"
