@@ -6,7 +6,7 @@ import torch
 
 from fastreid_star.modeling.losses.cross_modal import CrossModalLoss, row_means
 from fastreid_star.modeling.losses.loss import LOSS_REGISTRY
-from fastreid_star.modeling.losses.pairing import centers, distances
+from fastreid_star.modeling.losses.pairing import distances
 
 
 @LOSS_REGISTRY.register()
@@ -24,8 +24,10 @@ class CenterClusterLoss(CrossModalLoss):
     def compute(
         self, features: torch.Tensor, targets: torch.Tensor, is_visible: torch.Tensor
     ) -> torch.Tensor:
-        found = centers(features, targets)
-        pull = torch.linalg.vector_norm(features - found.features[found.of_row], dim=1).mean()
-        to_rows = distances(found.features, found.features)[:, found.of_row]  # [P, R]
-        other = found.targets[:, None] != targets
-        return pull + row_means((self.margin - to_rows).clamp(min=0), other).mean()
+        same = targets[:, None] == targets
+        share = same / same.sum(1, keepdim=True)
+        mine = share.to(features.dtype) @ features  # the center of each row's identity
+        pull = torch.linalg.vector_norm(features - mine, dim=1).mean()
+        apart = row_means((self.margin - distances(mine, mine)).clamp(min=0), ~same)
+        once = share.diagonal()  # every identity counts once, in shapes that no data change
+        return pull + (once * apart).sum() / once.sum()
