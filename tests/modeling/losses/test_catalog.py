@@ -51,7 +51,11 @@ def build(name, *options):
     cfg.MODEL.LOSSES.OPTIONS = [[name, *option] for option in options]
     cfg.MODEL.HEADS.NUM_CLASSES = C
     cfg.MODEL.IBAN.ANAGLYPH_EPOCH = 0
-    return build_losses(cfg, feat_dim=D)[name]
+    loss = build_losses(cfg, feat_dim=D)[name]
+    for module in loss.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.0
+    return loss
 
 
 def gradients(loss, given):
