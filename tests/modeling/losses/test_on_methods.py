@@ -87,4 +87,7 @@ def test_method_and_style_attack(tmp_path):
     }
     assert len(seen) == 2  # a clean and an attacked pass
     sum(losses.values()).backward()
-    assert model.eval()(batch).shape == (6, model.backbone.feature_width)
+    with torch.no_grad():
+        features = model.eval()(batch)
+        assert features.shape == (6, model.backbone.feature_width)
+        assert torch.equal(model(batch), features)  # no augmentation in evaluation
