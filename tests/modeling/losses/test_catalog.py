@@ -192,6 +192,18 @@ def test_value_and_gradient_are_finite(name, case):
     assert all(g.isfinite().all() for g in found)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("WeightedTripletLoss", "SquaredDifferenceLoss", "HeteroCenterTripletLoss"),
+        *("DiscriminativeCenterLoss", "ModalityAlignmentLoss"),
+    ],
+)
+def test_without_negatives_there_is_nothing_to_compare(name):
+    ids, visible, _, _ = CASES["one identity"]
+    assert build(name).of(outputs(ids, visible)).item() == 0
+
+
 @pytest.mark.parametrize("name", [*CATALOG, "LogitDistillationLoss", "CenterPairMiningLoss"])
 def test_half_precision_has_the_digits_of_its_input(name):
     given = outputs(scale=3.0, dtype=torch.bfloat16)
