@@ -25,8 +25,9 @@ class CenterClusterLoss(CrossModalLoss):
         self, features: torch.Tensor, targets: torch.Tensor, is_visible: torch.Tensor
     ) -> torch.Tensor:
         same = targets[:, None] == targets
-        share = same / same.sum(1, keepdim=True)
-        mine = share.to(features.dtype) @ features  # the center of each row's identity
+        share = same.to(features.dtype)
+        share = share / share.sum(1, keepdim=True)
+        mine = share @ features  # the center of each row's identity
         pull = torch.linalg.vector_norm(features - mine, dim=1).mean()
         apart = row_means((self.margin - distances(mine, mine)).clamp(min=0), ~same)
         once = share.diagonal()  # every identity counts once, in shapes that no data change
