@@ -22,6 +22,7 @@ METHODS = {
     "DDAG": (),
     "MPANet": (),
     "LbA": (),
+    "CAJL": ("SOLVER.IMS_PER_BATCH", "12"),
 }
 
 
