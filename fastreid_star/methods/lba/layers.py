@@ -103,17 +103,16 @@ def align_modalities(maps: torch.Tensor, pairs: Pairs) -> Alignment:
     with torch.autocast(maps.device.type, enabled=False):
         x = at_least_float32(maps).flatten(2)
         mask = min_max(x.detach().norm(dim=1))
-        rebuilt = []
-        for index in (pairs.positive, pairs.negative):
-            y = x.index_select(0, index)
+
+        def rebuild(other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = x.index_select(0, other)
             found = correspondences(x, y)
-            warped = y @ found.transpose(1, 2)
-            rebuilt.append(x + mask[:, None] * (warped - x))
-            if index is pairs.positive:
-                with torch.no_grad():
-                    seen = found @ mask.index_select(0, index)[..., None]
-                    co_mask = min_max(mask * seen[..., 0])
-        return Alignment(x, *rebuilt, co_mask, pairs.usable)
+            seen = (found.detach() @ mask.index_select(0, other)[..., None])[..., 0]
+            return x + mask[:, None] * (y @ found.transpose(1, 2) - x), min_max(mask * seen)
+
+        positive, co_mask = rebuild(pairs.positive)
+        negative, _ = rebuild(pairs.negative)
+        return Alignment(x, positive, negative, co_mask, pairs.usable)
 
 
 @contextlib.contextmanager

@@ -69,21 +69,19 @@ class LbA(SAD):
         targets = outputs["frame_targets"]
         is_visible = outputs["is_visible"].to(targets.device, non_blocking=True)
         pairs = draw_pairs(targets, is_visible)
-        maps = [outputs[name] for name in ("middle", "maps")]
-        outputs["alignments"] = [align_modalities(each, pairs) for each in maps]
+        maps = outputs["middle"], outputs["maps"]
+        found = outputs["alignments"] = [align_modalities(each, pairs) for each in maps]
         if "rebuilt_logits" in needed:
-            rebuilt = [
-                found.positive.view_as(of)
-                for found, of in zip(outputs["alignments"], maps, strict=True)
-            ]
-            outputs["rebuilt_logits"] = self.classify_rebuilt(*rebuilt, outputs)
+            rebuilt = [f.positive.view_as(each) for f, each in zip(found, maps, strict=True)]
+            outputs["rebuilt_logits"] = self.classify_rebuilt(rebuilt, outputs)
 
     def classify_rebuilt(
-        self, middle: torch.Tensor, last: torch.Tensor, outputs: dict[str, Any]
+        self, rebuilt: list[torch.Tensor], outputs: dict[str, Any]
     ) -> list[torch.Tensor]:
-        """Logits ``[R, C]`` of maps that were rebuilt after stage 3 and after stage 4."""
+        """Logits ``[R, C]`` of the maps that were rebuilt after stage 3 and after stage 4."""
+        middle, last = rebuilt
         clips, length = outputs["frames"].shape[:2]
-        kept = running_statistics_kept(self.backbone.stages[3], self.heads)
+        kept = running_statistics_kept(self.backbone, self.heads)
         with kept if self.reading == "default" else contextlib.nullcontext():
             rows = (
                 self.heads.pool(self.pool_frames(maps).unflatten(0, (clips, length)))

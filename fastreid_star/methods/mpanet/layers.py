@@ -60,10 +60,10 @@ class ModalityClassifiers(nn.Module):
 
     def __init__(self, width: int, num_classes: int):
         super().__init__()
-        for name in ("visible", "infrared"):
-            weight = nn.Parameter(torch.empty(num_classes, width).normal_(std=0.01))
-            self.register_parameter(name, weight)
-            self.register_buffer(f"slow_{name}", weight.detach().clone())
+        self.visible = nn.Parameter(torch.empty(num_classes, width).normal_(std=0.01))
+        self.infrared = nn.Parameter(torch.empty(num_classes, width).normal_(std=0.01))
+        self.register_buffer("slow_visible", self.visible.detach().clone())
+        self.register_buffer("slow_infrared", self.infrared.detach().clone())
 
     @torch.no_grad()
     def follow(self, epoch: int) -> None:
@@ -73,11 +73,8 @@ class ModalityClassifiers(nn.Module):
             epoch: counted from 0.
         """
         rate = SLOW_RATE * min(FULL_EPOCHS / (epoch + 1), 1)
-        for slow, weight in (
-            (self.slow_visible, self.visible),
-            (self.slow_infrared, self.infrared),
-        ):
-            slow.lerp_(weight, rate)
+        self.slow_visible.lerp_(self.visible, rate)
+        self.slow_infrared.lerp_(self.infrared, rate)
 
     def forward(self, rows: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
         """Logits ``[R, C]`` of each row by the classifier of its own modality.
@@ -98,5 +95,4 @@ def _by_modality(
     rows: torch.Tensor, is_visible: torch.Tensor, visible: torch.Tensor, infrared: torch.Tensor
 ) -> torch.Tensor:
     """All rows pass both classifiers, so that a batch may lack a modality."""
-    both = (F.linear(rows, weight) for weight in (visible, infrared))
-    return torch.where(is_visible[:, None], *both)
+    return torch.where(is_visible[:, None], F.linear(rows, visible), F.linear(rows, infrared))

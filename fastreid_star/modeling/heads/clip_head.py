@@ -46,11 +46,12 @@ class FrameHead(EmbeddingHead):
 
     @configurable
     def __init__(self, **options: Any):
-        fixed = {"pool_type": "Identity", "with_bnneck": True}
-        super().__init__(**{**self.DEFAULTS, **options, **fixed})
-        if self.neck_feat not in ("before", "after"):
-            raise UserError(f"MODEL.HEADS.NECK_FEAT is {self.neck_feat!r}: choose before or after")
-        self.hands_back, self.neck_feat = self.neck_feat, "after"
+        chosen = {**self.DEFAULTS, **options}
+        fixed = {"pool_type": "Identity", "with_bnneck": True, "neck_feat": "after"}
+        super().__init__(**{**chosen, **fixed})
+        self.hands_back: str = chosen["neck_feat"]
+        if self.hands_back not in ("before", "after"):
+            raise UserError(f"MODEL.HEADS.NECK_FEAT is {self.hands_back!r}: choose before or after")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
