@@ -52,6 +52,13 @@ def published(name: str) -> tuple[str, Results] | None:
     return ("(its paper)", ELSEWHERE[name]) if name in ELSEWHERE else None
 
 
+def published_method(name: str) -> Results | None:
+    """The published results of a config's method: of ``MITML_R50``, for ``MITML``."""
+    row = re.compile(rf"{re.escape(name)}_R\d+(_baseline)?")
+    found = (results for n, results in {**PAPER, **ELSEWHERE}.items() if row.fullmatch(n))
+    return next(found, None)
+
+
 def table_configs(folder: str) -> list[str]:
     """The configs of all methods in one folder: ``MITML_R50.yml``, or ``MITML.yml``.
 
