@@ -80,6 +80,7 @@ setup(
         "pose": ["transformers>=4.48"],
         "npu": ["torch_npu"],
         "export": EXPORT,
+        "trackers": ["wandb", "mlflow", "swanlab"],
         "dev": [
             *EXPORT,
             "pytest>=8",
@@ -107,6 +108,7 @@ setup(
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
         "Operating System :: MacOS",
+        "Operating System :: Microsoft :: Windows",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",

@@ -4,11 +4,6 @@ Importing this package makes fastreid 1.4.0 work with current torch, adds config
 defaults and registers its datasets, meta-architectures and heads.
 """
 
-import sys
-
-if sys.platform == "win32":
-    raise ImportError("fastreid_star runs on Linux and macOS; on Windows, use WSL 2")
-
 from fastreid_star import compat
 
 compat.apply()

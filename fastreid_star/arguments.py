@@ -18,7 +18,7 @@ from fastreid_star.errors import UserError
 IMPORT_VARIABLE = "FASTREID_STAR_IMPORT"
 IMPORTED: set[str] = set()  # the packages of the user that this process has imported
 _KEY = re.compile(r"(?!.*\.ya?ml$)[A-Z][A-Z0-9_]*(\.\w+)*")  # not a file such as STAR.yml
-_WITHOUT_DOT = {"CUDNN_BENCHMARK", "IMPORTS", "OUTPUT_DIR", "SEED"}
+_WITHOUT_DOT = {"CUDNN_BENCHMARK", "IMPORTS", "OUTPUT_DIR", "SEED", "TRACKERS"}
 
 
 class ConfigArgumentParser(argparse.ArgumentParser):

@@ -25,9 +25,13 @@ def add_plugin_config(cfg: CN) -> CN:
     # Seed of everything random: data, weights, style. A negative value is replaced by a new seed,
     # which is written to the log.
     cfg.SEED = 0
+    # Trackers of experiments that get the config, the scalars and the results of a training, beside
+    # TensorBoard: wandb, mlflow, swanlab. Each must be installed, and reads its own environment
+    # variables.
+    cfg.TRACKERS = ()
 
-    # auto | npu | cuda | cpu. auto takes the first that is available, in this order. A device that
-    # is named and not available is an error.
+    # auto | npu | cuda | cpu | mps (the GPU of a Mac, untested). auto takes the first of npu, cuda
+    # and cpu that is available. A device that is named and not available is an error.
     cfg.MODEL.DEVICE = "auto"
     cfg.MODEL.NPU = CN()
     # Ascend NPUs: compile operators anew for every shape.
@@ -64,6 +68,21 @@ def add_plugin_config(cfg: CN) -> CN:
     # visible gallery entries that the authors' program drops). With TEST.CAMERA_FILTER it selects
     # one of the three protocols in use; the evaluation prints its name.
     cfg.DATASETS.BUPT_TEST = "all"
+
+    # Protocols of the datasets of images, see docs/image_sets.md. The evaluation prints their name.
+    cfg.DATASETS.IMAGE_PROTOCOL = CN()
+    # SYSU-MM01: visible cameras of the gallery: all (1, 2, 4 and 5) | indoor (1 and 2).
+    cfg.DATASETS.IMAGE_PROTOCOL.SEARCH = "all"
+    # SYSU-MM01: gallery images of each identity and camera: 1 (single-shot) | 10 (multi-shot).
+    cfg.DATASETS.IMAGE_PROTOCOL.SHOTS = 1
+    # SYSU-MM01: how the gallery of a trial is drawn: seeded (Python's random, seeded with the
+    # trial, as in the program of CAJL) | official (the dataset's exp/rand_perm_cam.mat).
+    cfg.DATASETS.IMAGE_PROTOCOL.GALLERY = "seeded"
+    # RegDB: which of the ten splits, 1 to 10. 0: split 1 for SEED 0, split 2 for SEED 1, ...
+    cfg.DATASETS.IMAGE_PROTOCOL.SPLIT = 1
+    # LLCM: V2I as in the dataset's paper (visible queries, drawn infrared gallery) | update (drawn
+    # infrared queries, all visible images as the gallery, as in its later program).
+    cfg.DATASETS.IMAGE_PROTOCOL.V2I = "paper"
 
     cfg.DATASETS.SYNTHETIC = CN()
     # SyntheticVCM: number of identities for training.

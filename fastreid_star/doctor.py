@@ -177,7 +177,8 @@ def all_reduce(device: str, num_devices: int) -> str:
         return "not tested with one process (--num-devices sets the number)"
     with tempfile.TemporaryDirectory() as folder:
         run_command(["-m", __name__, device, folder], num_devices)
-        sums = [float((Path(folder) / str(rank)).read_text()) for rank in range(num_devices)]
+        files = [Path(folder, str(rank)) for rank in range(num_devices)]
+        sums = [float(file.read_text(encoding="utf-8")) for file in files]
     expected = num_devices * (num_devices + 1) / 2
     if sums != [expected] * num_devices:
         raise UserError(f"1 + ... + {num_devices} is {expected:g}, but the processes got {sums}")
@@ -188,7 +189,7 @@ def _reduce(device: str, folder: str) -> None:
     chosen = devices.choose_device(device, comm.get_local_rank())
     number = torch.tensor([comm.get_rank() + 1.0], device=chosen)
     dist.all_reduce(number)
-    (Path(folder) / str(comm.get_rank())).write_text(str(number.item()))
+    (Path(folder) / str(comm.get_rank())).write_text(str(number.item()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import importlib
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fastreid_star.errors import UserError
+
+fcntl: Any = None
+with contextlib.suppress(ImportError):  # Windows has msvcrt
+    fcntl = importlib.import_module("fcntl")
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +129,12 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
         UserError: another process holds the lock.
     """
-    with open(os.path.join(folder, ".lock"), "ab") as file:
+    with open(os.path.join(folder, ".lock"), "ab") as file, contextlib.ExitStack() as stack:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is None:
+                stack.enter_context(_locked_on_windows(file))
+            else:  # forked loading processes do not hold a lock of this kind
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise UserError(
@@ -135,6 +143,43 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
                 ) from error
             logger.debug("%s cannot be locked: %s", folder, error.strerror)
         yield
+
+
+@contextlib.contextmanager
+def waiting_lock(path: str | os.PathLike[str]) -> Iterator[None]:
+    """A context that begins when no other process or thread is in it for this file.
+
+    On a file system without locks the context does nothing.
+    """
+    with open(path, "ab") as file, contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            if fcntl is None:
+                stack.enter_context(_locked_on_windows(file, wait=True))
+            else:
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _locked_on_windows(file: BinaryIO, *, wait: bool = False) -> Iterator[None]:
+    """A context that holds the lock of an open, empty file.
+
+    Raises:
+        OSError: it is locked, with errno EACCES, and `wait` is False; or it cannot be locked.
+    """
+    msvcrt: Any = importlib.import_module("msvcrt")
+    while True:
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            break
+        except OSError as error:
+            if not wait or error.errno != errno.EACCES:
+                raise
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
 
 
 def drop_cut_line(path: str | os.PathLike[str]) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+
+import numpy as np
 
 
 class Modality(IntEnum):
@@ -47,3 +50,22 @@ class Tracklet:
     def key(self, index: int) -> str:
         """The skeleton key of frame `index`: its name without the extension, ``0001/ir/D4/1``."""
         return self.frames[index].rpartition(".")[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """The trials of a protocol that draws a part of the test set several times.
+
+    Results are means over the trials of a direction.
+
+    Args:
+        directions: ``I2V``, and ``V2I`` if the protocol has it -> for each trial the positions of
+            its queries and those of its gallery entries, among all queries and then all gallery
+            tracklets of the dataset.
+        skipped: pairs of cameras, of a query and of a gallery entry, that are never compared.
+        by_identity: in the CMC an identity counts once, with its most similar gallery entry.
+    """
+
+    directions: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]
+    skipped: frozenset[tuple[int, int]] = frozenset()
+    by_identity: bool = False

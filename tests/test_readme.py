@@ -30,6 +30,7 @@ FOREIGN = (
     "torchrun",
     "apt-get",
     "dpkg-deb",
+    "docker",
 )
 DEV = {"setup", "demo", "test", "pose", "oldest"}  # commands of tools/dev.py
 

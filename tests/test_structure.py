@@ -95,7 +95,7 @@ def test_no_star_imports_path_tricks_or_device_names(name):
     if name not in ("engine/device.py", "compat.py"):
         strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
         # "cpu" is where files are read to, not a choice of a device
-        assert not strings & {"cuda", "npu", "hccl", "nccl", "gloo"}
+        assert not strings & {"cuda", "npu", "mps", "hccl", "nccl", "gloo"}
 
 
 @pytest.mark.parametrize("name", NAMES)

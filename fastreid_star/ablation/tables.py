@@ -74,13 +74,16 @@ def seed_name(data_seed: int | None, seed: int) -> str:
 
 
 def summarize(runs: Sequence[Run]) -> dict[str, dict[str, list[float]]]:
-    """The results of the finished runs: row -> column -> values in the order of the runs."""
+    """The results of the finished runs: row -> column -> values in the order of the runs.
+
+    A protocol without V2I has no columns of V2I.
+    """
     table: dict[str, dict[str, list[float]]] = {}
     for run in runs:
         result = run.result
         if result is not None:
-            row = table.setdefault(run.name, {column: [] for column in COLUMNS})
-            for column in COLUMNS:
+            row = table.setdefault(run.name, {c: [] for c in COLUMNS if c in result})
+            for column in row:
                 row[column].append(result[column])
     return table
 
@@ -111,8 +114,9 @@ def to_markdown(
     rows = []
     for name in [*table, *(name for name in also if with_paper and name not in table)]:
         row = table.get(name)
-        cells = [""] * len(COLUMNS) if row is None else [spread(row[c]) for c in COLUMNS]
-        rows.append([name, 0 if row is None else len(row[COLUMNS[0]]), *cells])
+        values = row or {}
+        cells = [spread(values[column]) if column in values else "" for column in COLUMNS]
+        rows.append([name, len(values.get(COLUMNS[0], ())), *cells])
         found = published(name) if with_paper else None
         if found is not None:
             source, printed = found

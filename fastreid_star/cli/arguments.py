@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 Action = Callable[[argparse.Namespace], "int | None"]
-DEVICES = "auto, npu, cuda or cpu, as MODEL.DEVICE"
+DEVICES = "auto, npu, cuda, cpu or mps, as MODEL.DEVICE"
 
 
 def configs_folder() -> Path:

@@ -18,7 +18,7 @@ def add_check(parser: argparse.ArgumentParser) -> Action:
     wrong frame or skeleton.
     """
     add = parser.add_argument
-    add("name", metavar="NAME", help="HITSZVCM, BUPTCampus, SyntheticVCM: as in DATASETS.NAMES")
+    add("name", metavar="NAME", help="HITSZVCM, BUPTCampus, SYSUMM01, ...: as in DATASETS.NAMES")
     add("--root", default="", metavar="DIR", help="folder of the datasets, DATASETS.ROOT")
     add(
         "--skeletons",

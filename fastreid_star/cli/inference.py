@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastreid_star.cli.arguments import Action, add_model, add_predictor, add_tracklets
@@ -38,7 +39,7 @@ def skeleton_maker(
         return list
     from fastreid_star.pose.on_the_fly import add_skeletons
 
-    folder = f"{beside.rstrip('/')}.skeletons"
+    folder = f"{Path(beside)}.skeletons"
     return functools.partial(add_skeletons, folder=folder, device=predictor.device)
 
 

@@ -158,7 +158,13 @@ def build_clip_train_loader(
 
 
 def build_clip_test_loader(
-    cfg, name: str, *, rank: int = 0, world_size: int = 1, pin_memory: bool = False
+    cfg,
+    name: str,
+    *,
+    data: VideoDataset | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
 ) -> DataLoader:
     """A loader of the test tracklets of one dataset: all of the query, then all of the gallery.
 
@@ -170,13 +176,14 @@ def build_clip_test_loader(
     Args:
         cfg: DATASETS, INPUT, DATALOADER and TEST are read.
         name: as in DATASETS.TESTS.
+        data: the dataset of this name, if it is open already.
         rank, world_size, pin_memory: as for training.
 
     Raises:
         UserError: the config or the data are invalid.
     """
     transform = build_transforms(cfg, is_train=False)
-    data = build_dataset(cfg, name)
+    data = data or build_dataset(cfg, name)
     if rank == 0:
         data.show_test()
     tracklets, store = [*data.query, *data.gallery], open_store(cfg, data)

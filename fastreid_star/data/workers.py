@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -69,6 +71,9 @@ def one_thread(worker: int) -> None:
     """
     torch.set_num_threads(1)
     if get_worker_info() is not None:
+        if multiprocessing.get_start_method() != "fork":
+            # Ctrl-C reaches the whole process group: the trainer first writes its checkpoint
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 

@@ -26,9 +26,10 @@ from fastreid_star.data.build import (
     all_video,
     build_clip_test_loader,
     build_clip_train_loader,
-    find_video_dataset,
+    build_dataset,
     is_video_dataset,
 )
+from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.config_changes import check_evaluated
 from fastreid_star.engine.failures import building
@@ -111,7 +112,8 @@ class Builders(DefaultTrainer):
     def build_evaluator(cls, cfg, dataset_name, output_dir=None):
         if not is_video_dataset(dataset_name):
             return super().build_evaluator(cfg, dataset_name, output_dir)
-        loader = build_clip_test_loader(cfg, dataset_name, **_loader_options(cfg))
+        data = build_dataset(cfg, dataset_name)
+        loader = build_clip_test_loader(cfg, dataset_name, data=data, **_loader_options(cfg))
         evaluator = CrossModalEvaluator(
             tracklets=loader.dataset.tracklets,  # type: ignore[attr-defined] # our dataset
             ranks=tuple(cfg.TEST.RANKS),
@@ -119,7 +121,8 @@ class Builders(DefaultTrainer):
             reranking=build_reranking(cfg),
             min_frames=cfg.DATASETS.MIN_FRAMES,
             dataset_name=dataset_name,
-            protocol_name=_protocol_name(cfg, dataset_name),
+            protocol_name=_protocol_name(cfg, data),
+            trials=data.trials(),
             csv_path=os.path.join(cfg.OUTPUT_DIR, f"per_query_{dataset_name}.csv"),
             json_path=os.path.join(cfg.OUTPUT_DIR, f"results_{dataset_name}.json"),
         )
@@ -194,10 +197,10 @@ def load_trained(cfg: CfgNode, path: str, *, allow_changed: bool = False) -> tor
     return model.eval()
 
 
-def _protocol_name(cfg: CfgNode, dataset_name: str) -> str:
+def _protocol_name(cfg: CfgNode, data: VideoDataset) -> str:
     """The names of the dataset's protocol and, for networks of single frames, of ours."""
-    names = [find_video_dataset(dataset_name).protocol_name(cfg)]
-    if cfg.MODEL.UNIT == "frame":
+    names = [data.protocol_name(cfg)]
+    if cfg.MODEL.UNIT == "frame" and cfg.INPUT.CLIP.LENGTH > 1:
         first = "unit length, then " if cfg.MODEL.HEADS.JOIN == "normalized" else ""
         names.append(f"ours of single frames (their features: {first}mean over the clip)")
     return ", ".join(filter(None, names))

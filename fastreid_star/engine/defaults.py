@@ -73,8 +73,11 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     for name in LOGGERS:
         log = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
         for handler in log.handlers:
-            if getattr(handler, "stream", None) is sys.stdout:
+            stream = getattr(handler, "stream", None)
+            if stream is sys.stdout:
                 handler.setLevel(logging.INFO)
+            elif isinstance(stream, io.TextIOWrapper):  # log.txt; Windows has other encodings
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     logging.getLogger("fastreid.engine.train_loop").addFilter(_without_traceback)
     chosen = devices.choose_device(cfg.MODEL.DEVICE, comm.get_local_rank())
     found = versions()

@@ -1,4 +1,4 @@
-"""The only module that knows device names: npu (torch_npu), cuda and cpu behind a few functions.
+"""The only module that knows device names: npu (torch_npu), cuda, mps (Apple) and cpu.
 
 There is no silent fallback: a requested device that cannot be used raises a :class:`UserError` with
 cause and cure.
@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import re
 from pathlib import Path
 
@@ -18,8 +19,8 @@ import torch
 
 from fastreid_star.errors import UserError
 
-DEVICE_NAMES = ("auto", "npu", "cuda", "cpu")
-_BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
+DEVICE_NAMES = ("auto", "npu", "cuda", "cpu", "mps")
+_BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo", "mps": "gloo"}
 _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -27,8 +28,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the device of this process and make it the current one.
 
     Args:
-        name: ``auto`` (the first usable one of npu, cuda, cpu) or one of these, with or without an
-            index.
+        name: ``auto`` (the first usable one of npu, cuda, cpu), one of these, with or without an
+            index, or mps.
         local_rank: the index of the device on this machine, if the name has none.
 
     Raises:
@@ -38,13 +39,14 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if kind == "cpu":
         return torch.device("cpu")
     position = local_rank if index is None else index
-    count = _module(kind).device_count()
+    count = _count(kind)
     if position >= count:
         raise UserError(
             f"{kind}:{position} was requested, but this machine has {count} {kind} device(s)"
         )
     device = torch.device(kind, position)
-    _module(kind).set_device(device)
+    if kind != "mps":  # a Mac has one
+        _module(kind).set_device(device)
     return device
 
 
@@ -72,6 +74,10 @@ def why_unusable(kind: str) -> str | None:
         if torch.version.cuda is None:
             return "MODEL.DEVICE cuda: this torch is built without CUDA; install a CUDA build"
         return "MODEL.DEVICE cuda: no GPU is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+    if kind == "mps":
+        if torch.backends.mps.is_available():
+            return None
+        return "MODEL.DEVICE mps: it needs a Mac with Apple silicon and a torch built for it"
     return _why_no_npu()
 
 
@@ -108,7 +114,7 @@ def collective_backend(name: str) -> str:
 def device_count(name: str) -> int | None:
     """The number of devices of this machine; None for the CPU, which processes can share."""
     kind, _ = _kind_and_index(name)
-    return None if kind == "cpu" else _module(kind).device_count()
+    return None if kind == "cpu" else _count(kind)
 
 
 def configure(
@@ -145,19 +151,24 @@ def configure(
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has finished all work: needed before a clock is read."""
-    if device.type != "cpu":
+    if device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type != "cpu":
         _module(device.type).synchronize(device)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes that tensors have used on the device; None for the CPU: not counted."""
-    return None if device.type == "cpu" else _module(device.type).max_memory_allocated(device)
+    """The most bytes that tensors have used on the device; None where they are not counted."""
+    counted = device.type not in ("cpu", "mps")
+    return _module(device.type).max_memory_allocated(device) if counted else None
 
 
 def describe(device: torch.device) -> str:
     """The device and its name in one line."""
     if device.type == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
+    if device.type == "mps":
+        return f"{device} ({platform.processor() or platform.machine()})"
     return f"{device} ({_module(device.type).get_device_name(device)})"
 
 
@@ -173,7 +184,7 @@ def inventory() -> dict[str, str]:
     if toolkit:
         found["CANN"] = toolkit
         for info in sorted(Path(toolkit).glob("*-linux/ascend_toolkit_install.info")):
-            versions = re.findall(r"^version=(.*)$", info.read_text(), re.MULTILINE)
+            versions = re.findall(r"^version=(.*)$", info.read_text(encoding="utf-8"), re.MULTILINE)
             found["CANN"] = f"{', '.join(versions)} in {toolkit}"
     return found
 
@@ -208,6 +219,11 @@ def grad_scaler(device: torch.device, dtype: str | None):
     if device.type == "npu":  # it also detects overflows on chips that saturate
         return torch.npu.amp.GradScaler()
     return torch.amp.GradScaler(device.type)
+
+
+def _count(kind: str) -> int:
+    """The number of devices of a kind that can be used."""
+    return 1 if kind == "mps" else _module(kind).device_count()
 
 
 def _module(kind: str):

@@ -19,8 +19,10 @@ from fastreid_star.data.workers import waited
 
 logger = logging.getLogger(__name__)
 
-# SIGUSR1 is what Slurm is usually asked to send before it ends a job
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+# SIGUSR1 is what Slurm is usually asked to send before it ends a job. Windows has neither it nor
+# SIGHUP, and SIGBREAK, which is Ctrl-Break.
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGBREAK")
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 # Seconds in which more signals count as the first: terminal, cluster and launcher each send one.
 ONE_AND_THE_SAME = 2.0
 # Seconds that a step may have waited for its batch when a signal ends the run in that wait. A
@@ -110,7 +112,7 @@ class Interruption(SignalCatcher):
 
     def __exit__(self, *exception):
         Interruption.active = False
-        if signal.SIGALRM in self._before:
+        if hasattr(signal, "SIGALRM") and signal.SIGALRM in self._before:
             signal.setitimer(signal.ITIMER_REAL, 0)
         super().__exit__(*exception)
         if exception and isinstance(exception[1], NoBatch):
@@ -123,9 +125,10 @@ class Interruption(SignalCatcher):
             line = f"{name}: the run ends after this step, with a checkpoint; again: at once"
             with contextlib.suppress(OSError):  # Ctrl-C has ended a `tee` that reads it, too
                 os.write(2, f"{line}\n".encode())
-        before = signal.signal(signal.SIGALRM, self._end_wait)
-        self._before.setdefault(signal.SIGALRM, before)
-        signal.setitimer(signal.ITIMER_REAL, 1, 1)  # look every second
+        if hasattr(signal, "SIGALRM"):  # on Windows the loader's own limit ends the wait
+            before = signal.signal(signal.SIGALRM, self._end_wait)
+            self._before.setdefault(signal.SIGALRM, before)
+            signal.setitimer(signal.ITIMER_REAL, 1, 1)  # look every second
 
     def _end_wait(self, number: int, frame: FrameType | None) -> None:
         """Raise :class:`NoBatch` where a loader has given nothing for a while, in any call."""
@@ -171,4 +174,5 @@ def _leave_process_group() -> None:
         os.setpgid(0, 0)
 
 
-os.register_at_fork(after_in_child=_leave_process_group)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_process_group)

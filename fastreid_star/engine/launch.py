@@ -27,6 +27,7 @@ from fastreid_star.errors import UserError
 ERROR_FILE = "FASTREID_STAR_ERROR_FILE"
 # Seconds that torch gives the other processes to end after one has failed.
 SECONDS_TO_END = 30
+_HANDLED_BY_TORCH = (*SIGNALS, *([signal.SIGQUIT] if hasattr(signal, "SIGQUIT") else []))
 _FOLDER = os.getcwd()  # the program may change it before it launches
 
 
@@ -80,6 +81,8 @@ def launch(
         raise UserError(f"--num-devices {num_devices}: this machine has {shown} device(s)")
     if num_devices * num_machines == 1:
         return main(*args)
+    if os.name == "nt":  # a signal cannot be forwarded there: the others would lose their state
+        raise UserError(f"--num-devices {num_devices}: several processes need Linux or macOS")
     if len(sys.orig_argv) < 2 or "ipykernel" in sys.modules:
         raise UserError("several processes need a program: start a script, or use torchrun")
     run_command(
@@ -176,7 +179,7 @@ def run_command(
             for number in range(num_devices)
         }
         os.chdir(_FOLDER)  # relative paths of the command line start there
-        before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGQUIT)}
+        before = {number: signal.getsignal(number) for number in _HANDLED_BY_TORCH}
         processes = start_processes(
             "fastreid-star",
             sys.executable,

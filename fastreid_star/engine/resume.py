@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import yaml
 from fastreid.config import CfgNode
@@ -25,10 +25,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """What a checkpoint holds beside the weights, the optimizer and the schedule."""
+    """What a checkpoint holds beside the weights, the optimizer and the schedule.
+
+    Attributes:
+        trackers: the run's id in each tracker of TRACKERS.
+    """
 
     seed: int
     best_metric: float = -1.0
+    trackers: dict[str, str] = field(default_factory=dict)
 
     def state_dict(self) -> dict:
         return asdict(self)

@@ -32,6 +32,7 @@ from fastreid_star.engine.failures import in_one_line
 from fastreid_star.engine.interruption import Interrupted, Interruption, NoBatch
 from fastreid_star.engine.resume import Progress, Resumable
 from fastreid_star.engine.solver import resolve_schedule
+from fastreid_star.engine.trackers import start_trackers
 from fastreid_star.engine.train_loop import StepRunner
 from fastreid_star.engine.unread_keys import RecordedConfig, check_unread
 from fastreid_star.errors import UserError
@@ -170,11 +171,12 @@ class Trainer(Resumable):
         return {} if own is None else {"own_optimizer": own}
 
     def build_writers(self) -> list:
-        """Log lines, metrics.json and TensorBoard."""
+        """Log lines, metrics.json, TensorBoard, and the trackers of TRACKERS."""
         folder = self.cfg.OUTPUT_DIR
         metrics = os.path.join(folder, "metrics.json")
         drop_cut_line(metrics)
-        return [CommonMetricPrinter(self.max_iter), JSONWriter(metrics), TensorboardXWriter(folder)]
+        own = [CommonMetricPrinter(self.max_iter), JSONWriter(metrics), TensorboardXWriter(folder)]
+        return [*own, *start_trackers(self.cfg_as_written, self.progress.trackers)]
 
     def train(self) -> dict:
         """Run training to its end.

@@ -14,7 +14,7 @@ from fastreid_star.errors import UserError
 logger = logging.getLogger(__name__)
 # read outside of the run, or only in its first step
 _READ_ELSEWHERE = (
-    "VERSION", "IMPORTS", "OUTPUT_DIR", "SEED", "MODEL.WEIGHTS",
+    "VERSION", "IMPORTS", "OUTPUT_DIR", "SEED", "TRACKERS", "MODEL.WEIGHTS",
     "SOLVER.CLIP_GRADIENTS",
 )  # fmt: skip
 # fast-reid's heads read it, and the heads of clips have a pooling of their own

@@ -2,7 +2,7 @@
 
 I2V: infrared tracklets query visible ones. V2I: visible tracklets query infrared ones. The feature
 of each tracklet is computed once. It is a query in one direction and a gallery entry in the other,
-unless the dataset lists its queries.
+unless the dataset lists its queries, or its protocol draws the gallery in several trials.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,112 +20,19 @@ from fastreid.utils import comm
 
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.rerank import Reranking
+from fastreid_star.evaluation.results import CrossModalResults, Sides
 from fastreid_star.evaluation.retrieval import (
     DEFAULT_RANKS,
     RetrievalResult,
     check_ranks,
     evaluate_retrieval,
+    mean_over_trials,
 )
 from fastreid_star.evaluation.similarity import check_features, normalize, shorten, similarity
-from fastreid_star.evaluation.tables import (
-    format_table,
-    mean_of_both,
-    write_query_csv,
-    write_results,
-)
-from fastreid_star.structures import Modality, Tracklet
+from fastreid_star.evaluation.tables import format_table, write_query_csv, write_results
+from fastreid_star.structures import Modality, Tracklet, Trials
 
 logger = logging.getLogger(__name__)
-
-
-class Sides(NamedTuple):
-    """Queries and gallery of both directions, as ascending positions among all test tracklets.
-
-    Usually every tracklet is a query of one direction and a gallery entry of the other: `i2v_query`
-    equals `v2i_gallery`, and `v2i_query` equals `i2v_gallery`. If the dataset lists its queries,
-    the four are disjoint.
-    """
-
-    i2v_query: np.ndarray  # infrared
-    i2v_gallery: np.ndarray  # visible
-    v2i_query: np.ndarray  # visible
-    v2i_gallery: np.ndarray  # infrared
-
-
-@dataclass(frozen=True, eq=False)
-class CrossModalResults:
-    """The results of both directions, and their protocol.
-
-    Args:
-        i2v: infrared queries, visible gallery.
-        v2i: visible queries, infrared gallery.
-        sides: the tracklets of each.
-        dataset_name, min_frames, camera_filter: the protocol.
-        reranking: what was applied to the features.
-        protocol_name: the name of the protocol, for a dataset on which several are in use.
-    """
-
-    i2v: RetrievalResult
-    v2i: RetrievalResult
-    sides: Sides
-    dataset_name: str
-    min_frames: int
-    camera_filter: bool
-    reranking: Reranking
-    protocol_name: str
-
-    def directions(self) -> dict[str, tuple[RetrievalResult, np.ndarray, np.ndarray]]:
-        """Results, positions of the queries and positions of the gallery, by direction."""
-        return {"I2V": (self.i2v, *self.sides[:2]), "V2I": (self.v2i, *self.sides[2:])}
-
-    def metrics(self) -> OrderedDict[str, float]:
-        """Percentages, ``I2V/Rank-1`` to ``mean/mINP``; ``metric`` selects the best checkpoint."""
-        metrics = OrderedDict()
-        for direction, (result, _, _) in self.directions().items():
-            for rank, value in zip(result.ranks, result.cmc, strict=True):
-                metrics[f"{direction}/Rank-{rank}"] = 100 * value
-            metrics[f"{direction}/mAP"] = 100 * result.mAP
-            metrics[f"{direction}/mINP"] = 100 * result.mINP
-        for name in (f"Rank-{self.i2v.ranks[0]}", "mAP", "mINP"):
-            metrics[f"mean/{name}"] = mean_of_both(metrics, name)
-        metrics["metric"] = metrics["mean/mAP"]
-        return metrics
-
-    def summary(self) -> dict[str, Any]:
-        """The protocol, the re-ranking and the metrics, for a JSON file."""
-        return {
-            "dataset": self.dataset_name,
-            "protocol": self.protocol_name or None,
-            "min_frames": self.min_frames,
-            "camera_filter": self.camera_filter,
-            "reranking": str(self.reranking),
-            "tracklets": dict(zip(self.sides._fields, map(len, self.sides), strict=True)),
-            "metrics": self.metrics(),
-        }
-
-    def protocol(self) -> str:
-        """The protocol, the re-ranking if any, and the numbers of queries and gallery entries."""
-        frames = f"at least {self.min_frames} frames" if self.min_frames > 1 else "any length"
-        camera = "removed from" if self.camera_filter else "kept in"
-        name = f", protocol {self.protocol_name}" if self.protocol_name else ""
-        lines = [
-            f"{self.dataset_name}{name}: tracklets of {frames}; same identity and camera {camera} "
-            "the gallery"
-        ]
-        if self.reranking != Reranking():
-            lines.append(f"re-ranked: {self.reranking}")
-        for direction, query, gallery in (
-            ("I2V", "infrared", "visible"),
-            ("V2I", "visible", "infrared"),
-        ):
-            result = self.directions()[direction][0]
-            queries, entries = result.similarity.shape
-            lines.append(
-                f"{direction}: {queries:,} {query} queries x {entries:,} {gallery} gallery "
-                f"tracklets, {result.identities:,} identities, {result.per_query.valid.sum():,} "
-                "valid queries"
-            )
-        return "\n".join(lines)
 
 
 def cross_modal_results(
@@ -139,6 +45,7 @@ def cross_modal_results(
     camera_filter: bool = True,
     reranking: Reranking | None = None,
     protocol_name: str = "",
+    trials: Trials | None = None,
 ) -> CrossModalResults:
     """Evaluate I2V and V2I.
 
@@ -156,6 +63,8 @@ def cross_modal_results(
         camera_filter: remove gallery entries with the query's identity and camera.
         reranking: applied to the queries and the gallery of each direction; None: none.
         protocol_name: for messages, see :class:`CrossModalResults`.
+        trials: which of the tracklets are queries and gallery entries, instead of their modality
+            and role; the results are means over the trials.
 
     Raises:
         UserError: a feature is NaN or infinite, one modality is missing, a tracklet is too short,
@@ -163,7 +72,7 @@ def cross_modal_results(
         ValueError: the number of features is not that of the tracklets.
     """
     reranking = reranking or Reranking()
-    sides = _check_tracklets(tracklets, min_frames, dataset_name)
+    sides = _check_tracklets(tracklets, min_frames, dataset_name, trials)
     features = torch.as_tensor(features).detach().to("cpu", torch.float32)
     count = len(tracklets) * reranking.views
     if features.ndim not in (2, 3) or len(features) != count:
@@ -177,29 +86,57 @@ def cross_modal_results(
     pids = np.array([tracklet.pid for tracklet in tracklets])
     camids = np.array([tracklet.camid for tracklet in tracklets])
 
-    results: list[RetrievalResult] = []
-    for name, query, gallery in (("I2V", *sides[:2]), ("V2I", *sides[2:])):
-        # If both directions have the same tracklets, V2I has the similarities of I2V, transposed.
-        if reranking != Reranking():
-            values = reranking.similarity(views[:, query], views[:, gallery]).numpy()
-        elif (
-            results
-            and np.array_equal(query, sides.i2v_gallery)
-            and np.array_equal(gallery, sides.i2v_query)
-        ):
-            values = results[0].similarity.T
-        else:
-            values = similarity(features[query], features[gallery]).numpy()
-        labels = (pids[query], pids[gallery], camids[query], camids[gallery])
+    rules: dict[str, Any] = {"ranks": ranks, "camera_filter": camera_filter}
+    if trials is not None:
+        rules.update(skipped=trials.skipped, by_identity=trials.by_identity)
+
+    results: dict[str, RetrievalResult] = {}
+
+    def ranked(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[RetrievalResult]:
+        for query, gallery in pairs:
+            # With the same tracklets in both directions, V2I has I2V's similarities, transposed.
+            if reranking != Reranking():
+                values = reranking.similarity(views[:, query], views[:, gallery]).numpy()
+            elif (
+                results
+                and np.array_equal(query, sides.i2v_gallery)
+                and np.array_equal(gallery, sides.i2v_query)
+            ):
+                values = results["I2V"].similarity.T
+            else:
+                values = similarity(features[query], features[gallery]).numpy()
+            labels = (pids[query], pids[gallery], camids[query], camids[gallery])
+            yield evaluate_retrieval(values, *labels, **rules)
+
+    modalities = {}
+    for name, pairs in _directions(sides, trials).items():
         try:
-            found = evaluate_retrieval(values, *labels, ranks=ranks, camera_filter=camera_filter)
+            results[name] = mean_over_trials(ranked(pairs))
         except UserError as error:
             raise UserError(f"{dataset_name}, {name}, min_frames {min_frames}: {error}") from None
-        results.append(found)
-    i2v, v2i = results
+        query, gallery = (Modality(tracklets[side[0]].modality) for side in pairs[0])
+        modalities[name] = (query.name.lower(), gallery.name.lower())
     return CrossModalResults(
-        i2v, v2i, sides, dataset_name, min_frames, camera_filter, reranking, protocol_name
+        i2v=results["I2V"],
+        v2i=results.get("V2I"),
+        sides=sides,
+        modalities=modalities,
+        dataset_name=dataset_name,
+        min_frames=min_frames,
+        camera_filter=camera_filter,
+        reranking=reranking,
+        protocol_name=protocol_name,
+        trials=trials,
     )
+
+
+def _directions(
+    sides: Sides, trials: Trials | None
+) -> Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]:
+    """Positions of queries and gallery of each trial, by direction."""
+    if trials is not None:
+        return trials.directions
+    return {"I2V": [sides[:2]], "V2I": [sides[2:]]}
 
 
 class CrossModalEvaluator(DatasetEvaluator):
@@ -210,8 +147,8 @@ class CrossModalEvaluator(DatasetEvaluator):
         csv_path: where to write the results of each query, see :func:`write_query_csv`; None: they
             are not written.
         json_path: where to write :meth:`CrossModalResults.summary`; None: it is not written.
-        protocol: `min_frames`, `dataset_name`, `ranks`, `camera_filter`, `reranking` and
-            `protocol_name` of :func:`cross_modal_results`.
+        protocol: `min_frames`, `dataset_name`, `ranks`, `camera_filter`, `reranking`,
+            `protocol_name` and `trials` of :func:`cross_modal_results`.
 
     Raises:
         UserError: one modality is missing, a tracklet is shorter than `min_frames`, or `ranks` are
@@ -227,7 +164,8 @@ class CrossModalEvaluator(DatasetEvaluator):
         **protocol: Any,
     ):
         # Before features are extracted, which may take an hour.
-        _check_tracklets(tracklets, protocol["min_frames"], protocol["dataset_name"])
+        names = (protocol["min_frames"], protocol["dataset_name"], protocol.get("trials"))
+        _check_tracklets(tracklets, *names)
         check_ranks(protocol.get("ranks", DEFAULT_RANKS))
         self.tracklets, self.protocol = list(tracklets), protocol
         self.csv_path, self.json_path = csv_path, json_path
@@ -290,7 +228,9 @@ class CrossModalEvaluator(DatasetEvaluator):
         return results.metrics()
 
 
-def _check_tracklets(tracklets: Sequence[Tracklet], min_frames: int, dataset_name: str) -> Sides:
+def _check_tracklets(
+    tracklets: Sequence[Tracklet], min_frames: int, dataset_name: str, trials: Trials | None
+) -> Sides:
     """Check the tracklets against the protocol, and split them into queries and gallery entries."""
     least = max(min_frames, 1)
     short = [index for index, tracklet in enumerate(tracklets) if len(tracklet) < least]
@@ -299,6 +239,10 @@ def _check_tracklets(tracklets: Sequence[Tracklet], min_frames: int, dataset_nam
             f"{dataset_name}: {len(short)} of {len(tracklets)} tracklets have fewer than {least} "
             f"frames, index {shorten(short)}: apply DATASETS.MIN_FRAMES when the dataset is read"
         )
+    if trials is not None:
+        none = np.empty(0, dtype=np.int64)
+        first = [trials.directions.get(way, [(none, none)])[0] for way in ("I2V", "V2I")]
+        return Sides(*first[0], *first[1])
     infrared = np.array([t.modality == Modality.INFRARED for t in tracklets], dtype=bool)
     roles = np.array([getattr(tracklet, "role", None) for tracklet in tracklets], dtype=object)
     query, gallery = roles != "gallery", roles != "query"

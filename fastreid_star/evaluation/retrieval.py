@@ -9,8 +9,11 @@ Then
     INP   = M / r_M                    mINP is the mean over queries
 
 Camera rule: gallery entries with the identity and the camera of the query are removed for this
-query. They are no matches and take no rank. A query without any match is left out of all means and
-is counted separately.
+query. They are no matches and take no rank. A protocol may also skip all entries of some cameras. A
+query without any match is left out of all means and is counted separately.
+
+Some protocols count identities in the CMC: r_1 is then 1 plus the number of other identities that
+have an entry ahead of the first match. AP and INP are the same.
 
 Ties: entries of exactly equal similarity keep the gallery's order. The rule does not depend on
 which entry is a match. Similarities are float32: two values that are equal in exact arithmetic may
@@ -19,8 +22,8 @@ differ in the last bit, which then decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,7 +43,7 @@ class QueryResults:
 
     Args:
         n_matches: M, the number of matches after the camera rule.
-        first_match: r_1, the rank of the first match; 0 if there is no match.
+        first_match: r_1, the rank of the first match, perhaps in identities; 0 if there is none.
         ap: average precision in (0, 1]; NaN if there is no match.
         inp: inverse negative penalty in (0, 1]; NaN if there is no match.
         top1: gallery index of the most similar entry; -1 if the camera rule removed all entries.
@@ -67,10 +70,11 @@ class RetrievalResult:
     Args:
         ranks: the k of `cmc`, ascending.
         cmc: CMC_k at each of `ranks`.
-        mAP, mINP: means over the valid queries.
+        mAP, mINP: means over the valid queries; these and `cmc` are means over the trials, if there
+            are several.
         identities: the number of identities among the queries.
-        per_query: the measures of each query.
-        similarity: ``[Q, G]``, by which the gallery was ranked.
+        per_query: the measures of each query, of the first trial.
+        similarity: ``[Q, G]``, by which the gallery was ranked, of the first trial.
     """
 
     ranks: tuple[int, ...]
@@ -91,6 +95,8 @@ def evaluate_retrieval(
     *,
     ranks: Sequence[int] = DEFAULT_RANKS,
     camera_filter: bool = True,
+    skipped: Collection[tuple[int, int]] = (),
+    by_identity: bool = False,
 ) -> RetrievalResult:
     """Rank the gallery for every query.
 
@@ -101,6 +107,8 @@ def evaluate_retrieval(
         g_pids, g_camids: ``[G]``, the same of each gallery entry.
         ranks: the k at which CMC is reported.
         camera_filter: apply the camera rule.
+        skipped: pairs of cameras, of a query and of a gallery entry, that are not compared.
+        by_identity: count identities in the CMC.
 
     Raises:
         UserError: there are no queries or no gallery entries, no query has a match, or `ranks` are
@@ -111,7 +119,8 @@ def evaluate_retrieval(
         queries, entries = similarity.shape
         raise UserError(f"{queries} queries and {entries} gallery entries: nothing to rank")
     labels = (q_pids, g_pids, q_camids, g_camids)
-    per_query = rank_queries(similarity, *labels, camera_filter=camera_filter)
+    rules = {"camera_filter": camera_filter, "skipped": skipped, "by_identity": by_identity}
+    per_query = rank_queries(similarity, *labels, **rules)
     valid = per_query.valid
     if not valid.any():
         raise UserError(_why_no_match(np.asarray(q_pids), np.asarray(g_pids)))
@@ -126,6 +135,43 @@ def evaluate_retrieval(
     )
 
 
+def mean_over_trials(results: Iterable[RetrievalResult]) -> RetrievalResult:
+    """The first result with the means of all results as its measures.
+
+    Args:
+        results: one a trial. Of those after the first only the measures are kept.
+    """
+    results = iter(results)
+    first = next(results)
+    measures = [(*r.cmc, r.mAP, r.mINP) for r in (first, *results)]
+    if len(measures) == 1:
+        return first
+    *cmc, mAP, mINP = np.mean(measures, axis=0).tolist()
+    return replace(first, cmc=tuple(cmc), mAP=mAP, mINP=mINP)
+
+
+def removed_entries(
+    q_pids: ArrayLike,
+    g_pids: ArrayLike,
+    q_camids: ArrayLike,
+    g_camids: ArrayLike,
+    *,
+    camera_filter: bool,
+    skipped: Collection[tuple[int, int]] = (),
+) -> np.ndarray:
+    """Bool ``[Q, G]``: the entries that are left out for each query.
+
+    The arguments are those of :func:`evaluate_retrieval`.
+    """
+    queries, entries = np.asarray(q_camids)[:, None], np.asarray(g_camids)
+    removed = np.zeros((len(queries), len(entries)), dtype=bool)
+    if camera_filter:
+        removed |= (np.asarray(q_pids)[:, None] == np.asarray(g_pids)) & (queries == entries)
+    for of_query, of_entry in skipped:
+        removed |= (queries == of_query) & (entries == of_entry)
+    return removed
+
+
 def rank_queries(
     similarity: np.ndarray,
     q_pids: ArrayLike,
@@ -134,22 +180,26 @@ def rank_queries(
     g_camids: ArrayLike,
     *,
     camera_filter: bool = True,
+    skipped: Collection[tuple[int, int]] = (),
+    by_identity: bool = False,
 ) -> QueryResults:
     """The measures of each query. The arguments are those of :func:`evaluate_retrieval`."""
-    # A copy in row order: the camera rule writes into it.
+    # A copy in row order: the rules about cameras write into it.
     similarity = np.array(similarity, order="C")
-    q_pids, g_pids = np.asarray(q_pids), np.asarray(g_pids)
-    match = q_pids[:, None] == g_pids  # [Q, G]
-    if camera_filter:
-        removed = match & (np.asarray(q_camids)[:, None] == np.asarray(g_camids))
-        match &= ~removed
-        similarity[removed] = -np.inf  # behind all others, where it takes no rank from them
+    labels = (q_pids, g_pids, q_camids, g_camids)
+    removed = removed_entries(*labels, camera_filter=camera_filter, skipped=skipped)
+    g_pids = np.asarray(g_pids)
+    match = (np.asarray(q_pids)[:, None] == g_pids) & ~removed  # [Q, G]
+    similarity[removed] = -np.inf  # behind all others, where it takes no rank from them
     n_matches = match.sum(axis=1)
     first_match = np.zeros(len(similarity), dtype=np.int64)
     ap, inp = np.full((2, len(similarity)), np.nan)
     for row in np.flatnonzero(n_matches).tolist():
-        ranks = _ranks(similarity[row], np.flatnonzero(match[row]))
+        columns = np.flatnonzero(match[row])
+        ranks = _ranks(similarity[row], columns)
         first_match[row] = ranks[0]
+        if by_identity:
+            first_match[row] = _rank_in_identities(similarity[row], columns, g_pids)
         ap[row] = (np.arange(1, len(ranks) + 1) / ranks).mean()
         inp[row] = len(ranks) / ranks[-1]
 
@@ -180,6 +230,14 @@ def _ranks(row: np.ndarray, columns: np.ndarray) -> np.ndarray:
         for column, value in zip(columns.tolist(), values, strict=True)
     ]
     return np.sort(np.array(ranks, dtype=np.int64))
+
+
+def _rank_in_identities(row: np.ndarray, columns: np.ndarray, g_pids: np.ndarray) -> int:
+    """1 plus the number of identities ahead of the first of the matches `columns`."""
+    first = columns[row[columns].argmax()]  # of equal ones the earliest
+    ahead = row > row[first]
+    ahead[:first] |= row[:first] == row[first]
+    return 1 + len(np.unique(g_pids[ahead]))
 
 
 def check_ranks(ranks: Sequence[int]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,15 @@ CSV_COLUMNS = (*_QUERY, *_RESULT)
 
 
 def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Format results as a plain-text table: three rows a run, I2V, V2I and their mean, in percent.
+    """Format results as a plain-text table, in percent: I2V, V2I and their mean of each run.
+
+    A run whose protocol has I2V alone has one row.
 
     Args:
         rows: name of the run (may be empty) -> the metrics that an evaluator has returned.
 
     Raises:
-        ValueError: the runs have different ranks, or a run has no metrics of both directions.
+        ValueError: the runs have different ranks, or a run has no metrics.
     """
     table, columns = [], None
     for name, metrics in rows.items():
@@ -36,16 +39,25 @@ def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
         columns = columns or names
         if not names or names != columns:
             raise ValueError(f"run {name!r} has the columns {names}, expected {columns}")
-        for direction in ("I2V", "V2I"):
-            values = [metrics[f"{direction}/{column}"] for column in columns]
-            table.append([f"{name} {direction}".strip(), *values])
-        table.append([f"{name} mean".strip(), *(mean_of_both(metrics, name) for name in columns)])
+        ways = directions_of(metrics)
+        for way in ways:
+            values = [metrics[f"{way}/{column}"] for column in columns]
+            table.append([f"{name} {way}".strip(), *values])
+        if len(ways) > 1:
+            means = (mean_of_directions(metrics, column) for column in columns)
+            table.append([f"{name} mean".strip(), *means])
     return tabulate(table, headers=["%", *(columns or ())], tablefmt="pipe", floatfmt=".2f")
 
 
-def mean_of_both(metrics: Mapping[str, float], name: str) -> float:
-    """The mean of a measure over both directions."""
-    return (metrics[f"I2V/{name}"] + metrics[f"V2I/{name}"]) / 2
+def directions_of(metrics: Mapping[str, float]) -> list[str]:
+    """``I2V`` and ``V2I``, or the one that the protocol has."""
+    return [way for way in ("I2V", "V2I") if any(key.startswith(f"{way}/") for key in metrics)]
+
+
+def mean_of_directions(metrics: Mapping[str, float], name: str) -> float:
+    """The mean of a measure over the directions."""
+    values = [metrics[f"{way}/{name}"] for way in directions_of(metrics)]
+    return sum(values) / len(values)
 
 
 def write_query_csv(
@@ -80,7 +92,7 @@ def write_query_csv(
                 tracklet.pid,
                 tracklet.camid,
                 modality,
-                tracklet.path(0),
+                Path(tracklet.path(0)).as_posix(),  # the same slashes on every system
             ]
             cells.append(found.n_matches[row])
             measures: list[object] = ["", "", ""]

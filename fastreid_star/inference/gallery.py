@@ -16,7 +16,6 @@ Letters: N entries, Q queries, P parts of a feature, D feature width.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +36,7 @@ from fastreid_star.evaluation.similarity import (
     shorten,
     similarity,
 )
-from fastreid_star.files import prepare_output, write_output
+from fastreid_star.files import prepare_output, waiting_lock, write_output
 from fastreid_star.inference.fingerprint import differences
 from fastreid_star.inference.predictor import StarPredictor
 from fastreid_star.structures import Modality
@@ -326,7 +325,7 @@ def prepare_gallery(folder: str | os.PathLike) -> None:
         raise UserError(f"{folder} is not a gallery and not an empty folder: choose another folder")
     prepare_output(os.path.join(folder, FILE))
     try:
-        open(os.path.join(folder, LOCK), "w").close()
+        open(os.path.join(folder, LOCK), "ab").close()
     except OSError as error:
         raise UserError(f"gallery {folder} cannot be written: {error.strerror}") from error
 
@@ -335,7 +334,5 @@ def prepare_gallery(folder: str | os.PathLike) -> None:
 def _locked(folder: str | os.PathLike) -> Iterator[None]:
     """Prepare a gallery's folder, and wait until no other program writes to it."""
     prepare_gallery(folder)
-    with open(os.path.join(folder, LOCK), "w") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with waiting_lock(os.path.join(folder, LOCK)):
         yield

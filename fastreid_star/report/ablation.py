@@ -54,14 +54,15 @@ def write_ablation_page(folder: str | Path, *, output: str | Path | None = None)
     runs = find_runs(folder)
     datasets = sorted({name for run in runs for name in run.config["DATASETS.TESTS"]})
     table = _collect((run.name, run.result) for run in runs)
+    columns = [key for key in COLUMNS if all(key in run.result for run in runs)]
     return write_page(
         output,
         "ablation",
         name=file_name(Path(folder).resolve()),
         datasets=datasets,
-        columns=COLUMNS,
+        columns=columns,
         rows=[
-            (name, len(results), [spread([result[key] for result in results]) for key in COLUMNS])
+            (name, len(results), [spread([result[key] for result in results]) for key in columns])
             for name, results in table.items()
         ],
         paper=_published(table) if datasets == ["HITSZVCM"] else {},

@@ -26,10 +26,6 @@ KINDS = {
     "best": "The best queries by average precision",
     "worst": "The worst queries by average precision",
 }
-TITLES = {
-    "I2V": "I2V: infrared queries, visible gallery",
-    "V2I": "V2I: visible queries, infrared gallery",
-}
 MOVES = {"better": 1, "equal": 0, "worse": -1}
 Chosen = Mapping[str, Mapping[str, Sequence[int]]]  # direction -> kind -> rows of queries
 
@@ -126,7 +122,10 @@ def report_contents(
         "dataset": main.run.dataset,
         "caveat": CAVEAT if main.run.dataset == SyntheticVCM.__name__ else "",
         "means": [e.metrics["mean/mAP"] for e in evaluated],
-        "ways": TITLES,
+        "ways": {
+            way: f"{way}: {query} queries, {gallery} gallery"
+            for way, (query, gallery) in main.ranking.results.modalities.items()
+        },
         "kinds": KINDS,
         "columns": sections.columns(main.metrics),
         "results": [sections.result_rows(e) for e in evaluated],
@@ -246,8 +245,9 @@ def compare(main: Evaluated, other: Evaluated, count: int) -> dict:
     ours, theirs = main.metrics, other.metrics
     names = sections.columns(ours)
     gains = {key: ours[key] - theirs[key] for key in ours}
-    rows = [(way, [gains[f"{way}/{name}"] for name in names]) for way in sections.WAYS]
-    rows.append(("mean", np.mean([values for _, values in rows], axis=0).tolist()))
+    rows = [(way, [gains[f"{way}/{name}"] for name in names]) for way in main.ways]
+    if len(rows) == 2:
+        rows.append(("mean", np.mean([values for _, values in rows], axis=0).tolist()))
     moves, changed = {}, {}
     for way, direction in main.ranking.directions.items():
         its = other.ranking.directions[way]

@@ -17,7 +17,7 @@ from fastreid_star.data.clips import ClipDataset
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import CrossModalResults, cross_modal_results
-from fastreid_star.evaluation.retrieval import QueryResults
+from fastreid_star.evaluation.retrieval import QueryResults, removed_entries
 from fastreid_star.evaluation.similarity import first_ranked, normalize
 from fastreid_star.structures import Tracklet
 
@@ -111,8 +111,10 @@ def rank(features: torch.Tensor, dataset: ClipDataset, **protocol: Any) -> Ranki
     pids, camids = (np.array([getattr(t, n) for t in dataset.tracklets]) for n in ("pid", "camid"))
     directions = {}
     for name, (result, queries, gallery) in results.directions().items():
+        labels = (pids[queries], pids[gallery], camids[queries], camids[gallery])
+        rules = {"skipped": results.trials.skipped} if results.trials is not None else {}
+        removed = removed_entries(*labels, camera_filter=results.camera_filter, **rules)
         same = pids[queries][:, None] == pids[gallery]
-        removed = same & (camids[queries][:, None] == camids[gallery]) & results.camera_filter
         similarity = np.where(removed, np.float32(-np.inf), result.similarity)
         directions[name] = Direction(
             name, queries, gallery, similarity, same & ~removed, result.per_query
@@ -244,13 +246,13 @@ def require_comparable(ranking: Ranking, other: Ranking, names: Sequence[str]) -
             f"{len(keys[1])}): compare runs with the same test set and DATASETS.MIN_FRAMES"
         )
     rules = [
-        (r.results.i2v.ranks, r.results.camera_filter, r.results.reranking)
+        (r.results.i2v.ranks, r.results.camera_filter, r.results.reranking, r.results.protocol_name)
         for r in (ranking, other)
     ]
     if rules[0] != rules[1]:
         raise UserError(
-            f"{names[0]} and {names[1]} differ in TEST.RANKS, TEST.CAMERA_FILTER, TEST.AQE or "
-            "TEST.RERANK: set these keys for the report"
+            f"{names[0]} and {names[1]} differ in TEST.RANKS, TEST.CAMERA_FILTER, TEST.AQE, "
+            "TEST.RERANK or the protocol of the dataset: set these keys for the report"
         )
 
 

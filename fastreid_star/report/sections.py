@@ -54,6 +54,11 @@ class Evaluated:
         """The results in percent."""
         return self.ranking.results.metrics()
 
+    @property
+    def ways(self) -> list[str]:
+        """``I2V`` and ``V2I``, or the one that the protocol has."""
+        return list(self.ranking.directions)
+
 
 class ResultRow(NamedTuple):
     """A row of the table of results."""
@@ -99,11 +104,12 @@ def result_rows(e: Evaluated) -> list[ResultRow]:
         known.append(("paper", dict(zip(measures, printed, strict=True))))
     rows = []
     for name, values in known:
-        i2v, v2i = ([values.get(f"{way}/{measure}") for measure in names] for way in WAYS)
-        mean = [
-            None if a is None or b is None else (a + b) / 2 for a, b in zip(i2v, v2i, strict=True)
-        ]
-        rows += [ResultRow(name, *row) for row in (("I2V", i2v), ("V2I", v2i), ("mean", mean))]
+        ways = {way: [values.get(f"{way}/{measure}") for measure in names] for way in e.ways}
+        rows += [ResultRow(name, way, of_way) for way, of_way in ways.items()]
+        if len(ways) == 2:
+            pairs = zip(*ways.values(), strict=True)
+            mean = [None if a is None or b is None else (a + b) / 2 for a, b in pairs]
+            rows.append(ResultRow(name, "mean", mean))
     return rows
 
 
@@ -159,8 +165,9 @@ def cmc_chart(runs: Sequence[Evaluated]) -> Markup:
     """One color a direction, one line style a run."""
     lines = {}
     for e, style in zip(runs, plots.STYLES, strict=False):
-        for way, color in zip(WAYS, plots.SERIES, strict=False):
-            direction = e.ranking.directions[way]
+        for (way, direction), color in zip(
+            e.ranking.directions.items(), plots.SERIES, strict=False
+        ):
             values = direction.cmc(min(CMC_LENGTH, len(direction.gallery)))
             lines[f"{e.name} {way}"] = (color, style, values)
     return plots.cmc(lines, title="Cumulative matching characteristics")
@@ -199,9 +206,9 @@ def distribution_charts(runs: Sequence[Evaluated]) -> list[tuple[ranking.Distrib
     """The similarities of each run; one chart if both directions have the same pairs of clips."""
     charts = []
     for e in runs:
-        i2v, v2i = (e.ranking.directions[way] for way in WAYS)
-        same = np.array_equal(i2v.similarity, v2i.similarity.T)
-        for direction in [i2v] if same else [i2v, v2i]:
+        i2v, *others = e.ranking.directions.values()
+        same = all(np.array_equal(i2v.similarity, other.similarity.T) for other in others)
+        for direction in [i2v] if same else [i2v, *others]:
             found = ranking.distribution(direction)
             if found is not None:
                 title = e.name if same else f"{e.name}, {direction.name}"

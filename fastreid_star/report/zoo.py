@@ -64,7 +64,7 @@ def format_runs(runs: Sequence[Run], logs: str) -> str:
             raise UserError(
                 f"{run.folder}: metrics.json has no evaluation of {run.weights.path.name}"
             )
-        numbers = [f"{results[column]:.2f}" for column in COLUMNS]
+        numbers = [f"{results[c]:.2f}" if c in results else "" for c in COLUMNS]
         facts = [run.dataset, str(run.trained.SEED), str(run.weights.epochs)]
         link = f"[{run.name}]({logs}/{run.name}.json)"
         rows.append([link, *facts, *numbers, run.weights.sha256[:8]])

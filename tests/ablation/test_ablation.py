@@ -105,6 +105,19 @@ def test_the_table_has_mean_spread_and_the_papers_numbers(runs):
     assert "(paper)" not in to_markdown(table, with_paper=False)
 
 
+def test_a_protocol_without_v2i_leaves_its_columns_empty(runs):
+    for run in runs:
+        if run.result is not None:
+            kept = {key: value for key, value in run.result.items() if "V2I" not in key}
+            (run.folder / "result.json").write_text(json.dumps(kept))
+    table = summarize(runs)
+    assert list(table["A"]) == [column for column in COLUMNS if "V2I" not in column]
+    row = to_markdown(table, with_paper=False).splitlines()[2]
+    assert [cell.strip() for cell in row.strip("|").split("|")][:6] == [
+        "A", "2", "10.00 ± 14.14", "11.00 ± 14.14", "", "",
+    ]  # fmt: skip
+
+
 def test_the_csv_has_every_number_of_every_run(runs):
     lines = to_csv(runs).splitlines()
     assert (

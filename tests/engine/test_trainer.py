@@ -45,7 +45,7 @@ def test_what_a_run_leaves_behind(tiny_root, whole_run):
     final = read_checkpoint(str(output / "model_final.pth"))
     assert (final["epoch"], final["iteration"], final["iters_per_epoch"]) == (2, 9, 3)
     best = pytest.approx(whole_run.results["metric"])
-    assert final["progress"] == {"seed": 0, "best_metric": best}
+    assert final["progress"] == {"seed": 0, "best_metric": best, "trackers": {}}
     release = final["versions"]["torch"].partition("+")[0]  # a wheel may not state its build
     assert release == torch.__version__.partition("+")[0]
     cfg = tiny_config(tiny_root, output, "SOLVER.LOG_PERIOD", "1")

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from fastreid_star.data.io import explain_missing
 from fastreid_star.errors import UserError
-from fastreid_star.structures import Modality, Tracklet
+from fastreid_star.structures import Modality, Tracklet, Trials
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +152,10 @@ class VideoDataset(Dataset):
     def protocol_name(cfg: CfgNode) -> str:
         """The name of the test protocol that a config sets; empty: only one is in use."""
         return ""
+
+    def trials(self) -> Trials | None:
+        """The trials of the test protocol; None: every query is compared with the whole gallery."""
+        return None
 
     def path(self, name: str) -> str:
         """An absolute `name` unchanged, a relative one inside the dataset's folder."""

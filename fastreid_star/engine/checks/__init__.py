@@ -22,7 +22,7 @@ CHECKS: tuple[Callable[[Run], Iterable[Problem]], ...] = (
     config.names, config.numbers, config.training_input, config.test_input,
     data.datasets, data.matches, data.batches, data.skeletons, data.sixteen_bits,
     meaning.separation, meaning.warm_up,
-    machine.device, machine.weights, machine.pretrained, machine.output,
+    machine.device, machine.weights, machine.pretrained, machine.trackers, machine.output,
 )  # fmt: skip
 
 

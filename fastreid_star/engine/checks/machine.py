@@ -10,6 +10,7 @@ from fastreid.utils import comm
 
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.checks.run import Problem, Run
+from fastreid_star.engine.trackers import why_unusable
 from fastreid_star.weights import read_weights
 
 
@@ -40,6 +41,12 @@ def pretrained(run: Run) -> Iterator[Problem]:
             f"the pretrained weights {node.PRETRAIN_PATH} of {node.NAME} {node.DEPTH} do not "
             "exist: set MODEL.BACKBONE.PRETRAIN_PATH to a file, or MODEL.BACKBONE.PRETRAIN False"
         )
+
+
+def trackers(run: Run) -> Iterator[Problem]:
+    """The trackers of TRACKERS exist and are installed, where the run is recorded."""
+    if run.training and comm.is_main_process():
+        yield from map(Problem, why_unusable(run.cfg.TRACKERS))
 
 
 def output(run: Run) -> Iterator[Problem]:
