@@ -121,7 +121,7 @@ class ClipDataset(Dataset):
     - crop_sizes: float32 [T,2], height and width of each frame before it was resized
     - targets: the label in training (`pid_to_label`), the identity in testing
     - camids, modality: as in the tracklet
-    - view: 1 for the second view of a training clip, else 0
+    - view, in training: 1 for the second view of a clip, else 0
     - index: the tracklet's position in `tracklets`, or the index of its half
     - replaced: number of broken frames that were replaced by a neighbor
 
@@ -193,7 +193,7 @@ class ClipDataset(Dataset):
             "targets": self.pid_to_label[tracklet.pid] if self.pid_to_label else tracklet.pid,
             "camids": tracklet.camid,
             "modality": int(tracklet.modality),
-            "view": item.view if isinstance(item, ClipRequest) else 0,
+            **({"view": item.view} if isinstance(item, ClipRequest) else {}),
             "index": index + part * len(self.tracklets),
             "replaced": replaced,
         }

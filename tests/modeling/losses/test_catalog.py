@@ -192,6 +192,18 @@ def test_value_and_gradient_are_finite(name, case):
     assert all(g.isfinite().all() for g in found)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("WeightedTripletLoss", "SquaredDifferenceLoss", "HeteroCenterTripletLoss"),
+        *("DiscriminativeCenterLoss", "ModalityAlignmentLoss"),
+    ],
+)
+def test_without_negatives_there_is_nothing_to_compare(name):
+    ids, visible, _, _ = CASES["one identity"]
+    assert build(name).of(outputs(ids, visible)).item() == 0
+
+
 @pytest.mark.parametrize("name", [*CATALOG, "LogitDistillationLoss", "CenterPairMiningLoss"])
 def test_half_precision_has_the_digits_of_its_input(name):
     given = outputs(scale=3.0, dtype=torch.bfloat16)
@@ -220,6 +232,11 @@ def test_options_are_set_by_name():
 def test_a_wrong_option_is_named(option, word):
     with pytest.raises(UserError, match=word):
         build("HeteroCenterLoss", option)
+
+
+def test_numbers_that_have_keys_of_their_own_are_no_options():
+    with pytest.raises(UserError, match="TripletLoss has the options none"):
+        build("TripletLoss", ("margin", 0.5))
 
 
 def test_a_reading_that_does_not_exist_and_a_loss_that_is_not_used_are_named():
