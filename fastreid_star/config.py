@@ -136,6 +136,9 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.INPUT.CLIP = CN()
     # T: frames of a clip.
     cfg.INPUT.CLIP.LENGTH = 12
+    # Frames of a training clip. 0: INPUT.CLIP.LENGTH. Methods for images see fewer frames of more
+    # tracklets in training, and those of the protocol in testing.
+    cfg.INPUT.CLIP.TRAIN_LENGTH = 0
     # Which frames: segments (a random one of each of T equal segments; in testing the first of
     # each) | random (T random frames in their order; in testing T frames at equal distances).
     cfg.INPUT.CLIP.SAMPLING = "segments"
@@ -143,6 +146,10 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.INPUT.CLIP.SHARED_GEOMETRY = True
     # Replace every frame by a blank one: the model sees the skeletons only.
     cfg.INPUT.BLANK = False
+    # Augmentations of the pixels of training clips, in this order, by name or as [name, share of
+    # the clips]: channel_choice, published_channels, luma, random_luma, channel_factors, erasing,
+    # cutmix, anaglyph, or your own. docs/losses.md says what each does.
+    cfg.INPUT.AUGMENTATIONS = []
     # Gray images of 16 bits: the counts that become black and white, such as [7250, 7640]. []: the
     # 1st and the 99th percentile of the frames of each clip.
     cfg.INPUT.RANGE_16BIT = []
@@ -169,15 +176,28 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.MODEL.SKELETON_DROPOUT = 0.0
     # Exponent p of the temporal GeM pooling (mean_t X^p)^(1/p).
     cfg.MODEL.HEADS.GEM_P = 3.0
+    # Exponent p of the spatial GeM pooling of maps to frame features, of methods that do not pool
+    # in their own way. 1: the mean.
+    cfg.MODEL.HEADS.SPATIAL_P = 1.0
+    # What the network and its losses see: clip | frame (each frame of a clip is a clip of one
+    # frame, as in methods for images: "our protocol" for them, because nobody has published how
+    # they are put on video).
+    cfg.MODEL.UNIT = "clip"
+    # MODEL.UNIT frame: the feature of a clip in testing is the mean of its frames' features: mean |
+    # normalized (each is first scaled to unit length).
+    cfg.MODEL.HEADS.JOIN = "mean"
 
     # --- losses: MODEL.LOSSES.NAME lists names of LOSS_REGISTRY ---
     # Factors in the sum of the losses, as [name, factor] pairs: [["StyleDefenseLoss", 0.5]]. A loss
     # without a factor has 1.
     cfg.MODEL.LOSSES.WEIGHTS = []
+    # Numbers and readings of the losses, as [loss, option, value] triples: [["HeteroCenterLoss",
+    # "margin", 0.2]]. docs/losses.md lists the options and their defaults.
+    cfg.MODEL.LOSSES.OPTIONS = []
     # Train with the cross entropies alone in the first epochs. Without ImageNet weights the defense
     # loss would shrink all features before they mean anything.
     cfg.MODEL.LOSSES.CE_ONLY_EPOCHS = 0
-    # Batch-hard mining, and alignment of the modalities, with several processes. False: in each
+    # Mining, and comparison of the modalities, with several processes. False: in each
     # process's share of the batch. True: in the whole batch, whose features are gathered.
     cfg.MODEL.LOSSES.TRI.ALL_RANKS = False
 

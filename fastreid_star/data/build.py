@@ -148,7 +148,7 @@ def build_clip_train_loader(
     tracklets, stores = tracklets + auxiliary, {**stores, **more}
     dataset = ClipDataset(
         tracklets,
-        length=cfg.INPUT.CLIP.LENGTH,
+        length=cfg.INPUT.CLIP.TRAIN_LENGTH or cfg.INPUT.CLIP.LENGTH,
         transform=transform,
         **shown_with("SKELETONS_TRAIN", cfg.DATASETS.SKELETONS_TRAIN, stores or None, tracklets),
         pid_to_label=labels,
@@ -214,7 +214,7 @@ class DeviceLoader:
         replaced: number of broken frames so far that were replaced by a neighbor.
     """
 
-    host_keys = frozenset({"modality", "camids", "index", "replaced"})
+    host_keys = frozenset({"modality", "view", "camids", "index", "replaced"})
 
     def __init__(self, loader: DataLoader, device: torch.device):
         self.loader, self.device = loader, device

@@ -29,6 +29,7 @@ from fastreid_star.data.build import (
     build_dataset,
     is_video_dataset,
 )
+from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.engine import device as devices
 from fastreid_star.engine.config_changes import check_evaluated
 from fastreid_star.engine.failures import building
@@ -126,7 +127,7 @@ class Builders(DefaultTrainer):
             roc=cfg.TEST.ROC.ENABLED,
             min_frames=cfg.DATASETS.MIN_FRAMES,
             dataset_name=dataset_name,
-            protocol_name=data.protocol_name(cfg),
+            protocol_name=_protocol_name(cfg, data),
             trials=data.trials(),
             csv_path=os.path.join(cfg.OUTPUT_DIR, f"per_query_{dataset_name}.csv"),
             json_path=os.path.join(cfg.OUTPUT_DIR, f"results_{dataset_name}.json"),
@@ -200,6 +201,15 @@ def load_trained(cfg: CfgNode, path: str, *, allow_changed: bool = False) -> tor
         )
     model.load_state_dict(weights, strict=False)
     return model.eval()
+
+
+def _protocol_name(cfg: CfgNode, data: VideoDataset) -> str:
+    """The names of the dataset's protocol and, for networks of single frames, of ours."""
+    names = [data.protocol_name(cfg)]
+    if cfg.MODEL.UNIT == "frame" and cfg.INPUT.CLIP.LENGTH > 1:
+        first = "unit length, then " if cfg.MODEL.HEADS.JOIN == "normalized" else ""
+        names.append(f"ours of single frames (their features: {first}mean over the clip)")
+    return ", ".join(filter(None, names))
 
 
 def share_buffers(model: torch.nn.Module) -> None:

@@ -8,9 +8,9 @@ fastreid_star.methods.example`` only.
 
 from fastreid.config import CfgNode
 
-from fastreid_star.methods import auxnet, dinogrl, iban, m3reid, mitml, sad, star
+from fastreid_star.methods import auxnet, ddag, dinogrl, iban, lba, m3reid, mitml, mpanet, sad, star
 
-METHODS = (sad, star, dinogrl, mitml, iban, auxnet, m3reid)
+METHODS = (sad, star, dinogrl, mitml, iban, auxnet, m3reid, ddag, mpanet, lba)
 
 
 def add_method_configs(cfg: CfgNode) -> None:

@@ -25,21 +25,17 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from torch import nn
 
 from fastreid_star.errors import UserError
+from fastreid_star.modeling.augmentations import Augmentations
 from fastreid_star.modeling.backbones.two_stream import TwoStreamBackbone, build_two_stream
+from fastreid_star.modeling.clips import UNITS, as_units, check_unit, frame_modality, join_frames
 from fastreid_star.modeling.frame_correctors import FrameCorrectorBase, build_frame_corrector
 from fastreid_star.modeling.heads.clip_head import ClipHead, FrameHead
-from fastreid_star.modeling.layers.pooling import at_least_float32
+from fastreid_star.modeling.layers.pooling import at_least_float32, pool_maps
 from fastreid_star.modeling.layers.skeleton_graph import drop_skeletons
 from fastreid_star.modeling.losses.cross_entropy import log_accuracy
-from fastreid_star.modeling.losses.loss import (
-    Loss,
-    build_losses,
-    check_needs,
-    outputs_needed,
-)
-from fastreid_star.structures import Modality
+from fastreid_star.modeling.losses.loss import Loss, build_losses, check_needs, outputs_needed
 
-CLIP_OUTPUTS = ("clip_logits", "clip_features")
+CLIP_OUTPUTS = ("clip_logits", "clip_features", "clip_embeddings")
 FRAME_OUTPUTS = ("frame_logits",)
 
 
@@ -58,6 +54,10 @@ class VideoReID(nn.Module):
         pixel_mean, pixel_std: three numbers each, for pixels of 0 to 255.
         corrector: changes the frame features before they are pooled; None: they stay.
         skeleton_dropout: share of training clips that lose their skeletons.
+        spatial_p: exponent of the spatial pooling, see :meth:`pool_frames`.
+        unit, join: what the network sees, and how the features of frames become those of a clip,
+            see :mod:`fastreid_star.modeling.clips`.
+        augmentations: of the pixels of training clips.
 
     Attributes:
         epoch: set by the trainer: a loss is active from its `first_epoch` on. None: all losses are
@@ -65,14 +65,18 @@ class VideoReID(nn.Module):
         provides: names of the outputs in training, beside those of the corrector and of the head.
         views: features of a frame, each as wide as the backbone's maps; heads see all of them.
         classified: name of the output with the frames that the frame head classifies.
+        units: the values of `unit` that the method has.
 
     Raises:
-        UserError: a loss or the head needs an output that no part of the model provides.
+        UserError: an argument is invalid, or a loss or the head needs an output that no part of the
+            model provides.
     """
 
     takes_clips = True  # the trainer pairs networks and datasets by this
     views = 1
     classified = "frames"
+    units: tuple[str, ...] = UNITS
+    frame_modality = staticmethod(frame_modality)
     provides: tuple[str, ...] = (
         *("is_visible", "frames", "corrected", "clip", "targets", "frame_targets"),
         *CLIP_OUTPUTS,
@@ -91,18 +95,22 @@ class VideoReID(nn.Module):
         pixel_std: Sequence[float],
         corrector: FrameCorrectorBase | None = None,
         skeleton_dropout: float = 0.0,
+        spatial_p: float = 1.0,
+        unit: str = "clip",
+        join: str = "mean",
+        augmentations: Augmentations | None = None,
     ):
         super().__init__()
         if not 0 <= skeleton_dropout <= 1:
-            raise UserError(
-                f"MODEL.SKELETON_DROPOUT is {skeleton_dropout}: give a share from 0 to 1"
-            )
-        self.backbone = backbone
-        self.heads = heads
-        self.frame_heads = frame_heads
-        self.corrector = corrector
+            raise UserError(f"MODEL.SKELETON_DROPOUT is {skeleton_dropout}: give a share, 0 to 1")
+        if spatial_p <= 0:
+            raise UserError(f"MODEL.HEADS.SPATIAL_P is {spatial_p}: give a number above 0")
+        check_unit(type(self).__name__, self.units, unit, join)
+        self.spatial_p, self.skeleton_dropout = spatial_p, skeleton_dropout
+        self.unit, self.join, self.augmentations = unit, join, augmentations or Augmentations()
+        self.backbone, self.corrector = backbone, corrector
+        self.heads, self.frame_heads = heads, frame_heads
         self.losses = nn.ModuleDict(losses)
-        self.skeleton_dropout = skeleton_dropout
         self.epoch: int | None = None
         self.pixel_mean: torch.Tensor
         self.pixel_std: torch.Tensor
@@ -130,6 +138,10 @@ class VideoReID(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "skeleton_dropout": cfg.MODEL.SKELETON_DROPOUT,
+            "spatial_p": cfg.MODEL.HEADS.SPATIAL_P,
+            "unit": cfg.MODEL.UNIT,
+            "join": cfg.MODEL.HEADS.JOIN,
+            "augmentations": Augmentations(cfg.INPUT.AUGMENTATIONS),
         }
 
     @property
@@ -172,7 +184,8 @@ class VideoReID(nn.Module):
         """Whether some parameters may get no gradient in some step: DDP must be told so."""
         losses: dict[str, Any] = dict(self.losses.items())
         needs = outputs_needed(losses)
-        idle = "clip_logits" not in needs or not needs & set(FRAME_OUTPUTS)
+        has_frame_head = isinstance(self.frame_heads, FrameHead)
+        idle = "clip_logits" not in needs or (has_frame_head and not needs & set(FRAME_OUTPUTS))
         if self.corrector is not None and not self.corrector.corrects:
             trains = {*self.corrector.provides} - {*self.corrector.without_gradient}
             idle = idle or not trains & {*needs, *self.heads.needs}
@@ -207,13 +220,18 @@ class VideoReID(nn.Module):
             `is_visible` ``[N]``, `frames` X ``[B, T, D]``, `corrected` Y ``[B, T, D]``, `clip`
             ``[B, D]`` before the neck. In evaluation `features`, after the neck, of unit length.
             In training `targets` ``[B]``, `frame_targets` ``[N]`` and, as far as the losses need
-            them, `clip_logits` ``[B, C]``, `clip_features` ``[B, D]``, `frame_logits` ``[N, C]``.
-            The corrector, the head and subclasses add their own.
+            them, `clip_logits` ``[B, C]``, `clip_features` and, after the neck, `clip_embeddings`
+            ``[B, D]``, `frame_logits` ``[N, C]``. The corrector, the head and subclasses add their
+            own. With `unit` frame, B is the number of frames and T 1 everywhere but in `features`.
         """
-        batch = self.move_skeletons(batch)
+        length = batch["images"].shape[1]
+        batch = self.move_skeletons(as_units(batch, self.unit))
+        if self.training:
+            batch = self.augmentations(batch, self.pixel_mean, self.pixel_std)
         outputs = self.encode_frames(batch)
         self.encode_clip(outputs, batch, explain)
         if not self.training:
+            outputs["length"] = length if self.unit == "frame" else 1  # rows of a feature
             outputs["features"] = self.retrieval_features(outputs)
             return outputs
         targets = batch["targets"].to(self.device, non_blocking=True)
@@ -236,14 +254,17 @@ class VideoReID(nn.Module):
         return {**batch, **moved}
 
     def encode_frames(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Images to `is_visible`, `low` (the maps after stage 2) and `frames` X ``[B, T, D]``."""
+        """Images to `is_visible`, `frames` X ``[B, T, D]``, and the maps after stages 2, 3 and 4:
+        `low`, `middle` and `maps`."""
         clips, length = batch["images"].shape[:2]
         is_visible = self.frame_modality(batch, length)
         images = self.preprocess(batch["images"], is_visible)
         low = self.backbone.low(self.backbone.stem(images, is_visible), length)
-        maps = self.backbone.stage4(self.backbone.stage3(low, length), length)
+        middle = self.backbone.stage3(low, length)
+        maps = self.backbone.stage4(middle, length)
         frames = self.pool_frames(maps).unflatten(0, (clips, length))
-        return {"is_visible": is_visible, "low": low, "frames": frames}
+        found = {"low": low, "middle": middle, "maps": maps, "frames": frames}
+        return found | {"is_visible": is_visible}
 
     def encode_clip(self, outputs: dict[str, Any], batch: dict[str, Any], explain: bool) -> None:
         """Add `corrected`, `clip` and what else the corrector and the head provide."""
@@ -267,8 +288,14 @@ class VideoReID(nn.Module):
         return attention
 
     def retrieval_features(self, outputs: dict[str, Any]) -> torch.Tensor:
-        """The features that are compared: of the `clip` outputs, after the neck, of unit length."""
-        return F.normalize(at_least_float32(self.heads(outputs["clip"])), dim=-1)
+        """The features that are compared: :meth:`embed`, joined over a clip, of unit length."""
+        features = at_least_float32(self.embed(outputs))
+        joined = join_frames(features, outputs["length"], self.join)
+        return F.normalize(joined, dim=-1)
+
+    def embed(self, outputs: dict[str, Any]) -> torch.Tensor:
+        """The feature of each row for retrieval ``[B, D]``: the `clip` outputs after the neck."""
+        return self.heads(outputs["clip"])
 
     def training_outputs(self, outputs: dict[str, Any]) -> None:
         """Add the logits and features that the losses of the current epoch need."""
@@ -277,6 +304,7 @@ class VideoReID(nn.Module):
             found = self.heads(outputs["clip"], outputs["targets"])
             outputs["clip_logits"] = found["cls_outputs"]
             outputs["clip_features"] = found["features"]
+            outputs["clip_embeddings"] = found.get("embeddings", found["features"])
             log_accuracy(found["pred_class_logits"], outputs["targets"])
         if "frame_logits" in needed:
             frames = outputs[self.classified]
@@ -286,38 +314,14 @@ class VideoReID(nn.Module):
         """Frame features ``[B, T, D]`` to logits ``[N, C]``."""
         return self.frame_heads(frames.flatten(0, 1), frame_targets)["cls_outputs"]
 
-    @staticmethod
-    def frame_modality(batch: dict[str, Any], length: int) -> torch.Tensor:
-        """The batch's `modality` or `is_visible` ``[B]`` to the `is_visible` ``[N]`` of its frames.
-
-        Raises:
-            UserError: a number that is not a modality.
-        """
-        if "is_visible" in batch:
-            return batch["is_visible"][:, None].expand(-1, length).reshape(-1)
-        modality = torch.as_tensor(batch["modality"]).cpu()  # it belongs on the host anyway
-        is_visible = modality == Modality.VISIBLE
-        if not (is_visible | (modality == Modality.INFRARED)).all():
-            raise UserError(
-                "modality must be 1 (infrared) or 2 (visible), but the batch has "
-                f"{modality.tolist()}"
-            )
-        return is_visible.repeat_interleave(length)
-
     def preprocess(self, images: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
         """Clips ``[B, T, 3, H, W]`` to normalized frames ``[N, 3, H, W]``, in a new tensor."""
         images = images.to(self.device, non_blocking=True).flatten(0, 1)
         return (images - self.pixel_mean) / self.pixel_std
 
-    @staticmethod
-    def pool_frames(maps: torch.Tensor) -> torch.Tensor:
-        """Global average pooling of maps ``[N, D, h, w]`` to non-negative features ``[N, D]``.
-
-        The temporal pooling raises features to a power, so they must not be negative. Backbones
-        that end in a ReLU or ReLU6 give such features; those of EfficientNet (Swish) and of
-        transformers (LayerNorm) are cut off at 0. In float32 or wider.
-        """
-        return F.relu(at_least_float32(maps).mean(dim=(2, 3)))
+    def pool_frames(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps ``[N, D, h, w]`` to features ``[N, D]``; a method with signed ones overrides it."""
+        return pool_maps(maps, self.spatial_p)
 
     @torch.no_grad()
     def explain(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -339,8 +343,6 @@ class VideoReID(nn.Module):
 
     def _check_needs(self) -> None:
         """Raise a UserError where a loss or the head needs an output that nothing provides."""
-        corrector = () if self.corrector is None else self.corrector.provides
-        provided = {*self.provides, *corrector, *self.clip_head.provides}
-        parts: dict[str, Any] = dict(self.losses.items())
-        parts[type(self.clip_head).__name__] = self.clip_head
-        check_needs(parts, provided)
+        parts: dict[str, Any] = {**self.losses, type(self.clip_head).__name__: self.clip_head}
+        corrector = getattr(self.corrector, "provides", ())
+        check_needs(parts, {*self.provides, *corrector, *self.clip_head.provides})

@@ -87,10 +87,11 @@ def _train_others(root, folder):
     from tests.methods.test_runs import METHODS
     from tests.tiny import small_config
 
-    options = ("SOLVER.IMS_PER_BATCH", "16", "TEST.EVAL_PERIOD", "0")
+    options = ("TEST.EVAL_PERIOD", "0")
     options += ("MODEL.MITML.CONFUSION_EPOCH", "0", "MODEL.IBAN.ANAGLYPH_EPOCH", "0")
     for name in METHODS:
-        model = _train(small_config(name, root, f"{folder}/{name}", *OPTIONS, *options))
+        size = ("SOLVER.IMS_PER_BATCH", "24" if name == "CAJL" else "16")
+        model = _train(small_config(name, root, f"{folder}/{name}", *OPTIONS, *options, *size))
         _check_step(model, _batch(model.device))
 
 
@@ -108,13 +109,14 @@ def _align_the_whole_batch(device):
     """Both processes have the loss of all rows, and after DDP's mean its gradient."""
     from fastreid.utils import comm
 
-    from fastreid_star.methods.m3reid.losses import alignment
+    from fastreid_star.modeling.losses import ModalityAlignmentLoss
 
     x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     ids, visible = torch.arange(4, device=device).repeat(2), torch.arange(8) < 4
-    whole = alignment(x, ids, visible)
+    whole = ModalityAlignmentLoss()(x, ids, visible)
     mine = torch.arange(8, device=device) % 2 == comm.get_rank()
-    found = alignment(x[mine], ids[mine], visible[mine.cpu()], all_ranks=True)
+    of_batch = ModalityAlignmentLoss(all_ranks=True)
+    found = of_batch(x[mine], ids[mine], visible[mine.cpu()])
     torch.testing.assert_close(found, whole)
     expected, own = (torch.autograd.grad(loss, x)[0] for loss in (whole, found))
     torch.testing.assert_close(own[mine], 2 * expected[mine])

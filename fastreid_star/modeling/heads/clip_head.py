@@ -46,8 +46,12 @@ class FrameHead(EmbeddingHead):
 
     @configurable
     def __init__(self, **options: Any):
-        fixed = {"pool_type": "Identity", "with_bnneck": True}
-        super().__init__(**{**self.DEFAULTS, **options, **fixed})
+        chosen = {**self.DEFAULTS, **options}
+        fixed = {"pool_type": "Identity", "with_bnneck": True, "neck_feat": "after"}
+        super().__init__(**{**chosen, **fixed})
+        self.hands_back: str = chosen["neck_feat"]
+        if self.hands_back not in ("before", "after"):
+            raise UserError(f"MODEL.HEADS.NECK_FEAT is {self.hands_back!r}: choose before or after")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -62,9 +66,14 @@ class FrameHead(EmbeddingHead):
         Returns:
             in evaluation the features after the neck ``[N, D]``; in training a dict of
             `cls_outputs` ``[N, C]`` (logits with the classifier's margin, for the loss),
-            `pred_class_logits` ``[N, C]`` (without the margin) and `features` ``[N, D]``.
+            `pred_class_logits` ``[N, C]`` (without the margin), `embeddings` ``[N, D]`` (after the
+            neck) and `features` ``[N, D]`` (those that `neck_feat` chooses).
         """
-        return super().forward(features[..., None, None], targets)
+        found = super().forward(features[..., None, None], targets)
+        if self.training:
+            found["embeddings"] = found["features"]
+            found["features"] = features if self.hands_back == "before" else found["embeddings"]
+        return found
 
     def classify(
         self, features: torch.Tensor, targets: torch.Tensor, *, learn: bool = True

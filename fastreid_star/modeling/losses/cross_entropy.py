@@ -44,6 +44,8 @@ class CrossEntropyLoss(Loss):
 
     needs = ("clip_logits", "targets")
     log_name = "loss_cls"
+    equation = "mean -log softmax(z)_y, the labels smoothed by MODEL.LOSSES.CE.EPSILON"
+    source = ""
     from_start = True
 
     @configurable
@@ -74,6 +76,23 @@ class FrameCrossEntropyLoss(CrossEntropyLoss):
 
     needs = ("frame_logits", "frame_targets")
     log_name = "loss_cls_frame"
+    equation = "the same of the frames"
+    source = ""
+
+
+def modality_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, is_visible: torch.Tensor
+) -> torch.Tensor:
+    """Cross entropy, the mean over the visible rows plus the mean over the infrared ones.
+
+    Args:
+        logits: ``[N, C]``.
+        labels: ``[N]``, classes, on the device of `logits`.
+        is_visible: bool ``[N]``, on the host or on that device.
+    """
+    counts = torch.where(is_visible, is_visible.sum(), (~is_visible).sum())
+    weights = (1 / counts.to(logits.dtype)).to(logits.device, non_blocking=True)
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
 
 
 def log_accuracy(logits: torch.Tensor, targets: torch.Tensor) -> None:
