@@ -6,39 +6,39 @@ machine than about the program. Both run in turns, and of each the fastest run c
 
 from __future__ import annotations
 
-import itertools
 import logging
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from fastreid.config import CfgNode
 from fastreid.evaluation.rank import evaluate_rank
 from fastreid.utils.events import EventStorage
 from PIL import Image
 from tabulate import tabulate
-from torch import nn
 
-from fastreid_star.coco import NUM_JOINTS
-from fastreid_star.data.build import DeviceLoader, build_clip_train_loader
+from fastreid_star.data.build import build_clip_train_loader
 from fastreid_star.data.clips import collate_clips
 from fastreid_star.engine import device as devices
-from fastreid_star.engine.defaults import argument_parser, load_config, setup
-from fastreid_star.engine.train_loop import StepRunner
+from fastreid_star.engine.defaults import argument_parser, setup
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import cross_modal_results
 from fastreid_star.structures import Modality, Tracklet
+from fastreid_star.training_step import (
+    BARE,
+    NETWORKS,
+    TrainingStep,
+    changed_config,
+    in_turns,
+    step_settings,
+)
 
-BARE = "backbone"
-NETWORKS = {BARE: "SAD_R50.yml", "SAD": "SAD_R50.yml", "STAR": "STAR_R50.yml"}
 RANKED = (5159, 5643, 2048)  # infrared and visible tracklets of HITSZ-VCM's test set, feature width
 
 
@@ -111,106 +111,10 @@ def format_table(figures: Sequence[Figure]) -> str:
     return tabulate(rows, headers=Figure._fields, tablefmt="pipe", floatfmt=",.2f")
 
 
-def _config(file: str, settings: Mapping[str, Any], opts: Sequence[str]) -> CfgNode:
-    """A config of the project, changed by `settings` and then by the user's options."""
-    pairs = [str(part) for pair in settings.items() for part in pair]
-    return load_config(file, [*pairs, *opts])
-
-
-def in_turns(
-    sides: Mapping[str, Callable], *, repeats: int, warm_up: int = 1, wait: Callable = lambda: None
-) -> dict[str, float]:
-    """Seconds of the fastest run of each side.
-
-    All sides run once, then again in the opposite order, and so on: a disturbance meets them all.
-    `wait` waits for a device, before each reading of the clock.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(warm_up + repeats):
-        for name in list(sides)[:: -1 if number % 2 else 1]:
-            wait()
-            start = time.perf_counter()
-            sides[name]()
-            wait()
-            if number >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: min(values) for name, values in seconds.items()}
-
-
-class BareBackbone(nn.Module):
-    """The reference of a training step: the passes of the backbone and nothing else.
-
-    In a step the stems and the two low stages see each frame once, and the two high stages see it
-    twice: clean, and in the style of the attack. So do they here.
-    """
-
-    def __init__(self, backbone: nn.Module):
-        super().__init__()
-        self.backbone: Any = backbone
-
-    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """The batch of :class:`TrainingStep` to a loss that reaches each weight."""
-        frames, length = batch["images"].flatten(0, 1) / 255, batch["images"].shape[1]
-        is_visible = batch["modality"].repeat_interleave(length) == Modality.VISIBLE
-        low = self.backbone.low(self.backbone.stem(frames, is_visible), length)
-        maps = [self.backbone.stage4(self.backbone.stage3(low, length), length) for _ in range(2)]
-        return {"loss": torch.stack([m.float().mean((2, 3)) for m in maps]).square().mean()}
-
-
-class TrainingStep:
-    """One optimization step of a network of :data:`NETWORKS`, on a batch of noise."""
-
-    def __init__(self, network: str, cfg: CfgNode):
-        device = devices.choose_device(cfg.MODEL.DEVICE)
-        clips, frames = cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.CLIP.LENGTH
-        height, width = cfg.INPUT.SIZE_TRAIN
-        scale = torch.tensor([width, height, 1.0])
-        batch = {
-            "images": torch.randint(0, 256, (clips, frames, 3, height, width)).byte(),
-            "skeletons": torch.rand(clips, frames, NUM_JOINTS, 3) * scale,
-            "has_skeleton": torch.ones(clips, frames, dtype=torch.bool),
-            "targets": torch.arange(2).repeat_interleave(clips // 4).repeat(2),
-            "modality": torch.tensor(list(Modality)).repeat_interleave(clips // 2),
-        }
-        if devices.needs_pinned_memory(device):
-            batch = {key: value.pin_memory() for key, value in batch.items()}
-        self.model = Trainer.build_model(cfg)
-        if network == BARE:
-            self.model = BareBackbone(self.model.backbone)
-        self._runner = StepRunner(
-            self.model,
-            DeviceLoader(cast(Any, itertools.repeat(batch)), device),
-            Trainer.build_optimizer(cfg, self.model)[0],
-            device=device,
-            amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
-            seed=cfg.SEED,
-        )
-        self._runner.iter = 0
-
-    def __call__(self) -> None:
-        with EventStorage(0):
-            self._runner.run_step()
-        self._runner.optimizer.zero_grad()
-        self._runner.iter += 1
-
-
 def measure_step(device: torch.device, quick: bool, opts: Sequence[str]) -> Iterator[Figure]:
     """A training step of SAD and STAR against the bare backbone's same passes."""
-    on_cpu, size = device.type == "cpu", "50x 32 12 [288,144]"  # the paper's
-    if on_cpu:
-        size = "18x 4 6 [96,48]" if quick else "50x 8 12 [144,72]"
-    depth, clips, frames, pixels = size.split()
-    settings = {
-        "MODEL.BACKBONE.DEPTH": depth,
-        "MODEL.BACKBONE.PRETRAIN": False,
-        "MODEL.HEADS.NUM_CLASSES": 500,  # as in HITSZ-VCM
-        "INPUT.SIZE_TRAIN": pixels,
-        "INPUT.CLIP.LENGTH": frames,
-        "SOLVER.IMS_PER_BATCH": clips,
-        "SOLVER.BASE_LR": 1e-4,  # noise and random weights diverge at the paper's rate
-        "CUDNN_BENCHMARK": True,
-    }
-    configs = {n: _config(f"HITSZ-VCM/{file}", settings, opts) for n, file in NETWORKS.items()}
+    settings = step_settings(device, quick)
+    configs = {n: changed_config(file, settings, opts) for n, file in NETWORKS.items()}
     seconds = in_turns(
         {name: TrainingStep(name, cfg) for name, cfg in configs.items()},
         repeats=3 if quick else 10,
@@ -222,7 +126,7 @@ def measure_step(device: torch.device, quick: bool, opts: Sequence[str]) -> Iter
     done = f"{cfg.MODEL.BACKBONE.DEPTH}, {count} frames of {cfg.INPUT.SIZE_TRAIN}"
     for name, value in seconds.items():
         ratio = None if name == BARE else seconds[BARE] / value
-        limit = ">= 0.88" if on_cpu and name == "STAR" else ""
+        limit = ">= 0.88" if device.type == "cpu" and name == "STAR" else ""
         note = f"{1000 * value:,.1f} ms; {done if name == BARE else 'the bare backbone'}"
         yield Figure(f"{name} step", "frames/s", count / value, ratio, limit, note)
 
@@ -238,7 +142,7 @@ def measure_loader(device: torch.device, quick: bool, opts: Sequence[str]) -> It
         "DATALOADER.NUM_WORKERS": 0,
         "SOLVER.IMS_PER_BATCH": 16 if quick else 32,
     }
-    cfg = _config("HITSZ-VCM/STAR_R50.yml", settings, [*opts, "MODEL.DEVICE", "cpu"])
+    cfg = changed_config("HITSZ-VCM/STAR_R50.yml", settings, [*opts, "MODEL.DEVICE", "cpu"])
     loader: Any = build_clip_train_loader(cfg, seed=0)
     requests = next(iter(loader.batch_sampler))
     tracklets = [loader.dataset.tracklets[request.index] for request in requests]
@@ -295,7 +199,7 @@ def first_step() -> None:
 
 def measure_start(device: torch.device, quick: bool, opts: Sequence[str]) -> Iterator[Figure]:
     """From the start of a process to the first training step of the demo, whose data are ready."""
-    cfg = _config("Synthetic/STAR_demo.yml", {"DATASETS.SYNTHETIC.TEST_IDS": 4}, opts)
+    cfg = changed_config("Synthetic/STAR_demo.yml", {"DATASETS.SYNTHETIC.TEST_IDS": 4}, opts)
     build_clip_train_loader(cfg, seed=0)  # writes the dataset
     file = Path(cfg.DATASETS.ROOT, "first_step.yaml")
     file.write_text(cfg.dump(), encoding="utf-8")

@@ -1,27 +1,13 @@
 """The benchmark at a tiny size: its figures mean nothing here, but its arithmetic shows."""
 
-import types
-
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastreid_star import benchmark
-from fastreid_star.benchmark import BARE, Figure, TrainingStep, in_turns, run
+from fastreid_star.benchmark import BARE, Figure, run
 from fastreid_star.errors import UserError
 
-TINY = {
-    "MODEL.BACKBONE.NAME": "build_small_resnet_backbone",
-    "MODEL.BACKBONE.DEPTH": "tiny",
-    "INPUT.SIZE_TRAIN": [32, 16],
-    "INPUT.CLIP.LENGTH": 3,
-    "SOLVER.IMS_PER_BATCH": 8,
-    "DATASETS.SYNTHETIC.TRAIN_IDS": 8,
-    "DATASETS.SYNTHETIC.SIZE": [32, 16],
-    "DATASETS.SYNTHETIC.FRAMES": 12,
-    "DATALOADER.NUM_WORKERS": 0,
-}
-OPTS = [str(part) for pair in TINY.items() for part in pair]
+from .test_training_step import OPTS
 
 
 @pytest.fixture(autouse=True)
@@ -64,33 +50,6 @@ def test_it_measures_and_prints_each_part(monkeypatch, capsys):
 )
 def test_limits(value, ratio, limit, outside):
     assert Figure("name", "s", value, ratio, limit, "").is_outside == outside
-
-
-def test_sides_run_in_turns_and_the_fastest_run_counts(monkeypatch):
-    calls, clock = [], iter([0, 0, 0, 4, 0, 3, 0, 2, 0, 5])  # warm-up reads it once
-    monkeypatch.setattr(benchmark, "time", types.SimpleNamespace(perf_counter=clock.__next__))
-    sides = {name: lambda name=name: calls.append(name) for name in "ab"}
-    assert in_turns(sides, repeats=2, warm_up=1) == {"a": 2, "b": 4}
-    assert "".join(calls) == "abbaab"
-
-
-def convolutions(network):
-    """Floating point operations of a step's convolutions."""
-    settings = {"MODEL.DEVICE": "cpu", "MODEL.BACKBONE.PRETRAIN": False}
-    settings["MODEL.HEADS.NUM_CLASSES"] = 5
-    cfg = benchmark._config(f"HITSZ-VCM/{benchmark.NETWORKS[network]}", settings, OPTS)
-    step = TrainingStep(network, cfg)
-    with FlopCounterMode(display=False) as counter:
-        step()
-    counts = counter.get_flop_counts()["Global"]
-    return {str(name): count for name, count in counts.items() if "convolution" in str(name)}
-
-
-def test_the_bare_backbone_computes_the_convolutions_of_a_step():
-    """Otherwise the reference would be dishonest."""
-    bare = convolutions(BARE)
-    assert bare
-    assert convolutions("SAD") == convolutions("STAR") == bare
 
 
 def test_unknown_parts_are_named():

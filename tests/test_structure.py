@@ -21,6 +21,7 @@ ORDER = [
         "pose",
         "tracking",
         "report",
+        "training_step",
         "benchmark",
         "cli",
         "__main__",

@@ -9,7 +9,7 @@ from fastreid_star.errors import UserError
 
 Results = tuple[float, float, float, float]  # I2V rank-1 and mAP, V2I rank-1 and mAP
 
-# STAR's paper on HITSZ-VCM, %: Table 3, and methods of Table 1
+# STAR's paper on HITSZ-VCM, %: Table 3, and other methods of Table 1
 TABLE_3: dict[str, Results] = {
     "SAD_R50": (66.76, 54.05, 70.45, 55.45),
     "STAR_R50_frame": (68.53, 55.01, 71.01, 56.16),
@@ -50,6 +50,13 @@ def published(name: str) -> tuple[str, Results] | None:
     if name in PAPER:
         return "(paper)", PAPER[name]
     return ("(its paper)", ELSEWHERE[name]) if name in ELSEWHERE else None
+
+
+def published_method(name: str) -> Results | None:
+    """The published results of a config's method: of ``MITML_R50``, for ``MITML``."""
+    row = re.compile(rf"{re.escape(name)}_R\d+(_baseline)?")
+    found = (results for n, results in {**PAPER, **ELSEWHERE}.items() if row.fullmatch(n))
+    return next(found, None)
 
 
 def table_configs(folder: str) -> list[str]:

@@ -84,7 +84,8 @@ def ablate(
         opts: config keys and values to change in all runs.
         page: a Markdown file, in which the table is put between the marks ``ablation``.
         table_only: train nothing.
-        also: names of published results to show beside, on HITSZ-VCM.
+        also: names of published results to show beside, although there are no such runs; on
+            another dataset than HITSZ-VCM, one column shows what was published there.
         report: is called with a line when a run starts and ends.
 
     Returns:
@@ -131,7 +132,8 @@ def ablate(
         kept = f", and {page} keeps its table" if page else ""
         raise UserError(f"no run in {output} has finished: there is no table yet{kept}")
     on_hitsz_vcm = tuple(load_config(configs[0]).DATASETS.TESTS) == ("HITSZVCM",)
-    table = to_markdown(summarize(everything), with_paper=on_hitsz_vcm, also=also)
+    beside = bool(also) and not on_hitsz_vcm
+    table = to_markdown(summarize(everything), with_paper=on_hitsz_vcm, also=also, beside=beside)
     table += note_of_frames(everything)
     if against:
         table += f"\n\n{pairs_to_markdown(everything, against)}"

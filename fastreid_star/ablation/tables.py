@@ -13,10 +13,11 @@ from pathlib import Path
 import yaml
 from tabulate import tabulate
 
-from fastreid_star.ablation.published import published
+from fastreid_star.ablation.published import published, published_method
 from fastreid_star.errors import UserError
 
 COLUMNS = ("I2V/Rank-1", "I2V/mAP", "V2I/Rank-1", "V2I/mAP", "mean/mAP")
+PUBLISHED = "published on HITSZ-VCM: I2V / V2I mAP"
 RESULT, OPTIONS = "result.json", "options.json"
 
 
@@ -96,13 +97,16 @@ def to_markdown(
     *,
     with_paper: bool,
     also: Sequence[str] = (),
+    beside: bool = False,
 ) -> str:
-    """One row for each config, with mean and spread over its runs, and published numbers below.
+    """One row for each config, with mean and spread over its runs, and published numbers.
 
     Args:
         table: of :func:`summarize`.
-        with_paper: show published results, which are of HITSZ-VCM.
+        with_paper: show published results below each config; they are of HITSZ-VCM.
         also: names of published results to show although `table` does not have them.
+        beside: show the mAP that was published on HITSZ-VCM in one more column. The runs are of
+            another dataset.
     """
     rows = []
     for name in [*table, *(name for name in also if with_paper and name not in table)]:
@@ -114,7 +118,10 @@ def to_markdown(
             source, printed = found
             values = (*printed, (printed[1] + printed[3]) / 2)
             rows.append([source, "", *(f"{value:.2f}" for value in values)])
-    headers = ["config", "runs", *COLUMNS]
+        if beside:
+            there = published_method(name)
+            rows[-1].append(f"{there[1]:.2f} / {there[3]:.2f}" if there else "")
+    headers = ["config", "runs", *COLUMNS, *[PUBLISHED] * beside]
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
 
 

@@ -70,15 +70,20 @@ def add_configs(parser: argparse.ArgumentParser) -> Action:
 
     A star marks values that differ from the default. --cost counts the parameters that are trained,
     with classifiers of 500 identities, and the operations for the feature of one tracklet (a
-    multiplication and an addition are two). With --page it does so for every config that a page
-    names, and puts the table between the lines <!-- cost: begin --> and <!-- cost: end -->.
-    --losses lists all losses and augmentations; with --page between such lines of the mark catalog.
+    multiplication and an addition are two). --step also measures a training step on this machine:
+    its time, by that of SAD on as many frames, and what it keeps of a frame for its backward pass.
+    With --page all this is done for every config that a page names, and the table is put between
+    the lines <!-- cost: begin --> and <!-- cost: end -->. --losses lists all losses and
+    augmentations; with --page between such lines of the mark catalog.
     """
     parser.add_argument("name", nargs="?", metavar="NAME", help="a shipped config or a YAML file")
     parser.add_argument(
         "--key", default="", metavar="PATTERN", help="only keys that contain this text"
     )
     parser.add_argument("--cost", action="store_true", help="count parameters and operations")
+    parser.add_argument(
+        "--step", action="store_true", help="with --cost: measure a training step, too"
+    )
     parser.add_argument("--losses", action="store_true", help="list losses and augmentations")
     parser.add_argument("--page", default="", metavar="FILE", help="a Markdown page for the tables")
     return _configs
@@ -89,12 +94,17 @@ def _cost(args: argparse.Namespace) -> None:
     from fastreid_star.errors import UserError
     from fastreid_star.files import write_output
 
+    step = None
+    if args.step:
+        from fastreid_star.training_step import step_cost
+
+        step = step_cost
     if bool(args.name) == bool(args.page):
         raise UserError("--cost of what? Give a config, or --page FILE (and KEY VALUE)")
     if args.name:
-        print(cost_table([args.name], args.opts))
+        print(cost_table([args.name], args.opts, step))
         return
-    content = cost_of_page(args.page, args.opts)
+    content = cost_of_page(args.page, args.opts, step)
     write_output(args.page, lambda file: file.write(content.encode()))
     print(f"the costs are in {args.page}")
 
@@ -115,7 +125,7 @@ def _configs(args: argparse.Namespace) -> None:
     if args.losses:
         _losses(args.page)
         return
-    if args.cost or args.page:
+    if args.cost or args.step or args.page:
         _cost(args)
         return
     if not (args.name or args.key):

@@ -6,7 +6,7 @@ import functools
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -83,12 +83,18 @@ def count_cost(cfg: CfgNode) -> Cost:
     return Cost(parameters, counter.get_total_flops())
 
 
-def cost_table(names: Sequence[str], opts: Sequence[str] = ()) -> str:
+def cost_table(
+    names: Sequence[str],
+    opts: Sequence[str] = (),
+    step: Callable[..., tuple[float, float]] | None = None,
+) -> str:
     """A Markdown table of the costs of these configs.
 
     Args:
         names: of configs.
         opts: config keys and values to change in all of them.
+        step: measures a training step of a config, with `opts`, for two more columns: its time by
+            that of SAD, and the bytes of a frame that it keeps for its backward pass.
     """
     rows = []
     for name in names:
@@ -96,18 +102,31 @@ def cost_table(names: Sequence[str], opts: Sequence[str] = ()) -> str:
         cost = count_cost(cfg)
         height, width = cfg.INPUT.SIZE_TEST
         clip = f"{cfg.INPUT.CLIP.LENGTH} x {height}x{width}"
-        rows.append((f"`{name}`", clip, f"{cost.parameters / 1e6:.1f}", f"{cost.flops / 1e9:.1f}"))
-    headers = ("config", "clip", "parameters (M)", "GFLOPs")
-    alignment = ("left", "left", "right", "right")
-    return tabulate(rows, headers, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+        row = [f"`{name}`", clip, f"{cost.parameters / 1e6:.1f}", f"{cost.flops / 1e9:.1f}"]
+        if step is not None:
+            time, kept = step(name, opts)
+            row += [f"{time:.2f}", f"{kept / 2**20:.0f}"]
+        rows.append(row)
+    headers = ["config", "clip", "parameters (M)", "GFLOPs", "step, SAD = 1", "MiB a frame"]
+    alignment = ["left", "left", *["right"] * 4]
+    columns = len(headers) if step is not None else 4
+    return tabulate(
+        rows,
+        headers[:columns],
+        tablefmt="pipe",
+        colalign=alignment[:columns],
+        disable_numparse=True,
+    )
 
 
-def cost_of_page(page: str, opts: Sequence[str] = ()) -> str:
+def cost_of_page(
+    page: str, opts: Sequence[str] = (), step: Callable[..., tuple[float, float]] | None = None
+) -> str:
     """The content of a Markdown page, with the costs of all shipped configs that it names.
 
     Args:
         page: with the lines ``<!-- cost: begin -->`` and ``<!-- cost: end -->``.
-        opts: as for :func:`cost_table`.
+        opts, step: as for :func:`cost_table`.
 
     Raises:
         UserError: the page cannot be read, or lacks the lines.
@@ -115,7 +134,8 @@ def cost_of_page(page: str, opts: Sequence[str] = ()) -> str:
     empty = insert(page, "cost", "")
     named = dict.fromkeys(re.findall(r"`([\w/-]+\.yml)`", empty))
     shipped = shipped_configs()
-    return insert(page, "cost", cost_table([name for name in named if name in shipped], opts))
+    names = [name for name in named if name in shipped]
+    return insert(page, "cost", cost_table(names, opts, step))
 
 
 def _clip(cfg: CfgNode) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import importlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from fastreid_star.methods import METHODS
 from fastreid_star.modeling.convert import Conversion
 from fastreid_star.weights import is_state, read_file, without_prefix
 
-CONVERTERS = tuple(importlib.import_module(f"{method.__name__}.convert") for method in METHODS)
+_NAMES = [f"{method.__name__}.convert" for method in METHODS]  # some methods have no weights
+CONVERTERS = tuple(importlib.import_module(name) for name in _NAMES if find_spec(name))
 
 
 def convert_weights(

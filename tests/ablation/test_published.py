@@ -58,6 +58,15 @@ def test_published_results_stand_beside_the_runs():
     assert "CST" not in elsewhere
 
 
+def test_on_another_dataset_one_column_has_what_was_published_on_hitsz_vcm():
+    row = {column: [10.0] for column in COLUMNS}
+    names = ("MITML", "STAR", "STAR, swapped", "DinoGRL", "STAR_frame")
+    table = to_markdown(dict.fromkeys(names, row), with_paper=False, also=TABLE_1, beside=True)
+    header, _, *lines = ([c.strip() for c in line.split("|")] for line in table.splitlines())
+    assert header[-2] == "published on HITSZ-VCM: I2V / V2I mAP"
+    assert [line[-2] for line in lines] == ["45.31 / 47.69", "56.01 / 58.56", "", "", ""]
+
+
 def test_the_command_takes_all_methods_or_given_configs(monkeypatch, tmp_path, capsys):
     asked = {}
 

@@ -29,6 +29,7 @@ MORE = {
     "DDAG": ("DDAG_small.yml", {}),
     "MPANet": ("MPANet_small.yml", {}),
     "LbA": ("LbA_small.yml", {}),
+    "CAJL": ("CAJL_small.yml", {"SOLVER.IMS_PER_BATCH": 12}),
 }
 CASES = ["SAD", "STAR", "STAR_release", "DinoGRL", *MORE]
 START = {"MODEL.LOSSES.CE_ONLY_EPOCHS": 0}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastreid_star import training_step
 from fastreid_star.cli.main import run
 from fastreid_star.engine.configs import load_config, shipped_configs
 from fastreid_star.engine.cost import cost_of_page, cost_table, count_cost
@@ -14,6 +15,10 @@ from fastreid_star.methods.mitml import ModalityClassifier
 from fastreid_star.modeling.layers.skeleton_graph import spatial_temporal_adjacency
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+TINY = [
+    *("MODEL.BACKBONE.DEPTH", "tiny", "SOLVER.IMS_PER_BATCH", "4", "INPUT.CLIP.LENGTH", "2"),
+    *("INPUT.SIZE_TRAIN", "[32,16]", "INPUT.SIZE_TEST", "[32,16]", "MODEL.HEADS.NUM_CLASSES", "4"),
+]
 DINO = ("MODEL.DINOGRL.DINOV2", "vits14")
 
 
@@ -86,12 +91,25 @@ def test_the_costs_on_the_page_are_those_of_the_configs(amount):
     names = [re.search(r"`(.+)`", row)[1] for row in rows]
     shipped = shipped_configs()
     assert len(names) >= 5
+    assert all(float(cell) > 0 for row in rows for cell in row.split("|")[-3:-1])  # measured
     assert set(names) == {n for n in re.findall(r"`([\w/-]+\.yml)`", page) if n in shipped}
     few = ["HITSZ-VCM/AuxNet_R34_baseline.yml", "HITSZ-VCM/STAR_R50.yml"]
     for name in amount(few, names):
         line = cost_table([name], DINO).splitlines()[-1]
         cells = [cell.strip() for cell in line.split("|")]
-        assert [cell.strip() for cell in rows[names.index(name)].split("|")] == cells
+        assert [cell.strip() for cell in rows[names.index(name)].split("|")][:-3] == cells[:-1]
+
+
+def test_a_measured_step_has_two_columns(monkeypatch, capsys):
+    """SAD beside itself: only the command and the arithmetic show here."""
+    monkeypatch.setitem(training_step.NETWORKS, "SAD", "Synthetic/SAD_small.yml")
+    run("configs", "Synthetic/AuxNet_small.yml", "--cost", "--step", *TINY)
+    header, _, row = capsys.readouterr().out.strip().splitlines()
+    names = [cell.strip() for cell in header.split("|")[-3:-1]]
+    assert names == ["step, SAD = 1", "MiB a frame"]
+    time, kept = (float(cell) for cell in row.split("|")[-3:-1])
+    assert 0.05 < time < 20
+    assert kept < 10
 
 
 def test_a_page_gets_the_configs_that_it_names(tmp_path):

@@ -1,5 +1,8 @@
 """Augmentations by name: what they do to which clips."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -158,3 +161,15 @@ def test_steps_are_applied_in_their_order():
 def test_a_wrong_entry_is_named(entry, word):
     with pytest.raises(UserError, match=word):
         Augmentations([entry])
+
+
+def test_the_example_of_the_page(monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "extending.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    (block,) = [block for block in blocks if "AUGMENTATION_REGISTRY" in block]
+    monkeypatch.setattr(AUGMENTATION_REGISTRY, "_obj_map", dict(AUGMENTATION_REGISTRY._obj_map))
+    exec(block, {"__name__": "user"})
+    batch = batch_of([1, 0])
+    changed, before = apply(batch, ["inverted", 1.0]), batch["images"].float()
+    assert torch.equal(changed[0], before[0])
+    assert torch.equal(changed[1], 255 - before[1])
