@@ -142,6 +142,16 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.MODEL.SKELETON_DROPOUT = 0.0
     # Exponent p of the temporal GeM pooling (mean_t X^p)^(1/p).
     cfg.MODEL.HEADS.GEM_P = 3.0
+    # Exponent p of the spatial GeM pooling of maps to frame features, of methods that do not pool
+    # in their own way. 1: the mean.
+    cfg.MODEL.HEADS.SPATIAL_P = 1.0
+    # What the network and its losses see: clip | frame (each frame of a clip is a clip of one
+    # frame, as in methods for images: "our protocol" for them, because nobody has published how
+    # they are put on video).
+    cfg.MODEL.UNIT = "clip"
+    # MODEL.UNIT frame: the feature of a clip in testing is the mean of its frames' features: mean |
+    # normalized (each is first scaled to unit length).
+    cfg.MODEL.HEADS.JOIN = "mean"
 
     # --- losses: MODEL.LOSSES.NAME lists names of LOSS_REGISTRY ---
     # Factors in the sum of the losses, as [name, factor] pairs: [["StyleDefenseLoss", 0.5]]. A loss

@@ -119,7 +119,7 @@ class Builders(DefaultTrainer):
             reranking=build_reranking(cfg),
             min_frames=cfg.DATASETS.MIN_FRAMES,
             dataset_name=dataset_name,
-            protocol_name=find_video_dataset(dataset_name).protocol_name(cfg),
+            protocol_name=_protocol_name(cfg, dataset_name),
             csv_path=os.path.join(cfg.OUTPUT_DIR, f"per_query_{dataset_name}.csv"),
             json_path=os.path.join(cfg.OUTPUT_DIR, f"results_{dataset_name}.json"),
         )
@@ -192,6 +192,15 @@ def load_trained(cfg: CfgNode, path: str, *, allow_changed: bool = False) -> tor
         )
     model.load_state_dict(weights, strict=False)
     return model.eval()
+
+
+def _protocol_name(cfg: CfgNode, dataset_name: str) -> str:
+    """The names of the dataset's protocol and, for networks of single frames, of ours."""
+    names = [find_video_dataset(dataset_name).protocol_name(cfg)]
+    if cfg.MODEL.UNIT == "frame":
+        first = "unit length, then " if cfg.MODEL.HEADS.JOIN == "normalized" else ""
+        names.append(f"ours of single frames (their features: {first}mean over the clip)")
+    return ", ".join(filter(None, names))
 
 
 def share_buffers(model: torch.nn.Module) -> None:

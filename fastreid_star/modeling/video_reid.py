@@ -26,18 +26,19 @@ from torch import nn
 
 from fastreid_star.errors import UserError
 from fastreid_star.modeling.backbones.two_stream import TwoStreamBackbone, build_two_stream
+from fastreid_star.modeling.clips import (
+    UNITS,
+    check_unit,
+    frame_modality,
+    frames_as_clips,
+    join_frames,
+)
 from fastreid_star.modeling.frame_correctors import FrameCorrectorBase, build_frame_corrector
 from fastreid_star.modeling.heads.clip_head import ClipHead, FrameHead
-from fastreid_star.modeling.layers.pooling import at_least_float32
+from fastreid_star.modeling.layers.pooling import at_least_float32, gem
 from fastreid_star.modeling.layers.skeleton_graph import drop_skeletons
 from fastreid_star.modeling.losses.cross_entropy import log_accuracy
-from fastreid_star.modeling.losses.loss import (
-    Loss,
-    build_losses,
-    check_needs,
-    outputs_needed,
-)
-from fastreid_star.structures import Modality
+from fastreid_star.modeling.losses.loss import Loss, build_losses, check_needs, outputs_needed
 
 CLIP_OUTPUTS = ("clip_logits", "clip_features")
 FRAME_OUTPUTS = ("frame_logits",)
@@ -58,6 +59,9 @@ class VideoReID(nn.Module):
         pixel_mean, pixel_std: three numbers each, for pixels of 0 to 255.
         corrector: changes the frame features before they are pooled; None: they stay.
         skeleton_dropout: share of training clips that lose their skeletons.
+        spatial_p: exponent of the spatial pooling, see :meth:`pool_frames`.
+        unit, join: what the network sees, and how the features of frames become those of a clip,
+            see :mod:`fastreid_star.modeling.clips`.
 
     Attributes:
         epoch: set by the trainer: a loss is active from its `first_epoch` on. None: all losses are
@@ -65,14 +69,18 @@ class VideoReID(nn.Module):
         provides: names of the outputs in training, beside those of the corrector and of the head.
         views: features of a frame, each as wide as the backbone's maps; heads see all of them.
         classified: name of the output with the frames that the frame head classifies.
+        units: the values of `unit` that the method has.
 
     Raises:
-        UserError: a loss or the head needs an output that no part of the model provides.
+        UserError: an argument is invalid, or a loss or the head needs an output that no part of the
+            model provides.
     """
 
     takes_clips = True  # the trainer pairs networks and datasets by this
     views = 1
     classified = "frames"
+    units: tuple[str, ...] = UNITS
+    frame_modality = staticmethod(frame_modality)
     provides: tuple[str, ...] = (
         *("is_visible", "frames", "corrected", "clip", "targets", "frame_targets"),
         *CLIP_OUTPUTS,
@@ -91,21 +99,23 @@ class VideoReID(nn.Module):
         pixel_std: Sequence[float],
         corrector: FrameCorrectorBase | None = None,
         skeleton_dropout: float = 0.0,
+        spatial_p: float = 1.0,
+        unit: str = "clip",
+        join: str = "mean",
     ):
         super().__init__()
         if not 0 <= skeleton_dropout <= 1:
-            raise UserError(
-                f"MODEL.SKELETON_DROPOUT is {skeleton_dropout}: give a share from 0 to 1"
-            )
-        self.backbone = backbone
-        self.heads = heads
-        self.frame_heads = frame_heads
-        self.corrector = corrector
+            raise UserError(f"MODEL.SKELETON_DROPOUT is {skeleton_dropout}: give a share, 0 to 1")
+        if spatial_p <= 0:
+            raise UserError(f"MODEL.HEADS.SPATIAL_P is {spatial_p}: give a number above 0")
+        check_unit(type(self).__name__, self.units, unit, join)
+        self.spatial_p, self.unit, self.join = spatial_p, unit, join
+        self.backbone, self.corrector = backbone, corrector
+        self.heads, self.frame_heads = heads, frame_heads
         self.losses = nn.ModuleDict(losses)
         self.skeleton_dropout = skeleton_dropout
         self.epoch: int | None = None
         self.pixel_mean: torch.Tensor
-        self.pixel_std: torch.Tensor
         for name, numbers in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(numbers).view(-1, 1, 1), persistent=False)
         self._check_needs()
@@ -130,6 +140,9 @@ class VideoReID(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "skeleton_dropout": cfg.MODEL.SKELETON_DROPOUT,
+            "spatial_p": cfg.MODEL.HEADS.SPATIAL_P,
+            "unit": cfg.MODEL.UNIT,
+            "join": cfg.MODEL.HEADS.JOIN,
         }
 
     @property
@@ -208,12 +221,15 @@ class VideoReID(nn.Module):
             ``[B, D]`` before the neck. In evaluation `features`, after the neck, of unit length.
             In training `targets` ``[B]``, `frame_targets` ``[N]`` and, as far as the losses need
             them, `clip_logits` ``[B, C]``, `clip_features` ``[B, D]``, `frame_logits` ``[N, C]``.
-            The corrector, the head and subclasses add their own.
+            The corrector, the head and subclasses add their own. With `unit` frame, B is the number
+            of frames and T is 1 everywhere but in the `features`.
         """
-        batch = self.move_skeletons(batch)
+        length = batch["images"].shape[1]
+        batch = self.move_skeletons(frames_as_clips(batch) if self.unit == "frame" else batch)
         outputs = self.encode_frames(batch)
         self.encode_clip(outputs, batch, explain)
         if not self.training:
+            outputs["length"] = length if self.unit == "frame" else 1  # rows of a feature
             outputs["features"] = self.retrieval_features(outputs)
             return outputs
         targets = batch["targets"].to(self.device, non_blocking=True)
@@ -267,8 +283,14 @@ class VideoReID(nn.Module):
         return attention
 
     def retrieval_features(self, outputs: dict[str, Any]) -> torch.Tensor:
-        """The features that are compared: of the `clip` outputs, after the neck, of unit length."""
-        return F.normalize(at_least_float32(self.heads(outputs["clip"])), dim=-1)
+        """The features that are compared: :meth:`embed`, joined over a clip, of unit length."""
+        features = at_least_float32(self.embed(outputs))
+        joined = join_frames(features, outputs["length"], self.join)
+        return F.normalize(joined, dim=-1)
+
+    def embed(self, outputs: dict[str, Any]) -> torch.Tensor:
+        """The feature of each row for retrieval ``[B, D]``: the `clip` outputs after the neck."""
+        return self.heads(outputs["clip"])
 
     def training_outputs(self, outputs: dict[str, Any]) -> None:
         """Add the logits and features that the losses of the current epoch need."""
@@ -286,38 +308,22 @@ class VideoReID(nn.Module):
         """Frame features ``[B, T, D]`` to logits ``[N, C]``."""
         return self.frame_heads(frames.flatten(0, 1), frame_targets)["cls_outputs"]
 
-    @staticmethod
-    def frame_modality(batch: dict[str, Any], length: int) -> torch.Tensor:
-        """The batch's `modality` or `is_visible` ``[B]`` to the `is_visible` ``[N]`` of its frames.
-
-        Raises:
-            UserError: a number that is not a modality.
-        """
-        if "is_visible" in batch:
-            return batch["is_visible"][:, None].expand(-1, length).reshape(-1)
-        modality = torch.as_tensor(batch["modality"]).cpu()  # it belongs on the host anyway
-        is_visible = modality == Modality.VISIBLE
-        if not (is_visible | (modality == Modality.INFRARED)).all():
-            raise UserError(
-                "modality must be 1 (infrared) or 2 (visible), but the batch has "
-                f"{modality.tolist()}"
-            )
-        return is_visible.repeat_interleave(length)
-
     def preprocess(self, images: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
         """Clips ``[B, T, 3, H, W]`` to normalized frames ``[N, 3, H, W]``, in a new tensor."""
         images = images.to(self.device, non_blocking=True).flatten(0, 1)
         return (images - self.pixel_mean) / self.pixel_std
 
-    @staticmethod
-    def pool_frames(maps: torch.Tensor) -> torch.Tensor:
-        """Global average pooling of maps ``[N, D, h, w]`` to non-negative features ``[N, D]``.
+    def pool_frames(self, maps: torch.Tensor) -> torch.Tensor:
+        """Pool maps ``[N, D, h, w]`` to non-negative features ``[N, D]``, in float32 or wider.
 
-        The temporal pooling raises features to a power, so they must not be negative. Backbones
-        that end in a ReLU or ReLU6 give such features; those of EfficientNet (Swish) and of
-        transformers (LayerNorm) are cut off at 0. In float32 or wider.
+        The mean over h, w; with `spatial_p` the generalized mean. The temporal pooling raises
+        features to a power, so they must not be negative. Backbones that end in a ReLU or ReLU6
+        give such features; those of EfficientNet (Swish) and of transformers (LayerNorm) are cut
+        off at 0. A method with signed features overrides this.
         """
-        return F.relu(at_least_float32(maps).mean(dim=(2, 3)))
+        if self.spatial_p == 1:
+            return F.relu(at_least_float32(maps).mean(dim=(2, 3)))
+        return gem(F.relu(maps).flatten(2), self.spatial_p, dim=2)
 
     @torch.no_grad()
     def explain(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -339,8 +345,6 @@ class VideoReID(nn.Module):
 
     def _check_needs(self) -> None:
         """Raise a UserError where a loss or the head needs an output that nothing provides."""
-        corrector = () if self.corrector is None else self.corrector.provides
-        provided = {*self.provides, *corrector, *self.clip_head.provides}
-        parts: dict[str, Any] = dict(self.losses.items())
-        parts[type(self.clip_head).__name__] = self.clip_head
-        check_needs(parts, provided)
+        parts: dict[str, Any] = {**self.losses, type(self.clip_head).__name__: self.clip_head}
+        corrector = getattr(self.corrector, "provides", ())
+        check_needs(parts, {*self.provides, *corrector, *self.clip_head.provides})

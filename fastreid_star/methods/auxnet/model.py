@@ -52,6 +52,7 @@ class AuxNet(VideoReID):
         *AUXILIARY_OUTPUTS,
     )
     takes_auxiliary = True
+    units = ("clip",)
 
     @configurable
     def __init__(self, *, epochs: int = 1, **kwargs: Any):

@@ -62,6 +62,7 @@ class DinoGRL(VideoReID):
     """
 
     provides: tuple[str, ...] = ("is_visible", "clip", "clip_logits", "targets", "frame_targets")
+    units = ("clip",)
 
     @configurable
     def __init__(

@@ -55,6 +55,7 @@ class IBAN(VideoReID):
         *("is_visible", "frames", "clip", "clip_logits", "clip_features", "reconstruction"),
         *("targets", "frame_targets", "corrected", *ANAGLYPH_OUTPUTS),
     )
+    units = ("clip",)
 
     @configurable
     def __init__(

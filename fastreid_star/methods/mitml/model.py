@@ -50,6 +50,7 @@ class MITML(VideoReID):
         *("is_visible", "frames", "temporal", "corrected", "clip", "clip_logits", "clip_features"),
         *("targets", "frame_targets", *MODALITY_OUTPUTS),
     )
+    units = ("clip",)
 
     @configurable
     def __init__(

@@ -59,6 +59,7 @@ class STAR(SAD):
     """
 
     provides = (*SAD.provides, ABSENT_LOGITS)
+    units = ("clip",)  # bones are corrected by their neighbors in time
 
     @configurable
     def __init__(self, *, absent_neck: nn.Module | None = None, **kwargs: Any):
