@@ -55,7 +55,7 @@ def add_plugin_config(cfg: CN) -> CN:
     # Whose skeletons the clips get in testing: own | other (always the same other identity) | none.
     cfg.DATASETS.SKELETONS_TEST = "own"
     # Folder of the body shapes of the training frames, which SGIEL needs: gray PNG files, see
-    # docs/sgiel.md. A relative path starts at the folder of the dataset. SyntheticVCM draws them, if
+    # docs/sgiel.md. A relative path starts at the folder of the dataset. SyntheticVCM draws them if
     # the folder does not exist. Empty: no shapes.
     cfg.DATASETS.SHAPES = ""
     # Datasets whose training tracklets are an auxiliary set: identities that are no classes. Each
@@ -109,6 +109,9 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.INPUT.CLIP = CN()
     # T: frames of a clip.
     cfg.INPUT.CLIP.LENGTH = 12
+    # Frames of a training clip. 0: INPUT.CLIP.LENGTH. Methods for images see fewer frames of more
+    # tracklets in training, and those of the protocol in testing.
+    cfg.INPUT.CLIP.TRAIN_LENGTH = 0
     # Which frames: segments (a random one of each of T equal segments; in testing the first of
     # each) | random (T random frames in their order; in testing T frames at equal distances).
     cfg.INPUT.CLIP.SAMPLING = "segments"

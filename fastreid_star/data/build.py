@@ -149,7 +149,7 @@ def build_clip_train_loader(
     tracklets, stores = tracklets + auxiliary, {**stores, **more}
     dataset = ClipDataset(
         tracklets,
-        length=cfg.INPUT.CLIP.LENGTH,
+        length=cfg.INPUT.CLIP.TRAIN_LENGTH or cfg.INPUT.CLIP.LENGTH,
         transform=transform,
         **shown_with("SKELETONS_TRAIN", cfg.DATASETS.SKELETONS_TRAIN, stores or None, tracklets),
         pid_to_label=labels,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastreid_star.data.build import build_clip_train_loader
 from fastreid_star.data.datasets.synthetic import (
     SyntheticOptions,
     SyntheticVCM,
@@ -15,7 +16,6 @@ from fastreid_star.data.datasets.synthetic import (
     write_masks,
     write_synthetic_vcm,
 )
-from fastreid_star.data.build import build_clip_train_loader
 from fastreid_star.data.silhouettes import (
     draw_skeletons,
     read_shape,

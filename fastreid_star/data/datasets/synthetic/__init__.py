@@ -110,6 +110,9 @@ class SyntheticVCM(HITSZVCM):
                 logger.info("drawing the body shapes of SyntheticVCM into %s (once)", folder)
                 write_masks(self.folder, partial)
                 partial.rename(folder)
+        except OSError:
+            if not os.path.exists(folder):  # another process may have been faster
+                raise
         finally:  # see above
             shutil.rmtree(partial, ignore_errors=True)
             comm.synchronize()
