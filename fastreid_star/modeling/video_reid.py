@@ -35,12 +35,12 @@ from fastreid_star.modeling.clips import (
 )
 from fastreid_star.modeling.frame_correctors import FrameCorrectorBase, build_frame_corrector
 from fastreid_star.modeling.heads.clip_head import ClipHead, FrameHead
-from fastreid_star.modeling.layers.pooling import at_least_float32, gem
+from fastreid_star.modeling.layers.pooling import at_least_float32, pool_maps
 from fastreid_star.modeling.layers.skeleton_graph import drop_skeletons
 from fastreid_star.modeling.losses.cross_entropy import log_accuracy
 from fastreid_star.modeling.losses.loss import Loss, build_losses, check_needs, outputs_needed
 
-CLIP_OUTPUTS = ("clip_logits", "clip_features")
+CLIP_OUTPUTS = ("clip_logits", "clip_features", "clip_embeddings")
 FRAME_OUTPUTS = ("frame_logits",)
 
 
@@ -185,7 +185,8 @@ class VideoReID(nn.Module):
         """Whether some parameters may get no gradient in some step: DDP must be told so."""
         losses: dict[str, Any] = dict(self.losses.items())
         needs = outputs_needed(losses)
-        idle = "clip_logits" not in needs or not needs & set(FRAME_OUTPUTS)
+        has_frame_head = isinstance(self.frame_heads, FrameHead)
+        idle = "clip_logits" not in needs or (has_frame_head and not needs & set(FRAME_OUTPUTS))
         if self.corrector is not None and not self.corrector.corrects:
             trains = {*self.corrector.provides} - {*self.corrector.without_gradient}
             idle = idle or not trains & {*needs, *self.heads.needs}
@@ -220,9 +221,9 @@ class VideoReID(nn.Module):
             `is_visible` ``[N]``, `frames` X ``[B, T, D]``, `corrected` Y ``[B, T, D]``, `clip`
             ``[B, D]`` before the neck. In evaluation `features`, after the neck, of unit length.
             In training `targets` ``[B]``, `frame_targets` ``[N]`` and, as far as the losses need
-            them, `clip_logits` ``[B, C]``, `clip_features` ``[B, D]``, `frame_logits` ``[N, C]``.
-            The corrector, the head and subclasses add their own. With `unit` frame, B is the number
-            of frames and T is 1 everywhere but in the `features`.
+            them, `clip_logits` ``[B, C]``, `clip_features` and, after the neck, `clip_embeddings`
+            ``[B, D]``, `frame_logits` ``[N, C]``. The corrector, the head and subclasses add their
+            own. With `unit` frame, B is the number of frames and T 1 everywhere but in `features`.
         """
         length = batch["images"].shape[1]
         batch = self.move_skeletons(frames_as_clips(batch) if self.unit == "frame" else batch)
@@ -252,14 +253,17 @@ class VideoReID(nn.Module):
         return {**batch, **moved}
 
     def encode_frames(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Images to `is_visible`, `low` (the maps after stage 2) and `frames` X ``[B, T, D]``."""
+        """Images to `is_visible`, `frames` X ``[B, T, D]``, and the maps after stages 2, 3 and 4:
+        `low`, `middle` and `maps`."""
         clips, length = batch["images"].shape[:2]
         is_visible = self.frame_modality(batch, length)
         images = self.preprocess(batch["images"], is_visible)
         low = self.backbone.low(self.backbone.stem(images, is_visible), length)
-        maps = self.backbone.stage4(self.backbone.stage3(low, length), length)
+        middle = self.backbone.stage3(low, length)
+        maps = self.backbone.stage4(middle, length)
         frames = self.pool_frames(maps).unflatten(0, (clips, length))
-        return {"is_visible": is_visible, "low": low, "frames": frames}
+        found = {"low": low, "middle": middle, "maps": maps, "frames": frames}
+        return found | {"is_visible": is_visible}
 
     def encode_clip(self, outputs: dict[str, Any], batch: dict[str, Any], explain: bool) -> None:
         """Add `corrected`, `clip` and what else the corrector and the head provide."""
@@ -299,6 +303,7 @@ class VideoReID(nn.Module):
             found = self.heads(outputs["clip"], outputs["targets"])
             outputs["clip_logits"] = found["cls_outputs"]
             outputs["clip_features"] = found["features"]
+            outputs["clip_embeddings"] = found.get("embeddings", found["features"])
             log_accuracy(found["pred_class_logits"], outputs["targets"])
         if "frame_logits" in needed:
             frames = outputs[self.classified]
@@ -314,16 +319,8 @@ class VideoReID(nn.Module):
         return (images - self.pixel_mean) / self.pixel_std
 
     def pool_frames(self, maps: torch.Tensor) -> torch.Tensor:
-        """Pool maps ``[N, D, h, w]`` to non-negative features ``[N, D]``, in float32 or wider.
-
-        The mean over h, w; with `spatial_p` the generalized mean. The temporal pooling raises
-        features to a power, so they must not be negative. Backbones that end in a ReLU or ReLU6
-        give such features; those of EfficientNet (Swish) and of transformers (LayerNorm) are cut
-        off at 0. A method with signed features overrides this.
-        """
-        if self.spatial_p == 1:
-            return F.relu(at_least_float32(maps).mean(dim=(2, 3)))
-        return gem(F.relu(maps).flatten(2), self.spatial_p, dim=2)
+        """Maps ``[N, D, h, w]`` to features ``[N, D]``; a method with signed ones overrides it."""
+        return pool_maps(maps, self.spatial_p)
 
     @torch.no_grad()
     def explain(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ from torch import nn
 from fastreid_star.errors import UserError
 from fastreid_star.methods.iban.layers import CrossAttention, Reconstruction, anaglyph
 from fastreid_star.methods.iban.losses import READINGS
-from fastreid_star.modeling.backbones.two_stream import probe
+from fastreid_star.modeling.backbones.two_stream import check_maps, probe
 from fastreid_star.modeling.heads import FrameHead
 from fastreid_star.modeling.layers.frame_gates import FrameGates
 from fastreid_star.modeling.layers.pooling import at_least_float32
@@ -86,11 +86,7 @@ class IBAN(VideoReID):
             raise UserError("IBAN has no frame corrector: set MODEL.FRAME_CORRECTOR.NAME ''")
         options = super().from_config(cfg)
         backbone = options["backbone"]
-        if backbone.spatial_dims != (2, 3):
-            raise UserError(
-                f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}: IBAN needs a convolutional "
-                "backbone, whose stages give maps"
-            )
+        check_maps(cfg, backbone, cls.__name__)
         width = backbone.feature_width
         first = nn.Sequential(backbone.visible_stem, *backbone.stages[:3])
         widths = probe(first, cfg.INPUT.SIZE_TRAIN).shape[1], width

@@ -2,7 +2,7 @@
 
 from fastreid_star.methods.m3reid.config import TRAINING_KEYS, add_config
 from fastreid_star.methods.m3reid.heads import MeanHead
-from fastreid_star.methods.m3reid.layers import ViewCorrector, ViewMasks
+from fastreid_star.methods.m3reid.layers import ViewCorrector
 from fastreid_star.methods.m3reid.losses import (
     FrameModalityAlignmentLoss,
     FrameOrthogonalityLoss,
@@ -20,6 +20,5 @@ __all__ = [
     "MeanHead",
     "ModalityAlignmentLoss",
     "ViewCorrector",
-    "ViewMasks",
     "add_config",
 ]

@@ -24,7 +24,9 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from fastreid_star.errors import UserError
 from fastreid_star.methods.m3reid.augmentation import erase, gray_mixing, mix_channels
-from fastreid_star.methods.m3reid.layers import VIEWS, ViewCorrector, ViewMasks, masked_gem
+from fastreid_star.methods.m3reid.layers import VIEWS, ViewCorrector
+from fastreid_star.modeling.backbones.two_stream import check_maps
+from fastreid_star.modeling.layers.parts import PartMasks, masked_gem
 from fastreid_star.modeling.layers.style import style_factors
 from fastreid_star.modeling.video_reid import VideoReID
 
@@ -52,7 +54,7 @@ class M3ReID(VideoReID):
 
     @configurable
     def __init__(
-        self, *, masks: ViewMasks, augment: bool = True, erasing: float = 0.5, **kwargs: Any
+        self, *, masks: PartMasks, augment: bool = True, erasing: float = 0.5, **kwargs: Any
     ):
         super().__init__(**kwargs)
         if not 0 <= erasing <= 1:
@@ -70,14 +72,10 @@ class M3ReID(VideoReID):
         """As :class:`VideoReID`, with ``MODEL.M3REID``."""
         options, own = super().from_config(cfg), cfg.MODEL.M3REID
         backbone = options["backbone"]
-        if backbone.spatial_dims != (2, 3):
-            raise UserError(
-                f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}: M3ReID needs a convolutional "
-                "backbone, which gives maps"
-            )
+        check_maps(cfg, backbone, cls.__name__)
         if options["corrector"] is not None:
             options["corrector"] = ViewCorrector(options["corrector"])
-        masks = ViewMasks(backbone.feature_width)
+        masks = PartMasks(backbone.feature_width, VIEWS)
         return {**options, "masks": masks, "augment": own.AUGMENT, "erasing": own.ERASING}
 
     def preprocess(self, images: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:

@@ -8,26 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from fastreid.config import CfgNode
 
 from fastreid_star.methods.mitml.layers import CONFUSED
 from fastreid_star.modeling.losses import LOSS_REGISTRY, Loss
-
-
-def modality_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, is_visible: torch.Tensor
-) -> torch.Tensor:
-    """Cross entropy, the mean over the visible clips plus the mean over the infrared ones.
-
-    Args:
-        logits: ``[B, 3]``.
-        labels: ``[B]``, classes, on the device of `logits`.
-        is_visible: bool ``[B]``, on the host.
-    """
-    counts = torch.where(is_visible, is_visible.sum(), (~is_visible).sum())
-    weights = (1 / counts.to(logits.dtype)).to(logits.device, non_blocking=True)
-    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+from fastreid_star.modeling.losses.cross_entropy import modality_cross_entropy
 
 
 @LOSS_REGISTRY.register()

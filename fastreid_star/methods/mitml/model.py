@@ -23,8 +23,8 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from torch import nn
 
 from fastreid_star.methods.mitml.layers import INFRARED, VISIBLE, ModalityClassifier
-from fastreid_star.methods.mitml.losses import modality_cross_entropy
 from fastreid_star.modeling.layers.frame_gates import FrameGates
+from fastreid_star.modeling.losses.cross_entropy import modality_cross_entropy
 from fastreid_star.modeling.losses.loss import outputs_needed
 from fastreid_star.modeling.own_optimizer import step_alone
 from fastreid_star.modeling.video_reid import VideoReID

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from torch import nn
 
 from fastreid_star.errors import UserError
 from fastreid_star.modeling.layers.style import (
@@ -34,7 +35,8 @@ from fastreid_star.modeling.layers.style import (
     augment_style,
     style_factors,
 )
-from fastreid_star.modeling.video_reid import VideoReID
+from fastreid_star.modeling.losses.loss import outputs_needed
+from fastreid_star.modeling.video_reid import FRAME_OUTPUTS, VideoReID
 
 ATTACK_OUTPUTS = ("attacked_frames", "attacked_logits")
 STYLE_RANGE = (0.5, 1.5)  # of the factors of the style augmentation
@@ -75,9 +77,11 @@ class SAD(VideoReID):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """As :class:`VideoReID`, with ``MODEL.SAD``."""
-        sad = cfg.MODEL.SAD
-        return {**super().from_config(cfg), "augment": sad.AUGMENT, "std": sad.STD}
+        """As :class:`VideoReID`, with ``MODEL.SAD``; there is a frame head if a loss needs it."""
+        options, sad = super().from_config(cfg), cfg.MODEL.SAD
+        if not outputs_needed(options["losses"]) & {*FRAME_OUTPUTS, "attacked_logits"}:
+            options["frame_heads"] = nn.Identity()
+        return {**options, "augment": sad.AUGMENT, "std": sad.STD}
 
     def preprocess(self, images: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
         """As :class:`VideoReID`; in training each frame gets a new style."""

@@ -41,6 +41,7 @@ class TwoStreamBackbone(nn.Module):
 
     Attributes:
         feature_width: D, the channels of the last stage's output.
+        after: layers of a method that change the output of a stage, by the number of the stage.
 
     Raises:
         UserError: no split is known for this backbone, its split computes something else, or
@@ -74,7 +75,7 @@ class TwoStreamBackbone(nn.Module):
                     "does"
                 )
         self.feature_width: int = expected.shape[1]
-        self.non_local = nn.ModuleDict()
+        self.non_local, self.after = nn.ModuleDict(), nn.ModuleDict()
         if any(non_local):
             self._check_non_local(non_local)
             for number, count in enumerate(non_local, start=1):
@@ -155,6 +156,10 @@ class TwoStreamBackbone(nn.Module):
         return self.stage4(self.stage3(low, length), length)
 
     def _stage(self, number: int, x: torch.Tensor, length: int) -> torch.Tensor:
+        x = self._pass(number, x, length)
+        return self.after[str(number)](x) if str(number) in self.after else x
+
+    def _pass(self, number: int, x: torch.Tensor, length: int) -> torch.Tensor:
         stage = self.stages[number - 1]
         if str(number) not in self.non_local:
             return stage(x)
@@ -170,6 +175,15 @@ class TwoStreamBackbone(nn.Module):
 def _blocks(stage: nn.Module) -> list[nn.Module]:
     """The blocks of a stage; one of a single block is that block."""
     return list(stage) if isinstance(stage, nn.Sequential) else [stage]
+
+
+def check_maps(cfg: CfgNode, backbone: TwoStreamBackbone, method: str) -> None:
+    """Raise a UserError if the stages of the backbone do not give maps, which the method needs."""
+    if backbone.spatial_dims != (2, 3):
+        raise UserError(
+            f"MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}: {method} needs a convolutional "
+            "backbone, which gives maps"
+        )
 
 
 def build_two_stream(cfg: CfgNode) -> TwoStreamBackbone:

@@ -48,6 +48,9 @@ class FrameHead(EmbeddingHead):
     def __init__(self, **options: Any):
         fixed = {"pool_type": "Identity", "with_bnneck": True}
         super().__init__(**{**self.DEFAULTS, **options, **fixed})
+        if self.neck_feat not in ("before", "after"):
+            raise UserError(f"MODEL.HEADS.NECK_FEAT is {self.neck_feat!r}: choose before or after")
+        self.hands_back, self.neck_feat = self.neck_feat, "after"
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -62,9 +65,14 @@ class FrameHead(EmbeddingHead):
         Returns:
             in evaluation the features after the neck ``[N, D]``; in training a dict of
             `cls_outputs` ``[N, C]`` (logits with the classifier's margin, for the loss),
-            `pred_class_logits` ``[N, C]`` (without the margin) and `features` ``[N, D]``.
+            `pred_class_logits` ``[N, C]`` (without the margin), `embeddings` ``[N, D]`` (after the
+            neck) and `features` ``[N, D]`` (those that `neck_feat` chooses).
         """
-        return super().forward(features[..., None, None], targets)
+        found = super().forward(features[..., None, None], targets)
+        if self.training:
+            found["embeddings"] = found["features"]
+            found["features"] = features if self.hands_back == "before" else found["embeddings"]
+        return found
 
     def classify(
         self, features: torch.Tensor, targets: torch.Tensor, *, learn: bool = True

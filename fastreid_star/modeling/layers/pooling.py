@@ -6,6 +6,7 @@ Shapes: B clips, T frames, D feature width.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -30,3 +31,15 @@ def gem(x: torch.Tensor, p: float, dim: int, eps: float = 1e-12) -> torch.Tensor
         `x` without the axis `dim`; for clips ``[B, D]``.
     """
     return (at_least_float32(x).pow(p).mean(dim) + eps).pow(1.0 / p)
+
+
+def pool_maps(maps: torch.Tensor, p: float = 1.0) -> torch.Tensor:
+    """Pool maps ``[N, D, h, w]`` over h, w to non-negative features ``[N, D]``, float32 or wider.
+
+    The mean, or with another exponent `p` the generalized mean. The temporal pooling raises
+    features to a power, so they must not be negative. Backbones that end in a ReLU or ReLU6 give
+    such features; those of EfficientNet (Swish) and of transformers (LayerNorm) are cut off at 0.
+    """
+    if p == 1:
+        return F.relu(at_least_float32(maps).mean(dim=(2, 3)))
+    return gem(F.relu(maps).flatten(2), p, dim=2)

@@ -76,6 +76,21 @@ class FrameCrossEntropyLoss(CrossEntropyLoss):
     log_name = "loss_cls_frame"
 
 
+def modality_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, is_visible: torch.Tensor
+) -> torch.Tensor:
+    """Cross entropy, the mean over the visible rows plus the mean over the infrared ones.
+
+    Args:
+        logits: ``[N, C]``.
+        labels: ``[N]``, classes, on the device of `logits`.
+        is_visible: bool ``[N]``, on the host or on that device.
+    """
+    counts = torch.where(is_visible, is_visible.sum(), (~is_visible).sum())
+    weights = (1 / counts.to(logits.dtype)).to(logits.device, non_blocking=True)
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+
+
 def log_accuracy(logits: torch.Tensor, targets: torch.Tensor) -> None:
     """Put the share of right classes into fast-reid's event storage, if one is open."""
     try:

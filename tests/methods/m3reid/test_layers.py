@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from fastreid_star.methods.m3reid.augmentation import erase, gray_mixing, mix_channels
-from fastreid_star.methods.m3reid.layers import ViewCorrector, ViewMasks, masked_gem
+from fastreid_star.methods.m3reid.layers import VIEWS, ViewCorrector
 from fastreid_star.methods.m3reid.losses import MaskDiversityLoss
+from fastreid_star.modeling.layers.parts import PartMasks, masked_gem
 
 from .program import WIDTH, Program, separation
 
@@ -15,7 +16,7 @@ def test_one_convolution_is_the_three_views():
     """Three convolutions on frames, on rows over time and on columns over time, as published."""
     torch.manual_seed(0)
     program = Program().mvl_attention.double()
-    masks = ViewMasks(WIDTH).double()
+    masks = PartMasks(WIDTH, VIEWS).double()
     convs = [program[f"view_attention_{plane}"] for plane in ("hw", "tw", "th")]
     masks.conv.weight.data = torch.cat([conv.weight for conv in convs])
     masks.conv.bias.data = torch.cat([conv.bias for conv in convs])
@@ -108,6 +109,6 @@ def test_a_rectangle_that_never_fits_erases_nothing():
 
 @pytest.mark.parametrize("length", [1, 4])
 def test_masks_are_between_0_and_1(length):
-    masks = ViewMasks(8)(100 * torch.randn(length, 8, 4, 2))
+    masks = PartMasks(8, VIEWS)(100 * torch.randn(length, 8, 4, 2))
     assert masks.shape == (length, 6, 4, 2)
     assert 0 <= masks.min() <= masks.max() <= 1

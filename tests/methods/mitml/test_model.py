@@ -11,7 +11,7 @@ from fastreid.utils.events import EventStorage
 from fastreid_star.engine.replay import read_step, replay
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
-from fastreid_star.methods.mitml.losses import modality_cross_entropy
+from fastreid_star.modeling.losses.cross_entropy import modality_cross_entropy
 
 from ...tiny import small_config
 from ..restated import batch_hard, cross_entropy, gate, lstm, norm, unusual
