@@ -8,9 +8,9 @@ fastreid_star.methods.example`` only.
 
 from fastreid.config import CfgNode
 
-from fastreid_star.methods import auxnet, dinogrl, iban, m3reid, mitml, sad, sgiel, star
+from fastreid_star.methods import auxnet, dinogrl, iban, m3reid, mitml, sad, sgiel, star, vcd
 
-METHODS = (sad, star, dinogrl, mitml, iban, auxnet, m3reid, sgiel)
+METHODS = (sad, star, dinogrl, mitml, iban, auxnet, m3reid, sgiel, vcd)
 
 
 def add_method_configs(cfg: CfgNode) -> None:

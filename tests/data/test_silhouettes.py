@@ -1,6 +1,7 @@
 """The store of silhouettes, and the true ones of the synthetic data."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
-from ..tiny import tiny_config
+from ..tiny import REPOSITORY, tiny_config
 
 CLEAN = SyntheticOptions(
     train_ids=1, test_ids=1, tracklets=2, frames=3, size=(64, 32), occlusion=0.0, blur=0.0,
@@ -119,6 +120,18 @@ def test_drawn_skeletons_cover_a_part_of_the_person(tmp_path):
     ]
     assert np.mean([(limbs & mask).sum() / limbs.sum() for limbs, mask in pairs]) > 0.7
     assert np.mean([(limbs & mask).sum() / mask.sum() for limbs, mask in pairs]) > 0.3
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = dataclasses.replace(CLEAN, tracklets=1, frames=12)
+    write_synthetic_vcm(tmp_path / "datasets" / "SyntheticVCM", options)
+    page = (REPOSITORY / "docs" / "sgiel.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S):
+        exec(block, {})
+    assert read_shape("shapes", "0001/ir/D4/1").mean() == round(255 * 6 / 7)
+    data = SyntheticVCM("datasets")
+    assert read_silhouette(data.path("limbs"), data.train[0].key(3)).any()
 
 
 def test_a_batch_has_the_shapes_of_its_frames(tiny_root, tmp_path):

@@ -20,6 +20,7 @@ METHODS = {
     "MITML": ("MODEL.MITML.CONFUSION_EPOCH", "1"),
     "IBAN": ("MODEL.IBAN.ANAGLYPH_EPOCH", "1"),
     "SGIEL": ("MODEL.SGIEL.EMA", "[[0, 0.1], [1, 0.02]]", "MODEL.SGIEL.CUTMIX", "0.5"),
+    "VCD": (),
 }
 
 

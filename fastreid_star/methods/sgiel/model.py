@@ -21,7 +21,7 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from torch import nn
 
 from fastreid_star.errors import UserError
-from fastreid_star.methods.sad.model import ATTACK_OUTPUTS, SAD
+from fastreid_star.methods.sad.model import SAD
 from fastreid_star.methods.sgiel.layers import (
     ShapeHead,
     cutmix_donors,
@@ -32,7 +32,7 @@ from fastreid_star.methods.sgiel.layers import (
 from fastreid_star.methods.sgiel.losses import MIXED_LOSSES
 from fastreid_star.modeling.average import averaged, follow
 from fastreid_star.modeling.backbones.two_stream import TwoStreamBackbone
-from fastreid_star.modeling.heads.clip_head import ClipHead
+from fastreid_star.modeling.heads.clip_head import ClipHead, FrameHead
 from fastreid_star.modeling.layers.split_norm import RowSets, rows_of, split_norms
 from fastreid_star.modeling.layers.style import channel_order
 from fastreid_star.modeling.losses.loss import Loss, outputs_needed
@@ -42,7 +42,6 @@ SHAPE_OUTPUTS = (
     *("second_targets", "first_share", "projection", "shape_features", "shape_logits"),
     *("erased_logits", "shape_estimates", "estimate_logits", "average_shapes", "average_logits"),
 )
-FRAME_OUTPUTS = ("frame_logits", "attacked_logits")
 SHAPE = 2  # the set of BatchNorm of the shapes; 0 is that of visible, 1 of infrared images
 ERASURES = ("orthogonal", "columns")
 
@@ -99,21 +98,18 @@ class SGIEL(SAD):
         self.shape_head, self.erasure = shape_head, erasure
         self.cutmix, self.ema, self.choose_channels = cutmix, ema, choose_channels
         self.mixed = False  # whether CutMix has mixed this step's clips
-        self.features_before = self.heads.neck_feat == "before"
-        self.heads.neck_feat = "after"  # training needs them
         stems = (self.backbone.visible_stem, self.backbone.infrared_stem)
         for stem in filter(None, stems):
             split_norms(stem, 2)  # its images, and their shapes
-        split_norms(nn.ModuleList([self.backbone.stages, self.backbone.non_local]), 3)
+        parts = (self.backbone.stages, self.backbone.non_local, self.backbone.after)
+        split_norms(nn.ModuleList(parts), 3)
         split_norms(self.heads.bottleneck, 3)
         self.average = averaged(nn.ModuleDict(self.trained._asdict()))
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """As :class:`SAD`, with ``MODEL.SGIEL``; a loss decides whether there is a frame head."""
+        """As :class:`SAD`, with ``MODEL.SGIEL``."""
         options, own = super().from_config(cfg), cfg.MODEL.SGIEL
-        if not outputs_needed(options["losses"]) & set(FRAME_OUTPUTS):
-            options["frame_heads"] = nn.Identity()
         classes, width = options["heads"].weight.shape
         return {
             **options,
@@ -148,7 +144,7 @@ class SGIEL(SAD):
         late = any(loss.first_epoch > (self.epoch or 0) for loss in losses.values())
         needs = outputs_needed(losses)
         used = {"clip_logits", "shape_logits", "projection"} <= needs
-        return late or not used or bool(needs & {*FRAME_OUTPUTS, *ATTACK_OUTPUTS})
+        return late or not used or isinstance(self.frame_heads, FrameHead)
 
     def fill_state(self, state: dict[str, Any], prefix: str) -> None:
         """Let the averaged network start from the trained one, where a state has no other."""
@@ -234,9 +230,7 @@ class SGIEL(SAD):
         sets = modality_sets(outputs["is_visible"][:: outputs["frames"].shape[1]])
         rows_of(self.heads).take(sets, self.device)
         super().training_outputs(outputs)
-        features = outputs["clip_features"]
-        if self.features_before:
-            outputs["clip_features"] = clip
+        features = outputs["clip_embeddings"]
         with torch.autocast(clip.device.type, enabled=False):
             shapes = self.project(self.trained, outputs["shape_frames"])
             outputs["projection"] = head.image
