@@ -160,6 +160,9 @@ def add_plugin_config(cfg: CN) -> CN:
     # Factors in the sum of the losses, as [name, factor] pairs: [["StyleDefenseLoss", 0.5]]. A loss
     # without a factor has 1.
     cfg.MODEL.LOSSES.WEIGHTS = []
+    # Numbers and readings of the losses, as [loss, option, value] triples: [["HeteroCenterLoss",
+    # "margin", 0.2]]. docs/losses.md lists the options and their defaults.
+    cfg.MODEL.LOSSES.OPTIONS = []
     # Train with the cross entropies alone in the first epochs. Without ImageNet weights the defense
     # loss would shrink all features before they mean anything.
     cfg.MODEL.LOSSES.CE_ONLY_EPOCHS = 0

@@ -45,7 +45,7 @@ def test_published_results_stand_beside_the_runs():
         ["M3ReID_R50", "2", "11.00 ± 1.41"],
         ["(its paper)", "", "73.21"],
         ["OWN", "2", "11.00 ± 1.41"],
-        ["MITML_R50", "0", ""],
+        ["LbA_R50", "0", ""],
     ]
     assert ["CST_R50", "0", "", "", "", "", ""] in cells
     assert ["(its paper)", "", "69.44", "51.16", "72.64", "53.00", "52.08"] in cells

@@ -14,11 +14,14 @@ from fastreid_star.weights import read_file
 from ..tiny import interrupted_after_first_epoch, small_config
 
 EPOCHS = ("SOLVER.MAX_EPOCH", "2", "SOLVER.STEPS", "[]", "TEST.EVAL_PERIOD", "2")
-# the second epoch has other losses than the first
+# the second epoch has other losses than the first, or other weights of them
 METHODS = {
     "SAADG": (),
     "MITML": ("MODEL.MITML.CONFUSION_EPOCH", "1"),
     "IBAN": ("MODEL.IBAN.ANAGLYPH_EPOCH", "1"),
+    "DDAG": (),
+    "MPANet": (),
+    "LbA": (),
     "SGIEL": ("MODEL.SGIEL.EMA", "[[0, 0.1], [1, 0.02]]", "MODEL.SGIEL.CUTMIX", "0.5"),
     "VCD": (),
 }

@@ -110,13 +110,14 @@ def _align_the_whole_batch(device):
     """Both processes have the loss of all rows, and after DDP's mean its gradient."""
     from fastreid.utils import comm
 
-    from fastreid_star.methods.m3reid.losses import alignment
+    from fastreid_star.modeling.losses import ModalityAlignmentLoss
 
     x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     ids, visible = torch.arange(4, device=device).repeat(2), torch.arange(8) < 4
-    whole = alignment(x, ids, visible)
+    whole = ModalityAlignmentLoss()(x, ids, visible)
     mine = torch.arange(8, device=device) % 2 == comm.get_rank()
-    found = alignment(x[mine], ids[mine], visible[mine.cpu()], all_ranks=True)
+    of_batch = ModalityAlignmentLoss(all_ranks=True)
+    found = of_batch(x[mine], ids[mine], visible[mine.cpu()])
     torch.testing.assert_close(found, whole)
     expected, own = (torch.autograd.grad(loss, x)[0] for loss in (whole, found))
     torch.testing.assert_close(own[mine], 2 * expected[mine])

@@ -25,3 +25,5 @@ class AuxiliaryTripletLoss(TripletLoss):
 
     needs = AUXILIARY_OUTPUTS
     log_name = "loss_auxiliary"
+    equation = "the triplet loss of the auxiliary set"
+    source = "Du et al., TIFS 2024 (AuxNet)"

@@ -98,6 +98,8 @@ class TokenReconstructionLoss(_ReadLoss):
 
     needs = ("rebuilt_tokens", "tokens")
     log_name = "loss_mask"
+    equation = "mean squared error of the tokens that the mask branch rebuilds"
+    source = "DinoGRL, ACM MM 2025 (arXiv 2511.04281)"
 
     def forward(self, rebuilt: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return F.mse_loss(at_least_float32(rebuilt), at_least_float32(tokens))
@@ -113,6 +115,8 @@ class MaskSmoothnessLoss(_ReadLoss):
 
     needs = ("classes", "support")
     log_name = "loss_mask_smooth"
+    equation = "mean |Gx| + |Gy| of the mask inside the support, G by Sobel"
+    source = "DinoGRL, ACM MM 2025 (arXiv 2511.04281)"
     default_weight = 0.02
 
     def forward(self, classes: torch.Tensor, support: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -131,6 +135,8 @@ class PartSmoothnessLoss(_ReadLoss):
 
     needs = ("denoised", "support")
     log_name = "loss_part_smooth"
+    equation = "the same of the denoised maps"
+    source = "DinoGRL, ACM MM 2025 (arXiv 2511.04281)"
     default_weight = 0.01
 
     def forward(self, denoised: torch.Tensor, support: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -145,6 +151,8 @@ class PartDiversityLoss(_ReadLoss):
 
     needs = ("denoised", "support")
     log_name = "loss_diversity"
+    equation = "mean over the frames of log2 K - the entropy of the shares of the K denoised maps"
+    source = "DinoGRL, ACM MM 2025 (arXiv 2511.04281)"
     default_weight = 5.0
 
     def forward(self, denoised: torch.Tensor, support: torch.Tensor) -> torch.Tensor:  # type: ignore[override]

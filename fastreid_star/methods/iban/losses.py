@@ -73,6 +73,11 @@ class EasySampleLoss(Loss):
 
     needs: tuple[str, ...] = ("clip_features", "targets", "is_visible")
     log_name = "loss_easy"
+    equation = (
+        "mean ||f - easy||^2 / D, easy the nearest clip of the identity in the other "
+        "modality, detached"
+    )
+    source = "Li et al., TCSVT 2023 (IBAN)"
 
     @configurable
     def __init__(self, *, reading: str = "default", **kwargs: Any):
@@ -101,6 +106,8 @@ class AnaglyphEasySampleLoss(_Late, EasySampleLoss):
 
     needs = ("anaglyph_features", "targets", "is_visible")
     log_name = "loss_easy_anaglyph"
+    equation = "the same of the anaglyphs"
+    source = "Li et al., TCSVT 2023 (IBAN)"
 
 
 @LOSS_REGISTRY.register()
@@ -109,6 +116,8 @@ class AnaglyphTripletLoss(TripletLoss):
 
     needs = ("anaglyph_features", "targets")
     log_name = "loss_triplet_anaglyph"
+    equation = "the triplet loss of the anaglyphs"
+    source = "Li et al., TCSVT 2023 (IBAN)"
 
 
 @LOSS_REGISTRY.register()
@@ -117,6 +126,8 @@ class AnaglyphCrossEntropyLoss(_Late, CrossEntropyLoss):
 
     needs = ("anaglyph_logits", "targets")
     log_name = "loss_cls_anaglyph"
+    equation = "CE of the anaglyphs"
+    source = "Li et al., TCSVT 2023 (IBAN)"
     from_start = False
 
 
@@ -126,6 +137,8 @@ class ReconstructionLoss(_Late):
 
     needs = ("reconstruction",)
     log_name = "loss_reconstruction"
+    equation = "sum of the mean squared errors of the rebuilt maps"
+    source = "Li et al., TCSVT 2023 (IBAN)"
     pairs_modalities = True
 
     def forward(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:  # type: ignore[override]

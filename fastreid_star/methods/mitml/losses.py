@@ -24,6 +24,8 @@ class ModalityLoss(Loss):
 
     needs = ("modality_loss",)
     log_name = "loss_modality"
+    equation = "CE of the modality classifier, which its own optimizer minimizes"
+    source = "Lin et al., CVPR 2022 (MITML)"
 
     def forward(self, loss: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return loss
@@ -39,6 +41,8 @@ class ModalityConfusionLoss(Loss):
 
     needs = ("confusion_logits", "is_visible")
     log_name = "loss_confusion"
+    equation = "CE of the modality classifier with a third class for all clips"
+    source = "Lin et al., CVPR 2022 (MITML)"
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, feat_dim: int) -> dict[str, Any]:

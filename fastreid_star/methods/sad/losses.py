@@ -37,6 +37,8 @@ class StyleAttackLoss(CrossEntropyLoss):
 
     needs = ("attacked_logits", "frame_targets")
     log_name = "loss_cls_attack"
+    equation = "CE of the frames after the style attack"
+    source = "Zhou et al., ACM MM 2023 (SAADG)"
     from_start = False
 
 
@@ -46,6 +48,8 @@ class StyleDefenseLoss(Loss):
 
     needs = ("frames", "attacked_frames")
     log_name = "loss_defense"
+    equation = "mean ||x - x_attacked||"
+    source = "Zhou et al., ACM MM 2023 (SAADG)"
 
     def forward(self, frames: torch.Tensor, attacked: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return defense_loss(frames, attacked)
@@ -90,6 +94,8 @@ class GraphInteractionLoss(Loss):
 
     needs = ("frames", "frame_logits", "frame_targets", "is_visible")
     log_name = "loss_graph"
+    equation = "sum over two graphs of (CE(graph) + KL(frame || graph)) / 2, mean over the frames"
+    source = "Zhou et al., ACM MM 2023 (SAADG)"
 
     @configurable
     def __init__(self, *, intra: GraphBranch, inter: GraphBranch, **kwargs: Any):

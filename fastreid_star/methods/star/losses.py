@@ -84,6 +84,8 @@ class SkeletonConsistencyLoss(Loss):
 
     needs = ("bone_states", "joints", "has_clip")
     log_name = "loss_skeleton"
+    equation = "KL(P || Q) + KL(Q || P) of bones P and joints Q, equation (14)"
+    source = "the paper of STAR, arXiv 2024"
 
     @configurable
     def __init__(self, *, feat_dim: int, joint_channels: int = 12, **kwargs: Any):
@@ -107,6 +109,8 @@ class PoseConsistencyLoss(Loss):
 
     needs = ("pose_logits", "is_visible", "has_clip")
     log_name = "loss_skeleton"
+    equation = "KL(P || Q) + KL(Q || P) of the pose logits of a visible and an infrared clip"
+    source = "the authors' program of STAR"
     pairs_modalities = True
 
     def forward(  # type: ignore[override]
@@ -127,4 +131,6 @@ class AbsentSkeletonLoss(CrossEntropyLoss):
 
     needs = ("absent_logits", "targets")
     log_name = "loss_absent"
+    equation = "CE of the clips as if they had no skeletons"
+    source = "ours"
     from_start = False

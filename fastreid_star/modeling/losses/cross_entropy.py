@@ -44,6 +44,8 @@ class CrossEntropyLoss(Loss):
 
     needs = ("clip_logits", "targets")
     log_name = "loss_cls"
+    equation = "mean -log softmax(z)_y, the labels smoothed by MODEL.LOSSES.CE.EPSILON"
+    source = ""
     from_start = True
 
     @configurable
@@ -74,6 +76,8 @@ class FrameCrossEntropyLoss(CrossEntropyLoss):
 
     needs = ("frame_logits", "frame_targets")
     log_name = "loss_cls_frame"
+    equation = "the same of the frames"
+    source = ""
 
 
 def modality_cross_entropy(

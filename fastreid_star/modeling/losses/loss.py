@@ -22,9 +22,9 @@ Losses by class name, for ``MODEL.LOSSES.NAME``. A registered class is called as
 class Loss(nn.Module):
     """Base class of the losses.
 
-    A subclass sets the three class attributes and implements :meth:`forward`, whose arguments are
-    the outputs that `needs` names, in that order. A loss may own parameters: they are trained and
-    saved with the model.
+    A subclass sets class attributes and implements :meth:`forward`, whose arguments are the outputs
+    that `needs` names, in that order. A loss may own parameters: they are trained and saved with
+    the model.
 
     Attributes:
         needs: names of the model's outputs, see :meth:`VideoReID.encode`.
@@ -34,6 +34,10 @@ class Loss(nn.Module):
         compares_identities: whether a batch needs clips of two identities.
         pairs_modalities: whether the n-th visible clip of a batch and the n-th infrared one must be
             of one identity.
+        equation, source: for docs/losses.md.
+        options: names of attributes that ``MODEL.LOSSES.OPTIONS`` may set; the class has their
+            defaults.
+        readings: the values of the option `reading`, if there is one.
 
     Args:
         weight: the factor in the sum of the losses.
@@ -45,6 +49,10 @@ class Loss(nn.Module):
     from_start = False
     compares_identities = False
     pairs_modalities = False
+    equation: str = ""
+    source: str = ""
+    options: tuple[str, ...] = ()
+    readings: tuple[str, ...] = ()
 
     @configurable
     def __init__(self, *, weight: float = 1.0, first_epoch: int = 0):
@@ -75,12 +83,13 @@ class Loss(nn.Module):
 def build_losses(cfg: CfgNode, *, feat_dim: int) -> dict[str, Loss]:
     """Build the losses of ``MODEL.LOSSES.NAME``, by name, in that order.
 
-    Sets the weights of ``MODEL.LOSSES.WEIGHTS``, and the first epoch of losses that do not train
-    from the start to ``MODEL.LOSSES.CE_ONLY_EPOCHS`` at least.
+    Sets the weights of ``MODEL.LOSSES.WEIGHTS``, the numbers of ``MODEL.LOSSES.OPTIONS``, and the
+    first epoch of losses that do not train from the start to ``MODEL.LOSSES.CE_ONLY_EPOCHS`` at
+    least.
 
     Raises:
         UserError: a name is not registered or given twice, two losses have one name in the log, no
-            loss trains from the first epoch, or ``MODEL.LOSSES.WEIGHTS`` is wrong.
+            loss trains from the first epoch, or ``MODEL.LOSSES.WEIGHTS`` or ``OPTIONS`` is wrong.
     """
     node = cfg.MODEL.LOSSES
     names = list(node.NAME)
@@ -110,6 +119,7 @@ def build_losses(cfg: CfgNode, *, feat_dim: int) -> dict[str, Loss]:
             f"MODEL.LOSSES.CE_ONLY_EPOCHS is {node.CE_ONLY_EPOCHS}, but no loss of "
             "MODEL.LOSSES.NAME trains in these epochs: set it to 0, or add CrossEntropyLoss"
         )
+    _set_options(losses, node.OPTIONS)
     return losses
 
 
@@ -152,3 +162,26 @@ def _weights(pairs: Any, names: list[str]) -> dict[str, float]:
         if name not in names:
             raise UserError(f"MODEL.LOSSES.WEIGHTS names {name}, which MODEL.LOSSES.NAME has not")
     return weights
+
+
+def _set_options(losses: Mapping[str, Loss], triples: Any) -> None:
+    """Set the options of ``MODEL.LOSSES.OPTIONS`` on the losses."""
+    for triple in triples:
+        if not (isinstance(triple, (list, tuple)) and len(triple) == 3):
+            raise UserError(
+                f"MODEL.LOSSES.OPTIONS has {triple!r}: give [loss, option, value], such as "
+                '["HeteroCenterLoss", "margin", 0.2]'
+            )
+        name, option, value = triple
+        if name not in losses:
+            raise UserError(f"MODEL.LOSSES.OPTIONS names {name}, which MODEL.LOSSES.NAME has not")
+        loss = losses[name]
+        if option not in loss.options:
+            known = ", ".join(loss.options) or "none"
+            raise UserError(f"MODEL.LOSSES.OPTIONS: {name} has the options {known}, not {option!r}")
+        if option == "reading" and value not in loss.readings:
+            choices = ", ".join(loss.readings)
+            raise UserError(f"MODEL.LOSSES.OPTIONS: {name}'s reading is one of {choices}")
+        if option != "reading" and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise UserError(f"MODEL.LOSSES.OPTIONS: {name}'s {option} is {value!r}: give a number")
+        setattr(loss, option, value)

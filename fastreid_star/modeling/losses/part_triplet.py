@@ -62,6 +62,10 @@ class PartTripletLoss(Loss):
 
     needs = ("clip", "targets")
     log_name = "loss_triplet"
+    equation = (
+        "mean over the triplets above 0 of max(0, margin + d(a,p) - d(a,n)), mean over the parts"
+    )
+    source = "Hermans et al., 2017 (batch-all)"
     compares_identities = True
 
     @configurable

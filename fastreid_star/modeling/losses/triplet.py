@@ -94,6 +94,8 @@ class TripletLoss(Loss):
 
     needs = ("clip_features", "targets")
     log_name = "loss_triplet"
+    equation = "mean max(0, margin + max_p d(a,p) - min_n d(a,n)); MODEL.LOSSES.TRI"
+    source = "Hermans et al., 2017 (batch-hard)"
     compares_identities = True
 
     @configurable

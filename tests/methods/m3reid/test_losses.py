@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from fastreid_star.methods.m3reid import losses as ours
-from fastreid_star.methods.m3reid.losses import alignment, by_plane, separation
+from fastreid_star.methods.m3reid.losses import by_plane
+from fastreid_star.modeling.losses.modality_alignment import alignment
+from fastreid_star.modeling.losses.orthogonality import separation
 
 from . import program
 

@@ -1,0 +1,33 @@
+"""The center cluster loss of MPANet."""
+
+from __future__ import annotations
+
+import torch
+
+from fastreid_star.modeling.losses.cross_modal import CrossModalLoss, row_means
+from fastreid_star.modeling.losses.loss import LOSS_REGISTRY
+from fastreid_star.modeling.losses.pairing import distances
+
+
+@LOSS_REGISTRY.register()
+class CenterClusterLoss(CrossModalLoss):
+    """Rows are near the center of their identity, and centers at least `margin` apart."""
+
+    log_name = "loss_center_cluster"
+    equation = (
+        "mean_i ||f_i - c_y(i)|| + mean_y mean_{j: y(j) != y} max(0, margin - ||c_y - c_y(j)||)"
+    )
+    source = "Wu et al., CVPR 2021 (MPANet)"
+    options = ("margin",)
+    margin = 0.7
+
+    def compute(
+        self, features: torch.Tensor, targets: torch.Tensor, is_visible: torch.Tensor
+    ) -> torch.Tensor:
+        same = targets[:, None] == targets
+        share = same / same.sum(1, keepdim=True)
+        mine = share.to(features.dtype) @ features  # the center of each row's identity
+        pull = torch.linalg.vector_norm(features - mine, dim=1).mean()
+        apart = row_means((self.margin - distances(mine, mine)).clamp(min=0), ~same)
+        once = share.diagonal()  # every identity counts once, in shapes that no data change
+        return pull + (once * apart).sum() / once.sum()
