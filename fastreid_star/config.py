@@ -119,6 +119,10 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.INPUT.CLIP.SHARED_GEOMETRY = True
     # Replace every frame by a blank one: the model sees the skeletons only.
     cfg.INPUT.BLANK = False
+    # Augmentations of the pixels of training clips, in this order, by name or as [name, share of
+    # the clips]: channel_choice, published_channels, luma, random_luma, channel_factors, erasing,
+    # cutmix, anaglyph, or your own. docs/losses.md says what each does.
+    cfg.INPUT.AUGMENTATIONS = []
     # Gray images of 16 bits: the counts that become black and white, such as [7250, 7640]. []: the
     # 1st and the 99th percentile of the frames of each clip.
     cfg.INPUT.RANGE_16BIT = []

@@ -20,6 +20,7 @@ from fastreid_star.ablation.tables import (
     OPTIONS,
     RESULT,
     Run,
+    note_of_frames,
     pairs_to_markdown,
     seed_name,
     summarize,
@@ -131,6 +132,7 @@ def ablate(
         raise UserError(f"no run in {output} has finished: there is no table yet{kept}")
     on_hitsz_vcm = tuple(load_config(configs[0]).DATASETS.TESTS) == ("HITSZVCM",)
     table = to_markdown(summarize(everything), with_paper=on_hitsz_vcm, also=also)
+    table += note_of_frames(everything)
     if against:
         table += f"\n\n{pairs_to_markdown(everything, against)}"
     write_whole(Path(output) / "table.md", lambda file: file.write(f"{table}\n".encode()))

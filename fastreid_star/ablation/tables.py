@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from tabulate import tabulate
 
 from fastreid_star.ablation.published import published
@@ -49,6 +50,21 @@ class Run:
         """Its results; None if it has not finished."""
         path = self.folder / RESULT
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def note_of_frames(runs: Sequence[Run]) -> str:
+    """A line below a table that names its networks of single frames; empty: it has none.
+
+    They are methods for images. How they were put on video for published numbers is not known.
+    """
+    names = {}
+    for run in runs:
+        config = run.folder / "config.yaml"
+        if run.result is not None and config.is_file():
+            node = yaml.safe_load(config.read_text(encoding="utf-8")).get("MODEL", {})
+            names[run.name] = node.get("UNIT") == "frame"
+    of_frames = ", ".join(name for name, yes in names.items() if yes)
+    return of_frames and f"\n\nTrained on single frames, by our protocol: {of_frames}."
 
 
 def seed_name(data_seed: int | None, seed: int) -> str:

@@ -209,7 +209,7 @@ class DeviceLoader:
         replaced: number of broken frames so far that were replaced by a neighbor.
     """
 
-    host_keys = frozenset({"modality", "camids", "index", "replaced"})
+    host_keys = frozenset({"modality", "view", "camids", "index", "replaced"})
 
     def __init__(self, loader: DataLoader, device: torch.device):
         self.loader, self.device = loader, device

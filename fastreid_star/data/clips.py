@@ -35,13 +35,14 @@ _warned: set[str] = set()  # broken files that this process has logged
 
 
 class ClipRequest(NamedTuple):
-    """A training sample: a tracklet, and the seed of everything random about it.
+    """A training sample: a tracklet, the seed of everything random about it, and which view it is.
 
     With the seed in the request, a sample does not depend on the worker or process that loads it.
     """
 
     index: int  # type: ignore[assignment] # a field hides tuple.index
     seed: tuple[int, ...]
+    view: int = 0  # 1: the second view of a clip of the batch
 
 
 def segment_indices(n: int, length: int, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -126,6 +127,7 @@ class ClipDataset(Dataset):
     - shapes: uint8 [T,H,W], body shapes of `images`, if there is a store of them
     - targets: the label in training (`pid_to_label`), the identity in testing
     - camids, modality: as in the tracklet
+    - view: 1 for the second view of a training clip, else 0
     - index: the tracklet's position in `tracklets`, or the index of its half
     - replaced: number of broken frames that were replaced by a neighbor
 
@@ -206,6 +208,7 @@ class ClipDataset(Dataset):
             "targets": self.pid_to_label[tracklet.pid] if self.pid_to_label else tracklet.pid,
             "camids": tracklet.camid,
             "modality": int(tracklet.modality),
+            "view": item.view if isinstance(item, ClipRequest) else 0,
             "index": index + part * len(self.tracklets),
             "replaced": replaced,
         }

@@ -193,10 +193,10 @@ def build_pairs(
             modalities.
     """
     instances, pairs = cfg.DATALOADER.NUM_INSTANCE, cfg.DATALOADER.PAIRS
-    if (pairs or auxiliary) and not isinstance(sampler, CrossModalIdentitySampler):
+    if (pairs or auxiliary) and type(sampler) is not CrossModalIdentitySampler:
         raise UserError(
-            "DATALOADER.PAIRS and DATASETS.AUXILIARY need batches of both modalities: set "
-            "DATALOADER.SAMPLER_TRAIN TrainingSampler"
+            "DATALOADER.PAIRS and DATASETS.AUXILIARY need batches of both modalities, one view "
+            "each: set DATALOADER.SAMPLER_TRAIN TrainingSampler"
         )
     if pairs:
         sampler = PairSampler(sampler, tracklets, num_instances=instances)

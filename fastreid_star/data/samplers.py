@@ -27,6 +27,7 @@ class EndlessSampler(Sampler[list[ClipRequest]]):
 
     Attributes:
         modalities: in how many modalities an identity has K clips each in a batch.
+        groups: how many times K clips an identity has in a batch, and `kinds`, in words.
         batches_per_epoch: set by a subclass.
 
     Args:
@@ -36,7 +37,8 @@ class EndlessSampler(Sampler[list[ClipRequest]]):
         rank, world_size: number of this process, and of all processes.
     """
 
-    modalities = 1
+    modalities = groups = 1
+    kinds = ""
     batches_per_epoch: int
 
     def __init__(
@@ -54,15 +56,14 @@ class EndlessSampler(Sampler[list[ClipRequest]]):
 
     def _check(self, known: int) -> None:
         """Raise a UserError where `known` identities give no batch."""
-        clips = self.modalities * self.num_instances
-        two = " x 2 modalities" if self.modalities == 2 else ""
+        clips = self.groups * self.num_instances
         if known < 2:
             raise UserError(f"the training set has {known} identity: training needs at least 2")
         if self.num_identities > known:
             raise UserError(
                 f"a batch of {self.num_identities} identities, but the training set has {known}: "
                 f"set SOLVER.IMS_PER_BATCH to at most {clips * known} "
-                f"(identities x DATALOADER.NUM_INSTANCE{two})"
+                f"(identities x DATALOADER.NUM_INSTANCE{self.kinds})"
             )
         if self.num_identities % self.world_size:
             raise UserError(
@@ -114,7 +115,8 @@ class CrossModalIdentitySampler(EndlessSampler):
             that is not divisible by the number of ranks.
     """
 
-    modalities = 2
+    modalities = groups = 2
+    kinds = " x 2 modalities"
 
     def __init__(self, tracklets: Sequence[Tracklet], **options: int):
         super().__init__(**options)
@@ -162,6 +164,27 @@ class CrossModalIdentitySampler(EndlessSampler):
         rng = np.random.default_rng((self.seed, passes, 0, _IDENTITIES))
         order = rng.permutation(len(self._tracklets[0]))
         return order[place * self.num_identities : (place + 1) * self.num_identities]
+
+
+class SecondViewSampler(CrossModalIdentitySampler):
+    """Batches of :class:`CrossModalIdentitySampler` with a second view of each visible clip.
+
+    A batch is [visible; the same tracklets again; infrared]. The second view has frames, crop and
+    flip of its own. Augmentations find it by the `view` of its request.
+    """
+
+    groups = 3
+    kinds = " x 3 (visible twice, infrared once)"
+
+    def batch(self, number: int) -> list[ClipRequest]:
+        """This rank's share of global batch `number`: 3 K P/world_size requests."""
+        requests = super().batch(number)
+        visible, infrared = requests[: len(requests) // 2], requests[len(requests) // 2 :]
+        offset = 2 * self.num_identities * self.num_instances  # seeds that no other request has
+        again = [
+            ClipRequest(index, (*seed[:2], seed[2] + offset), view=1) for index, seed, _ in visible
+        ]
+        return [*visible, *again, *infrared]
 
 
 class IdentitySampler(EndlessSampler):
@@ -243,25 +266,28 @@ def _by_identity(
 
 
 # DATALOADER.SAMPLER_TRAIN: fast-reid's default, and its P identities x K
-SAMPLERS = {"TrainingSampler": CrossModalIdentitySampler, "NaiveIdentitySampler": IdentitySampler}
+SAMPLERS = {
+    "TrainingSampler": CrossModalIdentitySampler,
+    "NaiveIdentitySampler": IdentitySampler,
+    "SecondViewSampler": SecondViewSampler,
+}
 
 
 def identities_per_batch(cfg) -> int:
-    """P over all processes: SOLVER.IMS_PER_BATCH is P x DATALOADER.NUM_INSTANCE x 2 modalities, or
-    P x DATALOADER.NUM_INSTANCE where the sampler does not distinguish them.
+    """P over all processes: SOLVER.IMS_PER_BATCH is P x DATALOADER.NUM_INSTANCE x 2 modalities, x 3
+    with a second view, or x 1 where the sampler does not distinguish the modalities.
 
     Raises:
         UserError: it is not divisible, or clips have no such sampler.
     """
     clips, instances = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE
-    modalities = sampler_class(cfg).modalities
-    if instances < 1 or clips < 1 or clips % (modalities * instances):
-        two = " x 2 modalities" if modalities == 2 else ""
+    kind = sampler_class(cfg)
+    if instances < 1 or clips < 1 or clips % (kind.groups * instances):
         raise UserError(
             f"SOLVER.IMS_PER_BATCH {clips} is not identities x DATALOADER.NUM_INSTANCE {instances}"
-            f"{two}: set it to a multiple of {modalities * max(1, instances)}"
+            f"{kind.kinds}: set it to a multiple of {kind.groups * max(1, instances)}"
         )
-    return clips // (modalities * instances)
+    return clips // (kind.groups * instances)
 
 
 def sampler_class(cfg) -> type[EndlessSampler]:
@@ -274,7 +300,8 @@ def sampler_class(cfg) -> type[EndlessSampler]:
     if name not in SAMPLERS:
         raise UserError(
             f"DATALOADER.SAMPLER_TRAIN is {name}: for clips choose TrainingSampler (identities x "
-            "NUM_INSTANCE x 2 modalities) or NaiveIdentitySampler (identities x NUM_INSTANCE)"
+            "NUM_INSTANCE x 2 modalities), SecondViewSampler (with each visible clip twice) or "
+            "NaiveIdentitySampler (identities x NUM_INSTANCE)"
         )
     return SAMPLERS[name]
 

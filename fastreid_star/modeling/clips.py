@@ -69,6 +69,11 @@ def frames_as_clips(batch: dict[str, Any]) -> dict[str, Any]:
     return split
 
 
+def as_units(batch: dict[str, Any], unit: str) -> dict[str, Any]:
+    """The batch, or with frames as units :func:`frames_as_clips`."""
+    return frames_as_clips(batch) if unit == "frame" else batch
+
+
 def join_frames(features: torch.Tensor, length: int, join: str = "mean") -> torch.Tensor:
     """The mean of the frames' features of each clip: ``[B T, D]`` to ``[B, D]``.
 

@@ -25,14 +25,9 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from torch import nn
 
 from fastreid_star.errors import UserError
+from fastreid_star.modeling.augmentations import Augmentations
 from fastreid_star.modeling.backbones.two_stream import TwoStreamBackbone, build_two_stream
-from fastreid_star.modeling.clips import (
-    UNITS,
-    check_unit,
-    frame_modality,
-    frames_as_clips,
-    join_frames,
-)
+from fastreid_star.modeling.clips import UNITS, as_units, check_unit, frame_modality, join_frames
 from fastreid_star.modeling.frame_correctors import FrameCorrectorBase, build_frame_corrector
 from fastreid_star.modeling.heads.clip_head import ClipHead, FrameHead
 from fastreid_star.modeling.layers.pooling import at_least_float32, pool_maps
@@ -62,6 +57,7 @@ class VideoReID(nn.Module):
         spatial_p: exponent of the spatial pooling, see :meth:`pool_frames`.
         unit, join: what the network sees, and how the features of frames become those of a clip,
             see :mod:`fastreid_star.modeling.clips`.
+        augmentations: of the pixels of training clips.
 
     Attributes:
         epoch: set by the trainer: a loss is active from its `first_epoch` on. None: all losses are
@@ -102,6 +98,7 @@ class VideoReID(nn.Module):
         spatial_p: float = 1.0,
         unit: str = "clip",
         join: str = "mean",
+        augmentations: Augmentations | None = None,
     ):
         super().__init__()
         if not 0 <= skeleton_dropout <= 1:
@@ -109,11 +106,11 @@ class VideoReID(nn.Module):
         if spatial_p <= 0:
             raise UserError(f"MODEL.HEADS.SPATIAL_P is {spatial_p}: give a number above 0")
         check_unit(type(self).__name__, self.units, unit, join)
-        self.spatial_p, self.unit, self.join = spatial_p, unit, join
+        self.spatial_p, self.skeleton_dropout = spatial_p, skeleton_dropout
+        self.unit, self.join, self.augmentations = unit, join, augmentations or Augmentations()
         self.backbone, self.corrector = backbone, corrector
         self.heads, self.frame_heads = heads, frame_heads
         self.losses = nn.ModuleDict(losses)
-        self.skeleton_dropout = skeleton_dropout
         self.epoch: int | None = None
         self.pixel_mean: torch.Tensor
         for name, numbers in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
@@ -143,6 +140,7 @@ class VideoReID(nn.Module):
             "spatial_p": cfg.MODEL.HEADS.SPATIAL_P,
             "unit": cfg.MODEL.UNIT,
             "join": cfg.MODEL.HEADS.JOIN,
+            "augmentations": Augmentations(cfg.INPUT.AUGMENTATIONS),
         }
 
     @property
@@ -226,7 +224,9 @@ class VideoReID(nn.Module):
             own. With `unit` frame, B is the number of frames and T 1 everywhere but in `features`.
         """
         length = batch["images"].shape[1]
-        batch = self.move_skeletons(frames_as_clips(batch) if self.unit == "frame" else batch)
+        batch = self.move_skeletons(as_units(batch, self.unit))
+        if self.training:
+            batch = self.augmentations(batch, self.pixel_mean, self.pixel_std)
         outputs = self.encode_frames(batch)
         self.encode_clip(outputs, batch, explain)
         if not self.training:

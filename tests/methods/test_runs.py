@@ -22,6 +22,7 @@ METHODS = {
     "DDAG": (),
     "MPANet": (),
     "LbA": (),
+    "CAJL": ("SOLVER.IMS_PER_BATCH", "12"),
     "SGIEL": ("MODEL.SGIEL.EMA", "[[0, 0.1], [1, 0.02]]", "MODEL.SGIEL.CUTMIX", "0.5"),
     "VCD": (),
 }

@@ -89,10 +89,11 @@ def _train_others(root, folder):
     from tests.methods.test_runs import METHODS
     from tests.tiny import small_config
 
-    options = ("SOLVER.IMS_PER_BATCH", "16", "TEST.EVAL_PERIOD", "0")
+    options = ("TEST.EVAL_PERIOD", "0")
     options += ("MODEL.MITML.CONFUSION_EPOCH", "0", "MODEL.IBAN.ANAGLYPH_EPOCH", "0")
     for name in METHODS:
-        model = _train(small_config(name, root, f"{folder}/{name}", *OPTIONS, *options))
+        size = ("SOLVER.IMS_PER_BATCH", "24" if name == "CAJL" else "16")
+        model = _train(small_config(name, root, f"{folder}/{name}", *OPTIONS, *options, *size))
         _check_step(model, _batch(model.device))
 
 

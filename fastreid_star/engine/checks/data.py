@@ -67,11 +67,11 @@ def _clip_batches(run: Run) -> Iterator[Problem]:
             "SOLVER.IMS_PER_BATCH, use fewer devices, or set MODEL.LOSSES.TRI.ALL_RANKS True"
         )
     losses = _losses_with("pairs_modalities", cfg)
-    if losses and sampler_class(cfg).modalities == 1:
+    if losses and sampler_class(cfg).groups != 2:
         yield Problem(
             f"{losses[0]} pairs the n-th visible clip of a batch with the n-th infrared one, but "
-            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} draws clips regardless of "
-            "modality: set it to TrainingSampler"
+            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} does not draw as many of "
+            "both: set it to TrainingSampler"
         )
     data = run.datasets(cfg.DATASETS.NAMES)
     if len(data) < len(dict.fromkeys(map(str, cfg.DATASETS.NAMES))):

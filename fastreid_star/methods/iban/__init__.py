@@ -1,7 +1,7 @@
 """IBAN: anaglyphs of the frames guide the features by cross attention."""
 
 from fastreid_star.methods.iban.config import TRAINING_KEYS, add_config
-from fastreid_star.methods.iban.layers import CrossAttention, Reconstruction, anaglyph
+from fastreid_star.methods.iban.layers import CrossAttention, Reconstruction
 from fastreid_star.methods.iban.losses import (
     AnaglyphCrossEntropyLoss,
     AnaglyphEasySampleLoss,
@@ -22,5 +22,4 @@ __all__ = [
     "Reconstruction",
     "ReconstructionLoss",
     "add_config",
-    "anaglyph",
 ]

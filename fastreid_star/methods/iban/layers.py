@@ -1,4 +1,4 @@
-"""Anaglyphs, the attention between both streams, and the reconstruction of the other modality.
+"""The attention between both streams, and the reconstruction of the other modality.
 
 Shapes: B clips, T frames, N = B T frames, C channels, H x W pixels, h x w positions of a map.
 """
@@ -11,25 +11,6 @@ from torch import nn
 
 from fastreid_star.errors import UserError
 from fastreid_star.modeling.layers.pooling import at_least_float32
-
-GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601
-
-
-def anaglyph(images: torch.Tensor) -> torch.Tensor:
-    """The relief of an image: each pixel of its gray image less its lower right neighbor, plus 128.
-
-    ``clip(g(i + 1, j + 1) - g(i, j) + 128, 0, 255)``; the last row and the last column are 0.
-
-    Args:
-        images: ``[N, 3, H, W]``, 0 to 255, floating point.
-
-    Returns:
-        ``[N, 3, H, W]``, three equal channels.
-    """
-    weights = torch.tensor(GRAY, dtype=images.dtype, device=images.device).view(3, 1, 1)
-    gray = (images * weights).sum(1, keepdim=True)
-    relief = (gray[:, :, 1:, 1:] - gray[:, :, :-1, :-1] + 128).clamp(0, 255)
-    return F.pad(relief, (0, 1, 0, 1)).expand(-1, 3, -1, -1)
 
 
 def to_volume(maps: torch.Tensor, length: int, *, mixed: bool = False) -> torch.Tensor:

@@ -25,10 +25,11 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from torch import nn
 
 from fastreid_star.errors import UserError
-from fastreid_star.methods.iban.layers import CrossAttention, Reconstruction, anaglyph
+from fastreid_star.methods.iban.layers import CrossAttention, Reconstruction
 from fastreid_star.methods.iban.losses import READINGS
 from fastreid_star.modeling.backbones.two_stream import check_maps, probe
 from fastreid_star.modeling.heads import FrameHead
+from fastreid_star.modeling.layers.colors import anaglyph
 from fastreid_star.modeling.layers.frame_gates import FrameGates
 from fastreid_star.modeling.layers.pooling import at_least_float32
 from fastreid_star.modeling.losses.loss import outputs_needed

@@ -23,9 +23,9 @@ from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from fastreid_star.errors import UserError
-from fastreid_star.methods.m3reid.augmentation import erase, gray_mixing, mix_channels
 from fastreid_star.methods.m3reid.layers import VIEWS, ViewCorrector
 from fastreid_star.modeling.backbones.two_stream import check_maps
+from fastreid_star.modeling.layers.colors import erase, gray_mixing, mix_channels
 from fastreid_star.modeling.layers.parts import PartMasks, masked_gem
 from fastreid_star.modeling.layers.style import style_factors
 from fastreid_star.modeling.video_reid import VideoReID

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastreid_star.modeling.losses.cross_modal import CrossModalLoss, row_means
+from fastreid_star.modeling.losses.cross_modal import CrossModalLoss, mean_where, row_means
 from fastreid_star.modeling.losses.loss import LOSS_REGISTRY
 from fastreid_star.modeling.losses.pairing import distances
 
@@ -24,10 +24,9 @@ class CenterClusterLoss(CrossModalLoss):
     def compute(
         self, features: torch.Tensor, targets: torch.Tensor, is_visible: torch.Tensor
     ) -> torch.Tensor:
-        same = targets[:, None] == targets
-        share = same / same.sum(1, keepdim=True)
-        mine = share.to(features.dtype) @ features  # the center of each row's identity
-        pull = torch.linalg.vector_norm(features - mine, dim=1).mean()
-        apart = row_means((self.margin - distances(mine, mine)).clamp(min=0), ~same)
-        once = share.diagonal()  # every identity counts once, in shapes that no data change
-        return pull + (once * apart).sum() / once.sum()
+        found = centers(features, targets)
+        pull = torch.linalg.vector_norm(features - found.features[found.of_row], dim=1).mean()
+        to_rows = distances(found.features, found.features)[:, found.of_row]  # [center, row]
+        other = found.targets[:, None] != targets
+        push = row_means((self.margin - to_rows).clamp(min=0), other)
+        return pull + mean_where(push, found.counts > 0)

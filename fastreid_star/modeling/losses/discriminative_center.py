@@ -27,10 +27,11 @@ class DiscriminativeCenterLoss(CrossModalLoss):
         self, features: torch.Tensor, targets: torch.Tensor, is_visible: torch.Tensor
     ) -> torch.Tensor:
         found = centers(features, targets)
-        d = distances(found.features, features)  # [P, R]
-        own = found.targets[:, None] == targets
-        limit = row_means(d, ~own)[:, None]
-        near = ~own & (d <= limit * (1 + 1e-6))  # equal distances are near, whatever their rounding
-        usable = near.any(1)
+        d, exists = distances(found.features, features), found.counts > 0  # [center, row]
+        same = found.targets[:, None] == targets
+        limit = row_means(d, ~same)[:, None]
+        near = ~same & (d <= limit * (1 + 1e-6))  # equal distances are near, if they round apart
+        usable = exists & near.any(1)
         apart = mean_where(row_means(d, near), usable)
-        return torch.where(usable.any(), mean_where(d, own) / apart.clamp(min=EPS), 0)
+        own = mean_where(d, same & exists[:, None])
+        return torch.where(usable.any(), own / apart.clamp(min=EPS), 0)

@@ -34,14 +34,14 @@ class MeanDiscrepancyLoss(CrossModalLoss):
         self, features: torch.Tensor, targets: torch.Tensor, is_visible: torch.Tensor
     ) -> torch.Tensor:
         visible, infrared = (centers(features, targets, m) for m in (is_visible, ~is_visible))
-        of_row, number = visible.of_row, len(visible.targets)
+        of_row = visible.of_row
         squares = distances(features, features).square()
         same = targets[:, None] == targets
 
         def per_identity(values: torch.Tensor) -> torch.Tensor:
-            """Sums over the pairs of each identity: ``[R, R]`` to ``[P]``."""
+            """Sums over the pairs of each identity, in the places of the centers."""
             rows = values.masked_fill(~same, 0).sum(1)
-            return rows.new_zeros(number).index_add(0, of_row, rows)
+            return torch.zeros_like(rows).index_add(0, of_row, rows)
 
         counts = visible.counts + infrared.counts
         mean_square = per_identity(squares.detach()) / (counts * (counts - 1)).clamp(min=1)

@@ -1,8 +1,9 @@
 """What losses across modalities share: partners, centers and distillation of logits.
 
-All go by identity and modality, and never by the order of the rows.
+All go by identity and modality, and never by the order of the rows. No shape follows from the data:
+a device need not wait for the host.
 
-Shapes: R rows (clips or frames), P identities of a batch, D feature width, C classes.
+Shapes: R rows (clips or frames), D feature width, C classes.
 """
 
 from __future__ import annotations
@@ -41,16 +42,18 @@ def partners(targets: torch.Tensor, is_visible: torch.Tensor) -> tuple[torch.Ten
     number = other.sum(1)
     has_partner = number > 0
     wanted = place % number.clamp(min=1)
-    hits = other & (place[None] == wanted[:, None])
-    partner = torch.where(has_partner, hits.int().argmax(1), torch.arange(len(targets)).to(targets))
+    hits = other & (place[None] == wanted[:, None])  # one in each row that has a partner
+    places = torch.arange(len(targets), device=targets.device)
+    partner = torch.where(has_partner, (hits * places).sum(1), places)
     return partner, has_partner
 
 
 class Centers(NamedTuple):
-    """Means of the rows of each identity.
+    """Means of the rows of each identity, in as many places as there are rows.
 
-    `features` ``[P, D]``, `targets` ``[P]`` in rising order, `counts` ``[P]`` of the rows (a center
-    of no row is 0), `of_row` ``[R]``, the place of each row's identity.
+    The center of an identity stands in the place of its first row; the other places are empty.
+    `features` ``[R, D]``, 0 in empty places; `targets` ``[R]``; `counts` ``[R]`` of the rows of a
+    center, 0 in empty places; `of_row` ``[R]``, the place of each row's center.
     """
 
     features: torch.Tensor
@@ -64,20 +67,21 @@ def centers(
 ) -> Centers:
     """The center of each identity in a batch, of all its rows or of the `chosen` ones.
 
-    All identities of `targets` have a center, so that the centers of two choices, such as
-    ``is_visible`` and ``~is_visible``, belong together row by row.
+    Places do not depend on the choice, so that the centers of two choices, such as ``is_visible``
+    and ``~is_visible``, belong together place by place.
 
     Args:
         features: ``[R, D]``.
         targets: ``[R]``, identities.
         chosen: bool ``[R]``, on the device of `features`.
     """
-    identities, of_row = targets.unique(return_inverse=True)
+    places = torch.arange(len(targets), device=targets.device)
+    same = targets[:, None] == targets
+    of_row = places.expand_as(same).masked_fill(~same, len(targets)).amin(1)
     weights = features.new_ones(len(features)) if chosen is None else chosen.to(features.dtype)
-    sums = features.new_zeros(len(identities), features.shape[1])
-    sums = sums.index_add(0, of_row, features * weights[:, None])
-    counts = features.new_zeros(len(identities)).index_add(0, of_row, weights)
-    return Centers(sums / counts.clamp(min=1)[:, None], identities, counts, of_row)
+    sums = torch.zeros_like(features).index_add(0, of_row, features * weights[:, None])
+    counts = torch.zeros_like(weights).index_add(0, of_row, weights)
+    return Centers(sums / counts.clamp(min=1)[:, None], targets, counts, of_row)
 
 
 def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
-from fastreid_star.methods.iban.layers import CrossAttention, anaglyph, to_maps, to_volume
+from fastreid_star.methods.iban.layers import CrossAttention, to_maps, to_volume
 from fastreid_star.methods.iban.losses import easy_sample_loss
+from fastreid_star.modeling.layers.colors import anaglyph
 
 from ...tiny import small_config
 from ..restated import batch_hard, cross_entropy, gate, lstm, norm, unusual

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastreid_star.methods.m3reid.augmentation import erase, gray_mixing, mix_channels
 from fastreid_star.methods.m3reid.layers import VIEWS, ViewCorrector
 from fastreid_star.methods.m3reid.losses import MaskDiversityLoss
+from fastreid_star.modeling.layers.colors import erase, gray_mixing, mix_channels
 from fastreid_star.modeling.layers.parts import PartMasks, masked_gem
 
 from .program import WIDTH, Program, separation

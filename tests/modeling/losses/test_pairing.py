@@ -38,12 +38,12 @@ def test_centers_by_hand():
     rows = torch.tensor([[1.0, 0.0], [3.0, 4.0], [5.0, 2.0]], dtype=torch.float64)
     targets, visible = torch.tensor([7, 3, 7]), torch.tensor([True, True, False])
     of_all = centers(rows, targets)
-    assert of_all.targets.tolist() == [3, 7]
-    assert of_all.features.tolist() == [[3, 4], [3, 1]]
-    assert (of_all.counts.tolist(), of_all.of_row.tolist()) == ([1, 2], [1, 0, 1])
-    infrared = centers(rows, targets, ~visible)
-    assert infrared.features.tolist() == [[0, 0], [5, 2]]
-    assert infrared.counts.tolist() == [0, 1]
+    assert of_all.targets.tolist() == [7, 3, 7]
+    assert of_all.features.tolist() == [[3, 1], [3, 4], [0, 0]]
+    assert (of_all.counts.tolist(), of_all.of_row.tolist()) == ([2, 1, 0], [0, 1, 0])
+    infrared = centers(rows, targets, ~visible)  # in the same places
+    assert infrared.features.tolist() == [[5, 2], [0, 0], [0, 0]]
+    assert infrared.counts.tolist() == [1, 0, 0]
 
 
 def test_rows_of_clips_and_frames():
