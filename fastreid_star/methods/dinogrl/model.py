@@ -39,7 +39,6 @@ from fastreid_star.modeling.frame_correctors import build_frame_corrector
 from fastreid_star.modeling.heads.clip_head import ClipHead
 from fastreid_star.modeling.heads.part_head import PartHead
 from fastreid_star.modeling.layers.pooling import at_least_float32
-from fastreid_star.modeling.layers.style import channel_order
 from fastreid_star.modeling.losses.loss import build_losses, outputs_needed
 from fastreid_star.modeling.video_reid import VideoReID
 
@@ -217,6 +216,25 @@ class DinoGRL(VideoReID):
     def retrieval_features(self, outputs: dict[str, Any]) -> torch.Tensor:
         """The parts ``[B, P, D]`` as they are: their length is part of their distance."""
         return at_least_float32(self.heads(outputs["clip"]))
+
+
+def channel_order(
+    is_visible: torch.Tensor, length: int, *, per_frame: bool = False
+) -> torch.Tensor:
+    """Which color channel each channel of a frame is read from: int64 ``[N, 3]``, on the CPU.
+
+    Half of the visible clips, by a coin, get one channel three times, drawn for the clip.
+
+    Args:
+        is_visible: bool ``[N]``, on the host.
+        length: T.
+        per_frame: each frame of such a clip draws its own channel.
+    """
+    clips = len(is_visible) // length
+    shape = (clips, length if per_frame else 1, 1)
+    one = torch.randint(3, shape).expand(clips, length, 3)
+    chosen = (torch.rand(clips, 1) < 0.5) & is_visible.view(clips, length)
+    return torch.where(chosen[..., None], one, torch.arange(3)).flatten(0, 1)
 
 
 def _check(cfg: CfgNode) -> None:

@@ -51,22 +51,6 @@ class ShapeHead(nn.Module):
         return F.linear(shapes, self.weight if learn else self.weight.detach())
 
 
-def draw_rectangle(height: int, width: int) -> tuple[slice, slice, float]:
-    """Draw CutMix's rectangle on the host: rows, columns, and the share of the image outside.
-
-    Yun et al., "CutMix: regularization strategy to train strong classifiers with localizable
-    features", ICCV 2019, with beta(1, 1). A rectangle may reach over the border, which cuts it.
-    """
-    side = float(torch.rand(())) ** 0.5
-    spans = []
-    for length in (height, width):
-        center, half = int(torch.randint(length, ())), int(length * side) // 2
-        spans.append(slice(max(0, center - half), min(length, center + half)))
-    rows, columns = spans
-    area = (rows.stop - rows.start) * (columns.stop - columns.start)
-    return rows, columns, 1 - area / (height * width)
-
-
 def cutmix_donors(targets: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
     """Draw a clip of the other modality for each clip: ``[B]``, on the device of `targets`.
 
@@ -88,8 +72,18 @@ def cutmix_donors(targets: torch.Tensor, is_visible: torch.Tensor) -> torch.Tens
     return torch.where(flags[donors] != flags, donors, torch.arange(len(targets)).to(donors))
 
 
-def paste(images: torch.Tensor, donors: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
-    """Clips ``[B, T, 3, H, W]`` with a rectangle of their donors' frames, in a new tensor."""
+def paste(
+    images: torch.Tensor, donors: torch.Tensor, box: tuple[int, int, int, int]
+) -> torch.Tensor:
+    """Clips ``[B, T, 3, H, W]`` with a rectangle of their donors' frames, in a new tensor.
+
+    Args:
+        images: see above.
+        donors: ``[B]``, rows.
+        box: top, bottom, left and right.
+    """
+    top, bottom, left, right = box
+    part = (..., slice(top, bottom), slice(left, right))
     mixed = images.clone()
-    mixed[..., rows, columns] = images[..., rows, columns].index_select(0, donors)
+    mixed[part] = images[part].index_select(0, donors)
     return mixed

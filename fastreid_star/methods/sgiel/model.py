@@ -22,19 +22,13 @@ from torch import nn
 
 from fastreid_star.errors import UserError
 from fastreid_star.methods.sad.model import SAD
-from fastreid_star.methods.sgiel.layers import (
-    ShapeHead,
-    cutmix_donors,
-    draw_rectangle,
-    erase_shape,
-    paste,
-)
+from fastreid_star.methods.sgiel.layers import ShapeHead, cutmix_donors, erase_shape, paste
 from fastreid_star.methods.sgiel.losses import MIXED_LOSSES
 from fastreid_star.modeling.average import averaged, follow
 from fastreid_star.modeling.backbones.two_stream import TwoStreamBackbone
 from fastreid_star.modeling.heads.clip_head import ClipHead, FrameHead
+from fastreid_star.modeling.layers.colors import cutmix_box
 from fastreid_star.modeling.layers.split_norm import RowSets, rows_of, split_norms
-from fastreid_star.modeling.layers.style import channel_order
 from fastreid_star.modeling.losses.loss import Loss, outputs_needed
 from fastreid_star.weights import fill_copy
 
@@ -67,7 +61,6 @@ class SGIEL(SAD):
         erasure: see :func:`erase_shape`, `orthogonal` or `columns`.
         cutmix: share of the steps with CutMix.
         ema: (first epoch, rate) pairs of the averaged network.
-        choose_channels: in training, half of the visible clips show one color channel only.
         kwargs: see :class:`SAD`.
 
     Raises:
@@ -84,7 +77,6 @@ class SGIEL(SAD):
         erasure: str = "orthogonal",
         cutmix: float = 0.2,
         ema: list[list[float]],
-        choose_channels: bool = True,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -96,7 +88,7 @@ class SGIEL(SAD):
             raise UserError(f"MODEL.SGIEL.CUTMIX is {cutmix}: give a share from 0 to 1")
         _check_rates(ema)
         self.shape_head, self.erasure = shape_head, erasure
-        self.cutmix, self.ema, self.choose_channels = cutmix, ema, choose_channels
+        self.cutmix, self.ema = cutmix, ema
         self.mixed = False  # whether CutMix has mixed this step's clips
         stems = (self.backbone.visible_stem, self.backbone.infrared_stem)
         for stem in filter(None, stems):
@@ -156,16 +148,6 @@ class SGIEL(SAD):
         self.fill_state(state, prefix)
         super()._load_from_state_dict(state, prefix, *args)
 
-    def preprocess(self, images: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:
-        """As :class:`SAD`; before, some visible training clips get one color channel only."""
-        if self.training and self.choose_channels:
-            order = channel_order(is_visible, images.shape[1]).to(self.device, non_blocking=True)
-            frames = images.to(self.device, non_blocking=True).flatten(0, 1)
-            frames = frames if frames.is_floating_point() else frames.float()
-            chosen = frames.gather(1, order[:, :, None, None].expand_as(frames))
-            images = chosen.view_as(images)
-        return super().preprocess(images, is_visible)
-
     def shape_images(self, batch: dict[str, Any]) -> torch.Tensor:
         """The shapes as normalized images ``[N, 3, H, W]``.
 
@@ -196,9 +178,11 @@ class SGIEL(SAD):
         self.mixed = bool(torch.rand(()) < self.cutmix)
         if self.mixed:
             donors = cutmix_donors(targets, is_visible[::length])
-            rows, columns, outputs["first_share"] = draw_rectangle(*images.shape[2:])
+            height, width = images.shape[2:]
+            top, bottom, left, right = box = cutmix_box(height, width)
+            outputs["first_share"] = 1 - (bottom - top) * (right - left) / (height * width)
             images, shapes = (
-                paste(part.unflatten(0, (clips, length)), donors, rows, columns).flatten(0, 1)
+                paste(part.unflatten(0, (clips, length)), donors, box).flatten(0, 1)
                 for part in (images, shapes)
             )
             targets = targets[donors]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fastreid_star.modeling.layers.colors import color
 from fastreid_star.modeling.layers.pooling import at_least_float32
 
 LUMA = (0.2989, 0.5870, 0.1140)
@@ -15,8 +16,7 @@ LUMA = (0.2989, 0.5870, 0.1140)
 
 def gray(images: torch.Tensor) -> torch.Tensor:
     """The luma of normalized images ``[N, 3, H, W]``, in all three channels."""
-    weights = torch.tensor(LUMA, dtype=images.dtype, device=images.device).view(3, 1, 1)
-    return (images * weights).sum(1, keepdim=True).expand_as(images)
+    return (images * color(LUMA, images)).sum(1, keepdim=True).expand_as(images)
 
 
 class ChannelAttention(nn.Module):

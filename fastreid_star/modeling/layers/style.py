@@ -57,25 +57,6 @@ def augment_style(images: torch.Tensor, factors: torch.Tensor, order: torch.Tens
     return scaled.flatten(0, 1).index_select(0, rows).view_as(images)
 
 
-def channel_order(
-    is_visible: torch.Tensor, length: int, *, per_frame: bool = False
-) -> torch.Tensor:
-    """Which color channel each channel of a frame is read from: int64 ``[N, 3]``, on the CPU.
-
-    Half of the visible clips, by a coin, get one channel three times, drawn for the clip.
-
-    Args:
-        is_visible: bool ``[N]``, on the host.
-        length: T.
-        per_frame: each frame of such a clip draws its own channel.
-    """
-    clips = len(is_visible) // length
-    shape = (clips, length if per_frame else 1, 1)
-    one = torch.randint(3, shape).expand(clips, length, 3)
-    chosen = (torch.rand(clips, 1) < 0.5) & is_visible.view(clips, length)
-    return torch.where(chosen[..., None], one, torch.arange(3)).flatten(0, 1)
-
-
 def channel_statistics(
     x: torch.Tensor, dims: tuple[int, ...], std: str = "sqrt_var"
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,7 @@ import torch
 
 from fastreid_star.modeling.losses.cross_modal import CrossModalLoss, mean_where, row_means
 from fastreid_star.modeling.losses.loss import LOSS_REGISTRY
-from fastreid_star.modeling.losses.pairing import distances
+from fastreid_star.modeling.losses.pairing import centers, distances
 
 
 @LOSS_REGISTRY.register()

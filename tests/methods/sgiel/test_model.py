@@ -29,7 +29,7 @@ def build(tmp_path, *more, name="SGIEL"):
 
 def different(model):
     """Nothing at a special value, and an average that differs from the network."""
-    unusual(model).choose_channels = False
+    unusual(model)
     with torch.no_grad():
         model.shape_head.weight.mul_(200)
         for parameter in model.average.parameters():
@@ -190,7 +190,6 @@ def test_the_feature_is_that_of_the_averaged_network(tmp_path):
 
 def test_a_step_with_cutmix(tmp_path):
     model = build(tmp_path, "MODEL.SGIEL.CUTMIX", "1.0").train()
-    model.choose_channels = False
     torch.manual_seed(3)
     outputs = model.encode(batch())
     share, second = outputs["first_share"], outputs["second_targets"]
