@@ -23,6 +23,10 @@ class MixedCrossEntropyLoss(CrossEntropyLoss):
     """
 
     needs = ("clip_logits", "targets", "second_targets", "first_share")
+    equation = (
+        "s CE(y) + (1 - s) CE(y2), s the area of the first of two clips that CutMix has mixed"
+    )
+    source = "Feng et al., CVPR 2023 (SGIEL)"
 
     def forward(  # type: ignore[override]
         self, logits: torch.Tensor, first: torch.Tensor, second: torch.Tensor, share: float
@@ -37,6 +41,7 @@ class ShapeCrossEntropyLoss(MixedCrossEntropyLoss):
 
     needs = ("shape_logits", "targets", "second_targets", "first_share")
     log_name = "loss_cls_shape"
+    equation = "the same of the body shapes"
 
 
 def mutual_distillation(logits: torch.Tensor, partner: torch.Tensor) -> torch.Tensor:
@@ -58,6 +63,8 @@ class MutualDistillationLoss(Loss):
 
     needs = ("clip_logits", "targets", "is_visible")
     log_name = "loss_distillation"
+    equation = "mean H(p_b, p_a) over pairs a, b of an identity, both ways, the teacher b detached"
+    source = "Feng et al., CVPR 2023 (SGIEL)"
 
     def forward(  # type: ignore[override]
         self, logits: torch.Tensor, targets: torch.Tensor, is_visible: torch.Tensor
@@ -124,6 +131,11 @@ class ShapeErasureLoss(Loss):
     )
     log_name = "loss_shape"
     from_start = False
+    equation = (
+        "w1 [|P^T f - z|^2 + H(p(z), p(P^T f))] + w2 [CE(f_e) + 2 distillations of f_e], f_e = f - "
+        "Q Q^T f"
+    )
+    source = "Feng et al., CVPR 2023 (SGIEL)"
 
     def forward(  # type: ignore[override]
         self,
@@ -160,6 +172,8 @@ class ProjectionLoss(Loss):
 
     needs = ("projection",)
     log_name = "loss_projection"
+    equation = "mean_j sum_i |Q^T Q - 1|_ij, Q = P with columns of unit length"
+    source = "Feng et al., CVPR 2023 (SGIEL)"
 
     def forward(self, projection: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         with torch.autocast(projection.device.type, enabled=False):

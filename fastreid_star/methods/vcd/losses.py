@@ -42,6 +42,10 @@ class BranchCrossEntropyLoss(CrossEntropyLoss):
     """Cross entropy of the observations and the representations; options as for the clips."""
 
     needs = ("observation_logits", "representation_logits", "targets")
+    equation = (
+        "CE of observations and representations, weights 0.5, 0.5, 0.25, 0.25 of four branches"
+    )
+    source = "Tian et al., CVPR 2021 (VCD)"
 
     def forward(  # type: ignore[override]
         self, seen: torch.Tensor, kept: torch.Tensor, targets: torch.Tensor
@@ -90,6 +94,11 @@ class BranchRankLoss(Loss):
     needs = ("observations", "representations", "targets", "is_visible")
     log_name = "loss_rank"
     compares_identities = True
+    equation = (
+        "mean of max(0, d - limit) of positives + mean of limit - d of the negatives below, "
+        "weights exp(limit - d), limits by modality; d of unit features, over four branches"
+    )
+    source = "Tian et al., CVPR 2021 (VCD)"
 
     def forward(  # type: ignore[override]
         self,
@@ -111,6 +120,10 @@ class SinkhornLoss(Loss):
 
     needs = ("observation_logits",)
     log_name = "loss_sinkhorn"
+    equation = (
+        "min_T sum T_ij |p_i - q_j|^2, p and q the classes of the infrared and the visible branch"
+    )
+    source = "Tian et al., CVPR 2021 (VCD)"
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         with torch.autocast(logits.device.type, enabled=False):
@@ -166,6 +179,8 @@ class SelfDistillationLoss(_Distillation):
     """VSD: the representations of the visible and of the infrared branch keep the observations."""
 
     log_name = "loss_vsd"
+    equation = "KL(p(v) || p(z)), visible + infrared branch, v detached"
+    source = "Tian et al., CVPR 2021 (VCD)"
 
     def forward(self, kept: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         pairs = [divergence(kept[k], seen[k], self.reading) for k in (VISIBLE, INFRARED)]
@@ -177,6 +192,10 @@ class CrossDistillationLoss(_Distillation):
     """VCD: in the shared branch, those of an image keep what its gray copy tells, and back."""
 
     log_name = "loss_vcd"
+    equation = (
+        "(KL(p(v) || p(z_gray)) + KL(p(v_gray) || p(z))) / 2 in the shared branch, v detached"
+    )
+    source = "Tian et al., CVPR 2021 (VCD)"
 
     def forward(self, kept: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         pairs = [

@@ -23,7 +23,8 @@ VISIBLE = [True, False, True, False, True, False, False, True]  # in no order
 
 def build(tmp_path, *more, name="SGIEL"):
     torch.manual_seed(0)
-    options = ("MODEL.HEADS.NUM_CLASSES", "3", "MODEL.SGIEL.CUTMIX", "0.0", *more)
+    options = ("MODEL.HEADS.NUM_CLASSES", "3", "MODEL.SGIEL.CUTMIX", "0.0")
+    options += ("INPUT.AUGMENTATIONS", "[]", *more)
     return Trainer.build_model(small_config(name, tmp_path, tmp_path, *options))
 
 
@@ -208,6 +209,20 @@ def test_a_step_with_cutmix(tmp_path):
     sum(losses.values()).backward()
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not model.has_idle_parameters
+
+
+def test_with_the_style_attack_of_sad(tmp_path):
+    """The attack's maps have the rows of the images alone; a step with CutMix has no attack."""
+    names = ["MixedCrossEntropyLoss", "ShapeCrossEntropyLoss", "ProjectionLoss", "StyleAttackLoss",
+             "StyleDefenseLoss", "FrameCrossEntropyLoss"]  # fmt: skip
+    model = build(tmp_path, "MODEL.LOSSES.NAME", str(names), "MODEL.SAD.AUGMENT", "True").train()
+    losses = model(batch())
+    assert {"loss_cls_attack", "loss_defense"} <= losses.keys()
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert model.has_idle_parameters
+    model.cutmix = 1.0
+    assert [*model(batch())] == ["loss_cls", "loss_cls_shape", "loss_projection"]
 
 
 def test_the_average_follows_at_the_rate_of_the_epoch(tmp_path):
