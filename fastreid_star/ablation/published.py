@@ -9,7 +9,7 @@ from fastreid_star.errors import UserError
 
 Results = tuple[float, float, float, float]  # I2V rank-1 and mAP, V2I rank-1 and mAP
 
-# STAR's paper on HITSZ-VCM, %: Table 3, and methods of Table 1
+# STAR's paper on HITSZ-VCM, %: Table 3, and other methods of Table 1
 TABLE_3: dict[str, Results] = {
     "SAD_R50": (66.76, 54.05, 70.45, 55.45),
     "STAR_R50_frame": (68.53, 55.01, 71.01, 56.16),

@@ -26,6 +26,9 @@ MORE = {
     "IBAN": ("IBAN_small.yml", {"MODEL.IBAN.ANAGLYPH_EPOCH": 1}),
     "AuxNet": ("AuxNet_small.yml", {}),
     "M3ReID": ("M3ReID_small.yml", {"DATALOADER.NUM_INSTANCE": 4}),
+    "DDAG": ("DDAG_small.yml", {}),
+    "MPANet": ("MPANet_small.yml", {}),
+    "LbA": ("LbA_small.yml", {}),
 }
 CASES = ["SAD", "STAR", "STAR_release", "DinoGRL", *MORE]
 START = {"MODEL.LOSSES.CE_ONLY_EPOCHS": 0}

@@ -63,6 +63,12 @@ def test_train_loader(cfg):
         assert batch["targets"][:4].tolist() == batch["targets"][4:].tolist()
 
 
+def test_training_clips_may_have_another_length(cfg):
+    cfg.INPUT.CLIP.TRAIN_LENGTH = 2
+    assert take(build_clip_train_loader(cfg, seed=0), 1)[0]["images"].shape[1] == 2
+    assert next(iter(build_clip_test_loader(cfg, "HITSZVCM")))["images"].shape[1] == 4
+
+
 def test_train_loader_does_not_depend_on_workers_or_ranks(cfg):
     alone = take(build_clip_train_loader(cfg, seed=0), 4)
     ranks = [

@@ -83,7 +83,7 @@ class LbA(SAD):
     ) -> list[torch.Tensor]:
         """Logits ``[R, C]`` of maps that were rebuilt after stage 3 and after stage 4."""
         clips, length = outputs["frames"].shape[:2]
-        kept = running_statistics_kept(self.backbone.stages[3], self.heads)
+        kept = running_statistics_kept(self.backbone, self.heads)
         with kept if self.reading == "default" else contextlib.nullcontext():
             rows = (
                 self.heads.pool(self.pool_frames(maps).unflatten(0, (clips, length)))

@@ -73,6 +73,8 @@ class MPANet(SAD):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """As :class:`SAD`; a loss decides whether there are classifiers of the modalities."""
+        if cfg.MODEL.FRAME_CORRECTOR.NAME:
+            raise UserError("MPANet has no frame corrector: set MODEL.FRAME_CORRECTOR.NAME ''")
         options = super().from_config(cfg)
         backbone, width = options["backbone"], options["backbone"].feature_width
         check_maps(cfg, backbone, cls.__name__)

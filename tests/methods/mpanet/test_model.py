@@ -222,6 +222,7 @@ def test_masks_apart_and_alike():
     [
         (("MODEL.HEADS.GEM_P", "3.0"), "both signs"),
         (("MODEL.HEADS.SPATIAL_P", "3.0"), "both signs"),
+        (("MODEL.FRAME_CORRECTOR.NAME", "SkeletonFrameCorrector"), "no frame corrector"),
         (("MODEL.BACKBONE.NAME", "build_dinov2_backbone"), "convolutional"),
     ],
 )
