@@ -170,7 +170,7 @@ def add_plugin_config(cfg: CN) -> CN:
     # Train with the cross entropies alone in the first epochs. Without ImageNet weights the defense
     # loss would shrink all features before they mean anything.
     cfg.MODEL.LOSSES.CE_ONLY_EPOCHS = 0
-    # Batch-hard mining, and alignment of the modalities, with several processes. False: in each
+    # Mining, and comparison of the modalities, with several processes. False: in each
     # process's share of the batch. True: in the whole batch, whose features are gathered.
     cfg.MODEL.LOSSES.TRI.ALL_RANKS = False
 

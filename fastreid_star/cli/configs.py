@@ -66,18 +66,21 @@ def add_configs(parser: argparse.ArgumentParser) -> Action:
       fastreid-star configs --key SKELETONS
       fastreid-star configs Synthetic/STAR_small.yml --key SOLVER
       fastreid-star configs HITSZ-VCM/STAR_R50.yml --cost
+      fastreid-star configs --losses
 
     A star marks values that differ from the default. --cost counts the parameters that are trained,
     with classifiers of 500 identities, and the operations for the feature of one tracklet (a
     multiplication and an addition are two). With --page it does so for every config that a page
     names, and puts the table between the lines <!-- cost: begin --> and <!-- cost: end -->.
+    --losses lists all losses and augmentations; with --page between such lines of the mark catalog.
     """
     parser.add_argument("name", nargs="?", metavar="NAME", help="a shipped config or a YAML file")
     parser.add_argument(
         "--key", default="", metavar="PATTERN", help="only keys that contain this text"
     )
     parser.add_argument("--cost", action="store_true", help="count parameters and operations")
-    parser.add_argument("--page", default="", metavar="FILE", help="a Markdown page for the costs")
+    parser.add_argument("--losses", action="store_true", help="list losses and augmentations")
+    parser.add_argument("--page", default="", metavar="FILE", help="a Markdown page for the tables")
     return _configs
 
 
@@ -96,7 +99,22 @@ def _cost(args: argparse.Namespace) -> None:
     print(f"the costs are in {args.page}")
 
 
+def _losses(page: str) -> None:
+    from fastreid_star.engine.catalog import catalog
+    from fastreid_star.files import insert, write_output
+
+    if not page:
+        print(catalog())
+        return
+    content = insert(page, "catalog", catalog())
+    write_output(page, lambda file: file.write(content.encode()))
+    print(f"the losses are in {page}")
+
+
 def _configs(args: argparse.Namespace) -> None:
+    if args.losses:
+        _losses(args.page)
+        return
     if args.cost or args.page:
         _cost(args)
         return

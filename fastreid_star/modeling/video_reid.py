@@ -113,6 +113,7 @@ class VideoReID(nn.Module):
         self.losses = nn.ModuleDict(losses)
         self.epoch: int | None = None
         self.pixel_mean: torch.Tensor
+        self.pixel_std: torch.Tensor
         for name, numbers in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             self.register_buffer(name, torch.tensor(numbers).view(-1, 1, 1), persistent=False)
         self._check_needs()

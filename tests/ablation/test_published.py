@@ -1,10 +1,12 @@
 """Table 1: its configs, and published results beside those of the runs."""
 
+from pathlib import Path
+
 import pytest
 
 from fastreid_star.ablation import published as module
 from fastreid_star.ablation.published import TABLE_1, published, table_configs
-from fastreid_star.ablation.tables import COLUMNS, to_markdown
+from fastreid_star.ablation.tables import COLUMNS, RESULT, Run, note_of_frames, to_markdown
 from fastreid_star.cli.main import run
 from fastreid_star.errors import UserError
 
@@ -73,3 +75,16 @@ def test_the_command_takes_all_methods_or_given_configs(monkeypatch, tmp_path, c
     with pytest.raises(SystemExit):
         run("ablate", "--output", str(tmp_path))
     assert "--table" in capsys.readouterr().err
+
+
+def test_networks_of_single_frames_are_named_below_the_table(tmp_path):
+    runs = []
+    for name, unit in (("CAJL", "frame"), ("SAD", "clip"), ("DDAG", "frame")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.yaml").write_text(f"MODEL: {{UNIT: {unit}}}\n")
+        if name != "DDAG":  # which has not finished
+            (folder / RESULT).write_text("{}")
+        runs += [Run(Path(f"{name}.yml"), seed, None, folder) for seed in (0, 1)]
+    assert note_of_frames(runs).strip() == "Trained on single frames, by our protocol: CAJL."
+    assert note_of_frames(runs[2:4]) == ""

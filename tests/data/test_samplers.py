@@ -5,7 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fastreid_star.data.samplers import CrossModalIdentitySampler, IdentitySampler
+from fastreid_star.data.samplers import (
+    CrossModalIdentitySampler,
+    IdentitySampler,
+    SecondViewSampler,
+)
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality, Tracklet
 
@@ -22,7 +26,7 @@ def make_tracklets(identities=10, visible=3, infrared=2):
 
 
 TRACKLETS = make_tracklets()
-KINDS = [CrossModalIdentitySampler, IdentitySampler]
+KINDS = [CrossModalIdentitySampler, IdentitySampler, SecondViewSampler]
 
 
 def sampler(tracklets=TRACKLETS, p=4, k=2, seed=0, kind=CrossModalIdentitySampler, **options):
@@ -123,6 +127,25 @@ def test_set_start_is_skipping(start, kind):
     resumed.set_start(start, seed=8)
     assert take(resumed, 5) == take(sampler(seed=8, kind=kind), start + 5)[start:]
     assert resumed.batch(0) == take(sampler(seed=8, kind=kind), 1)[0]
+
+
+# --- visible clips twice
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_batch_has_each_visible_clip_again_with_another_seed(world_size):
+    seeds = []
+    for rank in range(world_size):
+        place = {"rank": rank, "world_size": world_size}
+        twice = sampler(kind=SecondViewSampler, **place).batch(5)
+        once = sampler(**place).batch(5)
+        n = len(once) // 2
+        assert [*twice[:n], *twice[2 * n :]] == once  # the first views and infrared
+        assert [request.index for request in twice[n : 2 * n]] == [r.index for r in once[:n]]
+        assert [request.view for request in twice] == [0] * n + [1] * n + [0] * n
+        seeds += [request.seed for request in twice]
+    assert len(set(seeds)) == len(seeds) == 24  # on both ranks together
+    assert {seed[:2] for seed in seeds} == {(0, 5)}
 
 
 # --- identities x tracklets, regardless of modality -------------------------------------------------

@@ -72,7 +72,7 @@ def test_changes_that_a_run_can_take_are_listed_or_allowed(tiny_root, copied, ca
     assert "MODEL.LOSSES.TRI.MARGIN (0.3 -> 0.5)" in caplog.text
     assert "SOLVER.MAX_EPOCH (3 -> 4)" in caplog.text
     assert (trainer.start_iter, trainer.max_iter) == (9, 12)
-    assert trainer.model.losses["TripletLoss"].options["margin"] == 0.5
+    assert trainer.model.losses["TripletLoss"].arguments["margin"] == 0.5
 
 
 def test_a_run_with_a_removed_key_is_resumed_and_evaluated(tiny_root, tmp_path, caplog):

@@ -72,5 +72,6 @@ class CenterPairMiningLoss(CrossModalLoss):
             (v1, i1), (v2, i2) = (
                 [centers(each, targets, m) for m in (of_rows, ~of_rows)] for each in rows
             )
-            directions = (i1, v2, v1), (v1, i2, i1)
-            return sum(pair_mining(*each, margin=self.margin) for each in directions) / 2
+            there = pair_mining(i1, v2, v1, margin=self.margin)
+            back = pair_mining(v1, i2, i1, margin=self.margin)
+            return (there + back) / 2

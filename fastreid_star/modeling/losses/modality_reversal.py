@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fastreid.config import CfgNode, configurable
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from torch import nn
 
 from fastreid_star.modeling.layers.pooling import at_least_float32
@@ -22,7 +23,7 @@ class _Reversal(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return -gradient
 
 
@@ -50,10 +51,11 @@ class ModalityReversalLoss(Loss):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, feat_dim: int) -> dict[str, Any]:
-        """The width is that of ``MODEL.HEADS``."""
+        """The width is that of ``MODEL.HEADS``, or of all views of a frame."""
         heads = cfg.MODEL.HEADS
         reduced = heads.EMBEDDING_DIM if heads.NECK_FEAT == "after" else 0
-        options = {"width": reduced or feat_dim}
+        model = META_ARCH_REGISTRY._obj_map.get(cfg.MODEL.META_ARCHITECTURE)
+        options = {"width": reduced or feat_dim * getattr(model, "views", 1)}
         return {**super().from_config(cfg, feat_dim=feat_dim), **options}
 
     def forward(self, features: torch.Tensor, is_visible: torch.Tensor) -> torch.Tensor:  # type: ignore[override]

@@ -101,7 +101,7 @@ class TripletLoss(Loss):
     @configurable
     def __init__(self, *, options: dict[str, Any] | None = None, **kwargs: Any):
         super().__init__(**kwargs)
-        self.options = dict(options or {})
+        self.arguments = dict(options or {})
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, feat_dim: int) -> dict[str, Any]:
@@ -116,4 +116,4 @@ class TripletLoss(Loss):
         return {**super().from_config(cfg, feat_dim=feat_dim), "options": options}
 
     def forward(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return triplet_loss(features, targets, **self.options)
+        return triplet_loss(features, targets, **self.arguments)

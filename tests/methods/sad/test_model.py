@@ -126,7 +126,7 @@ def test_config_reaches_the_losses():
     model = SAD(cfg)
     for name in ("CrossEntropyLoss", "FrameCrossEntropyLoss", "StyleAttackLoss"):
         assert (model.losses[name].epsilon, model.losses[name].scale) == (0.1, 0.5)
-    assert model.losses["TripletLoss"].options == {
+    assert model.losses["TripletLoss"].arguments == {
         "margin": 0.7,
         "norm_feat": False,
         "hard_mining": True,

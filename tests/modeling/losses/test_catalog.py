@@ -222,6 +222,11 @@ def test_a_wrong_option_is_named(option, word):
         build("HeteroCenterLoss", option)
 
 
+def test_numbers_that_have_keys_of_their_own_are_no_options():
+    with pytest.raises(UserError, match="TripletLoss has the options none"):
+        build("TripletLoss", ("margin", 0.5))
+
+
 def test_a_reading_that_does_not_exist_and_a_loss_that_is_not_used_are_named():
     with pytest.raises(UserError, match="stable, published"):
         build("WeightedTripletLoss", ("reading", "release"))
