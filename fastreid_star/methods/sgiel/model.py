@@ -28,6 +28,7 @@ from fastreid_star.modeling.average import averaged, follow
 from fastreid_star.modeling.backbones.two_stream import TwoStreamBackbone
 from fastreid_star.modeling.heads.clip_head import ClipHead, FrameHead
 from fastreid_star.modeling.layers.colors import cutmix_box
+from fastreid_star.modeling.layers.pooling import at_least_float32
 from fastreid_star.modeling.layers.split_norm import RowSets, rows_of, split_norms
 from fastreid_star.modeling.losses.loss import Loss, outputs_needed
 from fastreid_star.weights import fill_copy
@@ -214,7 +215,7 @@ class SGIEL(SAD):
         sets = modality_sets(outputs["is_visible"][:: outputs["frames"].shape[1]])
         rows_of(self.heads).take(sets, self.device)
         super().training_outputs(outputs)
-        features = outputs["clip_embeddings"]
+        features = at_least_float32(outputs["clip_embeddings"])
         with torch.autocast(clip.device.type, enabled=False):
             shapes = self.project(self.trained, outputs["shape_frames"])
             outputs["projection"] = head.image
