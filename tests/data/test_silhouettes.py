@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fastreid_star.data.build import build_clip_train_loader
+from fastreid_star.data.clips import frame_indices
 from fastreid_star.data.datasets.synthetic import (
     SyntheticOptions,
     SyntheticVCM,
@@ -25,6 +26,7 @@ from fastreid_star.data.silhouettes import (
     write_silhouette,
 )
 from fastreid_star.data.skeletons import SkeletonStore
+from fastreid_star.data.transforms import Resize
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
 
@@ -143,6 +145,12 @@ def test_a_batch_has_the_shapes_of_its_frames(tiny_root, tmp_path):
     assert batch["shapes"].dtype == batch["images"].dtype
     assert 0.05 < (batch["shapes"] > 127).float().mean() < 0.8
     first = loader.dataset.tracklets[0]
+    loader.dataset.transform = Resize((32, 16))  # the size of the frames
+    item = loader.dataset[0]
+    shown = frame_indices(len(first), 3).tolist()
+    expected = [read_shape(tmp_path / "exact", first.key(index)) for index in shown]
+    assert np.array_equal(item["shapes"], np.stack(expected))
+    assert not np.array_equal(expected[0], expected[2])
     (tmp_path / "exact" / f"{first.key(0)}.png").unlink()
     with pytest.raises(UserError, match=rf"{first.key(0)}\.png: each training frame"):
         build_clip_train_loader(cfg, seed=0)

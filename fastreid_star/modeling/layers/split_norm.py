@@ -23,13 +23,19 @@ class RowSets:
     Exactly one of :meth:`all_take`, :meth:`take` and :meth:`choose` is called before a pass.
     """
 
+    only: int | None
+    counts: list[int]
+    order: torch.Tensor | None
+    back: torch.Tensor | None
+    flags: torch.Tensor | None
+
     def __init__(self) -> None:
         self.all_take(0)
 
     def all_take(self, number: int) -> None:
         """All rows take this set."""
         self._clear()
-        self.only: int | None = number
+        self.only = number
 
     def take(self, sets: torch.Tensor, device: torch.device) -> None:
         """Each row takes its own set; rows may have any order.
@@ -54,11 +60,8 @@ class RowSets:
         self.flags = flags
 
     def _clear(self) -> None:
-        self.only = None
-        self.counts: list[int] = []
-        self.order: torch.Tensor | None = None
-        self.back: torch.Tensor | None = None
-        self.flags: torch.Tensor | None = None
+        self.only, self.counts = None, []
+        self.order = self.back = self.flags = None
 
 
 class SplitBatchNorm(nn.Module):

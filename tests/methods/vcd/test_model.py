@@ -245,6 +245,13 @@ def test_transport_by_hand():
     assert sinkhorn_distance(x, moved).item() == pytest.approx(0, abs=1e-9)  # sets are equal
     one, two = torch.tensor([[0.0], [1.0]]).double(), torch.tensor([[0.5], [1.5]]).double()
     assert sinkhorn_distance(one, two, tolerance=1e-6).item() == pytest.approx(0.25, abs=1e-3)
+    # 0.1 must go to 1, although 0 is nearer: each row of the second set takes its share
+    one, two = (
+        torch.tensor([[0.0], [0.1], [1.0]]).double(),
+        torch.tensor([[0.0], [1], [1]]).double(),
+    )
+    found = sinkhorn_distance(one, two, steps=300, tolerance=1e-6).item()
+    assert found == pytest.approx(0.81 / 3, abs=0.01)
 
 
 def test_the_divergence_of_the_program_is_least_near_the_uniform_distribution():
