@@ -58,6 +58,10 @@ def add_plugin_config(cfg: CN) -> CN:
     cfg.DATASETS.SKELETONS_TRAIN = "own"
     # Whose skeletons the clips get in testing: own | other (always the same other identity) | none.
     cfg.DATASETS.SKELETONS_TEST = "own"
+    # Folder of the body shapes of the training frames, which SGIEL needs: gray PNG files, see
+    # docs/sgiel.md. A relative path starts at the folder of the dataset. SyntheticVCM draws them if
+    # the folder does not exist. Empty: no shapes.
+    cfg.DATASETS.SHAPES = ""
     # Datasets whose training tracklets are an auxiliary set: identities that are no classes. Each
     # batch then has a second half of them, as large as SOLVER.IMS_PER_BATCH. Needs a method that
     # trains on such a set (AuxNet).

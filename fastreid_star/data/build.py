@@ -17,6 +17,7 @@ from fastreid_star.data.clips import ClipDataset, OtherTracklets, collate_clips
 from fastreid_star.data.datasets import VideoDataset
 from fastreid_star.data.pairs import as_auxiliary, build_pairs
 from fastreid_star.data.samplers import build_sampler, identities_per_batch
+from fastreid_star.data.silhouettes import require_shapes
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import build_transforms
 from fastreid_star.data.workers import TIMEOUT, one_line, one_thread, ready_to_fork, waiting
@@ -136,8 +137,8 @@ def build_clip_train_loader(
     """
     identities = identities_per_batch(cfg)
     transform = build_transforms(cfg, is_train=True)
-    tracklets, stores = _load_train(cfg, cfg.DATASETS.NAMES, show=rank == 0)
-    extra, more = _load_train(cfg, cfg.DATASETS.AUXILIARY, show=rank == 0)
+    tracklets, stores, shapes = _load_train(cfg, cfg.DATASETS.NAMES, show=rank == 0)
+    extra, more, shapes_too = _load_train(cfg, cfg.DATASETS.AUXILIARY, show=rank == 0)
     auxiliary = as_auxiliary(extra)
     place = {"rank": rank, "world_size": world_size}
     sampler = build_sampler(cfg, tracklets, seed=seed, **place)
@@ -153,6 +154,7 @@ def build_clip_train_loader(
         **shown_with("SKELETONS_TRAIN", cfg.DATASETS.SKELETONS_TRAIN, stores or None, tracklets),
         pid_to_label=labels,
         sampling=cfg.INPUT.CLIP.SAMPLING,
+        shapes={**shapes, **shapes_too} or None,
     )
     return _loader(cfg, dataset, batches, pin_memory)
 
@@ -269,10 +271,11 @@ def join_tracklets(datasets: Iterable[VideoDataset]) -> list[Tracklet]:
 
 def _load_train(
     cfg, names: Sequence[str], *, show: bool
-) -> tuple[list[Tracklet], dict[str, SkeletonStore]]:
-    """The training tracklets of these datasets, and a store for each root."""
+) -> tuple[list[Tracklet], dict[str, SkeletonStore], dict[str, str]]:
+    """The training tracklets of these datasets, and for each root a store and a shape folder."""
     datasets: list[VideoDataset] = []
     stores: dict[str, SkeletonStore] = {}
+    shapes: dict[str, str] = {}
     for name in names:
         combine = cfg.DATASETS.COMBINEALL and name in cfg.DATASETS.NAMES
         data = build_dataset(cfg, name, combineall=combine)
@@ -281,8 +284,13 @@ def _load_train(
         store = open_store(cfg, data)
         if store is not None:
             stores.update({tracklet.root: store for tracklet in data.train})
+        if cfg.DATASETS.SHAPES:
+            folder = data.path(cfg.DATASETS.SHAPES)
+            data.write_shapes(folder)
+            require_shapes(folder, data.train)
+            shapes.update({tracklet.root: folder for tracklet in data.train})
         datasets.append(data)
-    return join_tracklets(datasets), stores
+    return join_tracklets(datasets), stores, shapes
 
 
 def shown_with(key: str, value: str, store, tracklets: list[Tracklet]) -> dict:

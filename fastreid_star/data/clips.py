@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, default_collate
 
 from fastreid_star.coco import NUM_JOINTS
 from fastreid_star.data.io import PAUSES, BrokenImage, LostImage, explain_missing, read_image
+from fastreid_star.data.silhouettes import read_shape
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.data.transforms import Clip, Transform
 from fastreid_star.errors import UserError
@@ -101,7 +102,11 @@ def half_of(n: int, part: int) -> tuple[int, int]:
 
 def clip_tensors(clip: Clip) -> dict[str, torch.Tensor]:
     """The tensors of a transformed clip, see :class:`ClipDataset`."""
+    shapes = {}
+    if clip.shapes is not None:
+        shapes["shapes"] = torch.from_numpy(np.ascontiguousarray(clip.shapes))
     return {
+        **shapes,
         "images": torch.from_numpy(np.ascontiguousarray(clip.frames.transpose(0, 3, 1, 2))),
         "skeletons": torch.from_numpy(np.ascontiguousarray(clip.joints, dtype=np.float32)),
         "has_skeleton": torch.from_numpy(np.array(clip.present)),
@@ -119,6 +124,7 @@ class ClipDataset(Dataset):
     - skeletons: float32 [T,V,3], x and y in pixels of `images`, zeros without skeleton
     - has_skeleton: bool [T]
     - crop_sizes: float32 [T,2], height and width of each frame before it was resized
+    - shapes: uint8 [T,H,W], body shapes of `images`, if there is a store of them
     - targets: the label in training (`pid_to_label`), the identity in testing
     - camids, modality: as in the tracklet
     - view, in training: 1 for the second view of a clip, else 0
@@ -134,6 +140,8 @@ class ClipDataset(Dataset):
         skeletons_of: ``(position, rng) -> position`` of the tracklet whose skeletons are used,
             drawn for each request in training, fixed in testing; None: the clip's own.
         sampling: see :func:`frame_indices`.
+        shapes: folders of body shapes by `root`, see :mod:`fastreid_star.data.silhouettes`; None:
+            the clips have none.
         halves: N further indexes are the first halves of the N tracklets, and N more the second.
     """
 
@@ -148,6 +156,7 @@ class ClipDataset(Dataset):
         skeletons_of: Callable[[int, np.random.Generator], int] | None = None,
         sampling: str = "segments",
         halves: bool = False,
+        shapes: Mapping[str, str] | None = None,
     ):
         self.tracklets = tracklets
         self.length = length
@@ -157,6 +166,7 @@ class ClipDataset(Dataset):
         self.skeletons_of = skeletons_of
         self.sampling = sampling
         self.halves = halves
+        self.shapes = shapes
 
     @property
     def num_classes(self) -> int:
@@ -188,8 +198,13 @@ class ClipDataset(Dataset):
         if self.skeletons_of is not None:
             source = self.tracklets[self.skeletons_of(index, np.random.default_rng(other_seed))]
         joints, present = self._skeletons(source, used)
+        shapes: Any = None
+        if self.shapes is not None:
+            folder = self.shapes[tracklet.root]
+            shapes = [read_shape(folder, tracklet.key(index)) for index in used]
+        clip = Clip(frames, joints, present, shapes=shapes)  # type: ignore[arg-type] # see Clip
         return {
-            **clip_tensors(self.transform(Clip(frames, joints, present), rng)),  # type: ignore[arg-type] # see Clip
+            **clip_tensors(self.transform(clip, rng)),
             "targets": self.pid_to_label[tracklet.pid] if self.pid_to_label else tracklet.pid,
             "camids": tracklet.camid,
             "modality": int(tracklet.modality),

@@ -1,4 +1,4 @@
-"""Transforms of one clip; a transform that moves pixels moves the joints with them.
+"""Transforms of one clip; a transform that moves pixels moves joints and shapes with them.
 
 T frames, V = 17 joints. The center of a pixel has whole coordinates: (0, 0) is the first pixel,
 (W - 1, 0) the last of the first row. Scores never change. A joint whose three values are zero is
@@ -25,7 +25,7 @@ from fastreid_star.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """T frames and their joints.
+    """T frames, their joints and their body shapes.
 
     Args:
         frames: uint8 [T,H,W,3]; before :class:`Resize` a list of T images, uint8 [H,W,3] or counts
@@ -33,12 +33,15 @@ class Clip:
         joints: float32 [T,V,3]: x, y, score.
         present: bool [T], frames that have a skeleton.
         sizes: float32 [T,2], height and width of each frame before :class:`Resize`, which sets it.
+        shapes: uint8 [T,H,W], body shapes of the frames, which move with them; before
+            :class:`Resize` a list of T arrays of any size. None: the clip has none.
     """
 
     frames: np.ndarray
     joints: np.ndarray
     present: np.ndarray
     sizes: np.ndarray | None = None
+    shapes: np.ndarray | None = None
 
 
 class Transform(Protocol):
@@ -75,14 +78,18 @@ class Resize:
         target = np.array((self.height, self.width), np.float32)
         scales = (target / sizes)[:, None, ::-1]  # of x and y
         for t, frame in enumerate(to_rgb(list(clip.frames), self.levels)):
-            if frame.shape[:2] == (self.height, self.width):
-                frames[t] = frame
-            else:
-                image = Image.fromarray(frame)
-                size = (self.width, self.height)
-                frames[t] = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+            frames[t] = self._resized(frame)
         joints = _move(clip, (clip.joints[..., :2] + 0.5) * scales - 0.5)
-        return Clip(frames, joints, clip.present, sizes)
+        shapes = clip.shapes
+        if shapes is not None:
+            shapes = np.stack([self._resized(shape) for shape in shapes])
+        return Clip(frames, joints, clip.present, sizes, shapes)
+
+    def _resized(self, image: np.ndarray) -> np.ndarray:
+        if image.shape[:2] == (self.height, self.width):
+            return image
+        size = (self.width, self.height)
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
 class PadCrop:
@@ -100,15 +107,20 @@ class PadCrop:
         length = len(clip.frames)
         number = 1 if self.shared else length
         shifts = rng.integers(-self.padding, self.padding + 1, size=(number, 2))
-        frames = np.zeros_like(clip.frames)
-        if self.shared:
-            dx, dy = shifts[0]
-            _paste(frames, clip.frames, dx, dy)
+        frames = self._shifted(clip.frames, shifts)
+        shapes = None if clip.shapes is None else self._shifted(clip.shapes, shifts)
+        joints = _move(clip, clip.joints[..., :2] + shifts[:, None])
+        return replace(clip, frames=frames, joints=joints, shapes=shapes)
+
+    @staticmethod
+    def _shifted(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+        shifted = np.zeros_like(images)
+        if len(shifts) == 1:
+            _paste(shifted, images, *shifts[0])
         else:
             for t, (dx, dy) in enumerate(shifts):
-                _paste(frames[t : t + 1], clip.frames[t : t + 1], dx, dy)
-        joints = _move(clip, clip.joints[..., :2] + shifts[:, None])
-        return replace(clip, frames=frames, joints=joints)
+                _paste(shifted[t : t + 1], images[t : t + 1], dx, dy)
+        return shifted
 
 
 class HorizontalFlip:
@@ -131,15 +143,21 @@ class HorizontalFlip:
         mirrored[..., 0] = clip.frames.shape[2] - 1 - mirrored[..., 0]
         mirrored = _move(clip, mirrored)[:, LEFT_RIGHT]
         joints = np.where((flip & clip.present)[:, None, None], mirrored, clip.joints)
+        frames = self._mirrored(clip.frames, flip)
+        shapes = None if clip.shapes is None else self._mirrored(clip.shapes, flip)
+        return replace(clip, frames=frames, joints=joints, shapes=shapes)
+
+    @staticmethod
+    def _mirrored(images: np.ndarray, flip: np.ndarray) -> np.ndarray:
         if flip.all():  # a view: copied once, into the batch
-            return replace(clip, frames=clip.frames[:, :, ::-1], joints=joints)
-        frames = clip.frames.copy()
-        frames[flip] = np.take(clip.frames[flip], np.arange(frames.shape[2])[::-1], axis=2)
-        return replace(clip, frames=frames, joints=joints)
+            return images[:, :, ::-1]
+        mirrored = images.copy()
+        mirrored[flip] = np.take(images[flip], np.arange(images.shape[2])[::-1], axis=2)
+        return mirrored
 
 
 class RandomErasing:
-    """Paint a rectangle over a frame, as an occluder would; joints are not changed.
+    """Paint a rectangle over a frame, as an occluder would; joints and shapes are not changed.
 
     Every frame draws its own rectangle, even if crop and flip are shared, so that one frame shows
     what another hides.
@@ -243,7 +261,7 @@ def _move(clip: Clip, positions: np.ndarray) -> np.ndarray:
 
 
 def _paste(target: np.ndarray, source: np.ndarray, dx: int, dy: int) -> None:
-    """Copy source [T,H,W,3] into target, moved dx to the right and dy down."""
+    """Copy source [T,H,W,3] or [T,H,W] into target, moved dx to the right and dy down."""
     height, width = source.shape[1:3]
     rows, columns = max(0, height - abs(dy)), max(0, width - abs(dx))
     y, x = max(0, dy), max(0, dx)

@@ -155,6 +155,9 @@ class Resumable(Builders):
     def _load_weights(self, path: str) -> None:
         """Start from the weights of a file, as far as they fit."""
         weights = read_weights(path)
+        for name, module in self.checkpointer.model.named_modules():
+            if hasattr(module, "fill_state"):  # it has copies of parts of another network
+                module.fill_state(weights, f"{name}." if name else "")
         own = self.checkpointer.model.state_dict()
         backbone = {name: v for name, v in own.items() if name.startswith("backbone.")} or own
         require_fit(match(backbone, weights, what="network"), weights, f"MODEL.WEIGHTS {path}")

@@ -8,9 +8,22 @@ fastreid_star.methods.example`` only.
 
 from fastreid.config import CfgNode
 
-from fastreid_star.methods import auxnet, ddag, dinogrl, iban, lba, m3reid, mitml, mpanet, sad, star
+from fastreid_star.methods import (
+    auxnet,
+    ddag,
+    dinogrl,
+    iban,
+    lba,
+    m3reid,
+    mitml,
+    mpanet,
+    sad,
+    sgiel,
+    star,
+    vcd,
+)
 
-METHODS = (sad, star, dinogrl, mitml, iban, auxnet, m3reid, ddag, mpanet, lba)
+METHODS = (sad, star, dinogrl, mitml, iban, auxnet, m3reid, ddag, mpanet, lba, sgiel, vcd)
 
 
 def add_method_configs(cfg: CfgNode) -> None:

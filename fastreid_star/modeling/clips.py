@@ -18,7 +18,8 @@ from fastreid_star.structures import Modality
 
 UNITS = ("clip", "frame")
 JOINS = ("mean", "normalized")
-PER_FRAME = ("images", "skeletons", "has_skeleton", "crop_sizes")  # others have one row a clip
+# others have one row a clip
+PER_FRAME = ("images", "skeletons", "has_skeleton", "crop_sizes", "shapes")
 
 
 def check_unit(name: str, units: tuple[str, ...], unit: str, join: str) -> None:

@@ -172,7 +172,8 @@ def similarity_maps(
     Returns:
         maps [T, H, W] from 0 to 1, on one scale for the whole clip; and the similarity.
     """
-    layer, to_maps = target_layer(model.backbone)
+    evaluated: Any = getattr(model, "evaluated", model)  # an averaged network, say
+    layer, to_maps = target_layer(evaluated.backbone)
     kept: list[torch.Tensor] = []
     handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
     try:

@@ -1,11 +1,14 @@
 """The store of silhouettes, and the true ones of the synthetic data."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fastreid_star.data.build import build_clip_train_loader
+from fastreid_star.data.clips import frame_indices
 from fastreid_star.data.datasets.synthetic import (
     SyntheticOptions,
     SyntheticVCM,
@@ -15,9 +18,19 @@ from fastreid_star.data.datasets.synthetic import (
     write_masks,
     write_synthetic_vcm,
 )
-from fastreid_star.data.silhouettes import read_silhouette, write_silhouette
+from fastreid_star.data.silhouettes import (
+    draw_skeletons,
+    read_shape,
+    read_silhouette,
+    write_shape,
+    write_silhouette,
+)
+from fastreid_star.data.skeletons import SkeletonStore
+from fastreid_star.data.transforms import Resize
 from fastreid_star.errors import UserError
 from fastreid_star.structures import Modality
+
+from ..tiny import REPOSITORY, tiny_config
 
 CLEAN = SyntheticOptions(
     train_ids=1, test_ids=1, tracklets=2, frames=3, size=(64, 32), occlusion=0.0, blur=0.0,
@@ -34,6 +47,13 @@ def test_a_silhouette_is_read_as_it_was_written(tmp_path):
     (tmp_path / "0001/ir/D4/1.png").write_bytes(b"none")
     with pytest.raises(UserError, match="cannot be read"):
         read_silhouette(tmp_path, "0001/ir/D4/1")
+
+
+def test_a_shape_keeps_its_probabilities(tmp_path):
+    shape = np.array([[0, 127, 128, 255]], np.uint8)
+    write_shape(tmp_path, "1", shape)
+    assert np.array_equal(read_shape(tmp_path, "1"), shape)
+    assert read_silhouette(tmp_path, "1").tolist() == [[False, False, True, True]]
 
 
 def filmed(options, *, masks, modality=Modality.VISIBLE, seed=0):
@@ -88,3 +108,49 @@ def test_the_masks_of_a_written_dataset(tmp_path):
             assert difference[mask].mean() > 1.5 * difference[~mask].mean()
     with pytest.raises(UserError, match="not a synthetic dataset"):
         write_masks(tmp_path, tmp_path / "masks")
+
+
+def test_drawn_skeletons_cover_a_part_of_the_person(tmp_path):
+    write_synthetic_vcm(tmp_path / "SyntheticVCM", CLEAN)
+    data = SyntheticVCM(str(tmp_path), min_frames=3)
+    write_masks(data.folder, tmp_path / "masks")
+    store = SkeletonStore.open(data.path("skeletons"))
+    draw_skeletons(data.train, store, tmp_path / "limbs")
+    pairs = [
+        [read_silhouette(tmp_path / name, tracklet.key(1)) for name in ("limbs", "masks")]
+        for tracklet in data.train
+    ]
+    assert np.mean([(limbs & mask).sum() / limbs.sum() for limbs, mask in pairs]) > 0.7
+    assert np.mean([(limbs & mask).sum() / mask.sum() for limbs, mask in pairs]) > 0.3
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = dataclasses.replace(CLEAN, tracklets=1, frames=12)
+    write_synthetic_vcm(tmp_path / "datasets" / "SyntheticVCM", options)
+    page = (REPOSITORY / "docs" / "sgiel.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S):
+        exec(block, {})
+    assert read_shape("shapes", "0001/ir/D4/1").mean() == round(255 * 6 / 7)
+    data = SyntheticVCM("datasets")
+    assert read_silhouette(data.path("limbs"), data.train[0].key(3)).any()
+
+
+def test_a_batch_has_the_shapes_of_its_frames(tiny_root, tmp_path):
+    """SyntheticVCM draws them when they are first needed; a store that lacks frames is refused."""
+    cfg = tiny_config(tiny_root, tmp_path, "DATASETS.SHAPES", str(tmp_path / "exact"))
+    loader = build_clip_train_loader(cfg, seed=0)
+    batch = next(iter(loader))
+    assert batch["shapes"].shape == (8, 3, 32, 16)
+    assert batch["shapes"].dtype == batch["images"].dtype
+    assert 0.05 < (batch["shapes"] > 127).float().mean() < 0.8
+    first = loader.dataset.tracklets[0]
+    loader.dataset.transform = Resize((32, 16))  # the size of the frames
+    item = loader.dataset[0]
+    shown = frame_indices(len(first), 3).tolist()
+    expected = [read_shape(tmp_path / "exact", first.key(index)) for index in shown]
+    assert np.array_equal(item["shapes"], np.stack(expected))
+    assert not np.array_equal(expected[0], expected[2])
+    (tmp_path / "exact" / f"{first.key(0)}.png").unlink()
+    with pytest.raises(UserError, match=rf"{first.key(0)}\.png: each training frame"):
+        build_clip_train_loader(cfg, seed=0)

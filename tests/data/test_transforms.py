@@ -64,6 +64,23 @@ def assert_dots_on_joints(clip: Clip):
         np.testing.assert_array_equal(frame, expected)
 
 
+@given(height=sizes, width=sizes, shared=st.booleans(), seed=seeds)
+def test_shapes_move_with_their_frames(height, width, shared, seed):
+    """Equal images stay equal; each frame draws for itself, where crop and flip are not shared."""
+    gray = rng(seed).integers(0, 256, (5, height, width), dtype=np.uint8)
+    images = np.repeat(gray[..., None], 3, -1)
+    clip = Clip(
+        list(images), np.zeros((5, 17, 3), np.float32), np.zeros(5, bool), shapes=list(gray)
+    )
+    move = [Resize((12, 6)), PadCrop(4, shared=shared), HorizontalFlip(0.5, shared=shared)]
+    moved = Compose(move)(clip, rng(seed))
+    assert moved.shapes.shape == (5, 12, 6)
+    assert np.array_equal(moved.shapes, moved.frames[..., 0])
+    erased = RandomErasing(1.0)(moved, rng(seed))
+    assert np.array_equal(erased.shapes, moved.shapes)
+    assert not np.array_equal(erased.frames, moved.frames)
+
+
 @given(height=sizes, width=sizes, padding=st.integers(0, 30), shared=st.booleans(), seed=seeds)
 def test_a_dot_stays_on_its_joint_through_pad_and_crop(height, width, padding, shared, seed):
     assert_dots_on_joints(PadCrop(padding, shared=shared)(dot_clip(seed, height, width), rng(seed)))

@@ -23,6 +23,8 @@ METHODS = {
     "MPANet": (),
     "LbA": (),
     "CAJL": ("SOLVER.IMS_PER_BATCH", "12"),
+    "SGIEL": ("MODEL.SGIEL.EMA", "[[0, 0.1], [1, 0.02]]", "MODEL.SGIEL.CUTMIX", "0.5"),
+    "VCD": (),
 }
 
 
@@ -76,6 +78,7 @@ def test_bfloat16_trains_close_to_float32(tmp_path, name):
     images = torch.randint(0, 256, (8, 3, 3, 64, 32))
     batch = {"images": images, "modality": torch.tensor([2] * 4 + [1] * 4)}
     batch["targets"] = torch.tensor([0, 0, 1, 1] * 2)
+    batch["shapes"] = torch.randint(0, 256, (8, 3, 64, 32), dtype=torch.uint8)
     other = copy.deepcopy(model)
     torch.manual_seed(1)
     expected = model(batch)

@@ -59,7 +59,9 @@ def _check_step(model, batch):
 def _batch(device):
     images = torch.rand(4, 3, 3, 32, 16, device=device)
     targets = torch.tensor([0, 0, 1, 1], device=device)
-    return {"images": images, "modality": torch.tensor([1, 2, 1, 2]), "targets": targets}
+    batch = {"images": images, "modality": torch.tensor([1, 2, 1, 2]), "targets": targets}
+    shapes = torch.randint(0, 256, (4, 3, 32, 16), dtype=torch.uint8)
+    return {**batch, "shapes": shapes.to(device)}
 
 
 def _train_dinogrl(root, folder):

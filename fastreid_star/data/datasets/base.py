@@ -165,6 +165,9 @@ class VideoDataset(Dataset):
         """An absolute `name` unchanged, a relative one inside the dataset's folder."""
         return os.path.join(self.folder, name)
 
+    def write_shapes(self, folder: str) -> None:
+        """Make the body shapes of all frames, if this class can and `folder` does not exist."""
+
     def combine_all(self) -> None:
         """Add the test tracklets to the training set, as further identities and cameras."""
         pids = 1 + max((tracklet.pid for tracklet in self.train), default=0)

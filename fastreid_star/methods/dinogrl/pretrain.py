@@ -19,15 +19,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from fastreid_star.coco import BONES
+from fastreid_star.data.silhouettes import on_body
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.files import write_whole
 from fastreid_star.modeling.backbones.dinov2 import Dinov2
 from fastreid_star.structures import Tracklet
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, for 0 to 255
-RADIUS = 0.04  # half of a limb's thickness, as a share of the frame's height
-LIMBS = (*BONES, (5, 12), (6, 11))  # with the diagonals of the trunk, whose middle no bone passes
 
 
 def read_frames(
@@ -47,26 +45,6 @@ def read_frames(
             joints.append(store.raw([tracklet.key(index)])[0, :, :2] * scale)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return pixels, torch.from_numpy(np.stack(joints)).float()
-
-
-def on_body(joints: torch.Tensor, size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
-    """Whether the center of a patch is nearer than RADIUS to a limb: float ``[N, 1, h, w]``.
-
-    Args:
-        joints: of :func:`read_frames`.
-        size: H, W.
-        grid: h, w.
-    """
-    (height, width), (rows, columns) = size, grid
-    y = (torch.arange(rows) + 0.5) / rows
-    x = (torch.arange(columns) + 0.5) / columns * width / height
-    centers = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).to(joints)  # [h, w, 2]
-    first, last = (joints[:, list(ends)] for ends in zip(*LIMBS, strict=True))
-    bone = (last - first)[:, :, None, None]
-    to_center = centers - first[:, :, None, None]  # [N, E, h, w, 2]
-    share = (to_center * bone).sum(-1) / bone.square().sum(-1).clamp(min=1e-9)
-    distance = (to_center - share.clamp(0, 1)[..., None] * bone).norm(dim=-1)
-    return (distance.amin(1, keepdim=True) < RADIUS).float()
 
 
 def recolor(images: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ class CrossEntropyLoss(Loss):
         kwargs: see :class:`Loss`.
     """
 
-    needs = ("clip_logits", "targets")
+    needs: tuple[str, ...] = ("clip_logits", "targets")
     log_name = "loss_cls"
     equation = "mean -log softmax(z)_y, the labels smoothed by MODEL.LOSSES.CE.EPSILON"
     source = ""

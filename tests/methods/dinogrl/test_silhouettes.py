@@ -5,14 +5,9 @@ import pytest
 import torch
 
 from fastreid_star.data.build import build_clip_test_loader
-from fastreid_star.data.silhouettes import read_silhouette, write_silhouette
+from fastreid_star.data.silhouettes import on_body, read_silhouette, write_silhouette
 from fastreid_star.data.skeletons import SkeletonStore
-from fastreid_star.methods.dinogrl.pretrain import (
-    on_body,
-    read_frames,
-    save_network,
-    train_on_skeletons,
-)
+from fastreid_star.methods.dinogrl.pretrain import read_frames, save_network, train_on_skeletons
 from fastreid_star.methods.dinogrl.silhouettes import (
     compare_silhouettes,
     intersection_over_union,

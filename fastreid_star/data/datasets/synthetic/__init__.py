@@ -102,6 +102,21 @@ class SyntheticVCM(HITSZVCM):
     def arguments(cfg) -> dict[str, Any]:
         return {"options": SyntheticOptions.from_config(cfg)}
 
+    def write_shapes(self, folder: str) -> None:
+        """Write the exact masks, once; the other processes wait."""
+        partial = Path(f"{folder}.{os.getpid()}.partial")
+        try:
+            if comm.is_main_process() and not os.path.exists(folder):
+                logger.info("drawing the body shapes of SyntheticVCM into %s (once)", folder)
+                write_masks(self.folder, partial)
+                partial.rename(folder)
+        except OSError:
+            if not os.path.exists(folder):  # another process may have been faster
+                raise
+        finally:  # see above
+            shutil.rmtree(partial, ignore_errors=True)
+            comm.synchronize()
+
 
 def write_synthetic_vcm(root: str | os.PathLike, options: SyntheticOptions) -> None:
     """Write the dataset: info files, frames, ``skeletons/`` and ``synthetic.json``, or nothing.
