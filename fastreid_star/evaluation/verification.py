@@ -201,8 +201,8 @@ def verify(results: CrossModalResults, tracklets: Sequence[Tracklet]) -> Verific
         UserError: there are no pairs of one person, or of two.
     """
     pids, camids = (np.array([getattr(t, name) for t in tracklets]) for name in ("pid", "camid"))
-    both = results.v2i is not None
-    shared = both and np.may_share_memory(results.i2v.similarity, results.v2i.similarity)
+    i2v, v2i = results.i2v, results.v2i
+    shared = v2i is not None and np.may_share_memory(i2v.similarity, v2i.similarity)
     skipped = results.trials.skipped if results.trials else ()
     same, different, open_set = [], [], {}
     for way, (result, query, gallery) in results.directions().items():
