@@ -117,7 +117,7 @@ def test_erased_pixels_have_the_published_gray():
     assert torch.allclose(changed.permute(0, 1, 3, 4, 2)[painted], value.flatten())
     shares = painted[:, 0].flatten(1).float().mean(1)
     assert 40 < (shares > 0).sum() < 80
-    assert shares.max() < 0.45
+    assert 0.33 < shares.max() < 0.45
 
 
 def test_cutmix_takes_a_rectangle_from_the_same_identity_in_the_other_modality():
