@@ -75,7 +75,7 @@ def _load(file: BinaryIO) -> Any:
     if zipfile.is_zipfile(file):
         _check_archive(zipfile.ZipFile(file))
     file.seek(0)
-    if tarfile.is_tarfile(file):
+    if _is_tar(file):
         raise DamagedFile(
             f"checkpoint {file.name} cannot be read: it is a tar archive, torch's oldest format, "
             "which needs code of the file to be run; docs/weights.md names newer files"
@@ -83,6 +83,14 @@ def _load(file: BinaryIO) -> Any:
     file.seek(0)
     with _numpy_numbers():
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _is_tar(file: BinaryIO) -> bool:
+    try:
+        with tarfile.open(fileobj=file) as archive:
+            return archive.next() is not None  # a download of zeros would be an empty archive
+    except tarfile.TarError:
+        return False
 
 
 def _numpy_numbers() -> contextlib.AbstractContextManager:

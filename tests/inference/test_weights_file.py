@@ -117,6 +117,14 @@ def test_no_output_without_a_known_ending(runs, tmp_path):
         weights(runs / "SAD" / "model_best.pth", "--output", tmp_path / "plain.bin")
 
 
+def test_a_checkpoint_is_not_replaced_by_its_own_plain_copy(tmp_path):
+    torch.save({"model": {"a": torch.ones(1)}, "optimizer": {}}, tmp_path / "a.pth")
+    content = (tmp_path / "a.pth").read_bytes()
+    with pytest.raises(UserError, match=r"a\.pth is the file that is read"):
+        weights(tmp_path / "a.pth", "--output", tmp_path / "a.pth")
+    assert (tmp_path / "a.pth").read_bytes() == content
+
+
 # --- files that are not read ----------------------------------------------------------------------
 
 
@@ -131,6 +139,13 @@ def test_a_pickled_network_is_refused_with_a_cure(tmp_path):
     torch.save(torch.nn.Linear(1, 1), tmp_path / "network.pth")
     with pytest.raises(DamagedFile, match=r"torch\.nn\.modules\.linear\.Linear.*state_dict\(\)"):
         read_file(str(tmp_path / "network.pth"))
+
+
+def test_a_file_of_zeros_is_damaged(tmp_path):
+    """As an interrupted download leaves it; tarfile takes it for an archive without files."""
+    (tmp_path / "zeros.pth").write_bytes(bytes(4096))
+    with pytest.raises(DamagedFile, match=r"zeros\.pth cannot be read .*: it is damaged"):
+        read_file(str(tmp_path / "zeros.pth"))
 
 
 @needs_safetensors
