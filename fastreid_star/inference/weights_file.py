@@ -107,12 +107,13 @@ class WeightsFile:
     def beside(self) -> list[str]:
         """Keys of what the file holds beside the weights: an optimizer, a config."""
         found, data = [], self.data
-        while True:
+        for _ in WRAPPERS:  # see unwrapped
             key = next((k for k in WRAPPERS if isinstance(data.get(k), dict)), None)
             found += [k for k, v in data.items() if k != key and (key or not torch.is_tensor(v))]
             if key is None:
-                return found
+                break
             data = data[key]
+        return found
 
     def __str__(self) -> str:
         numbers = sum(value.numel() for value in self.state.values())

@@ -141,11 +141,32 @@ def test_a_pickled_network_is_refused_with_a_cure(tmp_path):
         read_file(str(tmp_path / "network.pth"))
 
 
-def test_a_file_of_zeros_is_damaged(tmp_path):
-    """As an interrupted download leaves it; tarfile takes it for an archive without files."""
-    (tmp_path / "zeros.pth").write_bytes(bytes(4096))
-    with pytest.raises(DamagedFile, match=r"zeros\.pth cannot be read .*: it is damaged"):
-        read_file(str(tmp_path / "zeros.pth"))
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (bytes(4096), "it begins with zeros"),  # tarfile takes it for an archive without files
+        (b"<!DOCTYPE html>\n<p>quota", "it is a text, '<!DOCTYPE html>'"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a text, 'version https://git-lfs"),
+        (b"\x80\x02X\xff", "unpack requires a buffer|ran out|EOFError|Unsupported|pickle"),
+    ],
+    ids=["empty", "zeros", "page", "pointer", "cut"],
+)
+def test_failed_downloads_are_named(tmp_path, content, reason):
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(
+        DamagedFile, match=rf"x\.pth cannot be read \(({reason}).*damaged"
+    ) as raised:
+        read_file(str(tmp_path / "x.pth"))
+    assert "weights_only" not in str(raised.value), "torch's advice is to run code of the file"
+
+
+def test_a_dict_that_holds_itself_has_an_end(tmp_path):
+    data = {"epoch": 1}
+    data["model"] = data
+    torch.save(data, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="holds no weights"):
+        weights(tmp_path / "x.pth")
 
 
 @needs_safetensors
