@@ -76,7 +76,8 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
             stream = getattr(handler, "stream", None)
             if stream is sys.stdout:
                 handler.setLevel(logging.INFO)
-            elif isinstance(stream, io.TextIOWrapper):  # log.txt; Windows has other encodings
+            elif isinstance(stream, io.TextIOWrapper) and not stream.closed:
+                # log.txt, which has another encoding on Windows; an earlier run's may be closed
                 stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     logging.getLogger("fastreid.engine.train_loop").addFilter(_without_traceback)
     chosen = devices.choose_device(cfg.MODEL.DEVICE, comm.get_local_rank())

@@ -55,11 +55,16 @@ def threshold_at(scores: np.ndarray, rate: float) -> float:
     return float(scores[max(len(scores) - 1 - exceeding, 0)])
 
 
-def share_above(scores: np.ndarray, threshold: float) -> float:
-    """The share of scores ``[n]``, ascending, that exceed a threshold."""
+def count_above(scores: np.ndarray, threshold: float) -> int:
+    """How many scores ``[n]``, ascending, exceed a threshold."""
     # in the type of the scores: with another one NumPy would convert all of them
     place = np.searchsorted(scores, scores.dtype.type(threshold), side="right")
-    return float(1 - place / len(scores))
+    return len(scores) - int(place)
+
+
+def share_above(scores: np.ndarray, threshold: float) -> float:
+    """:func:`count_above` as a share of all scores."""
+    return count_above(scores, threshold) / len(scores)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,10 +148,7 @@ class OpenSet:
 
     def identified(self, rate: float) -> float:
         """DIR at the FAR `rate`."""
-        if not len(self.found):
-            return 0.0
-        above = share_above(self.found, threshold_at(self.others, rate))
-        return above * len(self.found) / self.queries
+        return count_above(self.found, threshold_at(self.others, rate)) / self.queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +203,8 @@ def verify(results: CrossModalResults, tracklets: Sequence[Tracklet]) -> Verific
         UserError: there are no pairs of one person, or of two.
     """
     pids, camids = (np.array([getattr(t, name) for t in tracklets]) for name in ("pid", "camid"))
-    both = results.v2i is not None
-    shared = both and np.may_share_memory(results.i2v.similarity, results.v2i.similarity)
+    i2v, v2i = results.i2v, results.v2i
+    shared = v2i is not None and np.may_share_memory(i2v.similarity, v2i.similarity)
     skipped = results.trials.skipped if results.trials else ()
     same, different, open_set = [], [], {}
     for way, (result, query, gallery) in results.directions().items():

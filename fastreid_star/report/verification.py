@@ -25,7 +25,7 @@ def verification(runs: Sequence[Evaluated]) -> dict[str, Any] | None:
         return None
     rows = [(name, *row) for name, each in found.items() for row in each.rows()]
     errors = {name: 100 * each.pairs.equal_error_rate() for name, each in found.items()}
-    columns = [f"at {100 * rate:g} %" for rate in RATES]
+    columns = [f"{100 * rate:g} %" for rate in RATES]
     return {"chart": roc_chart(found), "columns": columns, "rows": rows, "errors": errors}
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 from fastreid_star.data.clips import ClipDataset, collate_clips, frame_indices
 from fastreid_star.data.silhouettes import read_silhouette, write_silhouette
 from fastreid_star.methods.dinogrl.model import DinoGRL
-from fastreid_star.structures import Modality
+from fastreid_star.structures import Modality, Tracklet
 
 BATCH = 16  # clips that are encoded at once
 
@@ -24,6 +26,22 @@ def intersection_over_union(found: np.ndarray, true: np.ndarray) -> float:
     """Of two bool arrays; 1 if both are empty."""
     union = (found | true).sum()
     return float((found & true).sum() / union) if union else 1.0
+
+
+def cut_into_clips(tracklets: Sequence[Tracklet], length: int) -> list[Tracklet]:
+    """Tracklets of at most T frames that have each frame once.
+
+    Test clips of them show all frames, so that :func:`store_silhouettes` stores all.
+
+    Args:
+        tracklets: of any length.
+        length: T.
+    """
+    return [
+        replace(tracklet, frames=tracklet.frames[start : start + length])
+        for tracklet in tracklets
+        for start in range(0, len(tracklet), length)
+    ]
 
 
 def store_silhouettes(

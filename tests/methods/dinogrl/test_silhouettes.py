@@ -5,18 +5,31 @@ import pytest
 import torch
 
 from fastreid_star.data.build import build_clip_test_loader
+from fastreid_star.data.clips import frame_indices
 from fastreid_star.data.silhouettes import on_body, read_silhouette, write_silhouette
 from fastreid_star.data.skeletons import SkeletonStore
 from fastreid_star.methods.dinogrl.pretrain import read_frames, save_network, train_on_skeletons
 from fastreid_star.methods.dinogrl.silhouettes import (
     compare_silhouettes,
+    cut_into_clips,
     intersection_over_union,
     store_silhouettes,
 )
 from fastreid_star.modeling.backbones.dinov2 import Dinov2
 from fastreid_star.modeling.layers.frozen_tokens import FrozenTokens
+from fastreid_star.structures import Modality, Tracklet
 
 from .test_model import build, config
+
+
+def test_clips_of_cut_tracklets_show_each_frame_once():
+    frames = tuple(f"{number}.jpg" for number in range(7))
+    whole = [Tracklet(1, 2, Modality.VISIBLE, "root", frames)] * 2
+    cut = cut_into_clips(whole, 3)
+    assert [len(tracklet) for tracklet in cut] == [3, 3, 1] * 2
+    assert frame_indices(3, 3).tolist() == [0, 1, 2]  # a test clip shows all of them
+    shown = [tracklet.key(index) for tracklet in cut[:3] for index in range(len(tracklet))]
+    assert shown == [str(number) for number in range(7)]
 
 
 def test_iou_by_hand():
