@@ -235,6 +235,8 @@ def _export(args: argparse.Namespace) -> None:
     from fastreid_star.inference.export import DEFAULT_OPSET, export_onnx
     from fastreid_star.inference.program import ENDING, export_program
 
+    if not args.output.endswith((".onnx", ENDING)):
+        raise UserError(f"{args.output} ends neither in .onnx nor in {ENDING}")
     shape = {"modality": args.modality, "length": args.frames}
     if args.output.endswith(ENDING):
         if args.dtype or args.opset:

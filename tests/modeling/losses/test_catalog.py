@@ -147,7 +147,9 @@ def test_reversal_is_a_classifier_from_which_the_clips_hide():
 @pytest.mark.parametrize("name", NAMES)
 def test_order_of_the_rows_has_no_effect(name):
     given, order = outputs(), torch.randperm(len(IDS), generator=torch.Generator().manual_seed(1))
-    if name == "MutualDistillationLoss":  # the n-th rows of an identity are a pair: one after another
+    if (
+        name == "MutualDistillationLoss"
+    ):  # the n-th rows of an identity are a pair: one after another
         order = torch.tensor([9, 7, 8, 4, 5, 6, 0, 2, 3, 1])
     of_frames = (order[:, None] * T + torch.arange(T)).flatten()
     loss = build(name).double()
