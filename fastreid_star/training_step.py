@@ -90,6 +90,8 @@ class TrainingStep:
             "targets": torch.arange(2).repeat_interleave(clips // 4).repeat(2),
             "modality": torch.tensor(list(Modality)).repeat_interleave(clips // 2),
         }
+        if cfg.DATASETS.SHAPES:
+            batch["shapes"] = torch.randint(0, 256, (clips, frames, height, width)).byte()
         if devices.needs_pinned_memory(device):
             batch = {key: value.pin_memory() for key, value in batch.items()}
         self.model = Trainer.build_model(cfg)

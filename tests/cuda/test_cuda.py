@@ -29,6 +29,8 @@ MORE = {
     "DDAG": ("DDAG_small.yml", {}),
     "MPANet": ("MPANet_small.yml", {}),
     "LbA": ("LbA_small.yml", {}),
+    "SGIEL": ("SGIEL_small.yml", {}),
+    "VCD": ("VCD_small.yml", {}),
     "CAJL": ("CAJL_small.yml", {"SOLVER.IMS_PER_BATCH": 12}),
 }
 CASES = ["SAD", "STAR", "STAR_release", "DinoGRL", *MORE]
@@ -88,6 +90,7 @@ def batch_on(device):
         "targets": torch.tensor([0, 0, 1, 1] * 2),
         "skeletons": skeletons * torch.tensor([SIZE[1], SIZE[0], 1.0]),
         "has_skeleton": torch.rand(CLIPS, LENGTH, generator=generator) > 0.2,
+        "shapes": torch.randint(0, 256, (CLIPS, LENGTH, *SIZE), generator=generator).byte(),
     }
     batch = {key: value.to(device) for key, value in batch.items()}
     return {**batch, "modality": torch.tensor([2, 1]).repeat_interleave(CLIPS // 2)}

@@ -34,7 +34,10 @@ class ChannelAttention(nn.Module):
         """Maps ``[N, C, h, w]`` to maps of this shape."""
         with torch.autocast(x.device.type, enabled=False):  # products are not scaled
             flat = at_least_float32(x).flatten(2)
-            mixture = (-flat @ flat.transpose(1, 2)).softmax(-1) @ flat
+            unlike = -flat @ flat.transpose(1, 2)
+            unlike = unlike - unlike.detach().amax(-1, keepdim=True)
+            # weights below e^-30 are lost in float32, but their subnormal products slow a CPU down
+            mixture = unlike.clamp(min=-30).softmax(-1) @ flat
             return (x + self.scale * mixture.view_as(x)).to(x.dtype)
 
 
