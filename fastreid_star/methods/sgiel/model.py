@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from fastreid.utils import comm
 from torch import nn
 
 from fastreid_star.errors import UserError
@@ -176,7 +177,8 @@ class SGIEL(SAD):
         shapes = self.shape_images(batch)
         outputs: dict[str, Any] = {"is_visible": is_visible, "first_share": 1.0}
         targets = batch["targets"].to(self.device, non_blocking=True)
-        self.mixed = bool(torch.rand(()) < self.cutmix)
+        # the main process decides for all: a step with CutMix has other losses
+        self.mixed = comm.all_gather(bool(torch.rand(()) < self.cutmix))[0]
         if self.mixed:
             donors = cutmix_donors(targets, is_visible[::length])
             height, width = images.shape[2:]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from fastreid.utils import comm
 
 from fastreid_star.engine.checkpoint import Checkpointer
 from fastreid_star.engine.resume import Resumable
@@ -209,6 +210,15 @@ def test_a_step_with_cutmix(tmp_path):
     sum(losses.values()).backward()
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not model.has_idle_parameters
+
+
+def test_all_processes_have_cutmix_in_the_same_steps(tmp_path, monkeypatch):
+    model = build(tmp_path, "MODEL.SGIEL.CUTMIX", "0.5").train()
+    for first in (True, False):
+        monkeypatch.setattr(comm, "all_gather", lambda own, first=first: [first, own])
+        for seed in range(4):
+            torch.manual_seed(seed)
+            assert ("loss_triplet" in model(batch())) != first
 
 
 def test_with_the_style_attack_of_sad(tmp_path):
