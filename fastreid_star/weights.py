@@ -61,7 +61,9 @@ def read_file(path: str) -> dict:
                 f"checkpoint {path} cannot be read: it holds Python objects ({found[1]}), and "
                 "loading them would run code of the file; save the network's state_dict() instead"
             ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torch begins with the advice to run code of the file
+        found = re.search(r"WeightsUnpickler error: (.*)", str(error))
+        reason = found[1] if found else (str(error).splitlines() or [type(error).__name__])[0]
         raise DamagedFile(
             f"checkpoint {path} cannot be read ({reason}): it is damaged or not a checkpoint"
         ) from error
@@ -75,6 +77,8 @@ def _load(file: BinaryIO) -> Any:
     if zipfile.is_zipfile(file):
         _check_archive(zipfile.ZipFile(file))
     file.seek(0)
+    _check_start(file.read(512))
+    file.seek(0)
     if tarfile.is_tarfile(file):
         raise DamagedFile(
             f"checkpoint {file.name} cannot be read: it is a tar archive, torch's oldest format, "
@@ -83,6 +87,15 @@ def _load(file: BinaryIO) -> Any:
     file.seek(0)
     with _numpy_numbers():
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _check_start(start: bytes) -> None:
+    """Refuse what failed downloads leave: nothing, zeros, a web page, a pointer of Git LFS."""
+    if not start.strip(b"\0"):
+        raise ValueError("it begins with zeros" if start else "it is empty")
+    line = start[:60].splitlines()[0]
+    if line.isascii() and line.decode().isprintable():
+        raise ValueError(f"it is a text, {line.decode()!r}, as a web page or a pointer of Git LFS")
 
 
 def _numpy_numbers() -> contextlib.AbstractContextManager:
@@ -178,8 +191,9 @@ def weights_of(data: dict, path: str) -> dict[str, torch.Tensor]:
 
 def unwrapped(data: dict) -> dict:
     """The dict inside of a file's dict that holds the tensors, or the dict itself."""
-    inner = next((data[key] for key in WRAPPERS if isinstance(data.get(key), dict)), None)
-    return data if inner is None else unwrapped(inner)
+    for _ in WRAPPERS:  # not endless: a dict may hold itself
+        data = next((data[key] for key in WRAPPERS if isinstance(data.get(key), dict)), data)
+    return data
 
 
 def is_state(data: Any) -> TypeGuard[dict[str, torch.Tensor]]:

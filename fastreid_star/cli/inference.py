@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,7 +153,12 @@ def _search(args: argparse.Namespace) -> None:
 
 def run_or_number(text: str) -> str | float:
     """The ``type`` of ``--threshold``."""
-    return text if text == "run" else float(text)
+    if text == "run":
+        return text
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is neither run nor a number")
 
 
 def add_threshold(parser: argparse.ArgumentParser) -> Action:
@@ -228,6 +235,8 @@ def _export(args: argparse.Namespace) -> None:
     from fastreid_star.inference.export import DEFAULT_OPSET, export_onnx
     from fastreid_star.inference.program import ENDING, export_program
 
+    if not args.output.endswith((".onnx", ENDING)):
+        raise UserError(f"{args.output} ends neither in .onnx nor in {ENDING}")
     shape = {"modality": args.modality, "length": args.frames}
     if args.output.endswith(ENDING):
         if args.dtype or args.opset:

@@ -170,6 +170,7 @@ def _test_pairs(
         dataset_name=name,
         camera_filter=cfg.TEST.CAMERA_FILTER,
         protocol_name=find_video_dataset(name).protocol_name(cfg),
+        trials=found.trials,
         roc=True,
     )
     assert results.verification is not None

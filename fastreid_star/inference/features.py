@@ -26,7 +26,7 @@ from fastreid_star.errors import UserError
 from fastreid_star.files import prepare_output, write_output
 from fastreid_star.inference.gallery import FILE, Gallery, prepare_gallery
 from fastreid_star.inference.predictor import StarPredictor
-from fastreid_star.structures import Modality, Tracklet
+from fastreid_star.structures import Modality, Tracklet, Trials
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +49,12 @@ class TrackletSet:
         tracklets: N tracklets with names.
         listed: the same tracklets as a dataset lists them, with identity and camera; empty if no
             dataset does.
+        trials: of a dataset's test set, if its protocol has some.
     """
 
     tracklets: list[TrackletInput]
     listed: list[Tracklet]
+    trials: Trials | None = None
 
     @property
     def names(self) -> list[str]:
@@ -191,7 +193,8 @@ def dataset_tracklets(cfg: CfgNode, name: str, split: str) -> TrackletSet:
     listed = [*data.query, *data.gallery] if split == "test" else list(getattr(data, split))
     if not listed:
         raise UserError(f"the {split} split of {name} has no tracklets")
-    return TrackletSet([_input(tracklet, store) for tracklet in listed], listed)
+    trials = data.trials() if split == "test" else None
+    return TrackletSet([_input(tracklet, store) for tracklet in listed], listed, trials)
 
 
 def find_tracklets(

@@ -107,12 +107,13 @@ class WeightsFile:
     def beside(self) -> list[str]:
         """Keys of what the file holds beside the weights: an optimizer, a config."""
         found, data = [], self.data
-        while True:
+        for _ in WRAPPERS:  # see unwrapped
             key = next((k for k in WRAPPERS if isinstance(data.get(k), dict)), None)
             found += [k for k, v in data.items() if k != key and (key or not torch.is_tensor(v))]
             if key is None:
-                return found
+                break
             data = data[key]
+        return found
 
     def __str__(self) -> str:
         numbers = sum(value.numel() for value in self.state.values())
@@ -146,7 +147,7 @@ class WeightsFile:
         cfg.MODEL.BACKBONE.PRETRAIN = False
         cfg.MODEL.DEVICE = "cpu"
         heads = self.weights.get("heads.weight")
-        if heads is not None:
+        if heads is not None and heads.dim():
             cfg.MODEL.HEADS.NUM_CLASSES = len(heads)
         node = cfg.MODEL.BACKBONE
         part = fit(build_backbone(cfg).state_dict(), self.weights)
@@ -165,10 +166,13 @@ class WeightsFile:
             path: a file of torch (``.pth``, ``.pt``) or of safetensors.
 
         Raises:
-            UserError: another ending, safetensors is not installed, or the file cannot be written.
+            UserError: another ending, the file itself, safetensors is not installed, or the file
+                cannot be written.
         """
         if not path.endswith(ENDINGS):
             raise UserError(f"{path}: a file of weights ends in {', '.join(ENDINGS)}")
+        if os.path.exists(path) and os.path.samefile(path, self.path):
+            raise UserError(f"{path} is the file that is read: choose another name for the copy")
         prepare_output(path)
         # tensors of their own: safetensors refuses shared memory
         state = {name: value.detach().clone().contiguous() for name, value in self.weights.items()}

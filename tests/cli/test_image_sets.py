@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fastreid_star.cli.main import main
+from fastreid_star.cli.main import run as command
 from fastreid_star.engine.defaults import argument_parser
 from fastreid_star.engine.trainer import train_or_evaluate
 from fastreid_star.evaluation.tables import format_table
@@ -68,9 +69,20 @@ def test_sysu_is_trained_tested_and_reported(tmp_path):
         "MODEL.WEIGHTS": output / "model_final.pth",
         "DATASETS.IMAGE_PROTOCOL.SHOTS": 10,
         "OUTPUT_DIR": tmp_path / "multi",
+        "TEST.ROC.ENABLED": True,
     }
     multi = run(output / "config.yaml", again, "--eval-only")
     assert multi != results
+    assert {"ROC/EER", "DIR/I2V@FAR=1e-02"} <= set(multi)
+    assert not any("V2I" in name for name in multi)
+    command(
+        *("threshold", "--config-file", output / "config.yaml", "--device", "cpu", "--workers", 0),
+        *("--weights", output / "model_final.pth", "--false-accepts", 0.1),
+        *("--set", "DATASETS.IMAGE_PROTOCOL.SHOTS", 10),
+    )
+    kept = json.loads((output / "threshold.json").read_text())
+    assert "mean over 10 trials" in kept["source"], "its pairs are those of the evaluation"
+    assert 100 * kept["true_accepts"] == pytest.approx(multi["ROC/TPR@FPR=1e-01"])
     saved = json.loads((tmp_path / "multi" / "results_SYSUMM01.json").read_text())
     assert saved["protocol"] == "all search, multi-shot, seeded gallery"
 

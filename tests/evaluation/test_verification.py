@@ -13,7 +13,7 @@ from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import CrossModalEvaluator, cross_modal_results
 from fastreid_star.evaluation.rerank import Reranking
 from fastreid_star.evaluation.verification import RATES, Pairs, share_above, threshold_at, verify
-from fastreid_star.structures import Modality
+from fastreid_star.structures import Modality, Trials
 
 from .toy import PROTOCOL, feed, make_tracklet, toy, with_roles
 
@@ -83,7 +83,7 @@ def test_pairs_of_one_kind_are_not_enough():
         cross_modal_results(torch.eye(2), [infrared, visible], roc=True, **PROTOCOL)
 
 
-def in_loops(results, tracklets, camera_filter):
+def in_loops(results, tracklets, camera_filter, skipped=()):
     """The pairs, and by direction DIR at FAR 1/10, one query after the other."""
     seen, same, different, identified = set(), [], [], {}
     for way, (result, queries, gallery) in results.directions().items():
@@ -94,6 +94,8 @@ def in_loops(results, tracklets, camera_filter):
                 g, value = tracklets[entry], float(result.similarity[row, column])
                 match = q.pid == g.pid
                 if match and camera_filter and q.camid == g.camid:
+                    continue
+                if (q.camid, g.camid) in skipped:
                     continue
                 mated.append((value, match))
                 others += [] if match else [value]
@@ -132,6 +134,21 @@ def test_pairs_and_open_set_in_plain_loops(roles, camera_filter, parts, monkeypa
     assert metrics["ROC/EER"] == 100 * results.verification.pairs.equal_error_rate()
     others = {key: value for key, value in metrics.items() if key[:3] not in ("ROC", "DIR")}
     assert others == cross_modal_results(features, tracklets, **rules).metrics()
+
+
+def test_trials_without_v2i_have_the_pairs_of_the_first_one():
+    """And none of cameras that are never compared."""
+    features, tracklets = toy(width=30)
+    infrared, visible = np.arange(30), np.arange(30, 70)
+    pairs = [(infrared, visible[::2]), (infrared, visible)]
+    trials = Trials({"I2V": pairs}, skipped=frozenset({(1, 2)}))
+    results = cross_modal_results(features, tracklets, roc=True, trials=trials, **PROTOCOL)
+    same, different, identified = in_loops(results, tracklets, True, trials.skipped)
+    np.testing.assert_array_equal(results.verification.pairs.same, same)
+    np.testing.assert_array_equal(results.verification.pairs.different, different)
+    metrics = results.metrics()
+    assert metrics["DIR/I2V@FAR=1e-01"] == pytest.approx(100 * identified["I2V"])
+    assert not any("V2I" in name for name in metrics)
 
 
 def test_perfect_features_find_everybody_and_nobody():

@@ -51,6 +51,11 @@ def test_onnx_in_float16_ranks_as_the_trained_network(runs, star, data, batches,
     assert all(node.input[1] in half for node in convolutions)
 
 
+def test_a_file_of_another_kind_is_one_line():
+    with pytest.raises(UserError, match=r"model\.bin ends neither in \.onnx nor in \.pt2"):
+        cli.run("export", "model.bin", "--run", "nowhere")
+
+
 def small_graph():
     """images @ W -> Relu -> its cube, beside skeletons @ W, which is no product of the images."""
     make, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info

@@ -211,8 +211,9 @@ def test_a_runs_threshold_is_refused_where_similarities_are_others(calibrated, r
         search._check_threshold(reranking, "other", [Modality.INFRARED])
     parse = cli.command_parser("search")[0].parse_args
     assert parse(["g", "q", "--threshold", "0.5"]).threshold == 0.5
-    with pytest.raises(SystemExit):
-        parse(["g", "q", "--threshold", "half"])
+    for word in ("half", "nan"):
+        with pytest.raises(SystemExit):
+            parse(["g", "q", "--threshold", word])
 
 
 def test_a_threshold_of_other_weights_is_refused(calibrated, runs, tmp_path):

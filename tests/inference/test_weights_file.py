@@ -117,6 +117,14 @@ def test_no_output_without_a_known_ending(runs, tmp_path):
         weights(runs / "SAD" / "model_best.pth", "--output", tmp_path / "plain.bin")
 
 
+def test_a_checkpoint_is_not_replaced_by_its_own_plain_copy(tmp_path):
+    torch.save({"model": {"a": torch.ones(1)}, "optimizer": {}}, tmp_path / "a.pth")
+    content = (tmp_path / "a.pth").read_bytes()
+    with pytest.raises(UserError, match=r"a\.pth is the file that is read"):
+        weights(tmp_path / "a.pth", "--output", tmp_path / "a.pth")
+    assert (tmp_path / "a.pth").read_bytes() == content
+
+
 # --- files that are not read ----------------------------------------------------------------------
 
 
@@ -131,6 +139,34 @@ def test_a_pickled_network_is_refused_with_a_cure(tmp_path):
     torch.save(torch.nn.Linear(1, 1), tmp_path / "network.pth")
     with pytest.raises(DamagedFile, match=r"torch\.nn\.modules\.linear\.Linear.*state_dict\(\)"):
         read_file(str(tmp_path / "network.pth"))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (bytes(4096), "it begins with zeros"),  # tarfile takes it for an archive without files
+        (b"<!DOCTYPE html>\n<p>quota", "it is a text, '<!DOCTYPE html>'"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a text, 'version https://git-lfs"),
+        (b"\x80\x02X\xff", "unpack requires a buffer|ran out|EOFError|Unsupported|pickle"),
+    ],
+    ids=["empty", "zeros", "page", "pointer", "cut"],
+)
+def test_failed_downloads_are_named(tmp_path, content, reason):
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(
+        DamagedFile, match=rf"x\.pth cannot be read \(({reason}).*damaged"
+    ) as raised:
+        read_file(str(tmp_path / "x.pth"))
+    assert "weights_only" not in str(raised.value), "torch's advice is to run code of the file"
+
+
+def test_a_dict_that_holds_itself_has_an_end(tmp_path):
+    data = {"epoch": 1}
+    data["model"] = data
+    torch.save(data, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="holds no weights"):
+        weights(tmp_path / "x.pth")
 
 
 @needs_safetensors

@@ -41,15 +41,21 @@ def modality_of(found: Labeled, cure: str = "") -> Modality:
         cure: what else the user can do, for the message.
 
     Raises:
-        UserError: the word is unknown.
+        UserError: the word is unknown, or the camera has the name of the other modality.
     """
     try:
-        return WORDS[found.modality.lower()]
+        own = WORDS[found.modality.lower()]
     except KeyError:
         raise UserError(
             f"{found.where}: {found.modality!r} is no modality: write one of {', '.join(WORDS)} "
             f"(1 is infrared, 2 visible, as in HITSZ-VCM){cure}"
         ) from None
+    if MODALITIES.get(found.camera.lower(), own) != own:
+        raise UserError(
+            f"{found.where}: the modality {found.modality!r} is {own.name.lower()}, but the camera "
+            f"is {found.camera!r}: exchange them, or rename the camera{cure}"
+        )
+    return own
 
 
 def numbered(names: Iterable[str]) -> dict[str, int]:

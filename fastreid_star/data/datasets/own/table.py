@@ -42,7 +42,8 @@ def read_table(path: str) -> tuple[list[Labeled], list[str]]:
 
     Rows with the same name of a tracklet, and the same labels, are one tracklet, its frames in the
     order of the rows. Without such a name, each image file and each folder is a tracklet, and so
-    are the image files of a glob.
+    are the image files of a glob. A tracklet with the labels and images of an earlier one is left
+    out.
 
     Args:
         path: the file. Relative paths in it start at its folder.
@@ -83,11 +84,13 @@ def read_table(path: str) -> tuple[list[Labeled], list[str]]:
     if not tracklets:
         why = explain_missing(os.path.join(folder, missing[0].path)) if missing else "it has no row"
         raise UserError(f"{path} names no image that exists: {why}")
-    found = [
-        Labeled(f"{path} line {first[key].line}", tuple(frames), *first[key].labels)
-        for key, frames in tracklets.items()
-    ]
-    return found, [
+    found: dict[tuple, Labeled] = {}
+    for key, frames in tracklets.items():
+        row = first[key]
+        one = Labeled(f"{path} line {row.line}", tuple(frames), *row.labels)
+        if found.setdefault((row.labels, frozenset(frames)), one) is not one:
+            twice.append(row)
+    return list(found.values()), [
         *_line(path, missing, "name no image that exists"),
         *_line(path, twice, "repeat another row"),
     ]

@@ -173,6 +173,16 @@ def test_levels_in_another_order_are_one_line(tmp_path):
         Folders(root)
 
 
+def test_cameras_in_the_place_of_modalities_are_one_line(tmp_path):
+    """1 and 2 are words for a modality too."""
+    places = ("1/visible", "2/infrared")
+    root = make(tmp_path, *(f"p{i}/{place}/t" for i in range(4) for place in places))
+    message = r"p0/1/visible/t: the modality '1' is infrared, but the camera is 'visible'.*PATTERN"
+    with pytest.raises(UserError, match=message):
+        Folders(root)
+    assert len(Folders(root, pattern="{identity}/{camera}/{modality}/{tracklet}").train) == 4
+
+
 def test_numbers_are_kept_where_they_name_all():
     assert numbered(["0010", "0002"]) == {"0002": 2, "0010": 10}
     assert numbered(["1", "01"]) == {"01": 0, "1": 1}

@@ -40,14 +40,23 @@ def test_folders_files_and_globs(read, images):
         "x,anna,rgb,1\n"
         "y z/,ben,ir,2\n"
         "x/../x/2.jpg,anna,rgb,1\n"
-        "y z/[12]*.jpg,ben,ir,2\n"
+        "y z/[2-9]*.jpg,ben,ir,2\n"
         f'"{images}/x/10.jpg",anna,rgb,1\n'
     )
     assert warnings == []
     where = images / "list.csv"
     assert found[0] == Labeled(f"{where} line 2", IN_X, "anna", "rgb", "1")
     assert found[1] == Labeled(f"{where} line 3", IN_Y, "ben", "ir", "2")
-    assert frames(found[2:]) == [("x/2.jpg",), IN_Y, ("x/10.jpg",)]
+    assert frames(found[2:]) == [("x/2.jpg",), ("y z/2.jpg",), ("x/10.jpg",)]
+
+
+def test_images_that_another_row_has_as_a_tracklet_are_read_once(read):
+    found, warnings = read(
+        "path,identity,modality,tracklet\nx,a,rgb,\nx/*,a,rgb,t\ny z/1.jpg,a,rgb,\nx,a,rgb,u\n"
+    )
+    assert frames(found) == [IN_X, ("y z/1.jpg",)]
+    (line,) = warnings
+    assert line.endswith("2 rows repeat another row, such as line 3, x/*")
 
 
 def test_a_glob_of_folders_gives_a_tracklet_for_each(read):
