@@ -64,7 +64,8 @@ SOURCES = {
 
 @pytest.mark.parametrize(("source", "names"), SOURCES.items(), ids=SOURCES)
 def test_where_weights_come_from(tmp_path, source, names):
-    torch.save({"state_dict": {f"module.{n}": torch.ones(1) for n in names}}, tmp_path / "x.pth")
+    state = {f"module._orig_mod.{name}": torch.ones(1) for name in names}
+    torch.save({"state_dict": state}, tmp_path / "x.pth")
     file = WeightsFile.read(str(tmp_path / "x.pth"))
     assert (file.source, file.prefix) == (source, "module.")
 
