@@ -4,6 +4,7 @@ import io
 import re
 import shlex
 import tarfile
+import zipfile
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -64,7 +65,8 @@ SOURCES = {
 
 @pytest.mark.parametrize(("source", "names"), SOURCES.items(), ids=SOURCES)
 def test_where_weights_come_from(tmp_path, source, names):
-    torch.save({"state_dict": {f"module.{n}": torch.ones(1) for n in names}}, tmp_path / "x.pth")
+    state = {f"module._orig_mod.{name}": torch.ones(1) for name in names}
+    torch.save({"state_dict": state}, tmp_path / "x.pth")
     file = WeightsFile.read(str(tmp_path / "x.pth"))
     assert (file.source, file.prefix) == (source, "module.")
 
@@ -159,6 +161,19 @@ def test_failed_downloads_are_named(tmp_path, content, reason):
     ) as raised:
         read_file(str(tmp_path / "x.pth"))
     assert "weights_only" not in str(raised.value), "torch's advice is to run code of the file"
+
+
+def test_a_compressed_file_is_refused(tmp_path):
+    """A small file could unpack to fill the memory."""
+    torch.save({"a": torch.zeros(10)}, tmp_path / "a.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as old,
+        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(DamagedFile, match="it is compressed"):
+        read_file(str(tmp_path / "b.pth"))
 
 
 def test_a_dict_that_holds_itself_has_an_end(tmp_path):
