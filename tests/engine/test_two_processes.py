@@ -22,7 +22,7 @@ from fastreid_star.engine.trainer import Trainer, load_trained
 from fastreid_star.errors import UserError
 from fastreid_star.weights import read_checkpoint
 
-from ..tiny import STAR_DEMO, star_config, tiny_options
+from ..tiny import STAR_DEMO, small_config, star_config, tiny_options
 from .gradients import gradients, largest_difference
 from .processes import call_in_processes
 from .runs import assert_same_checkpoint
@@ -48,6 +48,7 @@ def everything(root, folder):
     draw_seed(root, folder)
     train_and_compare(root, folder / "whole")
     lack_a_modality(root, folder / "lack")
+    train_methods(root, folder)
     stop_twice(root, folder)
     for what in ("gradient", "skipped", "loss"):
         end_by_rank_1(what, root, folder / what)
@@ -87,6 +88,19 @@ def train_and_compare(root, output):
     weights = comm.gather({n: v.clone() for n, v in trainer.model.module.named_parameters()})
     if comm.is_main_process():
         torch.save({"weights": weights, "results": dict(results)}, output / "ranks.pt")
+
+
+def train_methods(root, folder):
+    """Methods in which a step has its own losses, and the losses their own weights."""
+    more = ("SOLVER.IMS_PER_BATCH", "16", "SOLVER.MAX_EPOCH", "4", "SOLVER.STEPS", "[]",
+            "TEST.EVAL_PERIOD", "0", "INPUT.CLIP.TRAIN_LENGTH", "1")  # fmt: skip
+    for name, options in (("DDAG", ()), ("SGIEL", ("MODEL.SGIEL.CUTMIX", "0.5"))):
+        trainer = Trainer(small_config(name, root, folder / name, *more, *options))
+        trainer.train()
+        state = trainer.model.module.state_dict()
+        own = {n: v for n, v in state.items() if n == "graph_weight.weight" or "average" in n}
+        own = {n: v for n, v in own.items() if "running" not in n and "tracked" not in n}
+        torch.save(own, folder / f"{name}{comm.get_rank()}.pth")
 
 
 def stop_twice(root, folder):
@@ -180,6 +194,14 @@ def test_they_end_with_equal_weights_and_evaluate_as_one(done, tiny_root, tmp_pa
     name = "per_query_SyntheticVCM.csv"
     assert (whole / name).read_text() == (tmp_path / name).read_text()
     assert (tmp_path / name).read_text().count("\n") == 1 + 2 * 8
+
+
+@pytest.mark.parametrize("name", ["DDAG", "SGIEL"])
+def test_numbers_beside_the_weights_are_equal_too(done, name):
+    first, second = (torch.load(done[0] / f"{name}{rank}.pth") for rank in (0, 1))
+    assert first
+    assert all(torch.equal(first[n], second[n]) for n in first)
+    assert all(value.abs().max() > 0 for value in first.values() if value.ndim != 1)
 
 
 def test_two_processes_stop_after_the_same_step_whoever_gets_the_signal(done):
