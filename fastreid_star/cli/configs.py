@@ -53,7 +53,7 @@ MEANINGS = {
     "TEST.IMS_PER_BATCH": "Clips (or images) of a test batch of one device.",
     "TEST.METRIC": "Similarity of two features, for a dataset of images.",
     "TEST.ROC": "Same person or not: TPR at some FPR, for clips also EER and open set.",
-    "TEST.FLIP": "Average with the mirrored image, for a dataset of images.",
+    "TEST.FLIP": "The feature is the mean with that of the mirror image.",
     "OUTPUT_DIR": "Folder of the checkpoints, the log and the results.",
 }
 

@@ -42,6 +42,7 @@ from fastreid_star.modeling.backbones.pretrained import (
     pretrained_file,
     pretrained_fit,
 )
+from fastreid_star.modeling.mirror import build_test_network
 from fastreid_star.upgrade import upgrade_config
 from fastreid_star.weights import misfits, read_file, weights_of
 
@@ -146,10 +147,11 @@ class Builders(DefaultTrainer):
         share_buffers(model)
         if not all_video(cfg.DATASETS.TESTS, "TESTS"):
             return super().test(cfg, model)
+        network = build_test_network(cfg, model)
         results = OrderedDict()
         for name in cfg.DATASETS.TESTS:
             loader, evaluator = cls.build_evaluator(cfg, name)
-            results[name] = inference_on_dataset(model, loader, evaluator)
+            results[name] = inference_on_dataset(network, loader, evaluator)
             replaced = sum(comm.all_gather(loader.replaced))
             if replaced:
                 logger.warning(
@@ -204,11 +206,13 @@ def load_trained(cfg: CfgNode, path: str, *, allow_changed: bool = False) -> tor
 
 
 def _protocol_name(cfg: CfgNode, data: VideoDataset) -> str:
-    """The names of the dataset's protocol and, for networks of single frames, of ours."""
+    """The names of the dataset's protocol and of what TEST.FLIP and MODEL.UNIT add to it."""
     names = [data.protocol_name(cfg)]
     if cfg.MODEL.UNIT == "frame" and cfg.INPUT.CLIP.LENGTH > 1:
         first = "unit length, then " if cfg.MODEL.HEADS.JOIN == "normalized" else ""
         names.append(f"ours of single frames (their features: {first}mean over the clip)")
+    if cfg.TEST.FLIP.ENABLED:
+        names.append("mean of each clip and its mirror image")
     return ", ".join(filter(None, names))
 
 

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 # Keys and sections that decide a trained model's features ...
 _FEATURES = ("MODEL", "INPUT.SIZE_TEST", "INPUT.CLIP.LENGTH", "INPUT.CLIP.SAMPLING", "INPUT.BLANK",
-             "INPUT.RANGE_16BIT", "SOLVER.FAST_FLOAT32")  # fmt: skip
+             "INPUT.RANGE_16BIT", "TEST.FLIP", "SOLVER.FAST_FLOAT32")  # fmt: skip
 # ... without those that only training reads, or that change speed and not numbers.
 _NO_FEATURES = (
     "MODEL.CHANNELS_LAST", "MODEL.DEVICE", "MODEL.NPU", "MODEL.WEIGHTS",

@@ -25,6 +25,7 @@ from fastreid_star.inference.parity import (
     prepare,
     require_parity,
 )
+from fastreid_star.modeling.mirror import require_single
 from fastreid_star.structures import Modality
 
 # Opset 13 is documented for every compiler for Ascend since CANN 5.0; no opset above 18 is
@@ -105,6 +106,7 @@ def export_onnx(
     path = os.fspath(path)
     if opset not in OPSETS:
         raise UserError(f"opset {opset}: choose one from {OPSETS[0]} to {OPSETS[-1]}")
+    require_single(cfg)
     prepare_output(path, ".onnx")
     try:
         import onnx

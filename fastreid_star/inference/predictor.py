@@ -42,6 +42,7 @@ from fastreid_star.inference.process import (
 )
 from fastreid_star.inference.suspicions import SUSPICIONS, suspicions
 from fastreid_star.inference.threshold import Threshold, require_both_modalities
+from fastreid_star.modeling.mirror import build_test_network
 
 logger = logging.getLogger(__name__)
 
@@ -219,6 +220,7 @@ class StarPredictor:
         )
         parts = []
         flags: dict[str, list[int]] = {name: [] for name in SUSPICIONS}
+        network = build_test_network(self.cfg, self.model)
         half = None if self.dtype == "float32" else self.dtype
         with torch.no_grad(), opencv_ready_to_fork(num_workers), gpu_switches_kept():
             set_switches(self._gpu_switches)
@@ -226,7 +228,7 @@ class StarPredictor:
                 for name, found in flags.items():
                     found += batch.pop(name).tolist()
                 with devices.autocast(self.device, half):
-                    parts.append(self.model(batch).to("cpu", torch.float32))
+                    parts.append(network(batch).to("cpu", torch.float32))
                 if progress is not None:
                     progress(len(parts[-1]))
         if loader.replaced:

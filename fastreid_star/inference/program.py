@@ -21,6 +21,7 @@ from fastreid_star.inference.parity import (
     prepare,
     require_parity,
 )
+from fastreid_star.modeling.mirror import require_single
 from fastreid_star.structures import Modality
 
 ENDING = ".pt2"
@@ -74,6 +75,7 @@ def export_program(
         UserError: an argument is not valid, or no program gives the features.
     """
     path = os.fspath(path)
+    require_single(cfg)
     prepare_output(path, ENDING)
     case = prepare(model, cfg, modality, length)
     batch = torch.export.Dim("batch", min=1, max=2**16)

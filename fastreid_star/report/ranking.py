@@ -19,6 +19,7 @@ from fastreid_star.errors import UserError
 from fastreid_star.evaluation.cross_modal import CrossModalResults, cross_modal_results
 from fastreid_star.evaluation.retrieval import QueryResults, removed_entries
 from fastreid_star.evaluation.similarity import first_ranked, normalize
+from fastreid_star.modeling.mirror import build_test_network
 from fastreid_star.structures import Tracklet
 
 
@@ -94,8 +95,9 @@ def rank_run(cfg: CfgNode, dataset: str, model: torch.nn.Module) -> Ranking:
         UserError: the data do not fit the config, or no query has a match.
     """
     loader, evaluator = Trainer.build_evaluator(cfg, dataset)
+    network = build_test_network(cfg, model)
     for batch in loader:
-        evaluator.process(batch, model(batch))
+        evaluator.process(batch, network(batch))
     return rank(evaluator.gather(), loader.dataset, **evaluator.protocol)
 
 

@@ -102,7 +102,6 @@ def test_one_problem_is_one_line(tiny_root, tmp_path, options, message):
         (("MODEL.LOSSES.NAME", "('CrossEntropyLoss','SkeletonConsistencyLoss')"), "bone_states"),
         (("TEST.PRECISE_BN.ENABLED", "True"), "PRECISE_BN"),
         (("TEST.RERANK.ENABLED", "True", "TEST.RERANK.K1", "0"), "K1 is 0"),
-        (("TEST.FLIP.ENABLED", "True"), r"TEST\.FLIP\.ENABLED"),
         (("DATALOADER.SAMPLER_TRAIN", "SetReWeightSampler"), r"DATALOADER\.SAMPLER_TRAIN"),
         (("KD.EMA.ENABLED", "True"), r"KD\.EMA\.ENABLED"),
         (("MODEL.FREEZE_LAYERS", "['bckbone']", "SOLVER.FREEZE_ITERS", "9"), "mean backbone"),

@@ -48,7 +48,7 @@ def content(folder):
         (("SOLVER.MAX_EPOCH", "0"), "MAX_EPOCH"),
         (("MODEL.BACKBONE.DEPTH", "99x"), "DEPTH.*99x"),
         (("--resume", "INPUT.CLIP.LENGTH", "2"), r"INPUT.CLIP.LENGTH \(3 -> 2\)"),
-        (("TEST.FLIP.ENABLED", "True"), "FLIP"),
+        (("KD.EMA.ENABLED", "True"), "EMA"),
     ],
 )
 def test_a_refused_run_leaves_an_earlier_one_as_it_was(tiny_root, copied, more, words):

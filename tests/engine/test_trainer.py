@@ -54,8 +54,8 @@ def test_what_a_run_leaves_behind(tiny_root, whole_run):
 
 
 def test_features_asked_for_without_effect_are_refused_in_evaluation(tiny_root, copied):
-    weights = ("MODEL.WEIGHTS", str(copied / "model_best.pth"), "TEST.FLIP.ENABLED", "True")
-    with pytest.raises(UserError, match=r"TEST\.FLIP\.ENABLED"):
+    weights = ("MODEL.WEIGHTS", str(copied / "model_best.pth"), "TEST.PRECISE_BN.ENABLED", "True")
+    with pytest.raises(UserError, match=r"TEST\.PRECISE_BN\.ENABLED"):
         train_or_evaluate(arguments(tiny_root, copied, "--eval-only", *weights))
 
 

@@ -56,6 +56,13 @@ def test_a_file_of_another_kind_is_one_line():
         cli.run("export", "model.bin", "--run", "nowhere")
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+def test_the_average_with_mirror_images_is_not_exported(runs, tmp_path, name):
+    flip = ("--set", "TEST.FLIP.ENABLED", "True")
+    with pytest.raises(UserError, match=r"TEST\.FLIP\.ENABLED averages"):
+        cli.run("export", str(tmp_path / name), "--run", str(runs / "SAD"), *flip)
+
+
 def small_graph():
     """images @ W -> Relu -> its cube, beside skeletons @ W, which is no product of the images."""
     make, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info

@@ -19,7 +19,9 @@ from fastreid_star.errors import UserError
 from fastreid_star.evaluation import cross_modal
 from fastreid_star.evaluation.similarity import similarity
 from fastreid_star.inference import StarPredictor
+from fastreid_star.inference.fingerprint import differences
 from fastreid_star.inference.predictor import find_weights, load_predictor
+from fastreid_star.report.ranking import rank_run
 
 from .tracklets import from_files, from_memory
 
@@ -48,6 +50,21 @@ def test_features_are_the_evaluators_to_the_bit(star, compared, data, make):
     assert torch.equal(features, compared)
     assert len(torch.unique(features, dim=0)) == len(compared)  # and not all the same
     torch.testing.assert_close(features.norm(dim=1), torch.ones(len(features)))
+
+
+def test_with_the_mirror_images_features_are_the_evaluators_too(runs, star, compared, data):
+    """Of the evaluation and of the report; the file and the protocol name what was done."""
+    options = ["TEST.FLIP.ENABLED", "True"]
+    both = StarPredictor.from_run(runs / "STAR", "cpu", opts=options)
+    features = both.features(from_files(*data))
+    assert (features - compared).abs().max() > 1e-4
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(len(features)))
+    changed = differences(star.fingerprint, both.fingerprint)
+    assert changed == ["TEST.FLIP.ENABLED False there, True here"]
+    ranking = rank_run(both.cfg, "SyntheticVCM", both.model)
+    assert torch.equal(ranking.features, features)
+    assert ranking.results.protocol_name == "mean of each clip and its mirror image"
+    assert Trainer.test(both.cfg, both.model)["metric"] == ranking.results.metrics()["metric"]
 
 
 def test_batches_and_workers_change_nothing(star, compared, data):
