@@ -60,3 +60,27 @@ def unusual(model):
     with torch.no_grad():
         model.heads.weight.mul_(20)
     return model
+
+
+def assert_same_step(model, twin, found, expected, *, relative):
+    """Losses are equal and at work, and so are the gradients of both copies of a model.
+
+    Args:
+        model, twin: the copies that gave the losses.
+        found, expected: losses by name, in order.
+        relative: of the largest gradient of a parameter.
+    """
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9)
+        assert value > 1e-3, f"{name} is at work"
+    sum(found.values()).backward()
+    sum(expected.values()).backward()
+    wanted = dict(twin.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = wanted[name].grad.abs().max()
+            difference = (parameter.grad - wanted[name].grad).abs().max()
+            assert difference < 1e-9 + relative * scale, name
+        else:
+            assert parameter.grad is None, name

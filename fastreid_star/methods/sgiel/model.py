@@ -207,7 +207,7 @@ class SGIEL(SAD):
     def embed(self, outputs: dict[str, Any]) -> torch.Tensor:
         """The feature f of each clip ``[B, D]``, from the averaged network."""
         clip, is_visible = outputs["clip"], outputs["is_visible"]
-        of_clips = is_visible[:: len(is_visible) // len(clip)]
+        of_clips = is_visible[:: outputs["frames"].shape[1]]
         take_modality(rows_of(self.evaluated.heads), of_clips, clip.device)
         return self.evaluated.heads(clip)
 

@@ -55,11 +55,11 @@ class Program(nn.Module):
     def attend(self, module, x, f):
         layers, clips = module["cross_atten"], len(x) // self.length
         shape = (clips, x.shape[1], self.length, *x.shape[2:])
-        one, two = x.view(shape), f.view(shape)
+        one, two = x.reshape(shape), f.reshape(shape)
         value = layers["g"](one).flatten(2).transpose(1, 2)
         scores = layers["theta"](two).flatten(2).transpose(1, 2) @ layers["phi"](one).flatten(2)
         mixture = (scores.softmax(-1) @ value).transpose(1, 2).reshape(clips, -1, *shape[2:])
-        return (layers["W"](mixture) + one).view(x.shape)
+        return (layers["W"](mixture) + one).reshape(x.shape)
 
     def features(self, images, visible):
         count = len(images)

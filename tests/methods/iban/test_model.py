@@ -13,7 +13,7 @@ from fastreid_star.methods.iban.losses import easy_sample_loss
 from fastreid_star.modeling.layers.colors import anaglyph
 
 from ...tiny import small_config
-from ..restated import batch_hard, cross_entropy, gate, lstm, norm, unusual
+from ..restated import assert_same_step, batch_hard, cross_entropy, gate, lstm, norm, unusual
 
 T, SIZE = 3, (64, 32)
 VISIBLE = [True] * 4 + [False] * 4
@@ -160,19 +160,7 @@ def test_a_step_equals_the_restatement(tmp_path, reading):
     model = different(build(tmp_path, "MODEL.IBAN.READING", reading)).double().train()
     twin, inputs = copy.deepcopy(model), batch()
     expected = restate(twin, inputs, reading)
-    found = model(inputs)
-    assert list(found) == list(expected)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9)
-        assert value > 1e-3, f"{name} is at work"
-    sum(found.values()).backward()
-    sum(expected.values()).backward()
-    wanted = dict(twin.named_parameters())
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            scale = wanted[name].grad.abs().max()
-            difference = (parameter.grad - wanted[name].grad).abs().max()
-            assert difference < 1e-9 + 1e-8 * scale, name
+    assert_same_step(model, twin, model(inputs), expected, relative=1e-8)
 
 
 @torch.no_grad()

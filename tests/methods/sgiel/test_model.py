@@ -12,10 +12,11 @@ from fastreid_star.engine.checkpoint import Checkpointer
 from fastreid_star.engine.resume import Resumable
 from fastreid_star.engine.trainer import Trainer
 from fastreid_star.errors import UserError
+from fastreid_star.inference.program import export_program
 from fastreid_star.modeling.layers.split_norm import SplitBatchNorm
 
 from ...tiny import small_config
-from ..restated import batch_hard, cross_entropy, norm, unusual
+from ..restated import assert_same_step, batch_hard, cross_entropy, norm, unusual
 
 T, SIZE = 2, (64, 32)
 LABELS = [0, 0, 1, 1, 0, 1, 0, 1]
@@ -153,21 +154,7 @@ def test_a_step_equals_the_restatement(tmp_path, erasure):
     model = different(build(tmp_path, *options)).train()
     twin, inputs = copy.deepcopy(model), batch()
     expected = restate(twin, inputs, erasure)
-    found = model(inputs)
-    assert list(found) == list(expected)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9)
-        assert value > 1e-3, f"{name} is at work"
-    sum(found.values()).backward()
-    sum(expected.values()).backward()
-    wanted = dict(twin.named_parameters())
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            scale = wanted[name].grad.abs().max()
-            difference = (parameter.grad - wanted[name].grad).abs().max()
-            assert difference < 1e-9 + 1e-7 * scale, name
-        else:
-            assert parameter.grad is None
+    assert_same_step(model, twin, model(inputs), expected, relative=1e-7)
     theirs = dict(twin.named_buffers())
     for name, value in model.named_buffers():
         if "running" in name and (".heads." not in name and not name.startswith("heads.")):
@@ -219,6 +206,14 @@ def test_all_processes_have_cutmix_in_the_same_steps(tmp_path, monkeypatch):
         for seed in range(4):
             torch.manual_seed(seed)
             assert ("loss_triplet" in model(batch())) != first
+
+
+def test_it_is_a_program_of_torch_export_for_any_number_of_clips(tmp_path):
+    """The norms of two modalities are chosen without a shape that follows from the batch."""
+    options = ("MODEL.HEADS.NUM_CLASSES", "3", "INPUT.SIZE_TEST", "[64,32]")
+    cfg = small_config("SGIEL", tmp_path, tmp_path, *options)
+    model = Trainer.build_model(cfg).eval()
+    assert export_program(model, cfg, tmp_path / "model.pt2").difference < 1e-5
 
 
 def test_with_the_style_attack_of_sad(tmp_path):
